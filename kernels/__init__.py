@@ -1,0 +1,38 @@
+"""The operations of a nanochat-style transformer, each in a file of its own with its definition and its proof data.
+
+A library by itself: it needs torch only, and can be used in any model (`from kernels import linear_cross_entropy`).
+Open one op's file and you see all of it: the formula, what it costs, the PyTorch reference, the public function, and the
+`Op` that tests and benchmarks read. Importing this package fills `OPS`.
+"""
+
+from kernels.attention import flash_attention, flash_attention_decode
+from kernels.cross_entropy import cross_entropy
+from kernels.fp8 import fp8_linear
+from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.linear_relu2 import linear_relu2
+from kernels.newton_schulz import newton_schulz, polar_express
+from kernels.optim import adamw_, muon_momentum_, muon_update_
+from kernels.registry import OPS, Op
+from kernels.rms_norm import add_rms_norm, mix_rms_norm, rms_norm
+from kernels.rotary import qk_norm_rotary, rotary
+
+__all__ = [
+    "OPS",
+    "Op",
+    "adamw_",
+    "add_rms_norm",
+    "cross_entropy",
+    "flash_attention",
+    "flash_attention_decode",
+    "fp8_linear",
+    "linear_cross_entropy",
+    "linear_relu2",
+    "mix_rms_norm",
+    "muon_momentum_",
+    "muon_update_",
+    "newton_schulz",
+    "polar_express",
+    "qk_norm_rotary",
+    "rms_norm",
+    "rotary",
+]

@@ -1,0 +1,64 @@
+"""The registry of operations: one `Op` per public function, read by tests, benchmarks and static reports.
+
+An op's file ends with `register(Op(...))`; that is all it takes to be tested, compiled for every target, benchmarked
+and plotted. This module is a leaf: it imports torch and nothing of ours.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Case = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation and everything that is needed to check and measure it.
+
+    `inputs(case, dtype, device)` gives the keyword arguments of a call; `flops(case)` counts multiply and add as two;
+    `bytes(case, dtype)` is the least traffic to and from memory that the forward can do with. `tolerance[dtype]` is
+    the largest allowed relative error (norm of the difference over norm of the float64 answer). Public functions that
+    update in place name the changed arguments in `mutates`.
+    """
+
+    name: str
+    fn: Callable[..., Any]
+    reference: Callable[..., Any]
+    inputs: Callable[[Case, torch.dtype, str], dict[str, Any]]
+    cases: Mapping[str, Case]
+    flops: Callable[[Case], int]
+    bytes: Callable[[Case, torch.dtype], int]
+    tolerance: Mapping[torch.dtype, float] = field(
+        default_factory=lambda: {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+    )
+    differentiable: tuple[str, ...] = ()
+    mutates: tuple[str, ...] = ()
+
+
+OPS: dict[str, Op] = {}
+
+
+def register(op: Op) -> None:
+    """Adds an op to OPS. Raises ValueError when the name is taken."""
+    if op.name in OPS:
+        raise ValueError(f"register: the op {op.name!r} is registered twice")
+    OPS[op.name] = op
+
+
+def randn(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int = 0, scale: float = 1.0) -> Tensor:
+    """Normal numbers that are the same on every device and run: drawn on the CPU in float32, then moved."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator) * scale).to(device=device, dtype=dtype)
+
+
+def randint(high: int, shape: tuple[int, ...], device: str, seed: int = 0) -> Tensor:
+    """Integers in [0, high), int64, the same on every device and run."""
+    return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def itemsize(dtype: torch.dtype) -> int:
+    """Bytes per element."""
+    return torch.empty((), dtype=dtype).element_size()

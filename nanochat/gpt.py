@@ -1,0 +1,350 @@
+"""The GPT model: the architecture, only that, readable top to bottom.
+
+What it has: rotary positions, QK norm, RMS norms without weights, squared-ReLU MLP, grouped key/value heads, sliding
+windows, untied head with a softcap, no biases; and four tricks that each are one field of the config: smear (mix in the
+previous token's embedding), residual mixing (blend the first embedding into every layer), value embeddings (a token table
+that adds to the attention values) and backout (subtract the middle of the residual stream at the end).
+`GPTConfig.original(…)` is the architecture of October 2025, without the tricks.
+
+Letters: B batch, T tokens, C width, H query heads, K key/value heads, D head dim, V vocabulary, L layers.
+Start reading at `GPT.forward`. The mathematics is nanochat's (github.com/karpathy/nanochat), and so are the names in the
+state dict: checkpoints carry over.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels import (
+    add_rms_norm,
+    flash_attention,
+    flash_attention_decode,
+    linear_cross_entropy,
+    linear_relu2,
+    mix_rms_norm,
+    qk_norm_rotary,
+    rms_norm,
+)
+from kernels.cross_entropy import softcap_reference
+from nanochat import optim
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes and tricks. Raises ValueError when they do not fit together."""
+
+    sequence_len: int = 2048
+    vocab_size: int = 32768
+    n_layer: int = 12
+    n_head: int = 6  # query heads, H
+    n_kv_head: int = 6  # key/value heads, K: H must be a multiple
+    n_embd: int = 768
+    window_pattern: str = "SSSL"  # tiled over the layers: L sees everything, S a quarter; the last layer is always L
+    rope_base: float = 100_000.0
+    qk_scale: float = 1.2  # multiplies q and k after their norm: sharper attention
+    softcap: float = 15.0
+    smear: bool = True
+    residual_mix: bool = True
+    value_embeds: bool = True
+    backout: bool = True
+    original_init: bool = False  # the initial distributions of October 2025
+
+    def __post_init__(self) -> None:
+        for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"GPTConfig: {name} is {getattr(self, name)}, wanted at least 1")
+        if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
+            raise ValueError(f"GPTConfig: n_embd {self.n_embd} over n_head {self.n_head} is not an even head dim")
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"GPTConfig: n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
+        if not self.window_pattern or set(self.window_pattern) - set("SL"):
+            raise ValueError(f"GPTConfig: window_pattern is {self.window_pattern!r}, wanted letters S and L")
+
+    @classmethod
+    def original(cls, **sizes: Any) -> "GPTConfig":
+        """The architecture of October 2025 (the published d20, d32 and d34 checkpoints)."""
+        plain = dict(window_pattern="L", rope_base=10_000.0, qk_scale=1.0, original_init=True)
+        tricks = dict(smear=False, residual_mix=False, value_embeds=False, backout=False)
+        return cls(**{**plain, **tricks, **sizes})
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // 64) * 64  # matrix products like multiples of 64
+
+    def window(self, layer: int) -> int | None:
+        """How many keys before itself a query of this layer sees; None for all."""
+        if layer == self.n_layer - 1 or self.window_pattern[layer % len(self.window_pattern)] == "L":
+            return None
+        return -(-self.sequence_len // 4 // 128) * 128
+
+    def has_value_embed(self, layer: int) -> bool:
+        return self.value_embeds and layer % 2 == (self.n_layer - 1) % 2
+
+
+class Cache(Protocol):
+    """What the model needs of a KV cache (see nanochat/engine/cache.py)."""
+
+    start: Tensor  # (B,) int64: the position of the first new token of each row
+    previous: Tensor  # (B, 1, C): embedding of the token before it, zeros at the beginning; the model replaces it
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores the new keys and values (B, T, K, D); returns all of them so far, (B, S, K, D)."""
+        ...
+
+
+class Linear(nn.Linear):
+    """No bias; the float32 master weight is cast to the activation's dtype at use."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+SMEAR_CHANNELS = 24  # how many channels the smear gate reads
+VE_GATE_CHANNELS = 12  # how many channels a value embedding's gate reads
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.config, self.layer = config, layer
+        C, H, K, D = config.n_embd, config.n_head, config.n_kv_head, config.head_dim
+        self.c_q = Linear(C, H * D)
+        self.c_k = Linear(C, K * D)
+        self.c_v = Linear(C, K * D)
+        self.c_proj = Linear(C, C)
+        self.ve_gate = Linear(VE_GATE_CHANNELS, K) if config.has_value_embed(layer) else None
+
+    def forward(self, h: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor:
+        B, T, _ = h.shape
+        D, window = self.config.head_dim, self.config.window(self.layer)
+        q = self.c_q(h).view(B, T, -1, D)  # (B, T, H, D)
+        k = self.c_k(h).view(B, T, -1, D)  # (B, T, K, D)
+        v = self.c_v(h).view(B, T, -1, D)
+        if self.ve_gate is not None and ve is not None:
+            gate = 3 * torch.sigmoid(self.ve_gate(h[..., :VE_GATE_CHANNELS]))  # (B, T, K), range (0, 3)
+            v = v + gate[..., None] * ve.view(B, T, -1, D)
+        q, k = qk_norm_rotary(q, k, cos, sin, self.config.qk_scale)
+        if cache is None:
+            y = flash_attention(q, k, v, window=window)
+        else:
+            k, v = cache.update(self.layer, k, v)  # (B, S, K, D)
+            y = flash_attention_decode(q, k, v, cache.start, window=window)
+        return self.c_proj(y.reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.c_proj(linear_relu2(h, self.c_fc.weight))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.attn = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, h: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor:
+        x, h = add_rms_norm(x, self.attn(h, ve, cos, sin, cache))
+        return x + self.mlp(h)
+
+
+class GPT(nn.Module):
+    """May be built on the meta device; call `init_weights()` (or load a state dict and `set_dtype`) before use."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.dtype = torch.float32  # of the activations; see set_dtype
+        V, C, L = config.padded_vocab_size, config.n_embd, config.n_layer
+        self.transformer = nn.ModuleDict(
+            {"wte": nn.Embedding(V, C), "h": nn.ModuleList(Block(config, i) for i in range(L))}
+        )
+        self.lm_head = Linear(C, V)
+        if config.residual_mix:
+            self.resid_lambdas = nn.Parameter(torch.ones(L))
+            self.x0_lambdas = nn.Parameter(torch.zeros(L))
+        if config.smear:
+            self.smear_gate = Linear(min(SMEAR_CHANNELS, C), 1)
+            self.smear_lambda = nn.Parameter(torch.zeros(1))
+        if config.backout:
+            self.backout_lambda = nn.Parameter(torch.full((1,), 0.2))
+        self.value_embeds = nn.ModuleDict(
+            {str(i): nn.Embedding(V, config.n_kv_head * config.head_dim) for i in range(L) if config.has_value_embed(i)}
+        )
+        half = (config.sequence_len, config.head_dim // 2)
+        self.register_buffer("cos", torch.empty(half), persistent=False)
+        self.register_buffer("sin", torch.empty(half), persistent=False)
+
+    # ---- setting up
+
+    @torch.no_grad()
+    def init_weights(self, dtype: torch.dtype = torch.float32) -> None:
+        """Draws all parameters (from torch's global generator) and sets the dtype of the activations.
+
+        | parameter                  | today                 | original                          |
+        |----------------------------|-----------------------|-----------------------------------|
+        | wte                        | N(0, 0.8)             | N(0, 1)                           |
+        | lm_head                    | N(0, 0.001)           | 0                                 |
+        | c_q, c_k, c_v, value embed | U(±s), s = √3/√C      | N(0, min(1, √(out/in))/√in)       |
+        | c_fc                       | U(±0.4 s)             | N(0, min(1, √(out/in))/√in)       |
+        | both c_proj                | 0                     | 0                                 |
+        | smear_gate, ve_gate        | U(0, 0.02)            |                                   |
+        | resid, x0 lambdas          | 1.15 → 1.05, 0.2 → 0.05 over the layers |                 |
+        | smear, backout lambda      | 0, 0.2                |                                   |
+        """
+        config = self.config
+        L, s = config.n_layer, math.sqrt(3 / config.n_embd)
+
+        def linear_(weight: Tensor, bound: float) -> None:
+            if config.original_init:
+                out, fan_in = weight.shape
+                nn.init.normal_(weight, std=min(1.0, math.sqrt(out / fan_in)) / math.sqrt(fan_in))
+            else:
+                nn.init.uniform_(weight, -bound, bound)
+
+        nn.init.normal_(self.transformer["wte"].weight, std=1.0 if config.original_init else 0.8)
+        nn.init.normal_(self.lm_head.weight, std=0.0 if config.original_init else 0.001)
+        for block in self.transformer["h"]:
+            for linear in (block.attn.c_q, block.attn.c_k, block.attn.c_v):
+                linear_(linear.weight, s)
+            linear_(block.mlp.c_fc.weight, 0.4 * s)
+            nn.init.zeros_(block.attn.c_proj.weight)
+            nn.init.zeros_(block.mlp.c_proj.weight)
+            if block.attn.ve_gate is not None:
+                nn.init.uniform_(block.attn.ve_gate.weight, 0.0, 0.02)
+        for embedding in self.value_embeds.values():
+            nn.init.uniform_(embedding.weight, -s, s)
+        depth = torch.arange(L) / max(L - 1, 1)  # 0 at the first layer, 1 at the last
+        if config.residual_mix:
+            self.resid_lambdas.copy_(1.15 - 0.10 * depth)
+            self.x0_lambdas.copy_(0.20 - 0.15 * depth)
+        if config.smear:
+            nn.init.uniform_(self.smear_gate.weight, 0.0, 0.02)
+            nn.init.zeros_(self.smear_lambda)
+        if config.backout:
+            nn.init.constant_(self.backout_lambda, 0.2)
+        self.set_dtype(dtype)
+
+    def set_dtype(self, dtype: torch.dtype) -> None:
+        """Sets the activations' dtype, keeps the embeddings in it (float32 for float16), fills the rotary tables."""
+        self.dtype = dtype
+        kept = torch.float32 if dtype == torch.float16 else dtype
+        for embedding in (self.transformer["wte"], *self.value_embeds.values()):
+            embedding.to(kept)
+        device, (T, half) = self.lm_head.weight.device, self.cos.shape
+        inv_freq = self.config.rope_base ** -(torch.arange(half, device=device, dtype=torch.float32) / half)
+        angle = torch.outer(torch.arange(T, device=device, dtype=torch.float32), inv_freq)  # (T, D/2)
+        self.cos, self.sin = angle.cos().to(dtype), angle.sin().to(dtype)
+
+    def setup_optimizer(self, **settings: Any) -> "optim.MuonAdamW":
+        """Muon for the blocks' matrices, AdamW for the rest; settings as `nanochat.optim.parameter_groups`."""
+        return optim.MuonAdamW(optim.parameter_groups(self, **settings), self.dtype)
+
+    # ---- running
+
+    def embed(self, idx: Tensor, cache: Cache | None = None) -> Tensor:
+        """Normed token embeddings with the smear: (B, T) ids to (B, T, C)."""
+        x = rms_norm(self.transformer["wte"](idx).to(self.dtype))
+        if not self.config.smear:
+            return x
+        before = torch.zeros_like(x[:, :1]) if cache is None else cache.previous
+        if cache is not None:
+            cache.previous = x[:, -1:]
+        before = torch.cat((before, x[:, :-1]), dim=1)  # x of the token before, nothing before the first
+        gate = torch.sigmoid(self.smear_gate(x[..., : self.smear_gate.in_features]))  # (B, T, 1)
+        return x + self.smear_lambda.to(x.dtype) * gate * before
+
+    def hidden(self, idx: Tensor, cache: Cache | None = None) -> Tensor:
+        """Everything but the head: (B, T) ids to the final normed activations (B, T, C)."""
+        T, config = idx.size(1), self.config
+        if T > config.sequence_len:
+            raise ValueError(f"GPT: {T} tokens are more than the model's sequence_len {config.sequence_len}")
+        if cache is None:
+            cos, sin = self.cos[:T], self.sin[:T]  # (T, D/2)
+        else:
+            position = cache.start[:, None] + torch.arange(T, device=idx.device)  # (B, T)
+            cos, sin = self.cos[position], self.sin[position]  # (B, T, D/2)
+        x = x0 = self.embed(idx, cache)
+        middle = x
+        for i, block in enumerate(self.transformer["h"]):
+            if config.residual_mix:
+                x, h = mix_rms_norm(x, x0, self.resid_lambdas[i], self.x0_lambdas[i])
+            else:
+                h = rms_norm(x)
+            ve = self.value_embeds[str(i)](idx).to(self.dtype) if config.has_value_embed(i) else None
+            x = block(x, h, ve, cos, sin, cache)
+            if i == config.n_layer // 2:
+                middle = x
+        if config.backout:
+            x = x - self.backout_lambda.to(x.dtype) * middle
+        return rms_norm(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Head and softcap on (..., C) from `hidden`: (..., V) float32."""
+        return softcap_reference(self.lm_head(x)[..., : self.config.vocab_size], self.config.softcap)
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None, cache: Cache | None = None, loss_reduction: str = "mean"
+    ) -> Tensor:
+        """idx (B, T) int64 to logits (B, T, V) float32, or with targets (B, T; −1 ignored) to the loss.
+
+        loss_reduction: "mean", "sum", or "none" for (B, T) losses in nats.
+        """
+        x = self.hidden(idx, cache)
+        if targets is None:
+            return self.logits(x)
+        weight = self.lm_head.weight[: self.config.vocab_size]  # the padding rows are no words
+        loss = linear_cross_entropy(
+            x.flatten(0, 1), weight, targets.flatten(), self.config.softcap, -1, loss_reduction
+        )
+        return loss.view_as(targets) if loss_reduction == "none" else loss
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        tokens: list[int],
+        max_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 42,
+    ) -> Iterator[int]:
+        """Yields up to max_tokens ids that continue `tokens`; the plain way, without a cache (the engine is faster).
+
+        temperature 0 takes the likeliest token; top_k limits the choice. The context is the last sequence_len tokens.
+        """
+        device = self.lm_head.weight.device
+        generator = torch.Generator(device=device).manual_seed(seed)
+        tokens = list(tokens)
+        for _ in range(max_tokens):
+            context = torch.tensor([tokens[-self.config.sequence_len :]], device=device)
+            logits = self.logits(self.hidden(context)[:, -1])  # (1, V)
+            if temperature == 0:
+                token = int(logits.argmax())
+            else:
+                if top_k is not None:
+                    kept = logits.topk(min(top_k, logits.size(-1))).values[:, -1:]
+                    logits = logits.masked_fill(logits < kept, -math.inf)
+                token = int(torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=generator))
+            tokens.append(token)
+            yield token

@@ -1,0 +1,247 @@
+"""Muon for matrices and AdamW for the rest, in one optimizer, on one process or sharded over ranks.
+
+Every parameter belongs to a group of kind "adamw" or "muon"; a Muon group holds matrices of one shape, which are stacked
+and updated together. On several ranks nothing wraps the model: `step()` itself averages the gradients, and each rank keeps
+moments for, and updates, only its share (ZeRO-2):
+
+    reduce-scatter all gradients   →   update own share, group by group   →   all-gather the new values
+
+An AdamW share is a range of rows, a Muon share a range of whole matrices. The reductions are all started first, so they
+overlap with the updates. Parameters that do not divide (scalars, odd row counts) are averaged and updated everywhere.
+
+The arithmetic is in `kernels/optim.py` and `kernels/newton_schulz.py`. Groups and defaults are nanochat's; sharding:
+Rajbhandari et al., ZeRO, arXiv:1910.02054. Read `step` first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kernels import adamw_, muon_momentum_, muon_update_, polar_express
+from kernels.optim import second_moment_shape
+
+if TYPE_CHECKING:
+    from nanochat.gpt import GPT
+
+
+def parameter_groups(
+    model: GPT,
+    unembedding_lr: float = 0.004,
+    embedding_lr: float = 0.2,
+    matrix_lr: float = 0.02,
+    scalar_lr: float = 0.5,
+    weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
+    """The model's parameters in groups with their learning rates, betas and decays.
+
+    The rates of tables (head, token and value embeddings) are for width 768 and scale with 1/√width. `weight_decay` is
+    Muon's; the AdamW groups have their own, fixed.
+    """
+    table = math.sqrt(768 / model.config.n_embd)
+
+    def adamw(params: list[Tensor], lr: float, betas: tuple[float, float], weight_decay: float) -> dict[str, Any]:
+        return dict(kind="adamw", params=params, lr=lr, betas=betas, eps=1e-10, weight_decay=weight_decay)
+
+    groups = [
+        adamw([model.lm_head.weight], unembedding_lr * table, (0.8, 0.96), 0.01),
+        adamw([model.transformer["wte"].weight], embedding_lr * table, (0.8, 0.995), 0.001),
+        adamw([e.weight for e in model.value_embeds.values()], embedding_lr * table * 0.5, (0.8, 0.995), 0.01),
+    ]
+    if model.config.residual_mix:
+        groups.append(adamw([model.resid_lambdas], scalar_lr * 0.01, (0.8, 0.95), 0.05))
+        groups.append(adamw([model.x0_lambdas], scalar_lr, (0.96, 0.95), 0.0))
+    gates: list[Tensor] = [model.smear_gate.weight, model.smear_lambda] if model.config.smear else []
+    gates += [model.backout_lambda] if model.config.backout else []
+    groups.append(adamw(gates, 0.2, (0.8, 0.95), 0.0))
+
+    by_shape: dict[torch.Size, list[Tensor]] = {}
+    for matrix in model.transformer["h"].parameters():
+        by_shape.setdefault(matrix.shape, []).append(matrix)
+    for _, params in sorted(by_shape.items()):
+        groups.append(
+            dict(kind="muon", params=params, lr=matrix_lr, momentum=0.95, beta2=0.9, steps=5, weight_decay=weight_decay)
+        )
+    groups = [group for group in groups if group["params"]]
+    for group in groups:
+        group["initial_lr"] = group["lr"]
+    return groups
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """See the module. `dtype` is the one in which Muon orthogonalises: bfloat16 where the model computes in it."""
+
+    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype = torch.float32):
+        super().__init__(groups, defaults={})
+        self.dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        on_gpu = next(p for group in self.param_groups for p in group["params"]).is_cuda
+        self._adamw = torch.compile(adamw_, dynamic=False, fullgraph=True) if on_gpu else adamw_
+        self._muon = torch.compile(_muon_step_, dynamic=False, fullgraph=True) if on_gpu else _muon_step_
+        self._scalars: dict[tuple[str, str], Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every parameter from its gradient; averages the gradients over the ranks."""
+        reduced = [self._reduce(group) for group in self.param_groups]
+        gathers: list[tuple[Any, Tensor | None, list[Tensor]]] = []
+        for group, shares in zip(self.param_groups, reduced):
+            update = self._adamw_group if group["kind"] == "adamw" else self._muon_group
+            gathers += update(group, shares)
+        for work, stack, params in gathers:
+            if work is not None:
+                work.wait()
+            if stack is not None:
+                torch._foreach_copy_(params, list(stack[: len(params)].unbind()))
+
+    # ---- communication: what each rank owns
+
+    def _divides(self, param: Tensor) -> bool:
+        return self.world > 1 and param.ndim > 1 and param.size(0) % self.world == 0
+
+    def _reduce(self, group: dict[str, Any]) -> list[tuple[Any, Tensor]]:
+        """Starts averaging a group's gradients: (work, this rank's gradient) for each parameter, or for the stack."""
+        if group["kind"] == "adamw":
+            return [self._average(p.grad, scatter=self._divides(p)) for p in group["params"]]
+        grads = [p.grad for p in group["params"]]
+        padding = -len(grads) % self.world  # every rank owns the same number of matrices, some of them empty
+        stack = torch.stack(grads + [torch.zeros_like(grads[0])] * padding)  # (K, m, n)
+        return [self._average(stack, scatter=self.world > 1)]
+
+    def _average(self, grad: Tensor, scatter: bool) -> tuple[Any, Tensor]:
+        if self.world == 1:
+            return None, grad
+        grad = grad.contiguous().div_(self.world)
+        if not scatter:
+            return dist.all_reduce(grad, async_op=True), grad
+        share = torch.empty_like(grad[: grad.size(0) // self.world])
+        return dist.reduce_scatter_tensor(share, grad, async_op=True), share
+
+    def _mine(self, tensor: Tensor) -> Tensor:
+        """This rank's range of the first dimension."""
+        size = tensor.size(0) // self.world
+        return tensor[self.rank * size : (self.rank + 1) * size]
+
+    # ---- updates
+
+    def _adamw_group(self, group: dict[str, Any], shares: list[tuple[Any, Tensor]]) -> list:
+        gathers = []
+        for p, (work, grad) in zip(group["params"], shares):
+            if work is not None:
+                work.wait()
+            sharded = self._divides(p)
+            mine = self._mine(p) if sharded else p
+            state = self.state[p]
+            if not state:
+                state.update(step=0, exp_avg=torch.zeros_like(mine), exp_avg_sq=torch.zeros_like(mine))
+            state["step"] += 1
+            beta1, beta2 = group["betas"]
+            self._adamw(
+                mine,
+                grad,
+                state["exp_avg"],
+                state["exp_avg_sq"],
+                self._scalar(p, "step", state["step"]),
+                self._scalar(p, "lr", group["lr"]),
+                beta1,
+                beta2,
+                group["eps"],
+                self._scalar(p, "weight_decay", group["weight_decay"]),
+            )
+            if sharded:
+                gathers.append((dist.all_gather_into_tensor(p, mine.clone(), async_op=True), None, [p]))
+        return gathers
+
+    def _muon_group(self, group: dict[str, Any], shares: list[tuple[Any, Tensor]]) -> list:
+        params, (work, grad) = group["params"], shares[0]
+        if work is not None:
+            work.wait()
+        first = params[0]
+        m, n = first.shape
+        padded = grad.size(0) * self.world  # matrices on all ranks, padding included
+        owned = range(self.rank * grad.size(0), (self.rank + 1) * grad.size(0))
+        mine = torch.stack([params[i] if i < len(params) else torch.zeros_like(first) for i in owned])  # (K', m, n)
+        state = self.state[first]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(mine)
+            state["second_moment"] = mine.new_zeros(second_moment_shape(mine.shape))
+        self._muon(
+            mine,
+            grad,
+            state["momentum_buffer"],
+            state["second_moment"],
+            self._scalar(first, "lr", group["lr"] * max(1.0, m / n) ** 0.5),
+            self._scalar(first, "momentum", group["momentum"]),
+            self._scalar(first, "weight_decay", group["weight_decay"]),
+            group["beta2"],
+            group["steps"],
+            self.dtype,
+        )
+        if self.world == 1:
+            return [(None, mine, params)]
+        stack = mine.new_empty((padded, m, n))
+        return [(dist.all_gather_into_tensor(stack, mine, async_op=True), stack, params)]
+
+    def _scalar(self, param: Tensor, name: str, value: float) -> float | Tensor:
+        """Compiled updates take scalars as 0-d tensors, so that a new learning rate does not compile again."""
+        if not param.is_cuda:
+            return value
+        return self._scalars.setdefault((str(param.dtype), name), torch.zeros(())).fill_(value)
+
+    # ---- state on disk: whole tensors, whatever the number of ranks
+
+    def full_state(self) -> dict[str, Tensor]:
+        """All moments as "group.parameter.name" → tensor, gathered from the ranks (call it on every rank)."""
+        flat = {}
+        for g, group in enumerate(self.param_groups):
+            for i, p in enumerate(group["params"]):
+                for name, value in self.state.get(p, {}).items():
+                    if name == "step":
+                        value = torch.tensor(value)
+                    elif self.world > 1 and (group["kind"] == "muon" or self._divides(p)):
+                        whole = value.new_empty((value.size(0) * self.world, *value.shape[1:]))
+                        dist.all_gather_into_tensor(whole, value)
+                        value = whole[: len(group["params"])] if group["kind"] == "muon" else whole
+                    flat[f"{g}.{i}.{name}"] = value
+        return flat
+
+    def load_full_state(self, flat: dict[str, Tensor]) -> None:
+        """The inverse of `full_state`, for any number of ranks. Raises ValueError when the groups differ."""
+        self.state.clear()
+        for key, value in flat.items():
+            g, i, name = key.split(".")
+            try:
+                group = self.param_groups[int(g)]
+                p = group["params"][int(i)]
+            except IndexError:
+                raise ValueError(f"MuonAdamW: saved state {key} belongs to no parameter of this model") from None
+            if name == "step":
+                self.state[p][name] = int(value)
+                continue
+            if group["kind"] == "muon":
+                padding = -value.size(0) % self.world
+                value = torch.cat((value, value.new_zeros((padding, *value.shape[1:]))))
+            if self.world > 1 and (group["kind"] == "muon" or self._divides(p)):
+                value = self._mine(value)
+            self.state[p][name] = value.to(p.device, copy=True)
+
+
+def _muon_step_(
+    param: Tensor,
+    grad: Tensor,
+    momentum_buffer: Tensor,
+    second_moment: Tensor,
+    lr: float | Tensor,
+    momentum: float | Tensor,
+    weight_decay: float | Tensor,
+    beta2: float,
+    steps: int,
+    dtype: torch.dtype,
+) -> None:
+    """Momentum, orthogonalisation and step for a stack of matrices (K, m, n), in place."""
+    g = muon_momentum_(grad, momentum_buffer, momentum, dtype)
+    muon_update_(param, polar_express(g, steps), second_moment, lr, weight_decay, beta2)
