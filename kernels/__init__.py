@@ -1,8 +1,8 @@
 """The operations of a nanochat-style transformer, each in a file of its own with its definition and its proof data.
 
 A library by itself: it needs torch only, and can be used in any model (`from kernels import linear_cross_entropy`).
-Open one op's file and you see all of it: the formula, what it costs, the PyTorch reference, the public function, and the
-`Op` that tests and benchmarks read. Importing this package fills `OPS`.
+Open one op's file and you see all of it: the formula, what it costs, the PyTorch reference, the public function, and
+the `Op` that tests and benchmarks read. Importing this package fills `OPS`.
 """
 
 from kernels.attention import flash_attention, flash_attention_decode

@@ -5,11 +5,12 @@ e5m2), rounded, multiplied with float32 accumulation, and scaled back:
 
     y = q(x)·q(w)ᵀ / (sx·sw),     dx = q(dy)·q(w),     dw = q(dy)ᵀ·q(x)
 
-Hopper and newer double the matrix rate in fp8, but finding the maximum, rounding and transposing are passes of their own
-(8–12% of an fp8 step at d24) unless the producers of x and dy do them. This reference emulates the rounding exactly with
-torch's float8 dtypes and multiplies in float32; it is for checking and for experiments, and slower than float32.
+Hopper and newer double the matrix rate in fp8, but finding the maximum, rounding and transposing are passes of their
+own (8–12% of an fp8 step at d24) unless the producers of x and dy do them. This reference emulates the rounding exactly
+with torch's float8 dtypes and multiplies in float32; it is for checking and for experiments, and slower than float32.
 
-Source: Micikevicius et al., FP8 Formats for Deep Learning, arXiv:2209.05433; tensorwise scaling as in torchao and nanochat.
+Source: Micikevicius et al., FP8 Formats for Deep Learning, arXiv:2209.05433; tensorwise scaling as in torchao and
+nanochat.
 """
 
 import torch
@@ -51,8 +52,8 @@ def fp8_linear_reference(x: Tensor, weight: Tensor) -> Tensor:
 def fp8_linear(x: Tensor, weight: Tensor) -> Tensor:
     """x·weightᵀ with both rounded to e4m3 under one scale each; gradients through e5m2.
 
-    x: (..., C); weight: (F, C); float32 or bfloat16. Returns (..., F) in x's dtype. Raises ValueError when the shapes do
-    not fit.
+    x: (..., C); weight: (F, C); float32 or bfloat16. Returns (..., F) in x's dtype. Raises ValueError when the shapes
+    do not fit.
     """
     if weight.ndim != 2 or weight.size(1) != x.size(-1):
         raise ValueError(f"fp8_linear: weight is {tuple(weight.shape)} but x has C={x.size(-1)}, wanted (F, C)")
@@ -78,7 +79,9 @@ register(
             "d24": dict(N=16 * 2048, C=1536, F=6144),
         },
         flops=lambda case: 2 * case["N"] * case["C"] * case["F"],
-        bytes=lambda case, dtype: case["N"] * case["C"] + case["F"] * case["C"] + case["N"] * case["F"] * itemsize(dtype),
+        bytes=lambda case, dtype: (
+            case["N"] * case["C"] + case["F"] * case["C"] + case["N"] * case["F"] * itemsize(dtype)
+        ),
         # Against the unrounded product: 3 mantissa bits, twice.
         tolerance={torch.float32: 0.05, torch.bfloat16: 0.05},
         differentiable=("x", "weight"),

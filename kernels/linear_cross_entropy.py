@@ -3,10 +3,10 @@
     logits = x·weightᵀ   (N, V),    then cross_entropy(logits, targets, softcap)
 
 At N = 32,768 tokens and V = 32,768 the float32 logits are 4.3 GB, and their gradient as much again. Walking over chunks
-of tokens, only one chunk's logits exist at a time. Since the loss is a plain sum over tokens, a chunk's gradient is known
-as soon as its logits are: forward computes loss, dx and dW together (3 matrix products of 2·N·V·C FLOPs, the same as
-forward plus backward), and backward only multiplies by the incoming scalar. For `reduction="none"` every token has an
-incoming gradient of its own, unknown in forward; backward then recomputes the logits (a fourth product).
+of tokens, only one chunk's logits exist at a time. Since the loss is a plain sum over tokens, a chunk's gradient is
+known as soon as its logits are: forward computes loss, dx and dW together (3 matrix products of 2·N·V·C FLOPs, the same
+as forward plus backward), and backward only multiplies by the incoming scalar. For `reduction="none"` every token has
+an incoming gradient of its own, unknown in forward; backward then recomputes the logits (a fourth product).
 
 dW is accumulated in float32. Without gradients no gradient work is done. A mean over no rows is NaN, as in torch.
 It does not pay in time (2 ms of a 328 ms step at d24); it pays in memory, which buys batch size.

@@ -1,9 +1,9 @@
 """The first half of the MLP: relu(x·Wᵀ)².
 
-2·N·C·F FLOPs. As separate passes the square costs a read and a write of (N, F) forward and three more backward: 4–5% of a
-bf16 step at d24. In the GEMM's epilogue it is free, provided that the GEMM itself reaches 77% of cuBLAS; below that the
-separate passes win. Because y = relu(h)², relu(h) = √y: a backward that stores only y can rebuild dy/dh = 2·√y (not in
-float16, where squares of small activations underflow to zero).
+2·N·C·F FLOPs. As separate passes the square costs a read and a write of (N, F) forward and three more backward: 4–5% of
+a bf16 step at d24. In the GEMM's epilogue it is free, provided that the GEMM itself reaches 77% of cuBLAS; below that
+the separate passes win. Because y = relu(h)², relu(h) = √y: a backward that stores only y can rebuild dy/dh = 2·√y (not
+in float16, where squares of small activations underflow to zero).
 
 Source: So et al., Primer, arXiv:2109.08668 (the squared ReLU); modded-nanogpt (the fused epilogue).
 """
@@ -49,8 +49,9 @@ register(
             "d24": dict(N=16 * 2048, C=1536, F=6144),
         },
         flops=lambda case: 2 * case["N"] * case["C"] * case["F"],
-        bytes=lambda case, dtype: itemsize(dtype)
-        * (case["N"] * case["C"] + case["F"] * case["C"] + case["N"] * case["F"]),
+        bytes=lambda case, dtype: (
+            itemsize(dtype) * (case["N"] * case["C"] + case["F"] * case["C"] + case["N"] * case["F"])
+        ),
         tolerance={torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3},
         differentiable=("x", "weight"),
     )

@@ -4,12 +4,12 @@
     muon_momentum_    Nesterov momentum, then every row scaled to the same norm ("row equilibration")
     muon_update_      renormalise, NorMuon's per-row variance, cautious weight decay, step
 
-Memory-bound; an AdamW step must read param, grad, two moments and write three of them (7 tensors), while one PyTorch call
-per operation moves about 20. Scalars may be Python floats or 0-d tensors: pass tensors under `torch.compile`, or every
-new learning rate compiles again. Moments live in the parameter's dtype, arithmetic in float32.
+Memory-bound; an AdamW step must read param, grad, two moments and write three of them (7 tensors), while one PyTorch
+call per operation moves about 20. Scalars may be Python floats or 0-d tensors: pass tensors under `torch.compile`, or
+every new learning rate compiles again. Moments live in the parameter's dtype, arithmetic in float32.
 
-Sources: AdamW: Loshchilov & Hutter, arXiv:1711.05101; Muon: Jordan et al.; NorMuon: Li et al., arXiv:2510.05491; cautious
-decay: Chen et al., arXiv:2510.12402; this combination as in nanochat and modded-nanogpt.
+Sources: AdamW: Loshchilov & Hutter, arXiv:1711.05101; Muon: Jordan et al.; NorMuon: Li et al., arXiv:2510.05491;
+cautious decay: Chen et al., arXiv:2510.12402; this combination as in nanochat and modded-nanogpt.
 """
 
 import torch

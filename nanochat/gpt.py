@@ -2,13 +2,13 @@
 
 What it has: rotary positions, QK norm, RMS norms without weights, squared-ReLU MLP, grouped key/value heads, sliding
 windows, untied head with a softcap, no biases; and four tricks that each are one field of the config: smear (mix in the
-previous token's embedding), residual mixing (blend the first embedding into every layer), value embeddings (a token table
-that adds to the attention values) and backout (subtract the middle of the residual stream at the end).
+previous token's embedding), residual mixing (blend the first embedding into every layer), value embeddings (a token
+table that adds to the attention values) and backout (subtract the middle of the residual stream at the end).
 `GPTConfig.original(…)` is the architecture of October 2025, without the tricks.
 
 Letters: B batch, T tokens, C width, H query heads, K key/value heads, D head dim, V vocabulary, L layers.
-Start reading at `GPT.forward`. The mathematics is nanochat's (github.com/karpathy/nanochat), and so are the names in the
-state dict: checkpoints carry over.
+Start reading at `GPT.forward`. The mathematics is nanochat's (github.com/karpathy/nanochat), and so are the names in
+the state dict: checkpoints carry over.
 """
 
 import math
@@ -171,6 +171,8 @@ class GPT(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    transformer: Any  # a ModuleDict of wte and h: names that the state dict needs
+    value_embeds: Any
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -315,9 +317,7 @@ class GPT(nn.Module):
         if targets is None:
             return self.logits(x)
         weight = self.lm_head.weight[: self.config.vocab_size]  # the padding rows are no words
-        loss = linear_cross_entropy(
-            x.flatten(0, 1), weight, targets.flatten(), self.config.softcap, -1, loss_reduction
-        )
+        loss = linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), self.config.softcap, -1, loss_reduction)
         return loss.view_as(targets) if loss_reduction == "none" else loss
 
     @torch.inference_mode()

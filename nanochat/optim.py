@@ -1,8 +1,8 @@
 """Muon for matrices and AdamW for the rest, in one optimizer, on one process or sharded over ranks.
 
-Every parameter belongs to a group of kind "adamw" or "muon"; a Muon group holds matrices of one shape, which are stacked
-and updated together. On several ranks nothing wraps the model: `step()` itself averages the gradients, and each rank keeps
-moments for, and updates, only its share (ZeRO-2):
+Every parameter belongs to a group of kind "adamw" or "muon"; a Muon group holds matrices of one shape, which are
+stacked and updated together. On several ranks nothing wraps the model: `step()` itself averages the gradients, and each
+rank keeps moments for, and updates, only its share (ZeRO-2):
 
     reduce-scatter all gradients   →   update own share, group by group   →   all-gather the new values
 
@@ -44,7 +44,7 @@ def parameter_groups(
     """
     table = math.sqrt(768 / model.config.n_embd)
 
-    def adamw(params: list[Tensor], lr: float, betas: tuple[float, float], weight_decay: float) -> dict[str, Any]:
+    def adamw(params: list[Any], lr: float, betas: tuple[float, float], weight_decay: float) -> dict[str, Any]:
         return dict(kind="adamw", params=params, lr=lr, betas=betas, eps=1e-10, weight_decay=weight_decay)
 
     groups = [
@@ -55,7 +55,7 @@ def parameter_groups(
     if model.config.residual_mix:
         groups.append(adamw([model.resid_lambdas], scalar_lr * 0.01, (0.8, 0.95), 0.05))
         groups.append(adamw([model.x0_lambdas], scalar_lr, (0.96, 0.95), 0.0))
-    gates: list[Tensor] = [model.smear_gate.weight, model.smear_lambda] if model.config.smear else []
+    gates: list[Any] = [model.smear_gate.weight, model.smear_lambda] if model.config.smear else []
     gates += [model.backout_lambda] if model.config.backout else []
     groups.append(adamw(gates, 0.2, (0.8, 0.95), 0.0))
 
@@ -68,7 +68,7 @@ def parameter_groups(
         )
     groups = [group for group in groups if group["params"]]
     for group in groups:
-        group["initial_lr"] = group["lr"]
+        group["initial_lr"], group["initial_weight_decay"] = group["lr"], group["weight_decay"]
     return groups
 
 

@@ -5,7 +5,8 @@ own keys are already in the cache. A query at position i sees the keys i−windo
 cache (left over, or padding) is never seen. Bound by memory: every key and value in sight is read once, for 4·D FLOPs a
 pair; splitting long rows over more programs is what a kernel can add.
 
-Source: the paged and split decode kernels of FlashAttention (Dao et al.) and vLLM (arXiv:2309.06180) serve the same need.
+Source: the paged and split decode kernels of FlashAttention (Dao et al.) and vLLM (arXiv:2309.06180) serve the same
+need.
 """
 
 import torch
@@ -34,8 +35,8 @@ def flash_attention_decode(
 ) -> Tensor:
     """Attention of q (B, Tq, H, D) over k_cache, v_cache (B, S, K, D); start (B,) int64 is the position of q[:, 0].
 
-    Needs start[b] + Tq ≤ S. Returns (B, Tq, H, D) in q's dtype; no gradient is promised. Raises ValueError when shapes do
-    not fit.
+    Needs start[b] + Tq ≤ S. Returns (B, Tq, H, D) in q's dtype; no gradient is promised. Raises ValueError when shapes
+    do not fit.
     """
     check_shapes("flash_attention_decode", q, k_cache, v_cache)
     if start.shape != q.shape[:1]:

@@ -47,12 +47,14 @@ def flash_attention(
 ) -> Tensor:
     """Attention of q (B, T, H, D) over k, v (B, T, K, D), H a multiple of K; returns (B, T, H, D) in q's dtype.
 
-    window: None, or w ≥ 0 for keys i−w … i (causal only). scale: None for 1/√D. Raises ValueError when shapes do not fit,
-    or when a window is asked for without causality.
+    window: None, or w ≥ 0 for keys i−w … i (causal only). scale: None for 1/√D. Raises ValueError when shapes do not
+    fit, or when a window is asked for without causality.
     """
     check_shapes("flash_attention", q, k, v)
     if q.size(1) != k.size(1):
-        raise ValueError(f"flash_attention: q has T={q.size(1)} but k has T={k.size(1)}; for a cache use the decode form")
+        raise ValueError(
+            f"flash_attention: q has T={q.size(1)} but k has T={k.size(1)}; for a cache use the decode form"
+        )
     if window is not None and (window < 0 or not causal):
         raise ValueError(f"flash_attention: window is {window} with causal={causal}, wanted window ≥ 0 and causal=True")
     return flash_attention_reference(q, k, v, causal, window, scale)
@@ -61,7 +63,8 @@ def flash_attention(
 def check_shapes(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.size(0) != k.size(0) or q.size(3) != k.size(3):
         raise ValueError(
-            f"{op}: q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, wanted (B, T, H, D) and twice (B, T, K, D)"
+            f"{op}: q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, "
+            "wanted (B, T, H, D) and twice (B, T, K, D)"
         )
     if q.size(2) % k.size(2):
         raise ValueError(f"{op}: q has H={q.size(2)} heads and k K={k.size(2)}; H must be a multiple of K")
@@ -100,11 +103,9 @@ register(
             "d24": dict(B=16, T=2048, H=12, K=12, D=128, W=512),
             "d24_full": dict(B=16, T=2048, H=12, K=12, D=128, W=-1),
         },
-        flops=lambda case: 4
-        * case["B"]
-        * case["H"]
-        * case["D"]
-        * visible_pairs(case["T"], case["W"] if case["W"] >= 0 else None),
+        flops=lambda case: (
+            4 * case["B"] * case["H"] * case["D"] * visible_pairs(case["T"], case["W"] if case["W"] >= 0 else None)
+        ),
         bytes=lambda case, dtype: 2 * case["B"] * case["T"] * (case["H"] + case["K"]) * case["D"] * itemsize(dtype),
         tolerance={torch.float32: 4e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3},
         differentiable=("q", "k", "v"),

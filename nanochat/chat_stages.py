@@ -1,0 +1,130 @@
+"""Mid-training and SFT: the same loop on conversations, from the model of the stage before.
+
+mid: whole conversations packed into full rows, every token learnt, learning rate falling over the last fifth.
+sft: rows padded, only the assistant's tokens learnt, learning rate falling over the last half.
+Both start at the learning rates of base training, with its optimizer moments still warm, and without weight decay.
+"""
+
+from dataclasses import dataclass, replace
+
+from nanochat.data import choose
+from nanochat.data.loader import Encode, conversation_encoder
+from nanochat.data.source import Source, first_items
+from nanochat.errors import UserError
+from nanochat.flags import flag
+from nanochat.hardware import setup as look_at_hardware
+from nanochat.recipe import Schedule
+from nanochat.run import Run
+from nanochat.stages import Setup, run_stage, say
+from nanochat.trainer import Settings
+
+PROMPTS = [
+    [dict(role="user", content=question)]
+    for question in ("Hello!", "Who are you?", "What is the capital of France?", "What is 12 + 34?")
+]
+
+
+@dataclass
+class ChatFlags:
+    """Flags of mid_train and chat_sft; sizes not given are the base model's."""
+
+    run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
+    data: str = flag("embedded", "embedded | hub | a path to JSONL conversations")
+    device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
+    compile: str = flag("auto", "auto: torch.compile where it works; no: eager", choices=("auto", "no"))
+    fresh: bool = flag(False, "forget what this stage has trained so far")
+    wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
+    source: str = flag("", "stage to start from (default: mid for sft where there is one, else base)", "-i")
+    load_optimizer: bool = flag(True, "start with the optimizer's moments of the stage before")
+    num_iterations: int = flag(-1, "optimizer steps (-1: one epoch, estimated from the first 1,000 conversations)")
+    max_seq_len: int = flag(-1, "tokens of a row (-1: as in base training)")
+    device_batch_size: int = flag(-1, "rows per device at a time (-1: as in base training)")
+    total_batch_size: int = flag(-1, "tokens per optimizer step (-1: as in base training)")
+    init_lr_frac: float = flag(0.8, "learning rates at the start, as a fraction of base training's")
+    warmdown_ratio: float = flag(0.5, "last part of the stage in which the learning rate falls")
+    final_lr_frac: float = flag(0.0, "learning rate at the end, as a fraction")
+    eval_every: int = flag(200, "validate every so many steps (-1: only at the end)")
+    eval_tokens: int = flag(40 * 524288, "tokens to validate on (at most the whole split)")
+    sample_every: int = flag(-1, "show answers every so many steps (-1: only at the end)")
+    save_every: int = flag(-1, "checkpoint every so many steps (-1: with each validation)")
+
+
+def run_chat_stage(name: str, flags: ChatFlags) -> None:
+    """Trains stage "mid" or "sft" as the flags say."""
+    hardware = look_at_hardware(flags.device_type)
+    run = Run.open(flags.run)
+    tokenizer = run.tokenizer()
+    parent = run.checkpoint(flags.source or (_stage_before(run, name)))
+    parent.check_tokenizer(tokenizer)
+    base = parent.meta["settings"]
+    source, left_out = choose.conversations(flags.data, name)
+    masked = name == "sft"
+    encode = conversation_encoder(tokenizer, masked)
+    settings = Settings(
+        flags.num_iterations,
+        flags.device_batch_size if flags.device_batch_size > 0 else base["device_batch_size"],
+        flags.max_seq_len if flags.max_seq_len > 0 else base["max_seq_len"],
+        flags.total_batch_size if flags.total_batch_size > 0 else base["total_batch_size"],
+        flags.eval_every,
+        flags.save_every,
+        flags.sample_every,
+    )
+    settings.accumulation(hardware.world)
+    if settings.num_iterations <= 0:
+        settings = replace(settings, num_iterations=epoch_steps(source, encode, settings))
+    model = parent.model(hardware.device, hardware.dtype)
+    if settings.max_seq_len > model.config.sequence_len:
+        raise UserError(
+            f"--max-seq-len {settings.max_seq_len} is more than the {model.config.sequence_len} of the base model"
+        )
+    if flags.fresh and hardware.is_main:
+        run.fresh(name)
+    rates = {key: value * flags.init_lr_frac for key, value in parent.meta["rates"].items()}
+    optimizer = model.setup_optimizer(**rates, weight_decay=0.0)
+    if flags.load_optimizer:
+        optimizer.load_full_state(parent.tensors("optimizer"))
+    schedule = Schedule(
+        settings.num_iterations, 0, flags.warmdown_ratio, flags.final_lr_frac, momentum_peak=0.95, momentum_end=0.95
+    )
+    plan = dict(
+        vars(schedule),
+        total_batch_size=settings.total_batch_size,
+        max_seq_len=settings.max_seq_len,
+        load_optimizer=flags.load_optimizer,
+        parent=parent.fingerprint,
+        **rates,
+    )
+    setup = Setup(
+        name=name,
+        run=run,
+        hardware=hardware,
+        tokenizer=tokenizer,
+        source=source,
+        encode=encode,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        settings=settings,
+        rates=parent.meta["rates"],
+        plan=plan,
+        eval_tokens=flags.eval_tokens,
+        prompts=PROMPTS,
+        compile=flags.compile,
+        pad=masked,
+        wandb=flags.wandb,
+    )
+    for sentence in left_out:
+        say(setup, f"{name}: {sentence}")
+    run_stage(setup)
+
+
+def _stage_before(run: Run, name: str) -> str:
+    return "mid" if name == "sft" and run.stage("mid").is_dir() else "base"
+
+
+def epoch_steps(source: Source, encode: Encode, settings: Settings) -> int:
+    """Optimizer steps of one epoch, from the mean length of the first conversations."""
+    first = encode(first_items(source, "train", 1000))
+    mean = sum(min(len(document), settings.max_seq_len + 1) for document in first) / len(first)
+    items = sum(len(source.load("train", unit)) for unit in (0, source.units("train") - 1)) / 2 * source.units("train")
+    return max(1, round(items * mean / settings.total_batch_size))

@@ -1,0 +1,29 @@
+"""From the --data flag to a source: "embedded" (the microworld), "hub", or a path to your own files."""
+
+from pathlib import Path
+
+from nanochat.data import hub
+from nanochat.data.conversations import ConversationFiles
+from nanochat.data.documents import Documents
+from nanochat.data.hub_chat import mixture
+from nanochat.data.microworld import Conversations
+from nanochat.data.microworld import Documents as WorldDocuments
+from nanochat.data.source import Source
+
+
+def documents(data: str, tokens: int) -> Source:
+    """Text for the tokenizer and for pretraining; of the hub, as many shards as `tokens` tokens need."""
+    if data == "embedded":
+        return WorldDocuments()
+    if data == "hub":
+        return hub.base_documents(hub.shards_for(tokens))
+    return Documents(Path(data))
+
+
+def conversations(data: str, stage: str) -> tuple[Source, list[str]]:
+    """(conversations for stage "mid" or "sft", sentences about what had to be left out)."""
+    if data == "embedded":
+        return Conversations(stage), []
+    if data == "hub":
+        return mixture(stage)
+    return ConversationFiles(Path(data)), []

@@ -1,0 +1,83 @@
+"""Your own conversations for mid-training and SFT: JSONL, one conversation a line.
+
+A line is a list of messages or {"messages": [...]}. All lines are checked before training begins; the first malformed
+one is named by file and line. Splits as for documents: files named val…, or the first of every 50 held out.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nanochat.data.documents import HELD_OUT, find_files, fingerprint, json_lines
+from nanochat.errors import UserError
+from nanochat.tokenizer import check_conversation
+
+UNIT = 128  # conversations
+
+
+class ConversationFiles:
+    """Conversations from JSONL files, held in memory. Raises UserError naming file and line of a malformed one."""
+
+    def __init__(self, path: Path):
+        self.name = str(path)
+        files = find_files(path, (".jsonl",))
+        self.fingerprint = fingerprint(files)
+        val = [f for f in files if f.stem.lower().startswith("val")]
+        rows = {f: _load(f) for f in files}
+        train_rows = [row for f in files if f not in val for row in rows[f]]
+        if val:
+            self._rows = {"train": train_rows, "val": [row for f in val for row in rows[f]]}
+        else:
+            kept = [row for i, row in enumerate(train_rows) if i % HELD_OUT]
+            self._rows = {"train": kept, "val": train_rows[::HELD_OUT]}
+        if not self._rows["train"]:
+            raise UserError(f"{path} has no conversation to train on; at least two are needed, one to validate on")
+
+    def units(self, split: str) -> int:
+        return -(-len(self._rows[split]) // UNIT)
+
+    def load(self, split: str, unit: int) -> list[dict]:
+        return self._rows[split][unit * UNIT : (unit + 1) * UNIT]
+
+
+def _load(path: Path) -> list[dict]:
+    conversations = []
+    for number, row in json_lines(path, path.read_bytes(), 1):
+        try:
+            conversations.append(dict(messages=check_conversation(row)))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
+    if not conversations:
+        raise UserError(f"{path} is empty")
+    return conversations
+
+
+class Mixture:
+    """Several sequences of conversations shuffled into one source by a fixed permutation.
+
+    `train` and `val` map a name to (sequence, epochs); a sequence has a length and gives conversations by index.
+    """
+
+    def __init__(self, name: str, train: dict[str, tuple[Sequence, int]], val: dict[str, tuple[Sequence, int]]):
+        import hashlib
+
+        import numpy as np
+
+        self.name = name
+        self._parts = {"train": list(train.values()), "val": list(val.values())}
+        self._order = {}
+        for split, parts in self._parts.items():
+            index = [
+                np.stack((np.full(len(rows) * epochs, i), np.tile(np.arange(len(rows)), epochs)), axis=1)
+                for i, (rows, epochs) in enumerate(parts)
+            ]
+            self._order[split] = np.random.default_rng(42).permutation(np.concatenate(index))
+        sizes = str([(key, len(rows), epochs) for key, (rows, epochs) in train.items()])
+        self.fingerprint = hashlib.sha256(sizes.encode()).hexdigest()[:16]
+
+    def units(self, split: str) -> int:
+        return -(-len(self._order[split]) // UNIT)
+
+    def load(self, split: str, unit: int) -> list[Any]:
+        chosen = self._order[split][unit * UNIT : (unit + 1) * UNIT]
+        return [self._parts[split][part][0][int(row)] for part, row in chosen]

@@ -1,0 +1,131 @@
+"""The real data sets of nanochat on the Hugging Face Hub, or in a local mirror of it.
+
+Pretraining reads parquet shards of karpathy/climbmix-400b-shuffle; the chat stages read SmolTalk, MMLU, GSM8K and ARC
+through `datasets`. With NANOCHAT_HUB_ROOT set to a folder laid out as OWNER/NAME/…, nothing is asked of the network.
+Shards are fetched by huggingface_hub: whole or not there, resumed where they broke off, tried again with growing
+pauses.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from nanochat.data.documents import Documents
+from nanochat.errors import UserError
+
+BASE_REPO = "karpathy/climbmix-400b-shuffle"
+LAST_SHARD = 6542  # the shard that validates, by name; the others are for training
+SHARD_CHARACTERS = 250_000_000
+TRIES = 5
+
+
+def shard_name(number: int) -> str:
+    return f"shard_{number:05d}.parquet"
+
+
+def mirror() -> Path | None:
+    """The local mirror, or None. Raises UserError when NANOCHAT_HUB_ROOT names no folder."""
+    root = os.environ.get("NANOCHAT_HUB_ROOT")
+    if not root:
+        return None
+    if not Path(root).is_dir():
+        raise UserError(f"NANOCHAT_HUB_ROOT is {root}, which is no folder; unset it, or lay a mirror out there")
+    return Path(root).resolve()
+
+
+def reachable() -> tuple[bool, str]:
+    """Whether hub data can be had here, and how or why not."""
+    if mirror():
+        return True, f"a local mirror at {mirror()}"
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False, "HF_HUB_OFFLINE is set"
+    try:
+        HfApi().dataset_info(BASE_REPO, timeout=5)
+    except Exception as error:  # any failure means the same here: no hub
+        return False, f"the Hub does not answer ({type(error).__name__})"
+    return True, "the Hub answers"
+
+
+def base_documents(shards: int) -> Documents:
+    """Pretraining text: `shards` training shards (of a mirror: all it has) and the validation shard."""
+    root = mirror()
+    if root is None:
+        paths = fetch_shards([*range(min(shards, LAST_SHARD)), LAST_SHARD])
+        return Documents(Path(BASE_REPO), val=paths[-1:], train=paths[:-1])
+    folder = root / BASE_REPO
+    paths = sorted(folder.glob("shard_*.parquet"))
+    if len(paths) < 2:
+        raise UserError(
+            f"the mirror has {len(paths)} shards of {BASE_REPO} in {folder}; "
+            "wanted at least two: the last one validates"
+        )
+    return Documents(Path(BASE_REPO), val=paths[-1:], train=paths[:-1])
+
+
+def shards_for(tokens: int) -> int:
+    """Training shards that hold this many tokens, with a tenth to spare for cropping, at 4.5 characters a token."""
+    return min(LAST_SHARD, -(-int(tokens * 4.5 * 1.1) // SHARD_CHARACTERS) + 1)
+
+
+def fetch_shards(numbers: Sequence[int]) -> list[Path]:
+    """Paths of these shards, downloading what is not there yet, four at a time. Raises UserError when it cannot."""
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(_fetch, shard_name(number)) for number in numbers]
+        try:
+            for future in track(as_completed(futures), f"{BASE_REPO}: shards", len(futures), transient=True):
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    for attempt in range(TRIES):
+        try:
+            return Path(hf_hub_download(BASE_REPO, name, repo_type="dataset"))
+        except (RepositoryNotFoundError, EntryNotFoundError) as error:
+            if not isinstance(error, LocalEntryNotFoundError):
+                raise UserError(f"{BASE_REPO} on the Hub has no {name} ({type(error).__name__})") from None
+            problem: Exception = error
+        except Exception as error:  # the network in all its forms
+            problem = error
+        if attempt + 1 < TRIES:
+            time.sleep(2**attempt)
+    raise UserError(
+        f"{name} of {BASE_REPO} could not be downloaded ({type(problem).__name__}); connect to the Hub and call again "
+        "(it goes on where it stopped), point NANOCHAT_HUB_ROOT at a mirror, or use --data PATH or --data embedded"
+    )
+
+
+def dataset(repo: str, subset: str | None, split: str) -> Any:
+    """One split of a data set, as `datasets` gives it. Raises UserError when it cannot be had."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    root = mirror()
+    try:
+        if root is None:
+            return datasets.load_dataset(repo, subset, split=split)
+        folder = root / repo
+        files = sorted(str(f) for f in (folder / (subset or "data")).glob(f"{split}-*.parquet"))
+        if not files:
+            raise UserError(f"the mirror has no {split}-*.parquet of {repo} in {folder / (subset or 'data')}")
+        return datasets.load_dataset("parquet", data_files=files, split="train")
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{repo} ({subset or 'default'}, {split}) could not be loaded ({type(error).__name__}: "
+            f"{str(error).splitlines()[0][:100]}); connect to the Hub, or point NANOCHAT_HUB_ROOT at a mirror"
+        ) from None

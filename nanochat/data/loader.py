@@ -1,0 +1,193 @@
+"""Batches for training: read → tokenize → pack, in a thread of its own, so that the step never waits for data.
+
+Every rank walks the same stream of rows and keeps its own share, so the global batch of a step does not depend on the
+number of ranks. Each batch carries the state of the loader just after it: saved with a checkpoint, it continues the
+stream exactly, with the documents that were waiting to be packed.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanochat.data.packing import Document, Packer, row_arrays
+from nanochat.data.source import Position, Source, read
+from nanochat.tokenizer import Tokenizer
+
+BUFFER = 1000  # documents to choose from when packing
+Encode = Callable[[list[Any]], list[Document]]
+
+
+@dataclass(frozen=True)
+class LoaderState:
+    """Where the stream stands: the next unread item, and the documents read but not yet packed."""
+
+    position: Position
+    waiting: list[Document]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a safetensors file."""
+        lengths = torch.tensor([len(d) for d in self.waiting], dtype=torch.int64)
+        empty = np.zeros(0, np.int32)
+        tokens = torch.from_numpy(np.concatenate([empty, *(d.tokens for d in self.waiting)]))
+        masks = [np.ones(len(d), bool) if d.trained is None else d.trained for d in self.waiting]
+        trained = torch.from_numpy(np.concatenate([np.zeros(0, bool), *masks]))
+        return dict(lengths=lengths, tokens=tokens, trained=trained)
+
+    def metadata(self) -> dict[str, Any]:
+        return dict(position=asdict(self.position), masked=any(d.trained is not None for d in self.waiting))
+
+    @classmethod
+    def restore(cls, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> "LoaderState":
+        ends = np.cumsum(tensors["lengths"].numpy())[:-1]
+        tokens = np.split(tensors["tokens"].numpy(), ends) if len(tensors["lengths"]) else []
+        trained = np.split(tensors["trained"].numpy(), ends) if len(tensors["lengths"]) else []
+        masked = metadata["masked"]
+        waiting = [Document(t, m if masked else None) for t, m in zip(tokens, trained)]
+        return cls(Position(**metadata["position"]), waiting)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs and targets (B, T) int64, targets −1 where nothing is to be learnt; the loader's state after this batch."""
+
+    inputs: Tensor
+    targets: Tensor
+    state: LoaderState
+
+    def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return self.inputs.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Shape and share of the batches: B rows of T tokens, for `rank` of `world`; `pad` for SFT."""
+
+    B: int
+    T: int
+    pad: bool = False
+    rank: int = 0
+    world: int = 1
+    pin: bool = False
+
+
+def document_encoder(tokenizer: Tokenizer) -> Encode:
+    """Texts to documents with <|bos|> before."""
+
+    def encode(texts: list[str]) -> list[Document]:
+        return [Document(np.array(ids, dtype=np.int32)) for ids in tokenizer.encode_documents(texts)]
+
+    return encode
+
+
+def conversation_encoder(tokenizer: Tokenizer, masked: bool) -> Encode:
+    """Conversations to documents; masked: only the assistant's tokens are learnt (SFT), else all (mid-training)."""
+
+    def encode(conversations: list[dict]) -> list[Document]:
+        rendered = [tokenizer.render(conversation) for conversation in conversations]
+        return [
+            Document(np.array(ids, dtype=np.int32), np.array(mask, dtype=bool) if masked else None)
+            for ids, mask in rendered
+        ]
+
+    return encode
+
+
+def batches(
+    source: Source, split: str, encode: Encode, rows: Rows, state: LoaderState | None = None, bos: int = 0
+) -> Iterator[Batch]:
+    """Endless batches for training, from `state` on."""
+    packer, items, position = _restore(source, split, rows, state)
+    capacity = rows.T + 1
+    while True:
+        own = []
+        for i in range(rows.B * rows.world):
+            while len(packer) < BUFFER:
+                texts, position = next(items)
+                for document in encode(texts):
+                    packer.add(document)
+            row = packer.pack()
+            if i // rows.B == rows.rank:
+                own.append(row_arrays(row, capacity, bos))
+        yield _batch(own, rows, LoaderState(position, packer.waiting()))
+
+
+def one_pass(source: Source, split: str, encode: Encode, rows: Rows, max_rows: int, bos: int = 0) -> Iterator[Batch]:
+    """Batches of at most max_rows rows over all ranks, each item once; the last batches may be short of rows (ignored)."""
+    packer, items, position = _restore(source, split, rows, None)
+    empty = row_arrays([], rows.T + 1, bos)
+    done = 0
+    while done < max_rows:
+        own, filled = [], 0
+        for i in range(rows.B * rows.world):
+            while len(packer) < BUFFER and position.unit < source.units(split):
+                texts, position = next(items)
+                for document in encode(texts):
+                    packer.add(document)
+            row = packer.pack() if done + i < max_rows else []
+            filled += bool(row)
+            if i // rows.B == rows.rank:
+                own.append(row_arrays(row, rows.T + 1, bos) if row else empty)
+        if not filled:
+            return
+        done += rows.B * rows.world
+        yield _batch(own, rows, LoaderState(position, []))
+
+
+def _restore(source: Source, split: str, rows: Rows, state: LoaderState | None):
+    state = state or LoaderState(Position(), [])
+    packer = Packer(rows.T + 1, rows.pad)
+    for document in state.waiting:
+        packer.add(document)
+    return packer, read(source, split, state.position), state.position
+
+
+def _batch(own: list[tuple[np.ndarray, np.ndarray]], rows: Rows, state: LoaderState) -> Batch:
+    inputs, targets = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*own))
+    if rows.pin:
+        inputs, targets = inputs.pin_memory(), targets.pin_memory()
+    return Batch(inputs, targets, state)
+
+
+class Prefetch:
+    """Runs an iterator in a thread, a few items ahead. An error there is raised here, at the item where it happened."""
+
+    def __init__(self, items: Iterator[Batch], ahead: int = 4):
+        self._queue: queue.Queue = queue.Queue(maxsize=ahead)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(items,), daemon=True, name="data")
+        self._thread.start()
+
+    def _work(self, items: Iterator[Batch]) -> None:
+        try:
+            for item in items:
+                self._put(item)
+                if self._stop.is_set():
+                    return
+        except BaseException as error:  # noqa: BLE001 (handed to the consumer)
+            self._put(error)
+
+    def _put(self, item: Any) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def __iter__(self) -> "Prefetch":
+        return self
+
+    def __next__(self) -> Batch:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()

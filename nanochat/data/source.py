@@ -1,0 +1,63 @@
+"""The one interface of all training data, and how it is read: in an order that can be continued at any place.
+
+A source gives documents (strings) or conversations (dicts) in units: a parquet row group, a block of lines, 128
+generated ones. A unit can be loaded by number, so a position is two integers and resuming costs one unit.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class Source(Protocol):
+    """Where training data comes from. The splits are "train" and "val"."""
+
+    name: str  # for people: "hub", a path, "microworld"
+    fingerprint: str  # changes when the data changes; a run does not resume on other data
+
+    def units(self, split: str) -> int:
+        """How many units the split has."""
+        ...
+
+    def load(self, split: str, unit: int) -> list[Any]:
+        """The items of one unit, always the same."""
+        ...
+
+
+@dataclass(frozen=True)
+class Position:
+    """The next unit to read: the `unit`-th in the order of the `epoch`-th pass."""
+
+    epoch: int = 0
+    unit: int = 0
+
+
+def read(source: Source, split: str, position: Position) -> Iterator[tuple[list[Any], Position]]:
+    """Yields (items of a unit, position after it) from position on, for ever.
+
+    Training data is shuffled by units, and within a unit, anew in each epoch and the same in every run; validation data
+    comes as it is.
+    """
+    epoch, start = position.epoch, position.unit
+    while True:
+        count = source.units(split)
+        shuffled = split == "train"
+        order = np.random.default_rng(epoch).permutation(count) if shuffled else np.arange(count)
+        for i in range(start, count):
+            items = source.load(split, int(order[i]))
+            if shuffled:
+                items = [items[j] for j in np.random.default_rng((epoch, i)).permutation(len(items))]
+            yield items, Position(epoch, i + 1)
+        epoch, start = epoch + 1, 0
+
+
+def first_items(source: Source, split: str, count: int) -> list[Any]:
+    """The first `count` items of a split in file order, or all if there are fewer."""
+    items: list[Any] = []
+    for unit in range(source.units(split)):
+        items += source.load(split, unit)
+        if len(items) >= count:
+            break
+    return items[:count]

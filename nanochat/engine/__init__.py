@@ -1,0 +1,6 @@
+"""Inference: token ids in, token ids out. It never sees a string; `nanochat/chat.py` turns text into ids and back."""
+
+from nanochat.engine.engine import Engine, Request
+from nanochat.engine.sampling import Sampling
+
+__all__ = ["Engine", "Request", "Sampling"]

@@ -1,0 +1,67 @@
+"""Command-line flags from one dataclass per script, and the frame that every script runs in.
+
+A field made by `flag(default, help)` becomes `--field-name`; its type comes from the default (or from `kind` where the
+default is None). `run_script` turns a UserError into one sentence and exit code 2, and a full disk likewise.
+"""
+
+import argparse
+import dataclasses
+import errno
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+from nanochat.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
+
+T = TypeVar("T")
+
+
+def flag(default: Any, help: str, *aliases: str, kind: type | None = None, choices: tuple | None = None) -> Any:
+    """A dataclass field that is a command-line flag. Booleans become `--name` / `--no-name`."""
+    kind = kind or type(default)
+    return dataclasses.field(default=default, metadata=dict(help=help, aliases=aliases, kind=kind, choices=choices))
+
+
+def parse(cls: type[T], description: str, argv: list[str] | None = None, defaults: T | None = None) -> T:
+    """The dataclass filled from the command line. Unknown or malformed flags end the process with code 2.
+
+    `defaults`: an instance whose values stand in for the fields' own defaults.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        meta = field.metadata
+        names = [f"--{field.name.replace('_', '-')}", *meta["aliases"]]
+        options: dict[str, Any] = dict(
+            dest=field.name, default=getattr(defaults, field.name, field.default), help=meta["help"]
+        )
+        if meta["kind"] is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options.update(type=meta["kind"], choices=meta["choices"])
+        parser.add_argument(*names, **options)
+    return cls(**vars(parser.parse_args(argv)))
+
+
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Runs a script's main and exits: 0 done, 2 wrong use, 75 interrupted and resumable."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(fail(str(error)))
+    except KeyboardInterrupt:
+        print("\nStopped. The same command again goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or "the run's folder"
+        sys.exit(fail(f"no space is left on the disk of {where}; free some, then give the same command again"))
+    sys.exit(0)
+
+
+def fail(message: str) -> int:
+    """Prints one sentence to stderr; returns exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    return EXIT_USAGE

@@ -1,0 +1,301 @@
+"""The plan of a speedrun: looks at machine and network, picks a preset, says what it will do and how long it takes.
+
+The decisions are stored with the run (plan.json), so that a second call goes on with the same numbers whatever has
+changed. Times on CPUs and Apple GPUs come from a few real steps run just before; on other GPUs they are predicted, and
+say so.
+"""
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat import hardware, presets
+from nanochat.cost import flops_per_token, parameter_counts, training_bytes
+from nanochat.data import choose, hub
+from nanochat.errors import UserError
+from nanochat.files import write_atomically
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.presets import Flags, Preset
+from nanochat.recipe import horizon, model_config
+from nanochat.run import Run
+
+STAGES = ("tokenizer", "base", "mid", "sft", "eval", "report")
+SMALL_MINUTES = 15.0  # what the small preset may take unless --max-minutes says otherwise
+ASSUMED_MFU = 0.4  # on a GPU that nothing has been measured on
+STARTUP_SECONDS = 12.0  # of a stage: imports, a compiled step from the cache, samples
+OTHER_SECONDS = 75.0  # tokenizer, evaluation and report of the small preset
+
+
+@dataclass
+class Plan:
+    """Everything decided. `seconds` by training stage: None where nothing is known."""
+
+    run: str
+    asked: dict[str, Any]  # the flags that were given
+    device: str
+    device_name: str
+    gpus: int
+    data: str
+    reasons: list[str]
+    flags: dict[str, Flags]
+    config: dict[str, Any]
+    batch: int  # tokens per step of base training
+    steps: dict[str, int]
+    seconds: dict[str, float | None] = field(default_factory=dict)
+    rate: float | None = None  # tokens per second
+    measured: bool = False
+    disk: int = 0  # bytes
+
+
+def make(run: Run, asked: dict[str, Any]) -> Plan:
+    """A new plan from the flags that were given (data, depth, device, max_minutes). Raises UserError for bad ones."""
+    depth, data = asked.get("depth"), asked.get("data")
+    if depth is not None and depth < 1:
+        raise UserError(f"--depth is {depth}, wanted at least 1")
+    if asked.get("max_minutes") is not None and asked["max_minutes"] <= 0:
+        raise UserError(f"--max-minutes is {asked['max_minutes']:g}, wanted more than 0")
+    machine = hardware.setup(asked.get("device") or "")
+    cuda = machine.device.type == "cuda"
+    reasons = []
+    if data is None:
+        reachable, why = hub.reachable() if cuda else (False, f"{machine.device.type} is slow for real data")
+        data = "hub" if reachable else "embedded"
+        reasons.append(f"data: {data}, because {why}")
+    gpus = 1
+    if cuda and data != "embedded":
+        gpus = 1 << (torch.cuda.device_count().bit_length() - 1)  # a power of two divides every batch
+        preset = presets.gpu(machine.memory / 2**30, gpus, depth)
+    else:
+        preset = presets.small(depth, hub=data != "embedded")
+    reasons.append(f"preset: {preset.name}" + (f" for {machine.memory / 2**30:.0f} GB of memory" if cuda else ""))
+    config = config_of(preset)
+    small = preset.name == "small"
+    if small:
+        batch = int(preset.base["total_batch_size"])
+        steps = {stage: int(getattr(preset, stage)["num_iterations"]) for stage in ("base", "mid", "sft")}
+    else:
+        length = horizon(config, 0.28, float(preset.base["target_param_data_ratio"]))
+        batch, steps = length.total_batch_size, dict(base=length.num_iterations)
+    plan = Plan(
+        run.name,
+        asked,
+        machine.device.type,
+        machine.name,
+        gpus,
+        data,
+        reasons,
+        stage_flags(preset, data, machine.device.type),
+        asdict(config),
+        batch,
+        steps,
+    )
+    plan.rate, plan.measured = speed(machine, config, preset, gpus)
+    limit = asked.get("max_minutes") or (SMALL_MINUTES if small else None)
+    fit(plan, limit)
+    plan.disk = disk(plan, config)
+    return plan
+
+
+def config_of(preset: Preset) -> GPTConfig:
+    base = preset.base
+    sizes = {key: base[key] for key in ("max_seq_len", "head_dim", "window_pattern") if key in base}
+    return model_config(int(base["depth"]), int(preset.tokenizer["vocab_size"]), **sizes)  # type: ignore[arg-type]
+
+
+def stage_flags(preset: Preset, data: str, device: str) -> dict[str, Flags]:
+    """The flags of every stage, with where its data comes from.
+
+    A folder may hold base/ and mid/, sft/ or chat/ folders of its own; without conversations in it, the embedded ones
+    are used.
+    """
+    where = dict.fromkeys(("tokenizer", "base", "mid", "sft"), data)
+    if data not in ("embedded", "hub"):
+        root = Path(data).resolve()
+        where["tokenizer"] = where["base"] = str(root / "base" if (root / "base").is_dir() else root)
+        for stage in ("mid", "sft"):
+            found = [root / name for name in (stage, "chat") if (root / name).is_dir()]
+            where[stage] = str(found[0]) if found else "embedded"
+    flags = {stage: dict(data=where[stage], **getattr(preset, stage)) for stage in where}
+    for stage in ("base", "mid", "sft"):
+        flags[stage]["device_type"] = device
+    return flags
+
+
+def speed(machine: hardware.Hardware, config: GPTConfig, preset: Preset, gpus: int) -> tuple[float | None, bool]:
+    """(tokens per second of base training, whether it was measured)."""
+    if machine.device.type == "cuda" and preset.name != "small":
+        if machine.peak is None:
+            return None, False
+        return gpus * machine.peak.bf16 * 1e12 * ASSUMED_MFU / flops_per_token(config), False
+    print("measuring this machine's speed with a few training steps …", flush=True)
+    rows = int(preset.base["device_batch_size"])
+    model = GPT(config).to(machine.device)
+    model.init_weights(machine.dtype)
+    optimizer = model.setup_optimizer()
+    step = torch.compile(model, dynamic=False) if hardware.can_compile(machine.device)[0] else model
+    ids = torch.randint(config.vocab_size, (rows, config.sequence_len), device=machine.device)
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        step(ids, ids).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        machine.synchronize()
+        times.append(time.perf_counter() - started)
+    return rows * config.sequence_len / sorted(times[1:])[2], True
+
+
+def fit(plan: Plan, max_minutes: float | None) -> None:
+    """Sets the time of each stage, and shortens all training alike when together they exceed max_minutes."""
+    if plan.rate is None:
+        return
+    rate = plan.rate
+    total = sum(steps * plan.batch / rate for steps in plan.steps.values())
+    fixed = OTHER_SECONDS + STARTUP_SECONDS * len(plan.steps)
+    if max_minutes is not None and total + fixed > max_minutes * 60:
+        share = (max_minutes * 60 - fixed) / total
+        if share <= 0.02:
+            raise UserError(
+                f"--max-minutes {max_minutes:g} leaves no time to train: evaluation and start-up alone take "
+                f"{fixed / 60:.1f} minutes, and the training of this preset {total / 60:.1f}"
+            )
+        plan.reasons.append(f"training shortened to {share:.0%} to stay within {max_minutes:g} minutes")
+        plan.steps = {stage: max(1, int(steps * share)) for stage, steps in plan.steps.items()}
+        for stage, steps in plan.steps.items():
+            plan.flags[stage]["num_iterations"] = steps
+    plan.seconds = {stage: steps * plan.batch / rate + STARTUP_SECONDS for stage, steps in plan.steps.items()}
+
+
+def disk(plan: Plan, config: GPTConfig) -> int:
+    """Bytes that the run's artifacts and downloads will take, at most, while a checkpoint is being written."""
+    counts = parameter_counts(config)
+    matrices = counts["transformer_matrices"] + counts["lm_head"]
+    one = 4 * matrices + 2 * (counts["total"] - matrices)  # the model; its moments below
+    one += 4 * counts["transformer_matrices"] + 8 * counts["lm_head"] + 4 * (counts["total"] - matrices)
+    total = 3 * 3 * one  # three stages, two checkpoints kept and one being written
+    if plan.data == "hub" and not hub.mirror():
+        total += hub.shards_for(plan.steps["base"] * plan.batch) * 100_000_000
+    return total
+
+
+def store(plan: Plan, run: Run) -> None:
+    write_atomically(run.folder / "plan.json", json.dumps(asdict(plan), indent=1).encode())
+
+
+def load(run: Run, asked: dict[str, Any]) -> Plan | None:
+    """The stored plan of a run, or None. Raises UserError when flags given now differ from those it was made with."""
+    path = run.folder / "plan.json"
+    if not path.exists():
+        return None
+    try:
+        plan = Plan(**json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise UserError(f"{path} is damaged; delete it, or start over with --fresh") from None
+    for key, value in asked.items():
+        if plan.asked.get(key) != value:
+            before = plan.asked.get(key)
+            raise UserError(
+                f"run {run.name!r} was planned with --{key.replace('_', '-')} {'unset' if before is None else before}, "
+                f"not {value}; give another --run NAME, or --fresh to start over"
+            )
+    return plan
+
+
+def check(plan: Plan, run: Run, stages: list[str]) -> None:
+    """Finds out now what would stop the run later: data that cannot be read, a disk that is too full."""
+    if "tokenizer" in stages or "base" in stages:
+        if plan.flags["base"]["data"] not in ("embedded", "hub") or hub.mirror():
+            choose.documents(str(plan.flags["base"]["data"]), 0)
+    for stage in ("mid", "sft"):
+        data = str(plan.flags[stage]["data"])
+        if stage in stages and data not in ("embedded", "hub"):
+            choose.conversations(data, stage)
+    folder = run.folder
+    while not folder.exists():
+        folder = folder.parent
+    import shutil
+
+    free = shutil.disk_usage(folder).free
+    if free < plan.disk:
+        raise UserError(
+            f"{folder} has {free / 1e9:.1f} GB free and this run needs about {plan.disk / 1e9:.1f}; free some, or put "
+            "NANOCHAT_BASE_DIR on another disk"
+        )
+
+
+def show(plan: Plan, run: Run, stages: list[str]) -> None:
+    """Prints the plan for people."""
+    config = GPTConfig(**plan.config)
+    total = parameter_counts(config)["total"]
+    how = f"{plan.gpus} x {plan.device_name}" if plan.device == "cuda" else f"{plan.device} ({plan.device_name})"
+    print(f"\nrun {plan.run}: {run.folder}\n  machine   {how}")
+    for reason in plan.reasons:
+        name, _, text = reason.partition(": ")
+        print(f"  {name:9} {text}" if text else f"  note      {reason}")
+    print(
+        f"  model     {config.n_layer} layers, width {config.n_embd}, context {config.sequence_len}, vocabulary "
+        f"{config.vocab_size:,}: {total / 1e6:.1f} M parameters"
+    )
+    if plan.device == "cuda" and plan.data != "embedded":
+        rows = int(plan.flags["base"]["device_batch_size"])
+        needed = training_bytes(config, rows * config.sequence_len, plan.gpus) / 2**30
+        print(f"  memory    about {needed:.0f} GiB per GPU (predicted)")
+    for stage in stages:
+        steps, seconds = plan.steps.get(stage), plan.seconds.get(stage)
+        text = f"{steps:,} steps, {steps * plan.batch / 1e6:,.1f} M tokens" if steps else STAGE_TEXT[stage]
+        print(f"  {stage:9} {text}" + (f", about {duration(seconds)}" if seconds else ""))
+    if plan.rate:
+        source = "measured just now" if plan.measured else f"predicted, at {ASSUMED_MFU:.0%} of the peak"
+        whole = sum(s or 0 for s in plan.seconds.values()) + (OTHER_SECONDS if plan.measured else 0)
+        print(f"  time      about {duration(whole)} for all stages, at {plan.rate:,.0f} tokens/s ({source})")
+    else:
+        print("  time      unknown: no peak speed is known for this GPU")
+    print(f"  disk      at most {plan.disk / 1e9:.2f} GB", flush=True)
+
+
+STAGE_TEXT = {
+    "tokenizer": "byte-level BPE",
+    "base": "pretraining",
+    "mid": "one pass over the conversations",
+    "sft": "one pass over the conversations",
+    "eval": "bits per byte, questions with known answers",
+    "report": "report.md",
+}
+
+
+def duration(seconds: float) -> str:
+    """For people: "40 s", "12 min", "3.5 h"."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def shell(plan: Plan, run: Run, stages: list[str], fresh: bool) -> str:
+    """Assignments for speedrun.sh: RUN, RUN_DIR, STAGES, LAUNCH, and an array of flags for each stage."""
+    launch = [sys.executable]
+    if plan.gpus > 1:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={plan.gpus}"]
+    lines = [
+        f"RUN={shlex.quote(plan.run)}",
+        f"RUN_DIR={shlex.quote(str(run.folder))}",
+        f"STAGES=({' '.join(stages)})",
+        f"LAUNCH=({shlex.join(launch)})",
+        f"DATA={shlex.quote(str(plan.flags['base']['data']))}",
+        f"CHAT_DATA={shlex.quote(str(plan.flags['sft']['data']))}",
+        f"DEVICE={plan.device}",
+    ]
+    for stage, flags in plan.flags.items():
+        words = [word for key, value in flags.items() for word in (f"--{key.replace('_', '-')}={value}",)]
+        words += ["--fresh"] if fresh and stage in stages else []
+        lines.append(f"{stage.upper()}=({shlex.join(words)})")
+    return "\n".join(lines) + "\n"

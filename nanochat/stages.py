@@ -1,0 +1,195 @@
+"""Putting a training stage together: what base, mid and SFT have in common around the loop in trainer.py."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from nanochat import checkpoint, trainer
+from nanochat.chat import answers, visible_text
+from nanochat.cost import flops_per_token, parameter_counts
+from nanochat.data.loader import Encode, Rows, batches, one_pass
+from nanochat.data.source import Source
+from nanochat.engine import Engine, Request, Sampling
+from nanochat.gpt import GPT
+from nanochat.hardware import Hardware, can_compile
+from nanochat.optim import MuonAdamW
+from nanochat.recipe import Schedule
+from nanochat.run import Run
+from nanochat.tokenizer import Tokenizer
+from nanochat.trainer import Settings, Stage
+
+COMPILE_GAIN = "training runs eagerly, at about half the speed on CPUs"
+
+
+@dataclass
+class Setup:
+    """What differs between stages. `plan` is everything that decides the result: a stage resumes under the same plan
+    only.
+    """
+
+    name: str
+    run: Run
+    hardware: Hardware
+    tokenizer: Tokenizer
+    source: Source
+    encode: Encode
+    model: GPT
+    optimizer: MuonAdamW
+    schedule: Schedule
+    settings: Settings
+    rates: dict[str, float]  # learning rates of base training, which later stages start from
+    plan: dict[str, Any]
+    eval_tokens: int
+    prompts: list[Any]  # strings to continue, or lists of messages to answer
+    compile: str = "auto"
+    pad: bool = False
+    wandb: bool = False
+
+
+def run_stage(setup: Setup) -> None:
+    """Trains the stage to its end, going on from its newest checkpoint; does nothing when it is finished already."""
+    hardware, settings = setup.hardware, setup.settings
+    rows = Rows(
+        settings.device_batch_size,
+        settings.max_seq_len,
+        setup.pad,
+        hardware.rank,
+        hardware.world,
+        pin=hardware.device.type == "cuda",
+    )
+    bos = setup.tokenizer.bos
+    per_batch = rows.B * rows.world
+    eval_rows = max(1, setup.eval_tokens // rows.T // per_batch) * per_batch
+    meta = dict(
+        tokenizer=setup.tokenizer.fingerprint,
+        data=f"{setup.source.name} {setup.source.fingerprint}",
+        plan=json.loads(json.dumps(setup.plan)),
+        dtype=str(setup.model.dtype),
+        rates=setup.rates,
+        settings=vars(settings),
+    )
+    stage = Stage(
+        setup.name,
+        setup.run.stage(setup.name),
+        setup.model,
+        setup.optimizer,
+        setup.schedule,
+        settings,
+        hardware,
+        lambda state: batches(setup.source, "train", setup.encode, rows, state, bos),
+        lambda: one_pass(setup.source, "val", setup.encode, rows, eval_rows, bos),
+        setup.tokenizer.token_bytes(),
+        meta,
+        sample=lambda: samples(setup),
+        scaler=torch.amp.GradScaler(hardware.device.type) if setup.model.dtype == torch.float16 else None,
+    )
+    resumed = trainer.resume(stage)
+    if resumed and checkpoint.finished(stage.folder):
+        say(setup, f"{setup.name}: already trained, {stage.state.step} steps ({stage.folder})")
+        return
+    settings.accumulation(hardware.world)  # refuses before anything is compiled or written
+    stage.compile, reason = _compile(setup)
+    where = f"from step {stage.state.step}" if resumed else "from the beginning"
+    say(
+        setup,
+        f"{setup.name}: {settings.num_iterations} steps of {settings.total_batch_size:,} tokens on "
+        f"{setup.source.name}, {where}; {hardware.device.type} ({hardware.name}), {str(setup.model.dtype)[6:]}, "
+        f"{'compiled' if stage.compile else 'eager: ' + reason}",
+    )
+    if hardware.is_main:
+        stage.log = _log(setup, stage)
+    started = time.time()
+    trainer.train(stage)
+    if hardware.is_main:
+        said = samples(setup)
+        setup.run.write_summary(setup.name, dict(summary(setup, stage, time.time() - started), samples=said))
+        print("\n".join(f"  {text}" for text in said), flush=True)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def say(setup: Setup, line: str) -> None:
+    if setup.hardware.is_main:
+        print(line, flush=True)
+
+
+def _compile(setup: Setup) -> tuple[bool, str]:
+    if setup.compile == "no":
+        return False, "asked for"
+    works, reason = can_compile(setup.hardware.device)
+    return works, f"{reason}; {COMPILE_GAIN}" if setup.hardware.device.type == "cpu" else reason
+
+
+def _log(setup: Setup, stage: Stage) -> Callable[[dict[str, Any]], None]:
+    write = trainer.json_log(stage.folder / "log.jsonl", stage.state.step)
+    if not setup.wandb:
+        return write
+    import wandb
+
+    board = wandb.init(project="nanochat-kernels", name=f"{setup.run.name}-{setup.name}", config=setup.plan)
+
+    def both(row: dict[str, Any]) -> None:
+        write(row)
+        board.log(row)
+
+    return both
+
+
+def samples(setup: Setup) -> list[str]:
+    """What the model says to each prompt, greedily: a continuation, or an answer."""
+    was_training = setup.model.training
+    state = setup.model.state_dict()
+    engine = Engine(copy_of(setup.model, state), slots=len(setup.prompts))
+    greedy = Sampling(temperature=0)
+    if isinstance(setup.prompts[0], str):
+        lines = []
+        for prompt in setup.prompts:
+            request = Request([setup.tokenizer.bos, *setup.tokenizer.encode(prompt)], 16, greedy)
+            text = setup.tokenizer.decode(list(engine.stream(request)))
+            lines.append(" ".join(f"{prompt}|{text}".split()))
+    else:
+        replies = answers(engine, setup.tokenizer, setup.prompts, 48, greedy)
+        lines = [f"{p[-1]['content']} → {' '.join(visible_text(r).split())}" for p, r in zip(setup.prompts, replies)]
+    setup.model.train(was_training)
+    return lines
+
+
+def copy_of(model: GPT, state: dict[str, torch.Tensor]) -> GPT:
+    """A second model with the same weights: the engine keeps its own, cast to the compute dtype."""
+    with torch.device("meta"):
+        twin = GPT(model.config)
+    twin.to_empty(device=model.lm_head.weight.device)
+    twin.load_state_dict(state)
+    twin.set_dtype(model.dtype)
+    return twin
+
+
+def summary(setup: Setup, stage: Stage, seconds: float) -> dict[str, Any]:
+    """What the report says about a finished stage."""
+    state, config, settings = stage.state, setup.model.config, setup.settings
+    tokens = state.step * settings.total_batch_size
+    return dict(
+        stage=setup.name,
+        plan=setup.plan,
+        data=stage.meta["data"],
+        device=setup.hardware.name,
+        world=setup.hardware.world,
+        dtype=stage.meta["dtype"],
+        compiled=stage.compile,
+        parameters=parameter_counts(config),
+        steps=state.step,
+        tokens=tokens,
+        flops=tokens * flops_per_token(config),
+        training_seconds=state.seconds,
+        tok_per_s=tokens / max(state.seconds, 1e-9),
+        last_session_seconds=seconds,
+        train_loss=state.smooth_loss / (1 - 0.9 ** max(1, state.step - state.skipped)),
+        skipped_steps=state.skipped,
+        val_bpb=state.val_bpb,
+        peak_memory=setup.hardware.peak_memory(),
+    )

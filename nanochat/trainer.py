@@ -1,0 +1,320 @@
+"""The one training loop of base, mid and SFT.
+
+`train` runs steps from wherever the state stands to the last one: gradient accumulation, schedules, evaluation,
+samples, checkpoints. A checkpoint is written before anything that could fail (an evaluation), and holds everything that
+the next step depends on, so a resumed run takes the same steps as one that was never stopped. SIGINT and SIGTERM let
+the step finish, save, and end the process with a code of its own; a second one ends it at once.
+"""
+
+import gc
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanochat import checkpoint
+from nanochat.cost import flops_per_token
+from nanochat.data.loader import Batch, LoaderState, Prefetch
+from nanochat.errors import UserError
+from nanochat.evaluate.bits_per_byte import bits_per_byte
+from nanochat.files import write_atomically
+from nanochat.gpt import GPT
+from nanochat.hardware import Hardware
+from nanochat.optim import MuonAdamW
+from nanochat.progress import Progress
+from nanochat.recipe import Schedule
+
+BAD_STEPS = 5  # so many steps in a row with a loss that is no number end the run
+
+
+@dataclass
+class Settings:
+    """What the loop reads. Counts are optimizer steps; batch sizes as named."""
+
+    num_iterations: int
+    device_batch_size: int  # rows of a micro-batch on one device
+    max_seq_len: int
+    total_batch_size: int  # tokens of a step, all ranks together
+    eval_every: int = -1  # −1: only at the end
+    save_every: int = -1
+    sample_every: int = -1
+
+    def accumulation(self, world: int) -> int:
+        """Micro-batches per step. Raises UserError when the total batch is no multiple of what runs at a time."""
+        rows = self.device_batch_size * self.max_seq_len * world
+        if self.device_batch_size < 1 or self.total_batch_size % rows or self.total_batch_size < rows:
+            raise UserError(
+                f"--total-batch-size {self.total_batch_size} is no multiple of --device-batch-size "
+                f"{self.device_batch_size} x --max-seq-len {self.max_seq_len} x {world} ranks = {rows} tokens"
+            )
+        return self.total_batch_size // rows
+
+
+@dataclass
+class State:
+    """All that changes from step to step, but the tensors in model and optimizer."""
+
+    step: int = 0
+    loader: LoaderState | None = None
+    seconds: float = 0.0  # spent in training steps
+    smooth_loss: float = 0.0  # exponential mean of the loss, not yet debiased
+    val_bpb: float | None = None
+    evaluated_step: int = -1  # to which step val_bpb belongs
+    skipped: int = 0  # steps whose loss was no finite number
+    scaler: dict[str, Any] | None = None  # of the float16 loss scaling
+
+    def numbers(self) -> dict[str, Any]:
+        """What goes into a checkpoint's JSON."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "loader"}
+
+
+@dataclass
+class Stage:
+    """One stage of training, ready to run: what `train` works on."""
+
+    name: str
+    folder: Path
+    model: GPT
+    optimizer: MuonAdamW
+    schedule: Schedule
+    settings: Settings
+    hardware: Hardware
+    batches: Callable[[LoaderState | None], Iterable[Batch]]
+    val_batches: Callable[[], Iterable[Batch]]
+    token_bytes: Tensor
+    meta: dict[str, Any]  # goes into every checkpoint
+    sample: Callable[[], list[str]] = lambda: []
+    compile: bool = False
+    log: Callable[[dict[str, Any]], None] = lambda row: None
+    state: State = field(default_factory=State)
+    saved_step: int = 0  # of the newest checkpoint
+    scaler: torch.amp.GradScaler | None = None  # float16 only
+
+    def due(self, every: int) -> bool:
+        """Whether something done every so many steps is to be done now."""
+        return every > 0 and self.state.step > 0 and self.state.step % every == 0
+
+    def evaluation_due(self) -> bool:
+        """At the end, and every eval_every steps, once."""
+        now = self.state.step == self.settings.num_iterations or self.due(self.settings.eval_every)
+        return now and self.state.evaluated_step != self.state.step
+
+
+class Interrupt:
+    """Notes SIGINT and SIGTERM instead of dying of them; the second one is deadly again."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.received:
+            self.restore()
+            raise KeyboardInterrupt
+        self.received = True
+        print("\nStopping after this step; once more to stop at once.", file=sys.stderr, flush=True)
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def resume(stage: Stage) -> bool:
+    """Puts the stage where its newest complete checkpoint left it. False when there is none."""
+    found = checkpoint.latest(stage.folder)
+    if found is None:
+        return False
+    for key in ("tokenizer", "data", "plan"):
+        if found.meta[key] != stage.meta[key]:
+            raise UserError(
+                f"{found.folder} was made with another {key} ({found.meta[key]}) than asked for now "
+                f"({stage.meta[key]}); give --fresh to train the stage again, or another --run"
+            )
+    stage.model.load_state_dict(found.tensors("model"))
+    stage.model.set_dtype(stage.model.dtype)
+    stage.optimizer.load_full_state(found.tensors("optimizer"))
+    stage.state = State(**found.meta["state"])
+    loader = found.tensors("loader")
+    stage.state.loader = LoaderState.restore(found.meta["loader"], loader)
+    torch.set_rng_state(loader["torch_rng"])
+    if stage.scaler and stage.state.scaler:
+        stage.scaler.load_state_dict(stage.state.scaler)
+    stage.saved_step = stage.state.step
+    return True
+
+
+def save(stage: Stage, finished: bool) -> None:
+    """Writes a checkpoint (rank 0; the others only hand over their shares of the optimizer)."""
+    moments = stage.optimizer.full_state()
+    stage.saved_step = stage.state.step
+    if not stage.hardware.is_main:
+        return
+    state = stage.state
+    assert state.loader is not None
+    state.scaler = stage.scaler.state_dict() if stage.scaler else None
+    meta = dict(
+        stage.meta,
+        stage=stage.name,
+        step=state.step,
+        finished=finished,
+        state=state.numbers(),
+        loader=state.loader.metadata(),
+        peak_memory=stage.hardware.peak_memory(),
+    )
+    loader = dict(state.loader.tensors(), torch_rng=torch.get_rng_state())
+    checkpoint.save(stage.folder, meta, stage.model, dict(optimizer=moments, loader=loader))
+
+
+def train(stage: Stage) -> None:
+    """Runs the stage to its end and leaves a finished checkpoint. Raises KeyboardInterrupt when stopped by a signal."""
+    settings, state, hardware = stage.settings, stage.state, stage.hardware
+    accumulation = settings.accumulation(hardware.world)
+    model = torch.compile(stage.model, dynamic=False) if stage.compile else stage.model
+    flops = flops_per_token(stage.model.config) * settings.total_batch_size
+    data = Prefetch(iter(stage.batches(state.loader)))
+    progress = Progress(stage.name, settings.num_iterations, state.step, hardware.is_main)
+    interrupt = Interrupt()
+    first = state.step
+    bad = 0
+    try:
+        while True:
+            if stage.evaluation_due() and not _any_rank(interrupt.received, hardware):
+                _evaluate(stage, interrupt, progress)
+            if _any_rank(interrupt.received, hardware):
+                if state.step > first and state.step != stage.saved_step:
+                    save(stage, finished=False)
+                progress.note(f"{stage.name}: stopped at step {stage.saved_step}, saved")
+                raise KeyboardInterrupt
+            if state.step == settings.num_iterations:
+                break
+            started = time.perf_counter()
+            loss, ok = step(stage, model, data, accumulation)
+            seconds = time.perf_counter() - started
+            bad = 0 if ok else bad + 1
+            if bad == BAD_STEPS:
+                raise UserError(
+                    f"{stage.name}: the loss was no finite number {bad} steps in a row up to step {state.step}; "
+                    "lower the learning rates, or look at the data around there"
+                )
+            _account(stage, progress, loss, ok, seconds, flops)
+            if stage.due(settings.save_every) or stage.evaluation_due():
+                save(stage, finished=False)
+            if stage.due(settings.sample_every) and hardware.is_main:
+                for text in stage.sample():
+                    progress.note(f"  {text}")
+            if state.step == first + 1:
+                gc.collect()  # or the collector scans the whole model again and again, up to half a second each time
+                gc.freeze()
+        save(stage, finished=True)
+    finally:
+        progress.close()
+        interrupt.restore()
+        data.close()
+
+
+def _account(stage: Stage, progress: Progress, loss: float, ok: bool, seconds: float, flops: int) -> None:
+    """Moves the state on by one step, shows it and logs it."""
+    state, hardware = stage.state, stage.hardware
+    multiplier = stage.schedule.lr(state.step)
+    state.step += 1
+    state.seconds += seconds
+    state.skipped += not ok
+    if ok:
+        state.smooth_loss = 0.9 * state.smooth_loss + 0.1 * loss
+    mean = state.smooth_loss / (1 - 0.9 ** max(1, state.step - state.skipped))
+    rate = stage.settings.total_batch_size / seconds
+    mfu = flops / seconds / (hardware.peak.bf16 * 1e12 * hardware.world) if hardware.peak else None
+    progress.update(state.step, mean, rate, mfu)
+    if hardware.is_main:
+        stage.log(dict(step=state.step, loss=loss, smooth_loss=mean, lr=multiplier, tok_per_s=rate, mfu=mfu))
+
+
+def step(stage: Stage, model: Any, data: Iterator[Batch], accumulation: int) -> tuple[float, bool]:
+    """One optimizer step: (mean loss over the micro-batches of all ranks, whether the parameters were updated)."""
+    state, schedule, optimizer, scaler = stage.state, stage.schedule, stage.optimizer, stage.scaler
+    total = torch.zeros((), device=stage.hardware.device)
+    for _ in range(accumulation):
+        batch = next(data)
+        inputs, targets = batch.to(stage.hardware.device)
+        loss = model(inputs, targets) / accumulation
+        (scaler.scale(loss) if scaler else loss).backward()
+        total += loss.detach()
+        state.loader = batch.state
+    if stage.hardware.world > 1:
+        dist.all_reduce(total)
+        total /= stage.hardware.world
+    multiplier = schedule.lr(state.step)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * multiplier
+        if group["kind"] == "muon":
+            group["momentum"] = schedule.momentum(state.step)
+            group["weight_decay"] = group["initial_weight_decay"] * schedule.weight_decay(state.step)
+    mean = total.item()
+    ok = math.isfinite(mean)
+    if scaler:
+        scaler.unscale_(optimizer)
+        for found in scaler._found_inf_per_device(optimizer).values():
+            if stage.hardware.world > 1:
+                dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        scaler.step(optimizer)
+        scaler.update()
+    elif ok:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return mean, ok
+
+
+def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress) -> None:
+    """Sets val_bpb. Told to stop, it forgets the half evaluation; the resumed run makes it again."""
+    state = stage.state
+    stage.model.eval()
+    value = bits_per_byte(stage.model, stage.val_batches(), stage.token_bytes, lambda: interrupt.received)
+    stage.model.train()
+    if _any_rank(interrupt.received, stage.hardware):
+        return
+    state.val_bpb, state.evaluated_step = value, state.step
+    progress.note(f"{stage.name} step {state.step}: validation {value:.4f} bits per byte")
+    if stage.hardware.is_main:
+        stage.log(dict(step=state.step, val_bpb=value))
+
+
+def _any_rank(flag: bool, hardware: Hardware) -> bool:
+    """True on every rank when it is true on one, so that all leave the loop at the same step."""
+    if hardware.world == 1:
+        return flag
+    shared = torch.tensor(float(flag), device=hardware.device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return bool(shared.item())
+
+
+def json_log(path: Path, step: int) -> Callable[[dict[str, Any]], None]:
+    """Appends each row to a JSON-lines file, after dropping what an earlier attempt logged beyond `step`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [line for line in read_log(path) if line["step"] <= step] if step else []
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+    def write(row: dict[str, Any]) -> None:
+        with open(path, "a") as f:
+            f.write(json.dumps(row) + "\n")
+
+    return write
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log; a last line that was cut off by a crash is dropped."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows

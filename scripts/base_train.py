@@ -1,0 +1,125 @@
+"""Pretraining: from random weights to a model that continues text."""
+
+from dataclasses import dataclass
+
+import torch
+
+from nanochat.data import choose
+from nanochat.data.loader import document_encoder
+from nanochat.flags import flag, parse, run_script
+from nanochat.gpt import GPT
+from nanochat.hardware import setup as look_at_hardware
+from nanochat.recipe import Schedule, horizon, model_config
+from nanochat.run import Run
+from nanochat.stages import Setup, run_stage
+from nanochat.trainer import Settings
+
+PROMPTS = [
+    "The capital of France is",
+    "The opposite of hot is",
+    "If yesterday was Friday, then tomorrow will be",
+    "My favorite color is",
+]
+
+
+@dataclass
+class Flags:
+    run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
+    data: str = flag("embedded", "embedded | hub | a path to parquet, JSONL or text files")
+    device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
+    compile: str = flag("auto", "auto: torch.compile where it works; no: eager", choices=("auto", "no"))
+    fresh: bool = flag(False, "forget what this stage has trained so far")
+    wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
+    depth: int = flag(20, "layers of the model; with the recipe, everything follows from it")
+    aspect_ratio: int = flag(64, "width = depth * aspect_ratio, rounded up to whole heads")
+    head_dim: int = flag(128, "channels of an attention head")
+    max_seq_len: int = flag(2048, "tokens of context")
+    window_pattern: str = flag("SSSL", "attention windows tiled over the layers: L full, S a quarter")
+    num_iterations: int = flag(-1, "optimizer steps (-1: from the next flags)")
+    target_flops: float = flag(-1.0, "train for so many FLOPs (-1: off)")
+    target_param_data_ratio: float = flag(12.0, "train for so many tokens per parameter")
+    device_batch_size: int = flag(32, "rows per device at a time; lower it when memory runs out")
+    total_batch_size: int = flag(-1, "tokens per optimizer step (-1: from the recipe)")
+    embedding_lr: float = flag(0.3, "learning rate of the embeddings (AdamW)")
+    unembedding_lr: float = flag(0.008, "learning rate of the head (AdamW)")
+    matrix_lr: float = flag(0.02, "learning rate of the matrices (Muon)")
+    scalar_lr: float = flag(0.5, "learning rate of the per-layer scalars (AdamW)")
+    weight_decay: float = flag(0.28, "Muon's weight decay at depth 12")
+    warmup_steps: int = flag(40, "steps of learning-rate warm-up (at most a twentieth of the run)")
+    warmdown_ratio: float = flag(0.65, "last part of the run in which the learning rate falls")
+    final_lr_frac: float = flag(0.05, "learning rate at the end, as a fraction")
+    eval_every: int = flag(250, "validate every so many steps (-1: only at the end)")
+    eval_tokens: int = flag(80 * 524288, "tokens to validate on (at most the whole split)")
+    sample_every: int = flag(2000, "show samples every so many steps (-1: only at the end)")
+    save_every: int = flag(-1, "checkpoint every so many steps (-1: with each validation)")
+    seed: int = flag(42, "of the initial weights")
+
+
+def main() -> None:
+    flags = parse(Flags, __doc__ or "")
+    hardware = look_at_hardware(flags.device_type)
+    run = Run.open(flags.run)
+    tokenizer = run.tokenizer()
+    config = model_config(
+        flags.depth, tokenizer.vocab_size, flags.max_seq_len, flags.aspect_ratio, flags.head_dim, flags.window_pattern
+    )
+    length = horizon(
+        config,
+        flags.weight_decay,
+        flags.target_param_data_ratio,
+        flags.num_iterations,
+        flags.target_flops,
+        flags.total_batch_size,
+    )
+    settings = Settings(
+        length.num_iterations,
+        flags.device_batch_size,
+        flags.max_seq_len,
+        length.total_batch_size,
+        flags.eval_every,
+        flags.save_every,
+        flags.sample_every,
+    )
+    settings.accumulation(hardware.world)
+    source = choose.documents(flags.data, length.num_iterations * length.total_batch_size)
+    if flags.fresh and hardware.is_main:
+        run.fresh("base")
+    with torch.device("meta"):
+        model = GPT(config)
+    model.to_empty(device=hardware.device)
+    torch.manual_seed(flags.seed)
+    model.init_weights(hardware.dtype)
+    rates = dict(
+        embedding_lr=flags.embedding_lr * length.lr_scale,
+        unembedding_lr=flags.unembedding_lr * length.lr_scale,
+        matrix_lr=flags.matrix_lr * length.lr_scale,
+        scalar_lr=flags.scalar_lr * length.lr_scale,
+    )
+    schedule = Schedule(length.num_iterations, flags.warmup_steps, flags.warmdown_ratio, flags.final_lr_frac)
+    decisive = dict(
+        vars(schedule), total_batch_size=length.total_batch_size, weight_decay=length.weight_decay, seed=flags.seed
+    )
+    run_stage(
+        Setup(
+            name="base",
+            run=run,
+            hardware=hardware,
+            tokenizer=tokenizer,
+            source=source,
+            encode=document_encoder(tokenizer),
+            model=model,
+            optimizer=model.setup_optimizer(**rates, weight_decay=length.weight_decay),
+            schedule=schedule,
+            settings=settings,
+            rates=rates,
+            plan=dict(decisive, **rates, config=vars(config)),
+            eval_tokens=flags.eval_tokens,
+            prompts=PROMPTS,
+            compile=flags.compile,
+            wandb=flags.wandb,
+        )
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

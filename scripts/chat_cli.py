@@ -1,0 +1,133 @@
+"""Talk to a trained model in the terminal. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the chat."""
+
+import sys
+from dataclasses import dataclass, replace
+
+from nanochat import chat
+from nanochat.engine import Engine, Sampling
+from nanochat.errors import UserError
+from nanochat.flags import flag, parse, run_script
+from nanochat.hardware import setup as look_at_hardware
+from nanochat.run import Run
+from nanochat.tokenizer import Tokenizer
+
+HELP = """  /clear             forget the conversation
+  /temperature [x]   show or set: 0 always takes the likeliest token, 1 draws as the model says
+  /topk [n]          show or set how many candidates are drawn from (0: all)
+  /help              this list
+  /quit              end (also Ctrl-D)
+Ctrl-C stops an answer."""
+
+
+@dataclass
+class Flags:
+    run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
+    source: str = flag("", "stage whose model to talk to: base | mid | sft (default: the last there is)", "-i")
+    prompt: str = flag("", "answer this and end", "-p")
+    temperature: float = flag(0.6, "0: always the likeliest token", "-t")
+    top_k: int = flag(50, "candidates to draw from (0: all)", "-k")
+    max_tokens: int = flag(256, "longest answer, in tokens", "-m")
+    seed: int = flag(42, "of the draw")
+    device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
+
+
+def sampling_of(temperature: float, top_k: int, seed: int) -> Sampling:
+    """Checked settings. Raises UserError when they are out of range."""
+    if not 0 <= temperature <= 2:
+        raise UserError(f"temperature is {temperature}, wanted 0 to 2")
+    if top_k < 0:
+        raise UserError(f"top-k is {top_k}, wanted 0 (all) or more")
+    return Sampling(temperature, top_k or None, seed)
+
+
+def answer(engine: Engine, tokenizer: Tokenizer, messages: list[dict], max_tokens: int, sampling: Sampling) -> list:
+    """Streams one answer to the terminal; returns its events, also when Ctrl-C cut it short."""
+    events: list[chat.Event] = []
+    try:
+        for event in chat.stream(engine, tokenizer, messages, max_tokens, sampling):
+            events.append(event)
+            shown = {"text": "{}", "python": "[python: {}", "python_output": " = {}] "}[event.kind]
+            print(shown.format(event.text), end="", flush=True)
+    except KeyboardInterrupt:
+        print(" [stopped]", end="")
+    print()
+    return events
+
+
+def command(line: str, sampling: Sampling, messages: list[dict]) -> Sampling:
+    """Carries out a slash command; returns the settings from now on."""
+    name, _, value = line.partition(" ")
+    try:
+        if name == "/clear":
+            messages.clear()
+            print("A new conversation.")
+        elif name == "/temperature":
+            if value:
+                sampling = sampling_of(float(value), sampling.top_k or 0, sampling.seed)
+            print(f"temperature {sampling.temperature:g}")
+        elif name == "/topk":
+            if value:
+                sampling = sampling_of(sampling.temperature, int(value), sampling.seed)
+            print(f"top-k {sampling.top_k or 'all'}")
+        elif name == "/help":
+            print(HELP)
+        else:
+            print(f"There is no command {name}; /help lists them.")
+    except ValueError:
+        print(f"{name} wants a number, not {value!r}.")
+    except UserError as error:
+        print(error)
+    return sampling
+
+
+def converse(engine: Engine, tokenizer: Tokenizer, flags: Flags, sampling: Sampling) -> None:
+    """The interactive loop."""
+    try:
+        import readline  # noqa: F401 (line editing and history for input())
+    except ImportError:
+        pass
+    messages: list[dict] = []
+    turns = 0
+    while True:
+        try:
+            line = input("\nYou: ").strip()
+        except EOFError:
+            return print()
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D or /quit ends the chat)")
+            continue
+        if line in ("/quit", "/exit"):
+            return
+        if line.startswith("/"):
+            sampling = command(line, sampling, messages)
+        elif line:
+            messages.append(dict(role="user", content=line))
+            print("nanochat: ", end="", flush=True)
+            drawn = replace(sampling, seed=sampling.seed + turns)  # asking again may give another answer
+            events = answer(engine, tokenizer, messages, flags.max_tokens, drawn)
+            messages.append(dict(role="assistant", content=chat.content(events)))
+            turns += 1
+
+
+def main() -> None:
+    flags = parse(Flags, __doc__ or "")
+    sampling = sampling_of(flags.temperature, flags.top_k, flags.seed)
+    if flags.max_tokens < 1:
+        raise UserError(f"--max-tokens is {flags.max_tokens}, wanted at least 1")
+    hardware = look_at_hardware(flags.device_type)
+    run = Run.open(flags.run)
+    found = run.checkpoint(flags.source or None)
+    tokenizer = run.tokenizer()
+    found.check_tokenizer(tokenizer)
+    engine = Engine(found.model(hardware.device, hardware.dtype), slots=1)
+    if flags.prompt:
+        answer(engine, tokenizer, [dict(role="user", content=flags.prompt)], flags.max_tokens, sampling)
+        return
+    print(f"Talking to the {found.meta['stage']} model of run {run.name!r}. /help lists the commands.")
+    if not sys.stdin.isatty():
+        print("(reading from a pipe: one message a line)")
+    converse(engine, tokenizer, flags, sampling)
+
+
+if __name__ == "__main__":
+    run_script(main)

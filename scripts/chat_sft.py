@@ -1,0 +1,12 @@
+"""Supervised fine-tuning: the model learns to be the assistant; only the assistant's own tokens are trained."""
+
+from nanochat.chat_stages import ChatFlags, run_chat_stage
+from nanochat.flags import parse, run_script
+
+
+def main() -> None:
+    run_chat_stage("sft", parse(ChatFlags, __doc__ or ""))
+
+
+if __name__ == "__main__":
+    run_script(main)

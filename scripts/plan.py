@@ -1,0 +1,52 @@
+"""Decides what speedrun.sh does on this machine, prints it, and writes it down for the shell."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat import plan as planning
+from nanochat.errors import UserError
+from nanochat.flags import flag, parse, run_script
+from nanochat.run import Run
+
+
+@dataclass
+class Flags:
+    run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs")
+    data: str | None = flag(None, "embedded | hub | a path to your own (default: hub on GPUs with a network)", kind=str)
+    depth: int | None = flag(None, "layers of the model (default: by the machine)", kind=int)
+    device: str | None = flag(None, "cuda | cpu | mps (default: the best there is)", kind=str)
+    max_minutes: float | None = flag(None, "shorten the training to stay within so many minutes", kind=float)
+    stages: str = flag("all", f"comma-separated, of {', '.join(planning.STAGES)}")
+    fresh: bool = flag(False, "forget what the stages have done so far (all of them: the plan too)")
+    dry_run: bool = flag(False, "print the plan and stop")
+    write: str = flag("", "file for the shell's variables (speedrun.sh gives it)")
+
+
+def main() -> None:
+    flags = parse(Flags, __doc__ or "")
+    stages = list(planning.STAGES) if flags.stages == "all" else [s for s in flags.stages.split(",") if s]
+    for stage in stages:
+        if stage not in planning.STAGES:
+            raise UserError(f"--stages names {stage!r}; the stages are {', '.join(planning.STAGES)}")
+    stages = [stage for stage in planning.STAGES if stage in stages]
+    run = Run.open(flags.run)
+    names = ("data", "depth", "device", "max_minutes")
+    asked = {name: value for name in names if (value := getattr(flags, name)) is not None}
+    everything = flags.fresh and stages == list(planning.STAGES)
+    stored = None if everything else planning.load(run, asked)
+    plan = stored or planning.make(run, asked)
+    planning.check(plan, run, stages)
+    planning.show(plan, run, stages)
+    if flags.dry_run:
+        return
+    if everything:
+        shutil.rmtree(run.folder, ignore_errors=True)
+    if everything or stored is None:
+        planning.store(plan, run)
+    if flags.write:
+        Path(flags.write).write_text(planning.shell(plan, run, stages, flags.fresh))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,58 @@
+"""How well the run's tokenizer compresses: bytes per token on its own validation text and on other kinds of text.
+
+GPT-2's and GPT-4's tokenizers stand beside it where tiktoken can get them (it downloads them once).
+"""
+
+from dataclasses import dataclass
+
+import tiktoken
+
+from nanochat.data import choose
+from nanochat.data.source import first_items
+from nanochat.flags import flag, parse, run_script
+from nanochat.run import Run
+
+OTHER_TEXT = {
+    "news": "The river rose by two metres overnight, the mayor said, and by noon the old bridge had been closed. "
+    "Farmers in the valley moved their cattle to higher ground while volunteers filled bags with sand.",
+    "code": "def gcd(a: int, b: int) -> int:\n    while b:\n        a, b = b, a % b\n    return a\n\n\n"
+    'if __name__ == "__main__":\n    print(gcd(1071, 462))\n',
+    "mathematics": "Let $f(x) = x^2 - 3x + 2$. Then $f(1) = 0$ and $f(2) = 0$, so $f(x) = (x - 1)(x - 2)$; its "
+    "minimum is at $x = 3/2$, where $f(3/2) = -1/4$. 1024 * 768 = 786432.",
+    "German": "Der Zug nach Würzburg fährt heute von Gleis sieben ab; er kommt heute zwölf Minuten später an.",
+    "Japanese": "春になると川のそばの桜が咲いて、たくさんの人が花を見に来ます。",
+}
+
+
+@dataclass
+class Flags:
+    run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
+    data: str = flag("embedded", "embedded | hub | a path: whose validation text to compress")
+
+
+def main() -> None:
+    flags = parse(Flags, __doc__ or "")
+    run = Run.open(flags.run)
+    tokenizer = run.tokenizer()
+    source = choose.documents(flags.data, 0)
+    texts = {"validation": "\n".join(first_items(source, "val", 200)), **OTHER_TEXT}
+    encoders = {"ours": tokenizer.encode}
+    for title, name in (("GPT-2", "gpt2"), ("GPT-4", "cl100k_base")):
+        try:
+            encoders[title] = tiktoken.get_encoding(name).encode_ordinary
+        except Exception as error:  # the download fails in many ways, all meaning the same
+            print(f"{title}'s tokenizer cannot be had here ({type(error).__name__}), so it is not compared")
+    sizes = {"ours": tokenizer.vocab_size, "GPT-2": 50257, "GPT-4": 100277}
+    print(f"bytes per token on {source.name}; more is better")
+    print(f"{'':12}" + "".join(f"{f'{title} ({sizes[title]:,})':>18}" for title in encoders))
+    table = {}
+    for kind, text in texts.items():
+        size = len(text.encode())
+        table[kind] = {title: size / len(encode(text)) for title, encode in encoders.items()}
+        print(f"{kind:12}" + "".join(f"{ratio:18.2f}" for ratio in table[kind].values()))
+    summary = run.summary("tokenizer") or {}
+    run.write_summary("tokenizer", {**summary, "bytes_per_token": table})
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,71 @@
+"""Training the tokenizer: byte-level BPE on the text of the run."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nanochat.data import choose
+from nanochat.data.source import Source
+from nanochat.errors import UserError
+from nanochat.flags import flag, parse, run_script
+from nanochat.run import Run
+from nanochat.tokenizer import Tokenizer
+
+
+@dataclass
+class Flags:
+    run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
+    data: str = flag("embedded", "embedded | hub | a path to parquet, JSONL or text files")
+    vocab_size: int = flag(32768, "tokens in the vocabulary, the 9 special ones included")
+    max_chars: int = flag(2_000_000_000, "characters to train on, at most")
+    doc_cap: int = flag(10_000, "characters of one document, at most")
+    fresh: bool = flag(False, "train again although there is a tokenizer")
+
+
+def texts(source: Source, max_chars: int, doc_cap: int) -> Iterator[str]:
+    """The beginning of the training split, up to max_chars characters."""
+    left = max_chars
+    for unit in range(source.units("train")):
+        for text in source.load("train", unit):
+            yield text[: min(doc_cap, left)]
+            left -= min(len(text), doc_cap)
+            if left <= 0:
+                return
+
+
+def main() -> None:
+    flags = parse(Flags, __doc__ or "")
+    run = Run.open(flags.run)
+    wanted = dict(data=flags.data, vocab_size=flags.vocab_size, max_chars=flags.max_chars, doc_cap=flags.doc_cap)
+    source = choose.documents(flags.data, flags.max_chars // 4)
+    wanted["fingerprint"] = source.fingerprint
+    made = run.summary("tokenizer")
+    if made and not flags.fresh:
+        tokenizer = run.tokenizer()
+        if made["wanted"] != wanted:
+            raise UserError(
+                f"run {run.name!r} has a tokenizer made with {made['wanted']}, not {wanted}; "
+                "give --fresh or another --run"
+            )
+        print(f"tokenizer: already trained, {tokenizer.vocab_size:,} tokens ({run.stage('tokenizer')})")
+        return
+    started, characters = time.time(), 0
+
+    def counted() -> Iterator[str]:
+        nonlocal characters
+        for text in texts(source, flags.max_chars, flags.doc_cap):
+            characters += len(text)
+            yield text
+
+    tokenizer = Tokenizer.train(counted(), flags.vocab_size)
+    seconds = time.time() - started
+    tokenizer.save(run.stage("tokenizer"))
+    summary = dict(wanted=wanted, characters=characters, seconds=seconds, fingerprint=tokenizer.fingerprint)
+    run.write_summary("tokenizer", dict(summary, vocab_size=tokenizer.vocab_size))
+    print(
+        f"tokenizer: {tokenizer.vocab_size:,} tokens from {characters:,} characters of {source.name} in {seconds:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,31 @@
+# Sourced by speedrun.sh and tests/run.sh: makes .venv with what pyproject.toml asks for, and activates it.
+# Usage: . scripts/venv.sh [extra]
+# Installs again only when pyproject.toml has changed since.
+
+_extra="${1:-}"
+_stop() { echo "error: $*" >&2; exit 2; }
+
+if [ ! -x .venv/bin/python ]; then
+    _python=""
+    for _candidate in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do
+        if "$_candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 15))' 2>/dev/null; then
+            _python="$_candidate"
+            break
+        fi
+    done
+    [ -n "$_python" ] || _stop "no Python 3.10 to 3.14 was found; install one (python3 and its venv module), then call again"
+    rm -rf .venv.new
+    "$_python" -m venv .venv.new || { rm -rf .venv.new; _stop "$_python cannot make a virtual environment; install its venv module (Debian: python3-venv)"; }
+    # A virtual environment knows its own path, so it is made again in its place once we know that it can be.
+    rm -rf .venv.new .venv
+    "$_python" -m venv .venv || _stop "no virtual environment could be made in $PWD/.venv"
+fi
+. .venv/bin/activate
+
+_stamp=".venv/installed${_extra:+-$_extra}"
+if ! cmp -s pyproject.toml "$_stamp"; then
+    echo "installing what pyproject.toml asks for into .venv (PyTorch is large: minutes on a slow line) …"
+    python -m pip install --quiet --disable-pip-version-check ".${_extra:+[$_extra]}" ||
+        _stop "the installation failed (see above); with a network, the same command again goes on"
+    cp pyproject.toml "$_stamp"
+fi

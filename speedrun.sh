@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# From a fresh machine to a model you can talk to.
+#
+#   bash speedrun.sh [--run NAME] [--data embedded|hub|PATH] [--depth N] [--device cuda|cpu|mps] [--max-minutes M]
+#                    [--stages tokenizer,base,mid,sft,eval,report] [--fresh] [--dry-run]
+#
+# Called again, it goes on where it stopped and does nothing twice. Every stage is one command that you can also give by
+# hand; they are printed as they start. Artifacts: $NANOCHAT_BASE_DIR (default ~/.cache/nanochat-kernels).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+trap : INT TERM # a stage saves and says so by its exit code; then we stop, below
+
+. scripts/venv.sh
+
+PLAN=$(mktemp)
+trap 'rm -f "$PLAN"' EXIT
+python -m scripts.plan "$@" --write "$PLAN"
+[ -s "$PLAN" ] || exit 0 # --dry-run
+. "$PLAN"
+
+wanted() { [[ " ${STAGES[*]} " == *" $1 "* ]]; }
+
+run() {
+    echo
+    echo "\$ ${*/#"$PWD/"/}"
+    local code=0
+    "$@" || code=$?
+    if [ $code -eq 75 ]; then
+        echo "Stopped. The same command again goes on from here." >&2
+    elif [ $code -ne 0 ]; then
+        echo "This stage ended with code $code; the same command again goes on from its last checkpoint." >&2
+    fi
+    [ $code -eq 0 ] || exit $code
+}
+
+if wanted tokenizer; then
+    run python -m scripts.tok_train --run="$RUN" "${TOKENIZER[@]}"
+    run python -m scripts.tok_eval --run="$RUN" --data="$DATA"
+fi
+if wanted base; then
+    run "${LAUNCH[@]}" -m scripts.base_train --run="$RUN" "${BASE[@]}"
+fi
+if wanted mid; then
+    run "${LAUNCH[@]}" -m scripts.mid_train --run="$RUN" "${MID[@]}"
+fi
+if wanted sft; then
+    run "${LAUNCH[@]}" -m scripts.chat_sft --run="$RUN" "${SFT[@]}"
+fi
+if wanted eval; then
+    run python -m scripts.base_eval --run="$RUN" --source=base --data="$DATA" --device-type="$DEVICE" --split-tokens=65536
+    if [ "$CHAT_DATA" = embedded ]; then
+        run python -m scripts.chat_eval --run="$RUN" --source=sft --device-type="$DEVICE"
+    fi
+fi
+if wanted report; then
+    run python -m scripts.report --run="$RUN"
+fi
+
+if wanted report; then
+    echo
+    echo "Talk to it:  .venv/bin/python -m scripts.chat_cli --run=$RUN"
+fi
