@@ -16,7 +16,7 @@ from nanochat.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Event:
-    """A piece of an answer: kind "text" to show as it comes, "python" a whole call, "python_output" its whole result."""
+    """A piece of an answer: of kind "text", to show as it comes; "python", a whole call; "python_output", its result."""
 
     kind: str
     text: str

@@ -149,7 +149,8 @@ def samples(setup: Setup) -> list[str]:
     if isinstance(setup.prompts[0], str):
         lines = []
         for prompt in setup.prompts:
-            request = Request([setup.tokenizer.bos, *setup.tokenizer.encode(prompt)], 16, greedy)
+            ids = [setup.tokenizer.bos, *setup.tokenizer.encode(prompt)][-(engine.config.sequence_len - 1) :]
+            request = Request(ids, 16, greedy)
             text = setup.tokenizer.decode(list(engine.stream(request)))
             lines.append(" ".join(f"{prompt}|{text}".split()))
     else:

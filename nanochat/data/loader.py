@@ -54,7 +54,7 @@ class LoaderState:
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs and targets (B, T) int64, targets −1 where nothing is to be learnt; the loader's state after this batch."""
+    """inputs and targets (B, T) int64, targets −1 where nothing is to be learnt; the loader's state after it."""
 
     inputs: Tensor
     targets: Tensor
@@ -118,7 +118,7 @@ def batches(
 
 
 def one_pass(source: Source, split: str, encode: Encode, rows: Rows, max_rows: int, bos: int = 0) -> Iterator[Batch]:
-    """Batches of at most max_rows rows over all ranks, each item once; the last batches may be short of rows (ignored)."""
+    """Batches of at most max_rows rows over all ranks, each item once; missing rows of the last are all ignored."""
     packer, items, position = _restore(source, split, rows, None)
     empty = row_arrays([], rows.T + 1, bos)
     done = 0

@@ -18,7 +18,7 @@ import numpy as np
 IGNORED = -1  # target of a token that is not to be learnt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Document:
     """Token ids (int32) and, for conversations in SFT, which of them are to be learnt (bool); None means all."""
 
@@ -64,7 +64,7 @@ class Packer:
         return [document for _, _, document in sorted(self._waiting, key=lambda entry: entry[1])]
 
     def pack(self) -> list[Document]:
-        """The documents of the next row, at most `capacity` tokens together (exactly, unless padding or running dry)."""
+        """The documents of the next row: `capacity` tokens together, fewer when padding or running dry."""
         row, left = [], self.capacity
         while left > 0 and self._waiting:
             fitting = bisect_right(self._waiting, left, key=lambda entry: entry[0])

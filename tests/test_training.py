@@ -1,0 +1,226 @@
+"""Whole stages through their scripts, tiny: exact resume, doing nothing twice, refusing what does not fit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from nanochat import checkpoint, trainer
+from nanochat.errors import EXIT_INTERRUPTED
+from nanochat.run import Run
+
+ROOT = Path(__file__).parent.parent
+SIZES = (
+    "--depth=2 --aspect-ratio=16 --head-dim=16 --max-seq-len=32 --device-batch-size=4 --total-batch-size=256 "
+    "--num-iterations=12 --eval-every=4 --save-every=3 --eval-tokens=512 --compile=no"
+).split()
+CHAT = "--num-iterations=6 --eval-every=3 --save-every=2 --eval-tokens=256 --compile=no".split()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A base directory with text, conversations, and a tokenizer in the runs "a" and "b"; float32."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "home"))
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(dict(text=t)) + "\n" for t in tiny.sentences(1500)))
+    talks = [
+        dict(messages=[dict(role="user", content=q), dict(role="assistant", content=a)])
+        for q, a in zip(tiny.sentences(400, 1), tiny.sentences(400, 2))
+    ]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    for name in ("a", "b"):
+        tiny.tokenizer().save(Run.open(name).stage("tokenizer"))
+    return tmp_path
+
+
+def train(home, name, stage="base", *more):
+    script, data, flags = {
+        "base": ("base_train", "text.jsonl", SIZES),
+        "mid": ("mid_train", "chat.jsonl", CHAT),
+        "sft": ("chat_sft", "chat.jsonl", CHAT),
+    }[stage]
+    return tiny.call(script, f"--run={name}", f"--data={home / data}", *flags, *more)
+
+
+def losses(name, stage):
+    rows = trainer.read_log(Run.open(name).stage(stage) / "log.jsonl")
+    return [(row["step"], row["loss"]) if "loss" in row else (row["step"], row["val_bpb"]) for row in rows]
+
+
+def assert_same(stage):
+    one, two = (Run.open(name).checkpoint(stage) for name in ("a", "b"))
+    for part in ("model", "optimizer", "loader"):
+        first, second = one.tensors(part), two.tensors(part)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first), part
+    assert losses("a", stage) == losses("b", stage)
+    assert one.meta["state"]["val_bpb"] == two.meta["state"]["val_bpb"] is not None
+
+
+@pytest.mark.parametrize("when", [2, 5, 8, 12])
+def test_interrupted_and_called_again_it_takes_the_same_steps(home, monkeypatch, when):
+    """SIGINT at a step; 8 and 12 fall on an evaluation."""
+    assert train(home, "a") == 0
+    plain = trainer._account
+
+    def interrupting(stage, *args):
+        plain(stage, *args)
+        if stage.state.step == when:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer, "_account", interrupting)
+    assert train(home, "b") == EXIT_INTERRUPTED
+    assert checkpoint.latest(Run.open("b").stage("base")).step == when
+    monkeypatch.setattr(trainer, "_account", plain)
+    assert train(home, "b") == 0
+    assert_same("base")
+
+
+def test_interrupted_inside_an_evaluation(home, monkeypatch):
+    assert train(home, "a") == 0
+    plain = trainer.bits_per_byte
+
+    def interrupting(model, batches, token_bytes, stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(model, batches, token_bytes, stop)
+
+    monkeypatch.setattr(trainer, "bits_per_byte", interrupting)
+    assert train(home, "b") == EXIT_INTERRUPTED
+    monkeypatch.setattr(trainer, "bits_per_byte", plain)
+    assert train(home, "b") == 0
+    assert_same("base")
+
+
+@pytest.mark.parametrize("stage", ["mid", "sft"])
+def test_chat_stages_resume_exactly_too(home, monkeypatch, stage):
+    for name in ("a", "b"):
+        assert train(home, name) == 0
+        if stage == "sft":
+            assert train(home, name, "mid") == 0
+    assert train(home, "a", stage) == 0
+    plain = trainer._account
+
+    def interrupting(state, *args):
+        plain(state, *args)
+        if state.state.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer, "_account", interrupting)
+    assert train(home, "b", stage) == EXIT_INTERRUPTED
+    monkeypatch.setattr(trainer, "_account", plain)
+    assert train(home, "b", stage) == 0
+    assert_same(stage)
+
+
+def test_killed_and_called_again_it_takes_the_same_steps(home):
+    assert train(home, "a", "base", "--num-iterations=60") == 0
+    command = [sys.executable, "-m", "scripts.base_train", "--run=b", f"--data={home / 'text.jsonl'}", *SIZES]
+    process = subprocess.Popen([*command, "--num-iterations=60"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    folder = Run.open("b").stage("base")
+    while checkpoint.latest(folder) is None and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert 0 < checkpoint.latest(folder).step < 60
+    assert train(home, "b", "base", "--num-iterations=60") == 0
+    assert_same("base")
+
+
+def test_a_finished_stage_does_nothing_twice(home, capsys):
+    assert train(home, "a") == 0
+    made = checkpoint.latest(Run.open("a").stage("base"))
+    before = {path: path.stat().st_mtime_ns for path in made.folder.iterdir()}
+    assert train(home, "a") == 0
+    assert "already trained" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in made.folder.iterdir()}
+
+
+def test_another_plan_other_data_another_tokenizer_are_refused(home, capsys):
+    assert train(home, "a") == 0
+    assert train(home, "a", "base", "--matrix-lr=0.01") == 2
+    assert "another plan" in capsys.readouterr().err
+    assert tiny.call("base_train", "--run=a", f"--data={home / 'chat.jsonl'}", *SIZES) == 2
+    assert 'wanted an object with a string "text"' in capsys.readouterr().err
+    with open(home / "text.jsonl", "a") as f:
+        f.write('{"text": "more"}\n')
+    assert train(home, "a") == 2
+    assert "another data" in capsys.readouterr().err
+    tiny.tokenizer(280).save(Run.open("a").stage("tokenizer"))
+    assert train(home, "a", "mid") == 2
+    assert "another tokenizer" in capsys.readouterr().err
+
+
+def test_a_new_base_makes_the_old_mid_stale(home, capsys):
+    assert train(home, "a") == 0
+    assert train(home, "a", "mid") == 0
+    assert train(home, "a", "base", "--fresh", "--seed=7") == 0
+    assert train(home, "a", "mid") == 2
+    assert "--fresh" in capsys.readouterr().err
+    assert train(home, "a", "mid", "--fresh") == 0
+
+
+@pytest.mark.parametrize(
+    "stage, flags, complaint",
+    [
+        ("base", ["--depth=0"], "--depth is 0"),
+        ("base", ["--total-batch-size=100"], "no multiple of"),
+        ("base", ["--device-batch-size=0"], "no multiple of"),
+        ("base", ["--window-pattern=SX"], "letters S and L"),
+        ("base", ["--head-dim=15"], "even head dim"),
+        ("base", ["--run=../x"], "--run is"),
+        ("base", ["--run=none"], "train one first"),
+        ("base", ["--data=/none"], "does not exist"),
+        ("base", ["--device-type=tpu"], "wanted cuda, cpu or mps"),
+        ("mid", [], "train it first"),
+        ("sft", ["--source=rl"], "there is no stage 'rl'"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_leaves_nothing(home, capsys, stage, flags, complaint):
+    before = sorted(home.rglob("*"))
+    assert train(home, "a", stage, *flags) == 2
+    error = capsys.readouterr().err
+    assert complaint in error and error.count("\n") == 1, error
+    assert sorted(home.rglob("*")) == before
+
+
+def test_a_loss_that_is_no_number_skips_the_step_and_then_stops(home, monkeypatch, capsys):
+    plain, seen = trainer.step, []
+
+    def poisoned(stage, model, data, accumulation):
+        bad = stage.state.step in (3, 4)
+        before = {name: p.clone() for name, p in stage.model.named_parameters()}
+        result = plain(stage, (lambda x, y: model(x, y) * float("nan")) if bad else model, data, accumulation)
+        same = all(torch.equal(before[name], p) for name, p in stage.model.named_parameters())
+        seen.append((result[1], same))
+        return result
+
+    monkeypatch.setattr(trainer, "step", poisoned)
+    assert train(home, "a") == 0
+    assert seen == [(not bad, bad) for bad in (i in (3, 4) for i in range(12))]
+    assert Run.open("a").summary("base")["skipped_steps"] == 2
+    monkeypatch.setattr(trainer, "step", lambda stage, *rest: (setattr(stage.state, "loader", next(rest[1]).state), (float("nan"), False))[1])
+    assert train(home, "b") == 2
+    assert "no finite number 5 steps in a row" in capsys.readouterr().err
+
+
+def test_float16_trains_with_a_scaler_and_resumes(home, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float16")
+    assert train(home, "a") == 0
+    state = Run.open("a").checkpoint("base").meta["state"]
+    assert state["scaler"]["scale"] > 1
+    first, last = losses("a", "base")[0][1], state["smooth_loss"]
+    assert last < first
+
+
+def test_training_learns(home):
+    assert train(home, "a", "base", "--num-iterations=60", "--matrix-lr=0.2", "--embedding-lr=3") == 0
+    rows = [loss for _, loss in losses("a", "base")]
+    assert rows[0] == pytest.approx(5.70, abs=0.02)  # ln 300
+    assert Run.open("a").summary("base")["train_loss"] < 4.5

@@ -1,0 +1,53 @@
+"""Small things that several tests need: a text, a tokenizer, a model, and scripts run in this process."""
+
+import importlib
+import sys
+
+import pytest
+import torch
+
+from nanochat.flags import run_script
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.tokenizer import Tokenizer
+
+WORDS = "the a small big red old river house dog cat sees likes finds near under and then not it was is to of in".split()
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """Nonsense in few words, the same on every run."""
+    generator = torch.Generator().manual_seed(seed)
+    texts = []
+    for _ in range(count):
+        length = int(torch.randint(5, 40, (1,), generator=generator))
+        picks = torch.randint(len(WORDS), (length,), generator=generator)
+        texts.append(" ".join(WORDS[i] for i in picks).capitalize() + ".")
+    return texts
+
+
+def tokenizer(vocab_size: int = 300) -> Tokenizer:
+    return Tokenizer.train(sentences(200), vocab_size)
+
+
+def model(vocab_size: int = 300, seed: int = 0, **sizes) -> GPT:
+    """A GPT of 2 layers whose every parameter is random, so that nothing is zero."""
+    defaults = dict(sequence_len=64, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, window_pattern="SL")
+    torch.manual_seed(seed)
+    gpt = GPT(GPTConfig(vocab_size=vocab_size, **{**defaults, **sizes}))
+    gpt.init_weights()
+    with torch.no_grad():
+        for parameter in gpt.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return gpt
+
+
+def call(script: str, *argv: str) -> int:
+    """Runs `python -m scripts.NAME argv` in this process; returns the exit code."""
+    module = importlib.import_module(f"scripts.{script}")
+    before, sys.argv = sys.argv, [script, *argv]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run_script(module.main)
+    finally:
+        sys.argv = before
+    code = ended.value.code
+    return code if isinstance(code, int) else 1
