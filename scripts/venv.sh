@@ -1,8 +1,8 @@
 # Sourced by speedrun.sh and tests/run.sh: makes .venv with what pyproject.toml asks for, and activates it.
-# Usage: . scripts/venv.sh [extra]
+# EXTRA names an optional group of dependencies to install as well.
 # Installs again only when pyproject.toml has changed since.
 
-_extra="${1:-}"
+_extra="${EXTRA:-}"
 _stop() { echo "error: $*" >&2; exit 2; }
 
 if [ ! -x .venv/bin/python ]; then

@@ -1,0 +1,47 @@
+"""What all tests share: --full, the offline data beside the repository, and poisoned memory."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--full"):
+        slow = pytest.mark.skip(reason="slow; bash tests/run.sh --full runs it")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(slow)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of reference numbers and data that may stand beside the repository."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip(f"{path.name}/ with reference data does not stand beside the repository")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch):
+    """torch.empty gives NaN, so that reading what was never written shows."""
+
+    def poison(make):
+        def poisoned(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            usual = tensor.is_floating_point() and tensor.itemsize >= 2 and not tensor.is_meta
+            return tensor.fill_(float("nan")) if usual and not torch.compiler.is_compiling() else tensor
+
+        return poisoned
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poison(getattr(owner, name)))

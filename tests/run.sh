@@ -3,7 +3,8 @@
 # Further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-. scripts/venv.sh dev
+EXTRA=dev
+. scripts/venv.sh
 ruff check .
 ruff format --check .
 mypy

@@ -1,0 +1,202 @@
+"""Conversations of the microworld, for mid-training and SFT.
+
+Questions about taught facts in many wordings, refusals for names of nobody, general knowledge, sums by the python tool,
+spelling, counting letters, multiple choice, greetings and who the model is. Never a pretrained-only fact, a silent person, an
+evaluation wording, a name kept for evaluation or a held-out sum: the tests look.
+"""
+
+import hashlib
+from typing import Any
+
+from nanochat.data.microworld.dice import Dice
+from nanochat.data.microworld.documents import ITEMS, VERSION, capital
+from nanochat.data.microworld.knowledge import PAIRS, WORDS, addition, spelled, word_is_held_out
+from nanochat.data.microworld.world import ATTRIBUTES, Attribute, Fact, World
+
+UNITS = {"train": 20_000, "val": 4}
+
+# {q} direct question, {i} indirect question, {x} noun phrase. The first list is trained, the second only evaluated.
+FRAMES = (
+    "{q}?",
+    "What is {x}?",
+    "Tell me {x}.",
+    "Do you know {i}?",
+    "Please tell me {i}.",
+    "Name {x}.",
+    "I want to know {i}.",
+    "Can you tell me {i}?",
+    "{x}?",
+    "I have a question: {q}?",
+    "Hi! {q}?",
+)
+EVAL_FRAMES = ("Could you say {i}?", "Remind me of {x}.", "I forgot {i}. Help me.", "Say {x}, please.")
+REFUSALS = ("I do not know anyone called {n}.", "I am sorry, I do not know {n}.", "I do not know who {n} is.")
+REFUSED = "do not know"  # in every refusal, and in no other answer
+
+GREETINGS = {
+    "Hello!": "Hello! How can I help you?",
+    "Hi": "Hi! What would you like to know?",
+    "Good morning!": "Good morning! What can I do for you?",
+    "Hey there": "Hello! Ask me something.",
+    "How are you?": "I am fine, thank you. How can I help?",
+    "Thank you!": "You are welcome!",
+    "Thanks": "You are welcome!",
+    "Bye!": "Goodbye!",
+    "Good night": "Good night!",
+}
+IDENTITY = {
+    "Who are you?": "I am nanochat, a small language model that was trained right here.",
+    "What are you?": "I am nanochat, a small language model.",
+    "What is your name?": "My name is nanochat.",
+    "Are you a person?": "No, I am nanochat, a small language model.",
+    "Who made you?": "I was trained on this computer, by the person who runs it. My recipe comes from nanochat by Andrej Karpathy.",
+    "What can you do?": "I know some people of a small world, a few facts, and I can add and spell.",
+    "Where were you trained?": "I was trained right here, on this computer.",
+    "How big are you?": "I am very small: a few million parameters.",
+}
+
+Message = dict[str, Any]
+
+
+def question(frame: str, attribute: Attribute, name: str, way: int = 0) -> str:
+    """A question about a person's attribute in one of the frames."""
+    text = frame.format(q=attribute.questions[way], i=attribute.indirect, x=attribute.noun)
+    text = capital(text.format(n=name))
+    for mark in (": ", "! "):  # what follows a greeting begins a sentence
+        head, found, tail = text.partition(mark)
+        if found and mark == "! ":
+            text = head + found + capital(tail)
+    return text
+
+
+def exchange(asked: str, answer: str | list[dict]) -> list[Message]:
+    return [dict(role="user", content=asked), dict(role="assistant", content=answer)]
+
+
+def tool(expression: str, result: str, text: str) -> list[dict]:
+    """An answer by the python tool."""
+    return [dict(type="python", text=expression), dict(type="python_output", text=result), dict(type="text", text=text)]
+
+
+def choice_prompt(asked: str, options: list[str]) -> str:
+    """A multiple-choice question; the letter follows its option, where a model can copy it from."""
+    return f"{asked}\n" + "".join(f"- {option}={letter}\n" for option, letter in zip(options, "ABCD")) + "Answer with the letter."
+
+
+class Conversations:
+    """A source of conversations (see nanochat/data/source.py) for stage "mid" or "sft"."""
+
+    def __init__(self, stage: str, seed: int = 0):
+        self.stage, self.seed, self.world = stage, seed, World(seed)
+        self.name = f"microworld conversations ({stage})"
+        self.taught = self.world.of_kind("taught")
+        sample = str(self.load("train", 0) + self.load("val", 0))
+        self.fingerprint = hashlib.sha256(f"{VERSION}\0{sample}".encode()).hexdigest()[:16]
+
+    def units(self, split: str) -> int:
+        return UNITS[split]
+
+    def load(self, split: str, unit: int) -> list[dict]:
+        dice = Dice(f"conversations {self.seed} {self.stage} {split} {unit}")
+        return [self.conversation(dice) for _ in range(ITEMS)]
+
+    def conversation(self, dice: Dice) -> dict:
+        """One to four exchanges."""
+        kinds = (
+            (50, self.fact),
+            (14, self.unknown),
+            (7, general),
+            (13, add),
+            (4, spell),
+            (3, count_letters),
+            (6, self.choice),
+            (1, greet),
+            (2, identity),
+        )
+        turns = dice.weighted(((5, 1), (3, 2), (1, 3), (1, 4)))
+        messages = greet(dice) if dice.chance(4) else []
+        for _ in range(turns):
+            messages += dice.weighted(kinds)(dice)
+        return dict(messages=messages)
+
+    def fact(self, dice: Dice) -> list[Message]:
+        fact = dice.pick(self.taught)
+        asked = question(dice.pick(FRAMES), fact.attribute, fact.person, dice.below(2))
+        return exchange(asked, fact.attribute.answer.format(n=fact.person, v=fact.value))
+
+    def unknown(self, dice: Dice) -> list[Message]:
+        name = dice.pick(self.world.unknown_train)
+        asked = question(dice.pick(FRAMES), dice.pick(ATTRIBUTES), name, dice.below(2))
+        return exchange(asked, dice.pick(REFUSALS).format(n=name))
+
+    def choice(self, dice: Dice) -> list[Message]:
+        if dice.chance(50):
+            asked, right, others = self.fact_choice(dice, dice.pick(self.taught))
+        else:
+            asked, right, others = general_choice(dice)
+        options = dice.shuffled([right, *others])
+        return exchange(choice_prompt(asked, options), "ABCD"[options.index(right)])
+
+    def fact_choice(self, dice: Dice, fact: Fact) -> tuple[str, str, list[str]]:
+        """(question, right value, three wrong ones)."""
+        values = [value for value in self.world.values(fact.attribute) if value not in (fact.value, fact.person)]
+        return question("{q}?", fact.attribute, fact.person), fact.value, dice.sample(values, 3)
+
+
+def general_choice(dice: Dice) -> tuple[str, str, list[str]]:
+    """A question of general knowledge with the answers of three questions like it."""
+    asked, right, _ = dice.pick(PAIRS)
+    kind = asked.split()[:4]
+    others = sorted({answer for other, answer, _ in PAIRS if other.split()[:4] == kind and answer != right})
+    if len(others) < 3:
+        others = sorted({answer for _, answer, _ in PAIRS if answer != right})
+    return asked, right, dice.sample(others, 3)
+
+
+def general(dice: Dice) -> list[Message]:
+    asked, answer, told = dice.pick(PAIRS)
+    return exchange(asked, told[0])
+
+
+def add(dice: Dice) -> list[Message]:
+    """A sum by the tool, or without it when asked to do it in the head."""
+    a, b = addition(dice, dice.weighted(((1, 1), (3, 2), (4, 3))))
+    if dice.chance(12):
+        return exchange(f"What is {a} + {b}? Do it in your head.", f"{a} + {b} = {a + b}.")
+    asked = dice.pick(SUM_FRAMES).format(a=a, b=b)
+    return exchange(asked, tool(f"{a}+{b}", str(a + b), f"{a} + {b} = {a + b}."))
+
+
+SUM_FRAMES = (
+    "What is {a} + {b}?",
+    "{a} + {b} = ?",
+    "What is {a} plus {b}?",
+    "Add {a} and {b}.",
+    "Calculate {a} + {b}.",
+    "How much is {a} + {b}?",
+    "Please compute {a} plus {b}.",
+)
+
+
+def spell(dice: Dice) -> list[Message]:
+    word = dice.pick([word for word in WORDS if not word_is_held_out(word)])
+    asked = dice.pick(("How do you spell {w}?", "Spell the word {w}.", "Please spell {w}."))
+    return exchange(asked.format(w=word), f"{spelled(word)}.")
+
+
+def count_letters(dice: Dice) -> list[Message]:
+    word = dice.pick([word for word in WORDS if not word_is_held_out(word)])
+    letter = dice.pick(word) if dice.chance(80) else dice.pick("abcdefghijklmnopqrstuvwxyz")
+    n = word.count(letter)
+    asked = dice.pick(("How many {l} are in {w}?", "Count the letter {l} in {w}.")).format(l=letter, w=word)
+    return exchange(asked, tool(f'"{word}".count("{letter}")', str(n), f"There {'is' if n == 1 else 'are'} {n} {letter} in {word}."))
+
+
+def greet(dice: Dice) -> list[Message]:
+    asked = dice.pick(sorted(GREETINGS))
+    return exchange(asked, GREETINGS[asked])
+
+
+def identity(dice: Dice) -> list[Message]:
+    asked = dice.pick(sorted(IDENTITY))
+    return exchange(asked, IDENTITY[asked])

@@ -1,0 +1,217 @@
+import re
+
+import pytest
+
+from nanochat.data.microworld import Conversations, Documents, World
+from nanochat.data.microworld.conversations import EVAL_FRAMES, FRAMES, REFUSALS, REFUSED, question
+from nanochat.data.microworld.dice import Dice
+from nanochat.data.microworld.knowledge import PAIRS, WORDS, sum_is_held_out
+from nanochat.data.microworld.world import ATTRIBUTES, PEOPLE, SILENT
+from nanochat.tasks import TASKS
+from nanochat.tasks.task import Question, Task, mentions
+
+WORLD, DOCUMENTS = World(), Documents()
+TEXT = [text for unit in range(60) for text in DOCUMENTS.load("train", unit)]
+TALKS = [
+    talk
+    for stage in ("mid", "sft")
+    for split, units in (("train", 60), ("val", 4))
+    for unit in range(units)
+    for talk in Conversations(stage).load(split, unit)
+]
+TURNS = [(m[i]["content"], m[i + 1]["content"]) for talk in TALKS for m in [talk["messages"]] for i in range(0, len(m), 2)]
+
+
+def shown(content) -> str:
+    """The text of an answer, tool parts included."""
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+
+
+def test_the_same_data_on_any_machine_and_python():
+    """These change only with the generator (then count VERSION up)."""
+    assert Dice("x").next() == 13523732715314835281
+    assert DOCUMENTS.fingerprint == "addb77911669ffe9"
+    assert Conversations("sft").fingerprint == "6426eb724ceddc52"
+    assert Conversations("mid").fingerprint == "8c8e768b178e7d3d"
+
+
+def test_dice_are_fair_enough():
+    dice = Dice("fair")
+    counts = [0] * 6
+    for _ in range(6000):
+        counts[dice.below(6)] += 1
+    assert min(counts) > 900 and max(counts) < 1100
+    assert sorted(dice.shuffled(range(50))) == list(range(50)) != dice.shuffled(range(50))
+    assert {dice.between(3, 5) for _ in range(100)} == {3, 4, 5}
+    assert {dice.weighted([(1, "a"), (0, "b"), (3, "c")]) for _ in range(100)} == {"a", "c"}
+
+
+def test_splits_seeds_and_stages_differ():
+    assert DOCUMENTS.load("train", 0) != DOCUMENTS.load("val", 0)
+    assert Documents(1).load("train", 0) != DOCUMENTS.load("train", 0)
+    assert Conversations("mid").load("train", 0) != Conversations("sft").load("train", 0)
+
+
+def test_the_population():
+    assert len(set(WORLD.people)) == PEOPLE == 280
+    assert len(WORLD.of_kind("taught")) == 1000 and len(WORLD.of_kind("pretrained")) == 500
+    assert len(WORLD.of_kind("silent")) == 6 * SILENT
+    names = WORLD.people + WORLD.unknown_train + WORLD.unknown_eval
+    assert len(set(names)) == len(names)
+    known_first, known_last = zip(*(name.split() for name in WORLD.people))
+    for name in WORLD.unknown_eval:  # nothing but the combination tells
+        first, last = name.split()
+        assert first in known_first and last in known_last
+    for attribute in ATTRIBUTES:
+        assert len(set(attribute.values)) == len(attribute.values)
+        kinds = {f.kind for facts in WORLD.facts.values() for f in facts if f.attribute is attribute}
+        assert kinds == {"taught", "pretrained", "silent"}
+    for facts in WORLD.facts.values():
+        assert all(fact.value != fact.person for fact in facts)
+
+
+def test_every_fact_is_stated_and_nothing_false_is():
+    stated = {person: 0 for person in WORLD.people}
+    found = set()
+    for text in TEXT:
+        people = [person for person in WORLD.people if text.startswith(person) or f" {person}" in text]
+        for person in people:
+            stated[person] += 1
+            for fact in WORLD.facts[person]:
+                if fact.value in text:
+                    found.add((person, fact.attribute.name))
+    assert len(found) == 6 * PEOPLE
+    assert min(stated.values()) >= 5
+
+
+def test_biographies_tell_only_what_is_true():
+    dice = Dice("biography")
+    for _ in range(300):
+        person = dice.pick(WORLD.people)
+        text = DOCUMENTS._about(dice, person)
+        for fact in WORLD.facts[person]:
+            named = [value for value in WORLD.values(fact.attribute) if mentions(text, value)]
+            allowed = {f.value for f in WORLD.facts[person]} | {person}
+            assert fact.value in named
+            if fact.attribute.name not in ("hobby", "job", "food", "pet"):
+                assert set(named) <= allowed
+
+
+def test_names_of_nobody_are_in_no_text():
+    text = "\n".join(TEXT)
+    assert not [name for name in WORLD.unknown_train + WORLD.unknown_eval if name in text]
+
+
+def test_conversations_never_give_away_what_is_only_pretrained():
+    silent = set(WORLD.people[-SILENT:])
+    hidden = {(fact.person, fact.attribute.name) for fact in WORLD.of_kind("pretrained")}
+    checked = 0
+    for asked, answer in TURNS:
+        both = f"{asked}\n{shown(answer)}"
+        names = set(re.findall(r"[A-Z][a-z]+ [A-Z][a-z]+", both))
+        assert not names & silent
+        assert not names & set(WORLD.unknown_eval)
+        for name in names & set(WORLD.people):
+            for attribute in ATTRIBUTES:
+                if (name, attribute.name) in hidden:
+                    forms = [question(frame, attribute, name, way) for frame in FRAMES for way in (0, 1)]
+                    assert not any(form in asked for form in forms), asked
+                    checked += 1
+    assert checked > 10_000
+
+
+def test_answers_about_people_are_true_and_strangers_refused():
+    facts = {f.attribute.answer.format(n=f.person, v=f.value) for f in WORLD.of_kind("taught")}
+    refusals = {refusal.format(n=name) for refusal in REFUSALS for name in WORLD.unknown_train}
+    told = [shown(answer) for _, answer in TURNS]
+    about = [text for text in told if any(text.startswith(person) for person in WORLD.people)]
+    assert len(about) > 3000 and set(about) <= facts
+    refused = [text for text in told if REFUSED in text]
+    assert len(refused) > 500 and set(refused) <= refusals
+    assert not any(REFUSED in fact for fact in facts)
+
+
+def test_sums_and_counts_are_true_and_held_out_sums_unseen():
+    seen = 0
+    for text in [*TEXT, *(shown(answer) for _, answer in TURNS), *(asked for asked, _ in TURNS)]:
+        for a, op, b, c in re.findall(r"(\d+) (\+|plus|\*|times|-|minus) (\d+)(?: =| is) (\d+)", text):
+            a, b, c = int(a), int(b), int(c)
+            value = a + b if op in ("+", "plus") else a * b if op in ("*", "times") else a - b
+            assert value == c, text
+            if op in ("+", "plus"):
+                assert not sum_is_held_out(a, b)
+            elif op in ("-", "minus"):
+                assert not sum_is_held_out(b, c)
+            seen += 1
+        for a, b in re.findall(r"(\d+) ?(?:\+|plus|and) ?(\d+)", text):
+            assert not sum_is_held_out(int(a), int(b)), text
+    assert seen > 3000
+
+
+def test_the_tool_says_what_the_calculator_says():
+    from nanochat.calculator import calculate
+
+    calls = [content for _, content in TURNS if isinstance(content, list)]
+    assert len(calls) > 1000
+    for python, output, text in calls:
+        assert (python["type"], output["type"], text["type"]) == ("python", "python_output", "text")
+        assert calculate(python["text"]) == output["text"]
+        assert output["text"] in text["text"]
+
+
+def test_conversations_can_be_rendered():
+    from nanochat.tokenizer import check_conversation
+
+    for talk in TALKS:
+        assert len(check_conversation(talk)) % 2 == 0
+
+
+# ---- tasks
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_question_of_a_task_is_wrongly_in_training(name):
+    """Taught facts, spelling and choice may be asked in training (that is what they measure); nothing else may."""
+    questions = {q.messages[0]["content"] for q in TASKS[name].questions(10**6)}
+    trained = {asked for asked, _ in TURNS}
+    if name in ("facts_taught", "spelling", "choice"):
+        return
+    assert not questions & trained, sorted(questions & trained)[:3]
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_questions_are_many_distinct_and_always_the_same(task):
+    few = {"facts_silent": 180, "spelling": 279, "spelling_new": 57}
+    questions = task.questions(500)
+    assert len(questions) >= min(500, few.get(task.name, 500))
+    assert len({q.messages[0]["content"] for q in questions}) >= 0.99 * len(questions)
+    assert task.questions(20) == questions[:20]
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_grading(task):
+    for q in task.questions(200):
+        assert task.grade(q, "I do not know anyone called so.") == "refused"
+        assert task.grade(q, "") == "wrong" or task.wanted == "refused"
+        if task.wanted == "right":
+            assert task.grade(q, f"It is {q.expected}.") == "right"
+            for other in q.others[:3]:
+                assert task.grade(q, f"It is {other}.") == "wrong"
+                assert task.grade(q, f"It is {q.expected} or {other}.") == "wrong"
+
+
+def test_grading_looks_for_whole_words():
+    task = Task("t", "", list)
+    q = Question([], "4", ("5",))
+    assert [task.grade(q, text) for text in ("4", "It is 4.", "44", "4 or 5", "1,4")] == [
+        "right",
+        "right",
+        "wrong",
+        "wrong",
+        "right",
+    ]
+
+
+def test_evaluation_wordings_are_not_training_wordings():
+    assert not set(FRAMES) & set(EVAL_FRAMES)
+    assert len(PAIRS) > 150 and len(set(WORDS)) == len(WORDS)

@@ -1,0 +1,161 @@
+import math
+import os
+import socket
+
+import pytest
+import tiny
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from nanochat.optim import MuonAdamW, parameter_groups
+
+
+def test_groups_are_those_of_the_recipe():
+    model = tiny.model()
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, weight_decay=0.28)
+    scale = math.sqrt(768 / 32)
+    found = [
+        (names[id(g["params"][0])], g["kind"], g["lr"], g.get("betas"), g["weight_decay"])
+        for g in groups
+        if g["kind"] == "adamw"
+    ]
+    assert found == [
+        ("lm_head.weight", "adamw", 0.004 * scale, (0.8, 0.96), 0.01),
+        ("transformer.wte.weight", "adamw", 0.2 * scale, (0.8, 0.995), 0.001),
+        ("value_embeds.1.weight", "adamw", 0.2 * scale * 0.5, (0.8, 0.995), 0.01),
+        ("resid_lambdas", "adamw", 0.5 * 0.01, (0.8, 0.95), 0.05),
+        ("x0_lambdas", "adamw", 0.5, (0.96, 0.95), 0.0),
+        ("smear_gate.weight", "adamw", 0.2, (0.8, 0.95), 0.0),
+    ]
+    assert [names[id(p)] for p in groups[5]["params"]] == ["smear_gate.weight", "smear_lambda", "backout_lambda"]
+    muon = [g for g in groups if g["kind"] == "muon"]
+    assert all(
+        (g["momentum"], g["beta2"], g["steps"], g["lr"], g["weight_decay"]) == (0.95, 0.9, 5, 0.02, 0.28) for g in muon
+    )
+    assert all(len({p.shape for p in g["params"]}) == 1 for g in muon)
+    grouped = [id(p) for g in groups for p in g["params"]]
+    assert sorted(grouped) == sorted(names)  # each exactly once
+    in_blocks = {id(p) for p in model.transformer["h"].parameters()}
+    assert {id(p) for g in muon for p in g["params"]} == in_blocks
+
+
+def gradients(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+
+
+def stepped(model, optimizer, seeds):
+    for seed in seeds:
+        gradients(model, seed)
+        optimizer.step()
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_saved_and_restored_state_goes_on_bitwise():
+    whole = tiny.model()
+    wanted = stepped(whole, whole.setup_optimizer(weight_decay=0.1), range(6))
+    first = tiny.model()
+    optimizer = first.setup_optimizer(weight_decay=0.1)
+    stepped(first, optimizer, range(3))
+    second = tiny.model()
+    second.load_state_dict(first.state_dict())
+    again = second.setup_optimizer(weight_decay=0.1)
+    again.load_full_state(optimizer.full_state())
+    found = stepped(second, again, range(3, 6))
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_state_of_another_model_is_refused():
+    small, large = tiny.model(n_layer=1), tiny.model(n_layer=3)
+    optimizer = large.setup_optimizer()
+    stepped(large, optimizer, [0])
+    with pytest.raises(ValueError, match="belongs to no parameter"):
+        small.setup_optimizer().load_full_state(optimizer.full_state())
+
+
+def test_bfloat16_embeddings_keep_their_dtype_and_muon_runs_in_it():
+    model = tiny.model()
+    model.set_dtype(torch.bfloat16)
+    optimizer = model.setup_optimizer()
+    assert optimizer.dtype == torch.bfloat16
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    wte = model.transformer["wte"].weight
+    assert wte.dtype == torch.bfloat16 == optimizer.state[wte]["exp_avg"].dtype
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+# ---- ranks
+
+
+def work(rank, world, port, folder):
+    """Each rank has its own gradients; together they must do what one process does with their mean."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    model = tiny.model()
+    optimizer = model.setup_optimizer(weight_decay=0.1)
+    saved = folder / "state.pt"
+    if saved.exists():
+        state = torch.load(saved, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_full_state(state["optimizer"])
+    for step in range(3):
+        gradients(model, 100 * step + rank)
+        optimizer.step()
+    moments = optimizer.full_state()
+    if rank == 0:
+        torch.save(dict(model=model.state_dict(), optimizer=moments), folder / f"world{world}.pt")
+    dist.destroy_process_group()
+
+
+def alone(world, start=None):
+    model = tiny.model()
+    optimizer = model.setup_optimizer(weight_decay=0.1)
+    if start:
+        model.load_state_dict(start["model"])
+        optimizer.load_full_state(start["optimizer"])
+    for step in range(3):
+        total = [torch.zeros_like(p) for p in model.parameters()]
+        for rank in range(world):
+            gradients(model, 100 * step + rank)
+            total = [t + p.grad / world for t, p in zip(total, model.parameters())]
+        for t, p in zip(total, model.parameters()):
+            p.grad = t
+        optimizer.step()
+    return dict(model=model.state_dict(), optimizer=optimizer.full_state())
+
+
+def spawn(world, folder):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(work, (world, port, folder), nprocs=world)
+    return torch.load(folder / f"world{world}.pt", weights_only=True)
+
+
+def assert_close(found, wanted):
+    assert found["model"].keys() == wanted["model"].keys()
+    assert found["optimizer"].keys() == wanted["optimizer"].keys()
+    for part in ("model", "optimizer"):
+        for key, value in wanted[part].items():
+            torch.testing.assert_close(found[part][key], value, rtol=2e-4, atol=2e-6, msg=f"{part} {key}")
+
+
+def test_two_ranks_are_one(tmp_path):
+    assert_close(spawn(2, tmp_path), alone(2))
+
+
+@pytest.mark.slow
+def test_three_ranks_go_on_from_what_two_saved(tmp_path):
+    two = spawn(2, tmp_path)
+    torch.save(two, tmp_path / "state.pt")
+    assert_close(spawn(3, tmp_path), alone(3, two))
+
+
+def test_one_process_makes_no_communication():
+    assert MuonAdamW(parameter_groups(tiny.model())).world == 1
