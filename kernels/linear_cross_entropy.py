@@ -117,9 +117,14 @@ def linear_cross_entropy_reference(
     ignore_index: int = -1,
     reduction: str = "mean",
 ) -> Tensor:
+    learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if reduction == "none" or not learning:
+        losses = _TokenLosses.apply(x, weight, targets, softcap, ignore_index)
+        total = losses.sum()
+    else:
+        total = _SummedLoss.apply(x, weight, targets, softcap, ignore_index)
     if reduction == "none":
-        return _TokenLosses.apply(x, weight, targets, softcap, ignore_index)
-    total = _SummedLoss.apply(x, weight, targets, softcap, ignore_index)
+        return losses
     return total / (targets != ignore_index).sum() if reduction == "mean" else total
 
 

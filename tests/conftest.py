@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._device import _device_constructors
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -43,5 +44,6 @@ def poisoned_memory(monkeypatch):
 
         return poisoned
 
+    _device_constructors()  # remembers the constructors as they are: `with torch.device("meta")` looks them up by identity
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poison(getattr(owner, name)))

@@ -42,9 +42,7 @@ def test_only_the_newest_are_kept(tmp_path):
 def damages(path: Path):
     content = path.read_bytes()
     middle = len(content) // 2
-    yield "bit flip", lambda: path.write_bytes(
-        content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-    )
+    yield "bit flip", lambda: path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     yield "truncation", lambda: path.write_bytes(content[:-1])
     yield "deletion", path.unlink
 

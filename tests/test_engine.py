@@ -145,7 +145,10 @@ def test_a_tool_call_is_answered_and_the_answer_forced():
     ]
     events = scripted(tokenizer, tokens)
     assert chat.visible_text(events) == "so 84"
-    assert [e for e in events if e.kind != "text"] == [chat.Event("python", "12*(3+4)"), chat.Event("python_output", "84")]
+    assert [e for e in events if e.kind != "text"] == [
+        chat.Event("python", "12*(3+4)"),
+        chat.Event("python_output", "84"),
+    ]
     assert chat.content(events)[0] == dict(type="text", text="so ")
     assert chat.content([chat.Event("text", "a"), chat.Event("text", "b")]) == "ab"
 

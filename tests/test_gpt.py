@@ -85,9 +85,9 @@ def test_the_original_has_none_of_the_tricks():
     assert model.lm_head.weight.abs().max() == 0
     block = model.transformer["h"][0]
     assert block.attn.c_proj.weight.abs().max() == 0 == block.mlp.c_proj.weight.abs().max()
-    assert block.mlp.c_fc.weight.std() == pytest.approx(1 / math.sqrt(64), rel=0.05)
-    assert block.attn.c_q.weight.std() == pytest.approx(1 / math.sqrt(64), rel=0.05)
-    assert model.transformer["wte"].weight.std() == pytest.approx(1, rel=0.05)
+    assert block.mlp.c_fc.weight.std().item() == pytest.approx(1 / math.sqrt(64), rel=0.05)
+    assert block.attn.c_q.weight.std().item() == pytest.approx(1 / math.sqrt(64), rel=0.05)
+    assert model.transformer["wte"].weight.std().item() == pytest.approx(1, rel=0.05)
     ids = torch.randint(100, (2, 32))
     assert model(ids, ids).item() == pytest.approx(math.log(100), abs=1e-5)
 
@@ -101,8 +101,8 @@ def test_init_is_the_table():
     for weight, limit in ((block.attn.c_q.weight, bound), (block.mlp.c_fc.weight, 0.4 * bound)):
         assert 0.98 * limit < weight.abs().max() <= limit
     assert 0.98 * bound < model.value_embeds["0"].weight.abs().max() <= bound
-    assert model.transformer["wte"].weight.std() == pytest.approx(0.8, rel=0.02)
-    assert model.lm_head.weight.std() == pytest.approx(0.001, rel=0.02)
+    assert model.transformer["wte"].weight.std().item() == pytest.approx(0.8, rel=0.02)
+    assert model.lm_head.weight.std().item() == pytest.approx(0.001, rel=0.02)
     assert model.resid_lambdas.tolist() == pytest.approx([1.15, 1.10, 1.05])
     assert model.x0_lambdas.tolist() == pytest.approx([0.20, 0.125, 0.05])
     assert (model.smear_lambda.item(), model.backout_lambda.item()) == (0.0, pytest.approx(0.2))
@@ -111,7 +111,7 @@ def test_init_is_the_table():
 
 @pytest.mark.parametrize("trick", ["smear", "residual_mix", "value_embeds", "backout"])
 def test_each_trick_matters_and_can_be_left_out(trick):
-    model = tiny.model()
+    model = tiny.model(n_layer=3)  # with two, backout subtracts from the last layer what the final norm puts back
     without = GPT(replace(model.config, **{trick: False}))
     names = dict(without.named_parameters())
     without.load_state_dict({k: v for k, v in model.state_dict().items() if k in names})

@@ -19,7 +19,9 @@ TALKS = [
     for unit in range(units)
     for talk in Conversations(stage).load(split, unit)
 ]
-TURNS = [(m[i]["content"], m[i + 1]["content"]) for talk in TALKS for m in [talk["messages"]] for i in range(0, len(m), 2)]
+TURNS = [
+    (m[i]["content"], m[i + 1]["content"]) for talk in TALKS for m in [talk["messages"]] for i in range(0, len(m), 2)
+]
 
 
 def shown(content) -> str:

@@ -37,7 +37,9 @@ def test_a_time_limit_shortens_all_training_alike(run):
         plan.make(run, dict(device="cpu", max_minutes=0.5))
 
 
-@pytest.mark.parametrize("asked, complaint", [(dict(depth=0), "--depth is 0"), (dict(max_minutes=-1.0), "--max-minutes")])
+@pytest.mark.parametrize(
+    "asked, complaint", [(dict(depth=0), "--depth is 0"), (dict(max_minutes=-1.0), "--max-minutes")]
+)
 def test_impossible_wishes(run, asked, complaint):
     with pytest.raises(UserError, match=complaint):
         plan.make(run, dict(asked, device="cpu"))
@@ -62,7 +64,9 @@ def test_a_folder_of_your_own_may_hold_conversations(run, tmp_path):
     made = plan.make(run, dict(device="cpu", data=str(tmp_path / "mine")))
     data = {stage: flags["data"] for stage, flags in made.flags.items()}
     mine = tmp_path / "mine"
-    assert data == dict(tokenizer=str(mine / "base"), base=str(mine / "base"), mid=str(mine / "chat"), sft=str(mine / "chat"))
+    assert data == dict(
+        tokenizer=str(mine / "base"), base=str(mine / "base"), mid=str(mine / "chat"), sft=str(mine / "chat")
+    )
 
 
 def test_the_shell_reads_what_was_written(run):

@@ -205,7 +205,11 @@ def test_a_loss_that_is_no_number_skips_the_step_and_then_stops(home, monkeypatc
     assert train(home, "a") == 0
     assert seen == [(not bad, bad) for bad in (i in (3, 4) for i in range(12))]
     assert Run.open("a").summary("base")["skipped_steps"] == 2
-    monkeypatch.setattr(trainer, "step", lambda stage, *rest: (setattr(stage.state, "loader", next(rest[1]).state), (float("nan"), False))[1])
+    monkeypatch.setattr(
+        trainer,
+        "step",
+        lambda stage, *rest: (setattr(stage.state, "loader", next(rest[1]).state), (float("nan"), False))[1],
+    )
     assert train(home, "b") == 2
     assert "no finite number 5 steps in a row" in capsys.readouterr().err
 

@@ -10,7 +10,9 @@ from nanochat.flags import run_script
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
-WORDS = "the a small big red old river house dog cat sees likes finds near under and then not it was is to of in".split()
+WORDS = (
+    "the a small big red old river house dog cat sees likes finds near under and then not it was is to of in".split()
+)
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

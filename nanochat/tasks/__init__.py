@@ -5,8 +5,6 @@ from nanochat.tasks import arithmetic, facts, words
 from nanochat.tasks.task import Question, Task
 
 _WORLD = World()
-TASKS: dict[str, Task] = {
-    task.name: task for task in [*facts.tasks(_WORLD), *arithmetic.tasks(), *words.tasks(_WORLD)]
-}
+TASKS: dict[str, Task] = {task.name: task for task in [*facts.tasks(_WORLD), *arithmetic.tasks(), *words.tasks(_WORLD)]}
 
 __all__ = ["TASKS", "Question", "Task"]

@@ -28,7 +28,9 @@ def unknown_names_task(world: World) -> Task:
     def all_questions() -> list[Question]:
         dice = Dice("task unknown_names")
         names = dice.shuffled(world.unknown_eval)
-        return [Question(ask(question(dice.pick(FRAMES), dice.pick(ATTRIBUTES), name, dice.below(2))), "") for name in names]
+        return [
+            Question(ask(question(dice.pick(FRAMES), dice.pick(ATTRIBUTES), name, dice.below(2))), "") for name in names
+        ]
 
     return Task("unknown_names", "people who do not exist", all_questions, wanted="refused")
 

@@ -80,7 +80,11 @@ def tool(expression: str, result: str, text: str) -> list[dict]:
 
 def choice_prompt(asked: str, options: list[str]) -> str:
     """A multiple-choice question; the letter follows its option, where a model can copy it from."""
-    return f"{asked}\n" + "".join(f"- {option}={letter}\n" for option, letter in zip(options, "ABCD")) + "Answer with the letter."
+    return (
+        f"{asked}\n"
+        + "".join(f"- {option}={letter}\n" for option, letter in zip(options, "ABCD"))
+        + "Answer with the letter."
+    )
 
 
 class Conversations:
@@ -189,7 +193,9 @@ def count_letters(dice: Dice) -> list[Message]:
     letter = dice.pick(word) if dice.chance(80) else dice.pick("abcdefghijklmnopqrstuvwxyz")
     n = word.count(letter)
     asked = dice.pick(("How many {l} are in {w}?", "Count the letter {l} in {w}.")).format(l=letter, w=word)
-    return exchange(asked, tool(f'"{word}".count("{letter}")', str(n), f"There {'is' if n == 1 else 'are'} {n} {letter} in {word}."))
+    return exchange(
+        asked, tool(f'"{word}".count("{letter}")', str(n), f"There {'is' if n == 1 else 'are'} {n} {letter} in {word}.")
+    )
 
 
 def greet(dice: Dice) -> list[Message]:

@@ -71,7 +71,9 @@ def pairs() -> list[tuple[str, str, tuple[str, ...]]]:
             told = (f"The {kind} after {name} is {after}.", f"After {name} comes {after}.")
             table.append((f"Which {kind} comes after {name}?", after, told))
     for thing, colour in COLOURS.items():
-        table.append((f"What colour is {thing}?", colour, (f"The colour of {thing} is {colour}.", f"Look, {thing} is {colour}.")))
+        table.append(
+            (f"What colour is {thing}?", colour, (f"The colour of {thing} is {colour}.", f"Look, {thing} is {colour}."))
+        )
     for word, opposite in OPPOSITES.items():
         told = (f"The opposite of {word} is {opposite}.", f"If it is not {word}, it may be {opposite}.")
         table.append((f"What is the opposite of {word}?", opposite, told))

@@ -10,12 +10,16 @@ WISHES = (
     "a golden key|a warm coat|a red apple|a ring|a boat|a bag of corn|the highest cake|a silver bell|a new hat|a magic stone|"
     "a letter from home|a blue feather"
 ).split("|")
-PLACES = "in the forest|by the sea|on the hill|near the river|behind the mill|in the old tower|at the market|under the bridge".split("|")
+PLACES = "in the forest|by the sea|on the hill|near the river|behind the mill|in the old tower|at the market|under the bridge".split(
+    "|"
+)
 OBSTACLES = (
     "a storm came up|the door was locked|a dog stood in the way|it was too dark to see|the bridge was broken|"
     "nobody knew the way|a thief had been there before|the snow was deep"
 ).split("|")
-HELPERS = "a kind bird|an old woman|a clever mouse|a passing merchant|the moon|a friendly goat|two children|a blind man".split("|")
+HELPERS = "a kind bird|an old woman|a clever mouse|a passing merchant|the moon|a friendly goat|two children|a blind man".split(
+    "|"
+)
 HELP = (
     "showed another way|lent a lamp|told a secret|opened the gate|gave good advice|carried the load|sang until morning|"
     "shared some bread"

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from nanochat.data.microworld.dice import Dice
 
 PEOPLE, SILENT = 280, 30
-FIRST = [a + b for a in ("Ma", "Jo", "Li", "Ta", "Ke", "Ro", "Vi", "Su", "No", "Be") for b in "ra len vin sa dor mi".split()]
+FIRST = [
+    a + b for a in ("Ma", "Jo", "Li", "Ta", "Ke", "Ro", "Vi", "Su", "No", "Be") for b in "ra len vin sa dor mi".split()
+]
 LAST = [
     a + b
     for a in "Tol Bran Fen Hal Mor Dun Wes Kir Ash Pel Gar Lind".split()
