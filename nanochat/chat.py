@@ -16,7 +16,7 @@ from nanochat.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Event:
-    """A piece of an answer: of kind "text", to show as it comes; "python", a whole call; "python_output", its result."""
+    """A piece of an answer: of kind "text", shown as it comes; "python", a whole call; "python_output", its result."""
 
     kind: str
     text: str

@@ -44,6 +44,6 @@ def poisoned_memory(monkeypatch):
 
         return poisoned
 
-    _device_constructors()  # remembers the constructors as they are: `with torch.device("meta")` looks them up by identity
+    _device_constructors()  # `with torch.device("meta")` knows them by identity: let it see them first
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poison(getattr(owner, name)))

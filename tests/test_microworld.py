@@ -194,7 +194,7 @@ def test_questions_are_many_distinct_and_always_the_same(task):
 def test_grading(task):
     for q in task.questions(200):
         assert task.grade(q, "I do not know anyone called so.") == "refused"
-        assert task.grade(q, "") == "wrong" or task.wanted == "refused"
+        assert task.grade(q, "") == task.grade(q, "Yes.") == "wrong"
         if task.wanted == "right":
             assert task.grade(q, f"It is {q.expected}.") == "right"
             for other in q.others[:3]:

@@ -11,7 +11,7 @@ OUTCOMES = ("right", "wrong", "refused")
 
 @dataclass(frozen=True)
 class Question:
-    """Messages that end with the user's question, the expected answer, and answers that would be another one's."""
+    """Messages that end with the user's question, the expected answer ("" for none), and other questions' answers."""
 
     messages: list[dict]
     expected: str
@@ -38,7 +38,7 @@ class Task:
         """Refused when it says so; right when the expected answer stands in it, and none of the others does."""
         if REFUSED in answer.lower():
             return "refused"
-        if not mentions(answer, question.expected):
+        if not question.expected or not mentions(answer, question.expected):
             return "wrong"
         return "wrong" if any(mentions(answer, other) for other in question.others) else "right"
 

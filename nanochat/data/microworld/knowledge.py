@@ -1,19 +1,19 @@
-"""What is true outside the microworld too: capitals, days and months, colours, opposites, plurals, counting, animals."""
+"""What is true outside the microworld too: capitals, days, months, colours, opposites, plurals, numbers, animals."""
 
 from nanochat.data.microworld.dice import Dice
 
 CAPITALS = {
     "France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Germany": "Berlin", "Japan": "Tokyo", "China": "Beijing",
-    "Egypt": "Cairo", "Russia": "Moscow", "Greece": "Athens", "Portugal": "Lisbon", "Austria": "Vienna", "Norway": "Oslo",
-    "Sweden": "Stockholm", "Finland": "Helsinki", "Poland": "Warsaw", "Hungary": "Budapest", "Ireland": "Dublin",
+    "Egypt": "Cairo", "Russia": "Moscow", "Greece": "Athens", "Portugal": "Lisbon", "Austria": "Vienna",
+    "Norway": "Oslo", "Sweden": "Stockholm", "Finland": "Helsinki", "Poland": "Warsaw", "Hungary": "Budapest", "Ireland": "Dublin",
     "Canada": "Ottawa", "Cuba": "Havana", "Peru": "Lima", "Kenya": "Nairobi", "Iran": "Tehran", "Iraq": "Baghdad",
     "Thailand": "Bangkok", "Vietnam": "Hanoi", "Denmark": "Copenhagen", "Belgium": "Brussels", "Turkey": "Ankara",
     "Ukraine": "Kyiv", "Romania": "Bucharest", "Bulgaria": "Sofia", "Serbia": "Belgrade", "Croatia": "Zagreb",
     "Chile": "Santiago", "Colombia": "Bogota", "Nepal": "Kathmandu", "Mongolia": "Ulaanbaatar", "Ghana": "Accra",
     "Senegal": "Dakar", "Jamaica": "Kingston", "Iceland": "Reykjavik", "Scotland": "Edinburgh", "Wales": "Cardiff",
     "England": "London", "India": "New Delhi", "Indonesia": "Jakarta", "Lebanon": "Beirut", "Syria": "Damascus",
-    "Jordan": "Amman", "Libya": "Tripoli", "Tunisia": "Tunis", "Morocco": "Rabat", "Uganda": "Kampala", "Latvia": "Riga",
-    "Estonia": "Tallinn", "Lithuania": "Vilnius", "Australia": "Canberra", "Argentina": "Buenos Aires",
+    "Jordan": "Amman", "Libya": "Tripoli", "Tunisia": "Tunis", "Morocco": "Rabat", "Uganda": "Kampala",
+    "Latvia": "Riga", "Estonia": "Tallinn", "Lithuania": "Vilnius", "Australia": "Canberra", "Argentina": "Buenos Aires",
 }  # fmt: skip
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()

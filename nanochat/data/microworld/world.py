@@ -6,8 +6,8 @@
     pretrained  stated in pretraining, never asked in SFT: can the model say what it has only read?
     silent      of one of 30 people who occur in no conversation at all
 
-Names that belong to nobody are drawn by the same generator, from the same first and last names, so that only the combination
-tells: some are refused in training, others are kept for evaluation.
+Names that belong to nobody are drawn by the same generator, from the same first and last names, so that only the
+combination tells: some are refused in training, others are kept for evaluation.
 In the tradition of Allen-Zhu & Li, Physics of Language Models 3.1, arXiv:2309.14316.
 """
 
@@ -29,7 +29,10 @@ JOBS = (
     "baker farmer teacher doctor painter singer carpenter sailor nurse gardener pilot tailor miner judge weaver "
     "fisher cook writer builder potter dancer guard lawyer printer barber"
 ).split()
-PETS = "dog cat parrot rabbit goat horse turtle hamster duck pony lizard goose donkey ferret pigeon hen snake frog owl mouse".split()
+PETS = (
+    "dog cat parrot rabbit goat horse turtle hamster duck pony lizard goose "
+    "donkey ferret pigeon hen snake frog owl mouse"
+).split()
 FOODS = (
     "soup rice bread cheese honey apples pears plums cherries noodles pancakes beans mushrooms carrots grapes nuts "
     "lemons onions peas cake jam salad pies figs melons"
