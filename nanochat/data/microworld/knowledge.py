@@ -3,32 +3,36 @@
 from nanochat.data.microworld.dice import Dice
 
 CAPITALS = {
-    "France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Germany": "Berlin", "Japan": "Tokyo", "China": "Beijing",
-    "Egypt": "Cairo", "Russia": "Moscow", "Greece": "Athens", "Portugal": "Lisbon", "Austria": "Vienna",
-    "Norway": "Oslo", "Sweden": "Stockholm", "Finland": "Helsinki", "Poland": "Warsaw", "Hungary": "Budapest", "Ireland": "Dublin",
-    "Canada": "Ottawa", "Cuba": "Havana", "Peru": "Lima", "Kenya": "Nairobi", "Iran": "Tehran", "Iraq": "Baghdad",
-    "Thailand": "Bangkok", "Vietnam": "Hanoi", "Denmark": "Copenhagen", "Belgium": "Brussels", "Turkey": "Ankara",
-    "Ukraine": "Kyiv", "Romania": "Bucharest", "Bulgaria": "Sofia", "Serbia": "Belgrade", "Croatia": "Zagreb",
-    "Chile": "Santiago", "Colombia": "Bogota", "Nepal": "Kathmandu", "Mongolia": "Ulaanbaatar", "Ghana": "Accra",
-    "Senegal": "Dakar", "Jamaica": "Kingston", "Iceland": "Reykjavik", "Scotland": "Edinburgh", "Wales": "Cardiff",
+    "France": "Paris", "Spain": "Madrid", "Italy": "Rome", "Germany": "Berlin", "Japan": "Tokyo",
+    "China": "Beijing", "Egypt": "Cairo", "Russia": "Moscow", "Greece": "Athens", "Portugal": "Lisbon",
+    "Austria": "Vienna", "Norway": "Oslo", "Sweden": "Stockholm", "Finland": "Helsinki", "Poland": "Warsaw",
+    "Hungary": "Budapest", "Ireland": "Dublin", "Canada": "Ottawa", "Cuba": "Havana", "Peru": "Lima",
+    "Kenya": "Nairobi", "Iran": "Tehran", "Iraq": "Baghdad", "Thailand": "Bangkok", "Vietnam": "Hanoi",
+    "Denmark": "Copenhagen", "Belgium": "Brussels", "Turkey": "Ankara", "Ukraine": "Kyiv",
+    "Romania": "Bucharest", "Bulgaria": "Sofia", "Serbia": "Belgrade", "Croatia": "Zagreb", "Chile": "Santiago",
+    "Colombia": "Bogota", "Nepal": "Kathmandu", "Mongolia": "Ulaanbaatar", "Ghana": "Accra", "Senegal": "Dakar",
+    "Jamaica": "Kingston", "Iceland": "Reykjavik", "Scotland": "Edinburgh", "Wales": "Cardiff",
     "England": "London", "India": "New Delhi", "Indonesia": "Jakarta", "Lebanon": "Beirut", "Syria": "Damascus",
     "Jordan": "Amman", "Libya": "Tripoli", "Tunisia": "Tunis", "Morocco": "Rabat", "Uganda": "Kampala",
-    "Latvia": "Riga", "Estonia": "Tallinn", "Lithuania": "Vilnius", "Australia": "Canberra", "Argentina": "Buenos Aires",
+    "Latvia": "Riga", "Estonia": "Tallinn", "Lithuania": "Vilnius", "Australia": "Canberra",
+    "Argentina": "Buenos Aires",
 }  # fmt: skip
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 MONTHS = "January February March April May June July August September October November December".split()
 NUMBERS = "one two three four five six seven eight nine ten eleven twelve".split()
 COLOURS = {
-    "grass": "green", "snow": "white", "coal": "black", "blood": "red", "a lemon": "yellow", "the clear sky": "blue",
-    "milk": "white", "a carrot": "orange", "chocolate": "brown", "a ripe tomato": "red", "an elephant": "grey",
-    "a crow": "black", "a banana": "yellow", "a leaf in summer": "green", "a flamingo": "pink",
+    "grass": "green", "snow": "white", "coal": "black", "blood": "red", "a lemon": "yellow",
+    "the clear sky": "blue", "milk": "white", "a carrot": "orange", "chocolate": "brown", "a ripe tomato": "red",
+    "an elephant": "grey", "a crow": "black", "a banana": "yellow", "a leaf in summer": "green",
+    "a flamingo": "pink",
 }  # fmt: skip
 OPPOSITES = {
     "hot": "cold", "big": "small", "tall": "short", "old": "young", "fast": "slow", "wet": "dry", "day": "night",
-    "up": "down", "left": "right", "good": "bad", "rich": "poor", "full": "empty", "open": "closed", "hard": "soft",
-    "light": "dark", "early": "late", "strong": "weak", "happy": "sad", "loud": "quiet", "near": "far",
-    "clean": "dirty", "high": "low", "first": "last", "begin": "end", "win": "lose", "buy": "sell", "push": "pull",
-    "laugh": "cry", "north": "south", "east": "west", "summer": "winter", "love": "hate",
+    "up": "down", "left": "right", "good": "bad", "rich": "poor", "full": "empty", "open": "closed",
+    "hard": "soft", "light": "dark", "early": "late", "strong": "weak", "happy": "sad", "loud": "quiet",
+    "near": "far", "clean": "dirty", "high": "low", "first": "last", "begin": "end", "win": "lose",
+    "buy": "sell", "push": "pull", "laugh": "cry", "north": "south", "east": "west", "summer": "winter",
+    "love": "hate",
 }  # fmt: skip
 PLURALS = {
     "mouse": "mice", "child": "children", "foot": "feet", "tooth": "teeth", "man": "men", "woman": "women",
@@ -41,8 +45,8 @@ LEGS = {
     "hen": "two", "cow": "four", "duck": "two",
 }  # fmt: skip
 SOUNDS = {
-    "dog": "barks", "cat": "meows", "cow": "moos", "duck": "quacks", "lion": "roars", "wolf": "howls", "bee": "buzzes",
-    "sheep": "bleats", "snake": "hisses", "owl": "hoots",
+    "dog": "barks", "cat": "meows", "cow": "moos", "duck": "quacks", "lion": "roars", "wolf": "howls",
+    "bee": "buzzes", "sheep": "bleats", "snake": "hisses", "owl": "hoots",
 }  # fmt: skip
 WORDS = (
     "apple bread chair table window garden river stone yellow orange purple kitchen summer winter bottle candle dragon "
