@@ -33,18 +33,27 @@ run() {
     [ $code -eq 0 ] || exit $code
 }
 
+# Training on several GPUs goes through torchrun.
+launch() {
+    if [ "$GPUS" -gt 1 ]; then
+        run python -m torch.distributed.run --standalone --nproc_per_node="$GPUS" -m "$1" -- "${@:2}"
+    else
+        run python -m "$@"
+    fi
+}
+
 if wanted tokenizer; then
     run python -m scripts.tok_train --run="$RUN" "${TOKENIZER[@]}"
     run python -m scripts.tok_eval --run="$RUN" --data="$DATA"
 fi
 if wanted base; then
-    run "${LAUNCH[@]}" -m scripts.base_train --run="$RUN" "${BASE[@]}"
+    launch scripts.base_train --run="$RUN" "${BASE[@]}"
 fi
 if wanted mid; then
-    run "${LAUNCH[@]}" -m scripts.mid_train --run="$RUN" "${MID[@]}"
+    launch scripts.mid_train --run="$RUN" "${MID[@]}"
 fi
 if wanted sft; then
-    run "${LAUNCH[@]}" -m scripts.chat_sft --run="$RUN" "${SFT[@]}"
+    launch scripts.chat_sft --run="$RUN" "${SFT[@]}"
 fi
 if wanted eval; then
     run python -m scripts.base_eval --run="$RUN" --source=base --data="$DATA" --device-type="$DEVICE" --split-tokens=65536

@@ -79,6 +79,7 @@ def run_chat_stage(name: str, flags: ChatFlags) -> None:
         )
     if flags.fresh and hardware.is_main:
         run.fresh(name)
+    hardware.barrier()
     rates = {key: value * flags.init_lr_frac for key, value in parent.meta["rates"].items()}
     optimizer = model.setup_optimizer(**rates, weight_decay=0.0)
     if flags.load_optimizer:

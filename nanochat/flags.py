@@ -7,6 +7,7 @@ default is None). `run_script` turns a UserError into one sentence and exit code
 import argparse
 import dataclasses
 import errno
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
@@ -41,11 +42,15 @@ def parse(cls: type[T], description: str, argv: list[str] | None = None, default
         else:
             options.update(type=meta["kind"], choices=meta["choices"])
         parser.add_argument(*names, **options)
-    return cls(**vars(parser.parse_args(argv)))
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["--"]:  # torchrun wants it between its own flags and ours, and may hand it on
+        words = words[1:]
+    return cls(**vars(parser.parse_args(words)))
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Runs a script's main and exits: 0 done, 2 wrong use, 75 interrupted and resumable."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except UserError as error:

@@ -64,6 +64,11 @@ class Hardware:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
+    def barrier(self) -> None:
+        """Waits until all ranks are here."""
+        if self.world > 1:
+            dist.barrier()
+
     def peak_memory(self) -> int:
         """Most bytes in use so far: allocated on the GPU, or the process's resident set."""
         if self.device.type == "cuda":

@@ -7,7 +7,7 @@ say so.
 
 import json
 import shlex
-import sys
+import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -219,8 +219,6 @@ def check(plan: Plan, run: Run, stages: list[str]) -> None:
     folder = run.folder
     while not folder.exists():
         folder = folder.parent
-    import shutil
-
     free = shutil.disk_usage(folder).free
     if free < plan.disk:
         raise UserError(
@@ -280,16 +278,12 @@ def duration(seconds: float) -> str:
     )
 
 
-def shell(plan: Plan, run: Run, stages: list[str], fresh: bool) -> str:
-    """Assignments for speedrun.sh: RUN, RUN_DIR, STAGES, LAUNCH, and an array of flags for each stage."""
-    launch = [sys.executable]
-    if plan.gpus > 1:
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={plan.gpus}"]
+def shell(plan: Plan, stages: list[str], fresh: bool) -> str:
+    """Assignments for speedrun.sh: RUN, STAGES, GPUS, DATA, CHAT_DATA, DEVICE, and an array of flags for each stage."""
     lines = [
         f"RUN={shlex.quote(plan.run)}",
-        f"RUN_DIR={shlex.quote(str(run.folder))}",
         f"STAGES=({' '.join(stages)})",
-        f"LAUNCH=({shlex.join(launch)})",
+        f"GPUS={plan.gpus}",
         f"DATA={shlex.quote(str(plan.flags['base']['data']))}",
         f"CHAT_DATA={shlex.quote(str(plan.flags['sft']['data']))}",
         f"DEVICE={plan.device}",

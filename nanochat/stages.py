@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from nanochat import checkpoint, trainer
 from nanochat.chat import answers, visible_text
@@ -109,8 +108,7 @@ def run_stage(setup: Setup) -> None:
         said = samples(setup)
         setup.run.write_summary(setup.name, dict(summary(setup, stage, time.time() - started), samples=said))
         print("\n".join(f"  {text}" for text in said), flush=True)
-    if dist.is_initialized():
-        dist.barrier()
+    hardware.barrier()
 
 
 def say(setup: Setup, line: str) -> None:

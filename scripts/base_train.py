@@ -84,6 +84,7 @@ def main() -> None:
     source = choose.documents(flags.data, length.num_iterations * length.total_batch_size)
     if flags.fresh and hardware.is_main:
         run.fresh("base")
+    hardware.barrier()
     with torch.device("meta"):
         model = GPT(config)
     model.to_empty(device=hardware.device)
