@@ -18,6 +18,7 @@ TALKS = [
     for split, units in (("train", 60), ("val", 4))
     for unit in range(units)
     for talk in Conversations(stage).load(split, unit)
+    if isinstance(talk, dict)
 ]
 TURNS = [
     (m[i]["content"], m[i + 1]["content"]) for talk in TALKS for m in [talk["messages"]] for i in range(0, len(m), 2)
@@ -34,7 +35,7 @@ def test_the_same_data_on_any_machine_and_python():
     assert Dice("x").next() == 13523732715314835281
     assert DOCUMENTS.fingerprint == "addb77911669ffe9"
     assert Conversations("sft").fingerprint == "6426eb724ceddc52"
-    assert Conversations("mid").fingerprint == "8c8e768b178e7d3d"
+    assert Conversations("mid").fingerprint == "b682b9b512606bb5"
 
 
 def test_dice_are_fair_enough():
@@ -159,6 +160,14 @@ def test_the_tool_says_what_the_calculator_says():
         assert (python["type"], output["type"], text["type"]) == ("python", "python_output", "text")
         assert calculate(python["text"]) == output["text"]
         assert output["text"] in text["text"]
+
+
+def test_mid_training_rehearses_documents_and_sft_does_not():
+    for stage, low, high in (("mid", 35, 55), ("sft", 0, 0)):
+        items = [item for unit in range(5) for item in Conversations(stage).load("train", unit)]
+        texts = [item for item in items if isinstance(item, str)]
+        assert low <= 100 * len(texts) / len(items) <= high
+        assert not set(texts) & set(TEXT)
 
 
 def test_conversations_can_be_rendered():

@@ -86,10 +86,14 @@ def document_encoder(tokenizer: Tokenizer) -> Encode:
 
 
 def conversation_encoder(tokenizer: Tokenizer, masked: bool) -> Encode:
-    """Conversations to documents; masked: only the assistant's tokens are learnt (SFT), else all (mid-training)."""
+    """Conversations to documents; masked: only the assistant's tokens are learnt (SFT), else all (mid-training).
 
-    def encode(conversations: list[dict]) -> list[Document]:
-        rendered = [tokenizer.render(conversation) for conversation in conversations]
+    A source of mid-training may have plain texts among its conversations.
+    """
+
+    def encode(items: list[dict | str]) -> list[Document]:
+        texts = iter(tokenizer.encode_documents([item for item in items if isinstance(item, str)]))
+        rendered = [(next(texts), None) if isinstance(item, str) else tokenizer.render(item) for item in items]
         return [
             Document(np.array(ids, dtype=np.int32), np.array(mask, dtype=bool) if masked else None)
             for ids, mask in rendered

@@ -9,11 +9,12 @@ import hashlib
 from typing import Any
 
 from nanochat.data.microworld.dice import Dice
-from nanochat.data.microworld.documents import ITEMS, VERSION, capital
+from nanochat.data.microworld.documents import ITEMS, VERSION, Documents, capital
 from nanochat.data.microworld.knowledge import PAIRS, WORDS, addition, spelled, word_is_held_out
 from nanochat.data.microworld.world import ATTRIBUTES, Attribute, Fact, World
 
 UNITS = {"train": 20_000, "val": 4}
+REHEARSED = 50_000  # the unit of documents from which mid-training rehearses: another part than pretraining's first
 
 # {q} direct question, {i} indirect question, {x} noun phrase. The first list is trained, the second only evaluated.
 FRAMES = (
@@ -95,6 +96,7 @@ class Conversations:
     def __init__(self, stage: str, seed: int = 0):
         self.stage, self.seed, self.world = stage, seed, World(seed)
         self.name = f"microworld conversations ({stage})"
+        self.documents = Documents(seed)
         self.taught = self.world.of_kind("taught")
         sample = str(self.load("train", 0) + self.load("val", 0))
         self.fingerprint = hashlib.sha256(f"{VERSION}\0{sample}".encode()).hexdigest()[:16]
@@ -102,9 +104,14 @@ class Conversations:
     def units(self, split: str) -> int:
         return UNITS[split]
 
-    def load(self, split: str, unit: int) -> list[dict]:
+    def load(self, split: str, unit: int) -> list[dict | str]:
+        """The items of one unit. In mid-training, nearly half are documents: what is not rehearsed is forgotten."""
         dice = Dice(f"conversations {self.seed} {self.stage} {split} {unit}")
-        return [self.conversation(dice) for _ in range(ITEMS)]
+        talks: list[dict | str] = [self.conversation(dice) for _ in range(ITEMS)]
+        if self.stage == "sft":
+            return talks
+        texts = self.documents.load(split, REHEARSED + unit)
+        return [texts[i] if dice.chance(45) else talk for i, talk in enumerate(talks)]
 
     def conversation(self, dice: Dice) -> dict:
         """One to four exchanges."""
