@@ -67,6 +67,6 @@ def small(depth: int | None, hub: bool) -> Preset:
         "small",
         tokenizer=dict(vocab_size=4096 if hub else 2048, max_chars=2_000_000),
         base=dict(**shape, **loop, **rates, num_iterations=240),
-        mid=dict(chat, num_iterations=40),
-        sft=dict(chat, num_iterations=80),
+        mid=dict(chat, num_iterations=160, init_lr_frac=0.5),
+        sft=dict(chat, num_iterations=120, init_lr_frac=0.2),  # gently: what SFT does not ask is soon forgotten
     )

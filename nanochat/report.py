@@ -1,24 +1,39 @@
-"""The report of a run, as Markdown: what was trained on what, and how it came out.
+"""The report card of a run: what was trained on what, how it came out, what the model knows and what it makes up.
 
-Every number is from this run's own files; what is missing is a dash.
+Every number is from this run's own files; what is missing is a dash. Examples are chosen by rule (the first of each
+kind in the fixed order of the questions), never picked. `sections(run)` gathers the content; `nanochat/render.py`
+writes it as Markdown and as one self-contained HTML page.
 """
 
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from nanochat.render import Curve, Section, Table
 from nanochat.run import TRAINED, Run
+from nanochat.tasks import TASKS
+from nanochat.trainer import read_log
 
 DASH = "–"
+STAGES = (*TRAINED, "rl")
+EXAMPLES = 3  # of each kind
 
 
-def markdown(run: Run) -> str:
-    """The whole report."""
-    parts = [f"# Report of run {run.name}", environment(), tokenizer(run), stages(run), evaluation(run), samples(run)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+def sections(run: Run) -> list[Section]:
+    """The whole report, in order; sections without content are left out."""
+    made = [
+        environment(run),
+        tokenizer(run),
+        stages(run),
+        evaluation(run),
+        knowledge(run),
+        conversations(run),
+        samples(run),
+    ]
+    return [section for section in made if section.blocks]
 
 
 def git_state() -> str:
@@ -33,64 +48,103 @@ def git_state() -> str:
         return DASH
 
 
-def environment() -> str:
-    rows = [("commit", git_state()), ("Python", platform.python_version()), ("torch", torch.__version__)]
-    return table(("", ""), [*rows, ("system", f"{platform.system()} {platform.machine()}")])
+def environment(run: Run) -> Section:
+    system = f"{platform.system()} {platform.machine()}"
+    rows = [
+        ("commit", git_state()),
+        ("Python", platform.python_version()),
+        ("torch", torch.__version__),
+        ("system", system),
+    ]
+    return Section("Environment", [Table(("", run.name), rows)])
 
 
-def tokenizer(run: Run) -> str:
+def tokenizer(run: Run) -> Section:
     made = run.summary("tokenizer")
     if not made:
-        return ""
+        return Section("Tokenizer", [])
     ratios = made.get("bytes_per_token", {}).get("validation", {})
     rows = [
         ("vocabulary", f"{made['vocab_size']:,}"),
-        ("trained on", f"{made['characters']:,} characters of {made['wanted']['data']}"),
-        ("bytes per token", ", ".join(f"{name} {value:.2f}" for name, value in ratios.items()) or DASH),
+        (
+            "trained on",
+            f"{made['characters']:,} characters of {made['wanted']['data']} ({made['wanted']['fingerprint']})",
+        ),
+        ("bytes per token, validation", ", ".join(f"{name} {value:.2f}" for name, value in ratios.items()) or DASH),
+        ("fingerprint", made["fingerprint"]),
     ]
-    return "## Tokenizer\n\n" + table(("", ""), rows)
+    return Section("Tokenizer", [Table(("", ""), rows)])
 
 
-def stages(run: Run) -> str:
-    summaries = {stage: run.summary(stage) for stage in TRAINED}
+ARGUMENTS = (
+    "total_batch_size",
+    "embedding_lr",
+    "unembedding_lr",
+    "matrix_lr",
+    "scalar_lr",
+    "weight_decay",
+    "warmdown_ratio",
+)
 
-    def row(title: str, value: Any) -> tuple[str, ...]:
-        return (title, *(DASH if s is None else value(s) for s in summaries.values()))
+
+def stages(run: Run) -> Section:
+    """One column a stage, and the curves of loss and validation."""
+    summaries = {stage: run.summary(stage) for stage in STAGES}
+    if not any(summaries.values()):
+        return Section("Stages", [])
+
+    def row(title: str, value: Callable[[dict[str, Any]], str]) -> tuple[str, ...]:
+        return (title, *(DASH if summary is None else value(summary) for summary in summaries.values()))
+
+    def argument(name: str) -> Callable[[dict[str, Any]], str]:
+        return lambda summary: f"{summary['plan'][name]:.4g}" if name in summary["plan"] else DASH
 
     rows = [
         row("device", lambda s: f"{s['world']} x {s['device']}"),
         row("dtype", lambda s: s["dtype"][6:] + (", compiled" if s["compiled"] else ", eager")),
-        row("data", lambda s: s["data"]),
+        row("data (fingerprint)", lambda s: s["data"]),
         row("parameters", lambda s: f"{s['parameters']['total']:,}"),
+        *(row(name.replace("_", " "), argument(name)) for name in ARGUMENTS),
         row("steps", lambda s: f"{s['steps']:,}"),
         row("tokens", lambda s: f"{s['tokens']:,}"),
         row("FLOPs", lambda s: f"{s['flops']:.2e}"),
         row("training time", lambda s: f"{s['training_seconds']:.0f} s"),
         row("tokens/s", lambda s: f"{s['tok_per_s']:,.0f}"),
-        row("training loss (nats)", lambda s: f"{s['train_loss']:.4f}"),
-        row("validation (bits per byte)", lambda s: DASH if s["val_bpb"] is None else f"{s['val_bpb']:.4f}"),
+        row("training loss, nats", lambda s: f"{s['train_loss']:.4f}"),
+        row("validation, bits per byte", lambda s: DASH if s["val_bpb"] is None else f"{s['val_bpb']:.4f}"),
         row("steps skipped", lambda s: str(s["skipped_steps"])),
         row("peak memory", lambda s: f"{s['peak_memory'] / 2**30:.2f} GiB"),
     ]
-    return "## Stages\n\n" + table(("", *TRAINED), rows)
+    curves = [curve for stage in TRAINED if summaries[stage] for curve in [loss_curve(run, stage)] if curve]
+    return Section("Stages", [Table(("", *(stage.upper() for stage in STAGES)), rows), *curves])
 
 
-def evaluation(run: Run) -> str:
+def loss_curve(run: Run, stage: str) -> Curve | None:
+    points = [
+        (row["step"], row["smooth_loss"]) for row in read_log(run.stage(stage) / "log.jsonl") if "smooth_loss" in row
+    ]
+    return Curve(f"{stage}: training loss (nats, smoothed) by step", points) if len(points) > 1 else None
+
+
+def evaluation(run: Run) -> Section:
     done = run.summary("eval") or {}
-    parts = []
+    blocks: list[Any] = []
     text = [
-        (stage, f"{done[stage]['train_bpb']:.4f}", f"{done[stage]['val_bpb']:.4f}")
-        for stage in TRAINED
-        if stage in done
+        (stage, f"{done[stage]['train_bpb']:.4f}", f"{done[stage]['val_bpb']:.4f}") for stage in STAGES if stage in done
     ]
     if text:
-        parts.append("Bits per byte of text:\n\n" + table(("model", "train", "validation"), text))
+        blocks.append(Table(("bits per byte of text", "train", "validation"), text))
     chat = done.get("chat", {})
-    names = list(dict.fromkeys(name for stage in TRAINED for name in chat.get(stage, {})))
+    names = [name for name in TASKS if any(name in chat.get(stage, {}) for stage in STAGES)]
     if names:
-        rows = [(name, *(rate(chat.get(stage, {}).get(name)) for stage in TRAINED)) for name in names]
-        parts.append("Questions, answered as wanted (95% interval, n):\n\n" + table(("task", *TRAINED), rows))
-    return "## Evaluation\n\n" + "\n\n".join(parts) if parts else ""
+        rows = [(describe(name), *(rate(chat.get(stage, {}).get(name)) for stage in STAGES)) for name in names]
+        blocks.append("Questions answered as wanted, greedily, with the 95% interval and the number of questions.")
+        blocks.append(Table(("task", *(stage.upper() for stage in STAGES)), rows))
+    return Section("Evaluation", blocks)
+
+
+def describe(name: str) -> str:
+    return f"{name}: {TASKS[name].description}"
 
 
 def rate(result: dict[str, Any] | None) -> str:
@@ -99,19 +153,50 @@ def rate(result: dict[str, Any] | None) -> str:
     return f"{result['rate']:.1%} {result['wanted']} ({result['low']:.1%} to {result['high']:.1%}, n={result['n']})"
 
 
-def samples(run: Run) -> str:
-    """What each trained model said to the fixed prompts."""
+def latest_chat(run: Run) -> tuple[str, dict[str, Any]]:
+    """(stage, results by task) of the last stage whose chat was evaluated."""
+    chat = (run.summary("eval") or {}).get("chat", {})
+    done = [stage for stage in STAGES if stage in chat]
+    return (done[-1], chat[done[-1]]) if done else ("", {})
+
+
+def knowledge(run: Run) -> Section:
+    """How each kind of question was answered, and the first examples of each outcome."""
+    stage, results = latest_chat(run)
+    blocks: list[Any] = []
+    if results:
+        rows = [
+            (name, *(f"{r['counts'][kind]} of {r['n']}" for kind in ("right", "wrong", "refused")))
+            for name, r in results.items()
+        ]
+        blocks.append(f"Answers of the {stage} model. Wrong answers about people are inventions.")
+        blocks.append(Table(("task", "right", "wrong", "refused"), rows))
+        for name, result in results.items():
+            examples = [
+                e for kind in ("right", "wrong", "refused") for e in result["examples"].get(kind, [])[:EXAMPLES]
+            ]
+            shown = [(e["outcome"], e["question"], e["answer"] or DASH, e["expected"] or DASH) for e in examples]
+            blocks.append(Table((f"{name}: first {EXAMPLES} of each kind", "question", "answer", "expected"), shown))
+    return Section("What the model knows and what it makes up", blocks)
+
+
+def conversations(run: Run) -> Section:
+    """Four by rule: the first taught fact, sum and stranger answered as wanted, and the first wrong answer of all."""
+    stage, results = latest_chat(run)
+    chosen = []
+    for name in ("facts_taught", "add_tool", "unknown_names"):
+        if name in results:
+            chosen += results[name]["examples"].get(results[name]["wanted"], [])[:1]
+    wrong = [e for name in TASKS if name in results for e in results[name]["examples"].get("wrong", [])]
     lines = []
-    for stage in TRAINED:
-        for text in (run.summary(stage) or {}).get("samples", []):
-            lines.append(f"- {stage}: {text}")
-    return "## Samples (greedy, fixed prompts)\n\n" + "\n".join(lines) if lines else ""
+    for example in chosen + wrong[:1]:
+        tool = f" [python: {'; '.join(example['python'])}]" if example["python"] else ""
+        verdict = f"wrong, expected {example['expected']}" if example["outcome"] == "wrong" else example["outcome"]
+        lines.append(f"You: {example['question']}\nnanochat:{tool} {example['answer'] or '(nothing)'}\n({verdict})")
+    return Section(f"Four conversations with the {stage} model", lines)
 
 
-def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A Markdown table; bars inside cells are escaped."""
-
-    def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(head), "|" + "---|" * len(head), *(line(row) for row in rows)])
+def samples(run: Run) -> Section:
+    """What each trained model said to the fixed prompts."""
+    rows = [(stage, text) for stage in TRAINED for text in (run.summary(stage) or {}).get("samples", [])]
+    return Section("Fixed prompts, greedily", [Table(("model", "prompt and answer"), rows)] if rows else [])

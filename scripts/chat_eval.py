@@ -51,7 +51,7 @@ def main() -> None:
             f"{counts}) {time.perf_counter() - started:.1f} s",
             flush=True,
         )
-        results[name] = dict(result.numbers(), first=result.examples[:3])
+        results[name] = result.numbers()
         failures += [dict(task=name, **example) for example in result.examples if example["outcome"] != result.wanted]
     path = run.stage("eval") / f"{flags.source}_failures.jsonl"
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in failures).encode())

@@ -1,8 +1,8 @@
-"""Writes report.md of a run, and shows what matters of it."""
+"""Writes report.md and report.html of a run, and shows what matters of it."""
 
 from dataclasses import dataclass
 
-from nanochat import report
+from nanochat import render, report
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
 from nanochat.flags import flag, parse, run_script
@@ -19,12 +19,16 @@ def main() -> None:
     run = Run.open(flags.run)
     if not run.folder.is_dir():
         raise UserError(f"there is no run {run.name!r} in {run.folder.parent}; train one with speedrun.sh")
-    text = report.markdown(run)
-    write_atomically(run.folder / "report.md", text.encode())
-    for part in (report.evaluation(run), report.samples(run)):
-        if part:
-            print(f"{part}\n")
-    print(f"The whole report: {run.folder / 'report.md'}")
+    title, content = f"Report of run {run.name}", report.sections(run)
+    write_atomically(run.folder / "report.md", render.markdown(title, content).encode())
+    write_atomically(run.folder / "report.html", render.page(title, content).encode())
+    for section in (
+        report.evaluation(run),
+        report.conversations(run) if report.latest_chat(run)[1] else report.samples(run),
+    ):
+        if section.blocks:
+            print(render.markdown(section.title, [render.Section("", section.blocks)]).replace("## \n\n", ""))
+    print(f"The whole report: {run.folder / 'report.html'} (and report.md)")
 
 
 if __name__ == "__main__":

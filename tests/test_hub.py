@@ -62,7 +62,7 @@ def test_the_real_chat_data(shared, monkeypatch, tmp_path):
     source, left_out = hub_chat.mixture("mid")
     assert len(left_out) == 1 and left_out[0].startswith("mmlu is left out")
     rows = [row for unit in range(source.units("train")) for row in source.load("train", unit)]
-    assert len(rows) == 950 + 7473 + 800
+    assert len(rows) == 950 + 7473 + 800 + 60 * 17
     tokenizer = tiny.tokenizer()
     for row in rows[:500]:
         tokenizer.render(row)

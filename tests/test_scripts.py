@@ -118,7 +118,7 @@ def test_evaluation_and_report(trained, capsys):
     run = Run.open("a")
     text = (run.folder / "report.md").read_text()
     bpb = run.summary("eval")["base"]["val_bpb"]
-    for part in (f"{bpb:.4f}", "| facts_taught | – | – | 0.0% right", "n=4", "| steps | 12 | – | 6 |", "## Samples"):
+    for part in (f"{bpb:.4f}", "in SFT | – | – | 0.0% right", "n=4", "| steps | 12 | – | 6 | – |", "## Fixed"):
         assert part in text, part
     failures = (run.stage("eval") / "sft_failures.jsonl").read_text().splitlines()
     assert len(failures) == 8

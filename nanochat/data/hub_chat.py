@@ -11,7 +11,7 @@ from typing import Any
 
 from nanochat.data import hub
 from nanochat.data.conversations import Mixture
-from nanochat.data.microworld import Conversations
+from nanochat.data.microworld.conversations import GREETINGS, IDENTITY, choice_prompt
 from nanochat.errors import UserError
 
 
@@ -56,9 +56,7 @@ def gsm8k_conversation(row: dict) -> dict:
 def mmlu(split: str) -> Rendered:
     """Multiple choice over 57 subjects; split auxiliary_train, validation or test."""
     rows = hub.dataset("cais/mmlu", "all", split)
-    return Rendered(
-        rows, lambda row: _exchange(choice_prompt(row["question"], "ABCD", row["choices"]), "ABCD"[row["answer"]])
-    )
+    return Rendered(rows, lambda row: _exchange(choice_prompt(row["question"], row["choices"]), "ABCD"[row["answer"]]))
 
 
 def arc(subset: str, split: str) -> Rendered:
@@ -66,33 +64,18 @@ def arc(subset: str, split: str) -> Rendered:
 
     def conversation(row: dict) -> dict:
         choices = row["choices"]
-        return _exchange(choice_prompt(row["question"], choices["label"], choices["text"]), row["answerKey"])
+        return _exchange(choice_prompt(row["question"], choices["text"], choices["label"]), row["answerKey"])
 
     return Rendered(hub.dataset("allenai/ai2_arc", subset, split), conversation)
-
-
-def choice_prompt(question: str, letters: Sequence[str], choices: Sequence[str]) -> str:
-    """A multiple-choice question as nanochat puts it: the letter follows its choice, so that "=A" is what is copied."""
-    lines = "".join(f"- {choice}={letter}\n" for letter, choice in zip(letters, choices))
-    return f"Multiple Choice question: {question}\n{lines}\nRespond only with the letter of the correct answer."
 
 
 def _exchange(question: str, answer: Any) -> dict:
     return dict(messages=[dict(role="user", content=question), dict(role="assistant", content=answer)])
 
 
-class Identity:
-    """Who-are-you conversations, and spelling: the embedded world's own, 1,024 of them."""
-
-    def __init__(self, stage: str):
-        world = Conversations(stage)
-        self.rows = [row for unit in range(8) for row in world.load("train", unit)]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return self.rows[index]
+def identity() -> list[dict]:
+    """Greetings, and who the model is."""
+    return [_exchange(asked, answer) for asked, answer in {**GREETINGS, **IDENTITY}.items()]
 
 
 def mixture(stage: str) -> tuple[Mixture, list[str]]:
@@ -109,7 +92,7 @@ def mixture(stage: str) -> tuple[Mixture, list[str]]:
     if stage == "mid":
         optional["arc-easy"] = lambda: arc("ARC-Easy", "train")
         optional["arc-challenge"] = lambda: arc("ARC-Challenge", "train")
-    train: dict[str, tuple[Sequence, int]] = {"smoltalk": (smoltalk("train"), 1)}
+    train: dict[str, tuple[Sequence, int]] = {"smoltalk": (smoltalk("train"), 1), "identity": (identity(), 60)}
     left_out = []
     for name, load in optional.items():
         try:

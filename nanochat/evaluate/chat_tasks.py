@@ -6,7 +6,7 @@ from typing import Any
 
 from nanochat.chat import answers, visible_text
 from nanochat.engine import Engine, Sampling
-from nanochat.tasks.task import Task
+from nanochat.tasks.task import OUTCOMES, Task
 from nanochat.tokenizer import Tokenizer
 
 
@@ -29,10 +29,18 @@ class TaskResult:
         return wilson(self.counts[self.wanted], self.n)
 
     def numbers(self) -> dict[str, Any]:
-        """For a JSON file; the examples apart."""
+        """For a JSON file, with the first three examples of each outcome."""
         low, high = self.interval
+        first = {kind: [e for e in self.examples if e["outcome"] == kind][:3] for kind in OUTCOMES}
         return dict(
-            task=self.task, wanted=self.wanted, n=self.n, counts=self.counts, rate=self.rate, low=low, high=high
+            examples=first,
+            task=self.task,
+            wanted=self.wanted,
+            n=self.n,
+            counts=self.counts,
+            rate=self.rate,
+            low=low,
+            high=high,
         )
 
 
@@ -52,7 +60,7 @@ def evaluate(
     """The first n questions of a task, answered together."""
     questions = task.questions(n)
     replies = answers(engine, tokenizer, [question.messages for question in questions], max_tokens, sampling)
-    counts = dict(right=0, wrong=0, refused=0)
+    counts = dict.fromkeys(OUTCOMES, 0)
     examples = []
     for question, events in zip(questions, replies):
         answer = visible_text(events).strip()

@@ -6,6 +6,7 @@ person, an evaluation wording, a name kept for evaluation or a held-out sum: the
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 from nanochat.data.microworld.dice import Dice
@@ -81,13 +82,10 @@ def tool(expression: str, result: str, text: str) -> list[dict]:
     return [dict(type="python", text=expression), dict(type="python_output", text=result), dict(type="text", text=text)]
 
 
-def choice_prompt(asked: str, options: list[str]) -> str:
+def choice_prompt(asked: str, options: Sequence[str], letters: Sequence[str] = "ABCD") -> str:
     """A multiple-choice question; the letter follows its option, where a model can copy it from."""
-    return (
-        f"{asked}\n"
-        + "".join(f"- {option}={letter}\n" for option, letter in zip(options, "ABCD"))
-        + "Answer with the letter."
-    )
+    lines = "".join(f"- {option}={letter}\n" for option, letter in zip(options, letters))
+    return f"{asked}\n{lines}Answer with the letter."
 
 
 class Conversations:
@@ -116,13 +114,13 @@ class Conversations:
     def conversation(self, dice: Dice) -> dict:
         """One to four exchanges."""
         kinds = (
-            (50, self.fact),
-            (14, self.unknown),
+            (45, self.fact),
+            (23, self.unknown),
             (7, general),
-            (13, add),
+            (11, add),
             (4, spell),
             (3, count_letters),
-            (6, self.choice),
+            (4, self.choice),
             (1, greet),
             (2, identity),
         )

@@ -1,0 +1,142 @@
+"""A report's content, and the two forms it is written in: Markdown, and one HTML page that needs nothing else.
+
+The page follows the reader's dark or light setting, scrolls wide tables inside themselves on a phone, has no script.
+Everything shown is escaped: a model's answer is not trusted.
+"""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a head."""
+
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line through (x, y) points."""
+
+    title: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and its blocks: Table, Curve, or text."""
+
+    title: str
+    blocks: Sequence[Any]
+
+
+# ---- Markdown
+
+
+def markdown(title: str, sections: list[Section]) -> str:
+    parts = [f"# {title}"]
+    for section in sections:
+        parts.append(f"## {section.title}")
+        parts += [_markdown_block(block) for block in section.blocks]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _markdown_block(block: Table | Curve | str) -> str:
+    if isinstance(block, Curve):
+        return f"{block.title}: {', '.join(f'{x:g}: {y:.3f}' for x, y in thinned(block.points, 8))}"
+    if isinstance(block, str):
+        return "\n".join(f"> {line}  " for line in block.split("\n")) if "\n" in block else block
+
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " / ") for cell in cells) + " |"
+
+    return "\n".join([line(block.head), "|" + "---|" * len(block.head), *(line(row) for row in block.rows)])
+
+
+def thinned(points: Sequence[tuple[float, float]], count: int) -> list[tuple[float, float]]:
+    """About so many of the points, the first and the last among them."""
+    step = max(1, (len(points) - 1) // (count - 1)) if count > 1 else 1
+    chosen = list(points[::step])
+    return chosen if chosen[-1] == points[-1] else [*chosen, points[-1]]
+
+
+# ---- HTML
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --accent: #2563eb; --soft: #8881; }
+@media (prefers-color-scheme: dark) { :root { --accent: #7aa7ff; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+.wide { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); }
+th { background: var(--soft); } td { white-space: pre-line; }
+figure { margin: 1.5rem 0; max-width: 40rem; } figcaption { font-size: 0.9rem; }
+svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: currentColor; }
+blockquote { margin: 1rem 0; padding: 0.5rem 1rem; border-left: 4px solid var(--accent); white-space: pre-line; }
+"""
+
+
+def page(title: str, sections: list[Section]) -> str:
+    """The whole HTML document."""
+    body = "".join(
+        f"<section><h2>{html.escape(s.title)}</h2>{''.join(_html_block(block) for block in s.blocks)}</section>\n"
+        for s in sections
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><main><h1>{html.escape(title)}</h1>\n{body}</main></body></html>\n"
+    )
+
+
+def _html_block(block: Table | Curve | str) -> str:
+    if isinstance(block, Curve):
+        return f"<figure>{svg(block)}<figcaption>{html.escape(block.title)}</figcaption></figure>"
+    if isinstance(block, str):
+        tag = "blockquote" if "\n" in block else "p"
+        return f"<{tag}>{html.escape(block)}</{tag}>"
+    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in block.head)
+    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows)
+    return (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(block.head[0] or "table")}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 640, 240, 48, 24, 10
+
+
+def svg(curve: Curve) -> str:
+    """The curve with its axes; y from a little below the least value, five lines across."""
+    points = thinned(curve.points, 300)
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    low, high = min(ys), max(ys)
+    span = (high - low) or 1.0
+    low -= 0.05 * span
+    span = (high - low) or 1.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = LEFT + (x - xs[0]) / ((xs[-1] - xs[0]) or 1.0) * (WIDTH - LEFT - MARGIN)
+        return across, HEIGHT - BOTTOM - (y - low) / span * (HEIGHT - BOTTOM - MARGIN)
+
+    parts = []
+    for i in range(5):
+        value = low + span * i / 4
+        y = place(xs[0], value)[1]
+        parts.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - MARGIN}" y1="{y:.1f}" y2="{y:.1f}" stroke="currentColor" opacity="0.15"/>'
+        )
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
+    for x, anchor in ((xs[0], "start"), (xs[-1], "end")):
+        parts.append(f'<text x="{place(x, low)[0]:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{x:g}</text>')
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+    parts.append(f'<polyline points="{path}" fill="none" stroke="var(--accent)" stroke-width="2"/>')
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(curve.title)}">{"".join(parts)}</svg>'
+    )

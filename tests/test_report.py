@@ -1,0 +1,37 @@
+import re
+
+from nanochat.render import Curve, Section, Table, markdown, page, svg, thinned
+
+NASTY = "<script>alert(1)</script> | \"quoted\" & 'more'\nsecond line"
+SECTIONS = [
+    Section("One & two", [Table(("a", "b"), [(NASTY, "2")]), "text", f"You: {NASTY}\nnanochat: x"]),
+    Section("Curves", [Curve("loss <b>", [(i, 5.0 / (i + 1)) for i in range(1000)])]),
+]
+
+
+def test_the_page_stands_alone_and_escapes_everything():
+    text = page("T <i>", SECTIONS)
+    assert text.startswith("<!doctype html>") and text.count("<script") == 0
+    assert "&lt;script&gt;" in text and "T &lt;i&gt;" in text and "loss &lt;b&gt;" in text
+    assert not re.search(r"""(src|href)=|url\(|@import|https?:""", text)
+    for tag in ("section", "table", "figure", "svg", "blockquote", "main"):
+        assert text.count(f"<{tag}") == text.count(f"</{tag}>") > 0
+
+
+def test_markdown_tables_keep_their_columns():
+    lines = markdown("T", SECTIONS).splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 3
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
+
+
+def test_curves_begin_and_end_where_the_data_does():
+    points = [(float(i), float(i % 7)) for i in range(1001)]
+    few = thinned(points, 8)
+    assert few[0] == points[0] and few[-1] == points[-1] and len(few) <= 10
+    assert thinned(points[:2], 8) == points[:2]
+    drawn = re.search(r'polyline points="([^"]+)"', svg(Curve("c", points))).group(1).split()
+    places = [tuple(map(float, point.split(","))) for point in drawn]
+    assert places == sorted(places, key=lambda place: place[0])
+    assert all(0 <= x <= 640 and 0 <= y <= 240 for x, y in places)
+    svg(Curve("flat", [(0.0, 1.0), (1.0, 1.0)]))
