@@ -58,7 +58,10 @@ fi
 if wanted eval; then
     run python -m scripts.base_eval --run="$RUN" --source=base --data="$DATA" --device-type="$DEVICE" --split-tokens=65536
     if [ "$CHAT_DATA" = embedded ]; then
-        run python -m scripts.chat_eval --run="$RUN" --source=sft --device-type="$DEVICE"
+        for stage in base mid sft; do
+            [ ! -d "$RUN_DIR/$stage" ] ||
+                run python -m scripts.chat_eval --run="$RUN" --source=$stage --device-type="$DEVICE" --max-new-tokens=32
+        done
     fi
 fi
 if wanted report; then

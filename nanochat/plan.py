@@ -278,10 +278,11 @@ def duration(seconds: float) -> str:
     )
 
 
-def shell(plan: Plan, stages: list[str], fresh: bool) -> str:
-    """Assignments for speedrun.sh: RUN, STAGES, GPUS, DATA, CHAT_DATA, DEVICE, and an array of flags for each stage."""
+def shell(plan: Plan, run: Run, stages: list[str], fresh: bool) -> str:
+    """Assignments for speedrun.sh: RUN, RUN_DIR, STAGES, GPUS, DATA, CHAT_DATA, DEVICE, and an array of flags for each stage."""
     lines = [
         f"RUN={shlex.quote(plan.run)}",
+        f"RUN_DIR={shlex.quote(str(run.folder))}",
         f"STAGES=({' '.join(stages)})",
         f"GPUS={plan.gpus}",
         f"DATA={shlex.quote(str(plan.flags['base']['data']))}",

@@ -73,7 +73,7 @@ def tokenizer(run: Run) -> Section:
         ("bytes per token, validation", ", ".join(f"{name} {value:.2f}" for name, value in ratios.items()) or DASH),
         ("fingerprint", made["fingerprint"]),
     ]
-    return Section("Tokenizer", [Table(("", ""), rows)])
+    return Section("Tokenizer", [Table(("", made["wanted"]["data"]), rows)])
 
 
 ARGUMENTS = (

@@ -45,7 +45,7 @@ def main() -> None:
     if everything or stored is None:
         planning.store(plan, run)
     if flags.write:
-        Path(flags.write).write_text(planning.shell(plan, stages, flags.fresh))
+        Path(flags.write).write_text(planning.shell(plan, run, stages, flags.fresh))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_a_folder_of_your_own_may_hold_conversations(run, tmp_path):
 def test_the_shell_reads_what_was_written(run):
     made = plan.make(run, dict(device="cpu"))
     made.flags["base"]["data"] = "a path/with $(odd) 'signs'"
-    text = plan.shell(made, ["base", "sft"], fresh=True)
+    text = plan.shell(made, run, ["base", "sft"], fresh=True)
     script = text + 'printf "%s\\n" "${BASE[@]}" -- "${STAGES[@]}" -- "${MID[@]}"'
     said = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
     base, stages, mid = (part.split("\n") for part in said.strip().split("\n--\n"))
