@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanochat.cost import meta_model
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.hardware import repeat_bitwise
 
 
 def relative(found, exact):
@@ -252,3 +253,31 @@ def test_the_whole_model_compiles_without_a_break(dtype):
     assert loss.item() == pytest.approx(plain.item(), rel=limit)
     for a, p in zip(grads, model.parameters()):
         assert relative(a.float(), p.grad.float()) < limit * 3
+
+
+@pytest.mark.slow
+def test_compiled_training_on_a_cpu_repeats_bitwise():
+    """Large enough that the compiler splits the work over threads; common tokens collide in the embedding's gradient."""
+    repeat_bitwise()
+    sizes = dict(sequence_len=256, vocab_size=2048, n_layer=4, n_head=4, n_kv_head=4, n_embd=256, window_pattern="L")
+
+    def losses():
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(**sizes))
+        model.init_weights(torch.bfloat16)
+        optimizer = model.setup_optimizer()
+        compiled = torch.compile(model, dynamic=False)
+        generator = torch.Generator().manual_seed(1)
+        found = []
+        for _ in range(8):
+            often = 1 / (torch.arange(2048) + 5.0)
+            ids = torch.multinomial(often, 32 * 256, replacement=True, generator=generator).view(32, 256)
+            loss = compiled(ids, ids.roll(-1, 1))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            found.append(loss.item())
+        return found
+
+    assert losses() == losses() == losses()
