@@ -257,7 +257,7 @@ def test_the_whole_model_compiles_without_a_break(dtype):
 
 @pytest.mark.slow
 def test_compiled_training_on_a_cpu_repeats_bitwise():
-    """Large enough that the compiler splits the work over threads; common tokens collide in the embedding's gradient."""
+    """So large that the compiler uses threads; common tokens collide in the embedding's gradient."""
     repeat_bitwise()
     sizes = dict(sequence_len=256, vocab_size=2048, n_layer=4, n_head=4, n_kv_head=4, n_embd=256, window_pattern="L")
 
