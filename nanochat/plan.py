@@ -279,7 +279,7 @@ def duration(seconds: float) -> str:
 
 
 def shell(plan: Plan, run: Run, stages: list[str], fresh: bool) -> str:
-    """Assignments for speedrun.sh: RUN, RUN_DIR, STAGES, GPUS, DATA, CHAT_DATA, DEVICE, and an array of flags for each stage."""
+    """Assignments for speedrun.sh: names, and for each stage an array of its flags."""
     lines = [
         f"RUN={shlex.quote(plan.run)}",
         f"RUN_DIR={shlex.quote(str(run.folder))}",
