@@ -7,6 +7,19 @@
 # Called again, it goes on where it stopped and does nothing twice. Every stage is one command that you can also give by
 # hand; they are printed as they start. Artifacts: $NANOCHAT_BASE_DIR (default ~/.cache/nanochat-kernels).
 set -euo pipefail
+
+# A path after --data is meant from where the user stands.
+ARGS=()
+previous=""
+for word in "$@"; do
+    path="${word#--data=}"
+    if [[ ("$previous" == --data || "$word" == --data=*) && "$path" != embedded && "$path" != hub && "$path" != /* ]]; then
+        word="${word%"$path"}$PWD/$path"
+    fi
+    ARGS+=("$word")
+    previous="$word"
+done
+
 cd "$(dirname "${BASH_SOURCE[0]}")"
 trap : INT TERM # a stage saves and says so by its exit code; then we stop, below
 
@@ -14,7 +27,7 @@ trap : INT TERM # a stage saves and says so by its exit code; then we stop, belo
 
 PLAN=$(mktemp)
 trap 'rm -f "$PLAN"' EXIT
-python -m scripts.plan "$@" --write "$PLAN"
+python -m scripts.plan ${ARGS[@]+"${ARGS[@]}"} --write "$PLAN"
 [ -s "$PLAN" ] || exit 0 # --dry-run
 . "$PLAN"
 
@@ -25,9 +38,7 @@ run() {
     echo "\$ ${*/#"$PWD/"/}"
     local code=0
     "$@" || code=$?
-    if [ $code -eq 75 ]; then
-        echo "Stopped. The same command again goes on from here." >&2
-    elif [ $code -ne 0 ]; then
+    if [ $code -ne 0 ] && [ $code -ne 2 ] && [ $code -ne 75 ]; then # those have said what is to be said
         echo "This stage ended with code $code; the same command again goes on from its last checkpoint." >&2
     fi
     [ $code -eq 0 ] || exit $code
