@@ -239,7 +239,7 @@ def test_it_can_be_built_without_storage():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_whole_model_compiles_without_a_break(dtype):
     torch._dynamo.reset()
-    model = tiny.model()
+    model = tiny.model(n_layer=3)
     model.set_dtype(dtype)
     ids = torch.randint(300, (2, 64))
     compiled = torch.compile(model, fullgraph=True, dynamic=False)

@@ -3,7 +3,7 @@
 from nanochat.data.microworld.conversations import SUM_FRAMES
 from nanochat.data.microworld.dice import Dice
 from nanochat.data.microworld.knowledge import addition
-from nanochat.tasks.task import Question, Task, ask
+from nanochat.tasks.task import Question, Task, ask, ends_with_number
 
 
 def sums_task(name: str, description: str, digits: tuple[int, ...], frames: tuple[str, ...]) -> Task:
@@ -14,7 +14,7 @@ def sums_task(name: str, description: str, digits: tuple[int, ...], frames: tupl
         pairs = [addition(dice, dice.pick(digits), held_out=True) for _ in range(600)]
         return [Question(ask(dice.pick(frames).format(a=a, b=b)), str(a + b)) for a, b in dict.fromkeys(pairs)]
 
-    return Task(name, description, all_questions)
+    return Task(name, description, all_questions, is_right=ends_with_number)
 
 
 def tasks() -> list[Task]:

@@ -4,7 +4,7 @@ from nanochat.data.microworld.conversations import Conversations, choice_prompt,
 from nanochat.data.microworld.dice import Dice
 from nanochat.data.microworld.knowledge import WORDS, spelled, word_is_held_out
 from nanochat.data.microworld.world import World
-from nanochat.tasks.task import Question, Task, ask
+from nanochat.tasks.task import Question, Task, ask, is_only
 
 SPELL_FRAMES = ("How do you spell {w}?", "Spell the word {w}.", "Please spell {w}.")
 
@@ -41,7 +41,7 @@ def choice_task(world: World) -> Task:
             asked.append(Question(ask(choice_prompt(text, options)), "ABCD"[options.index(right)]))
         return asked
 
-    return Task("choice", "multiple choice", all_questions)
+    return Task("choice", "multiple choice", all_questions, is_right=is_only)
 
 
 def tasks(world: World) -> list[Task]:

@@ -15,7 +15,7 @@ from nanochat.data.microworld.knowledge import PAIRS, WORDS, addition, spelled, 
 from nanochat.data.microworld.world import ATTRIBUTES, Attribute, Fact, World
 
 UNITS = {"train": 20_000, "val": 4}
-REHEARSED = 50_000  # the unit of documents from which mid-training rehearses: another part than pretraining's first
+REHEARSED = 50_000  # the unit of documents from which mid-training rehearses
 
 # {q} direct question, {i} indirect question, {x} noun phrase. The first list is trained, the second only evaluated.
 FRAMES = (
