@@ -5,6 +5,7 @@ Everything that depends on the machine is decided here once, in `setup()`, and h
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -184,6 +185,7 @@ def can_compile(device: torch.device) -> tuple[bool, str]:
         return False, "MPS runs eagerly"
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
         return False, "TORCH_COMPILE_DISABLE=1"
+    heal_compile_cache(compile_cache())
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
     except Exception as error:  # any failure of the tool chain means the same: run eagerly
@@ -191,3 +193,37 @@ def can_compile(device: torch.device) -> tuple[bool, str]:
             return False, "no working C++ compiler was found (install g++ or clang to compile)"
         return False, f"torch.compile failed: {str(error).strip().splitlines()[0][:120]}"
     return True, ""
+
+
+# A process killed while the compiler writes a library leaves half of it in torch's cache, and torch would load that
+# half for ever after. So whoever compiles leaves a marker until its first step is done; a marker of a dead process
+# means that no library written since then can be trusted.
+
+
+def compile_cache() -> Path:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir())
+
+
+def mark_compiling(cache: Path) -> Path:
+    """Notes that this process compiles; remove the file when everything is compiled."""
+    cache.mkdir(parents=True, exist_ok=True)
+    marker = cache / f".compiling.{os.getpid()}"
+    marker.touch()
+    return marker
+
+
+def heal_compile_cache(cache: Path) -> None:
+    """Deletes the libraries written since a process that is dead now began to compile."""
+    for marker in cache.glob(".compiling.*"):
+        try:
+            os.kill(int(marker.suffix[1:]), 0)
+        except ProcessLookupError:
+            begun = marker.stat().st_mtime
+            for library in cache.rglob("*.so"):
+                if library.stat().st_mtime >= begun:
+                    library.unlink(missing_ok=True)
+            marker.unlink(missing_ok=True)
+        except OSError:  # alive, and somebody else's
+            continue

@@ -28,7 +28,7 @@ from nanochat.errors import UserError
 from nanochat.evaluate.bits_per_byte import bits_per_byte
 from nanochat.files import write_atomically
 from nanochat.gpt import GPT
-from nanochat.hardware import Hardware
+from nanochat.hardware import Hardware, compile_cache, mark_compiling
 from nanochat.optim import MuonAdamW
 from nanochat.progress import Progress
 from nanochat.recipe import Schedule
@@ -185,6 +185,7 @@ def train(stage: Stage) -> None:
     interrupt = Interrupt()
     first = state.step
     bad = 0
+    compiling = mark_compiling(compile_cache()) if stage.compile else None
     try:
         while True:
             if stage.evaluation_due() and not _any_rank(interrupt.received, hardware):
@@ -212,6 +213,8 @@ def train(stage: Stage) -> None:
                 for text in stage.sample():
                     progress.note(f"  {text}")
             if state.step == first + 1:
+                if compiling:
+                    compiling.unlink(missing_ok=True)
                 gc.collect()  # or the collector scans the whole model again and again, up to half a second each time
                 gc.freeze()
         save(stage, finished=True)
