@@ -110,7 +110,9 @@ def work(rank, world, port, folder):
     moments = optimizer.full_state()
     if rank == 0:
         torch.save(dict(model=model.state_dict(), optimizer=moments), folder / f"world{world}.pt")
+    dist.barrier()  # nobody hangs up while another still talks
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads sometimes abort a process that ends the ordinary way
 
 
 def alone(world, start=None):
