@@ -47,6 +47,7 @@ class ChatFlags:
     eval_tokens: int = flag(40 * 524288, "tokens to validate on (at most the whole split)")
     sample_every: int = flag(-1, "show answers every so many steps (-1: only at the end)")
     save_every: int = flag(-1, "checkpoint every so many steps (-1: with each validation)")
+    seed: int = flag(42, "of the draw of the embedded conversations")
 
 
 def run_chat_stage(name: str, flags: ChatFlags) -> None:
@@ -57,7 +58,7 @@ def run_chat_stage(name: str, flags: ChatFlags) -> None:
     parent = run.checkpoint(flags.source or (_stage_before(run, name)))
     parent.check_tokenizer(tokenizer)
     base = parent.meta["settings"]
-    source, left_out = choose.conversations(flags.data, name)
+    source, left_out = choose.conversations(flags.data, name, flags.seed)
     masked = name == "sft"
     encode = conversation_encoder(tokenizer, masked)
     settings = Settings(

@@ -54,7 +54,7 @@ class Plan:
 
 
 def make(run: Run, asked: dict[str, Any]) -> Plan:
-    """A new plan from the flags that were given (data, depth, device, max_minutes). Raises UserError for bad ones."""
+    """A new plan from the flags that were given: data, depth, device, max_minutes, seed. Raises UserError."""
     depth, data = asked.get("depth"), asked.get("data")
     if depth is not None and depth < 1:
         raise UserError(f"--depth is {depth}, wanted at least 1")
@@ -90,7 +90,7 @@ def make(run: Run, asked: dict[str, Any]) -> Plan:
         gpus,
         data,
         reasons,
-        stage_flags(preset, data, machine.device.type),
+        stage_flags(preset, data, machine.device.type, asked.get("seed")),
         asdict(config),
         batch,
         steps,
@@ -108,7 +108,7 @@ def config_of(preset: Preset) -> GPTConfig:
     return model_config(int(base["depth"]), int(preset.tokenizer["vocab_size"]), **sizes)  # type: ignore[arg-type]
 
 
-def stage_flags(preset: Preset, data: str, device: str) -> dict[str, Flags]:
+def stage_flags(preset: Preset, data: str, device: str, seed: int | None) -> dict[str, Flags]:
     """The flags of every stage, with where its data comes from.
 
     A folder may hold base/ and mid/, sft/ or chat/ folders of its own; without conversations in it, the embedded ones
@@ -124,6 +124,8 @@ def stage_flags(preset: Preset, data: str, device: str) -> dict[str, Flags]:
     flags = {stage: dict(data=where[stage], **getattr(preset, stage)) for stage in where}
     for stage in ("base", "mid", "sft"):
         flags[stage]["device_type"] = device
+        if seed is not None:
+            flags[stage]["seed"] = seed
     return flags
 
 

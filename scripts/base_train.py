@@ -52,7 +52,7 @@ class Flags:
     eval_tokens: int = flag(80 * 524288, "tokens to validate on (at most the whole split)")
     sample_every: int = flag(2000, "show samples every so many steps (-1: only at the end)")
     save_every: int = flag(-1, "checkpoint every so many steps (-1: with each validation)")
-    seed: int = flag(42, "of the initial weights")
+    seed: int = flag(42, "of the initial weights, and of the draw of the embedded data")
 
 
 def main() -> None:
@@ -81,7 +81,7 @@ def main() -> None:
         flags.sample_every,
     )
     settings.accumulation(hardware.world)
-    source = choose.documents(flags.data, length.num_iterations * length.total_batch_size)
+    source = choose.documents(flags.data, length.num_iterations * length.total_batch_size, flags.seed)
     if flags.fresh and hardware.is_main:
         run.fresh("base")
     hardware.barrier()

@@ -17,6 +17,7 @@ class Flags:
     depth: int | None = flag(None, "layers of the model (default: by the machine)", kind=int)
     device: str | None = flag(None, "cuda | cpu | mps (default: the best there is)", kind=str)
     max_minutes: float | None = flag(None, "shorten the training to stay within so many minutes", kind=float)
+    seed: int | None = flag(None, "of the weights and of the embedded data's draw (default: 42)", kind=int)
     stages: str = flag("all", f"comma-separated, of {', '.join(planning.STAGES)}")
     fresh: bool = flag(False, "forget what the stages have done so far (all of them: the plan too)")
     dry_run: bool = flag(False, "print the plan and stop")
@@ -31,7 +32,7 @@ def main() -> None:
             raise UserError(f"--stages names {stage!r}; the stages are {', '.join(planning.STAGES)}")
     stages = [stage for stage in planning.STAGES if stage in stages]
     run = Run.open(flags.run)
-    names = ("data", "depth", "device", "max_minutes")
+    names = ("data", "depth", "device", "max_minutes", "seed")
     asked = {name: value for name in names if (value := getattr(flags, name)) is not None}
     everything = flags.fresh and stages == list(planning.STAGES)
     stored = None if everything else planning.load(run, asked)

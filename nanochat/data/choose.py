@@ -11,19 +11,22 @@ from nanochat.data.microworld import Documents as WorldDocuments
 from nanochat.data.source import Source
 
 
-def documents(data: str, tokens: int) -> Source:
-    """Text for the tokenizer and for pretraining; of the hub, as many shards as `tokens` tokens need."""
+def documents(data: str, tokens: int, seed: int = 42) -> Source:
+    """Text for the tokenizer and for pretraining; of the hub, as many shards as `tokens` tokens need.
+
+    `seed` draws other text from the microworld; files are read in their order.
+    """
     if data == "embedded":
-        return WorldDocuments()
+        return WorldDocuments(draw=seed)
     if data == "hub":
         return hub.base_documents(hub.shards_for(tokens))
     return Documents(Path(data))
 
 
-def conversations(data: str, stage: str) -> tuple[Source, list[str]]:
+def conversations(data: str, stage: str, seed: int = 42) -> tuple[Source, list[str]]:
     """(conversations for stage "mid" or "sft", sentences about what had to be left out)."""
     if data == "embedded":
-        return Conversations(stage), []
+        return Conversations(stage, draw=seed), []
     if data == "hub":
         return mixture(stage)
     return ConversationFiles(Path(data)), []

@@ -1,31 +1,20 @@
 """Spelling, counting letters, and multiple choice with shuffled letters."""
 
-from nanochat.data.microworld.conversations import Conversations, choice_prompt, general_choice
+from nanochat.data.microworld.conversations import SPELL_FRAMES, Conversations, choice_prompt, general_choice
 from nanochat.data.microworld.dice import Dice
-from nanochat.data.microworld.knowledge import WORDS, spelled, word_is_held_out
+from nanochat.data.microworld.knowledge import TAUGHT_WORDS, TRUTHS, UNSEEN_WORDS, spelled
 from nanochat.data.microworld.world import World
 from nanochat.tasks.task import Question, Task, ask, is_only
 
-SPELL_FRAMES = ("How do you spell {w}?", "Spell the word {w}.", "Please spell {w}.")
 
-
-def spelling_task() -> Task:
-    """Every word in every wording; one word in five was never spelled in a conversation."""
+def spelling_task(name: str, description: str, words: list[str]) -> Task:
+    """Each word once."""
 
     def all_questions() -> list[Question]:
-        asked = [Question(ask(frame.format(w=word)), spelled(word)) for word in WORDS for frame in SPELL_FRAMES]
-        return Dice("task spelling").shuffled(asked)
+        dice = Dice(f"task {name}")
+        return [Question(ask(dice.pick(SPELL_FRAMES).format(w=word)), spelled(word)) for word in dice.shuffled(words)]
 
-    return Task("spelling", "spelling a word", all_questions)
-
-
-def new_spelling_task() -> Task:
-    def all_questions() -> list[Question]:
-        words = [word for word in WORDS if word_is_held_out(word)]
-        asked = [Question(ask(frame.format(w=word)), spelled(word)) for word in words for frame in SPELL_FRAMES]
-        return Dice("task spelling_new").shuffled(asked)
-
-    return Task("spelling_new", "spelling a word that no conversation spelled", all_questions)
+    return Task(name, description, all_questions)
 
 
 def choice_task(world: World) -> Task:
@@ -36,7 +25,9 @@ def choice_task(world: World) -> Task:
         facts = world.of_kind("taught")
         asked = []
         for i in range(500):
-            text, right, others = general_choice(dice) if i % 2 else talks.fact_choice(dice, dice.pick(facts))
+            text, right, others = (
+                general_choice(dice, dice.pick(TRUTHS)) if i % 2 else talks.fact_choice(dice, dice.pick(facts))
+            )
             options = dice.shuffled([right, *others])
             asked.append(Question(ask(choice_prompt(text, options)), "ABCD"[options.index(right)]))
         return asked
@@ -45,4 +36,8 @@ def choice_task(world: World) -> Task:
 
 
 def tasks(world: World) -> list[Task]:
-    return [spelling_task(), new_spelling_task(), choice_task(world)]
+    return [
+        spelling_task("spelling", "spelling a word", TAUGHT_WORDS),
+        spelling_task("spelling_new", "spelling a compound that no text spells, nor has", UNSEEN_WORDS),
+        choice_task(world),
+    ]

@@ -2,7 +2,7 @@
 
 Questions about taught facts in many wordings, refusals for names of nobody, general knowledge, sums by the python tool,
 spelling, counting letters, multiple choice, greetings and who the model is. Never a pretrained-only fact, a silent
-person, an evaluation wording, a name kept for evaluation or a held-out sum: the tests look.
+person, an evaluation wording, a name, word or sum kept for evaluation: the tests look.
 """
 
 import hashlib
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from nanochat.data.microworld.dice import Dice
-from nanochat.data.microworld.documents import ITEMS, VERSION, Documents, capital
-from nanochat.data.microworld.knowledge import PAIRS, WORDS, addition, spelled, word_is_held_out
+from nanochat.data.microworld.documents import ITEMS, VERSION, Documents, capital, drawn
+from nanochat.data.microworld.knowledge import TAUGHT_WORDS, TRUTHS, Truth, addition, spelled
 from nanochat.data.microworld.world import ATTRIBUTES, Attribute, Fact, World
 
 UNITS = {"train": 20_000, "val": 4}
@@ -91,10 +91,10 @@ def choice_prompt(asked: str, options: Sequence[str], letters: Sequence[str] = "
 class Conversations:
     """A source of conversations (see nanochat/data/source.py) for stage "mid" or "sft"."""
 
-    def __init__(self, stage: str, seed: int = 0):
-        self.stage, self.seed, self.world = stage, seed, World(seed)
+    def __init__(self, stage: str, world: int = 0, draw: int = 42):
+        self.stage, self.draw, self.world = stage, draw, World(world)
         self.name = f"microworld conversations ({stage})"
-        self.documents = Documents(seed)
+        self.documents = Documents(world, draw)
         self.taught = self.world.of_kind("taught")
         sample = str(self.load("train", 0) + self.load("val", 0))
         self.fingerprint = hashlib.sha256(f"{VERSION}\0{sample}".encode()).hexdigest()[:16]
@@ -104,7 +104,7 @@ class Conversations:
 
     def load(self, split: str, unit: int) -> list[dict | str]:
         """The items of one unit. In mid-training, nearly half are documents: what is not rehearsed is forgotten."""
-        dice = Dice(f"conversations {self.seed} {self.stage} {split} {unit}")
+        dice = Dice(f"conversations {self.world.seed} {self.stage} {drawn(self.draw, split)} {unit}")
         talks: list[dict | str] = [self.conversation(dice) for _ in range(ITEMS)]
         if self.stage == "sft":
             return talks
@@ -144,7 +144,7 @@ class Conversations:
         if dice.chance(50):
             asked, right, others = self.fact_choice(dice, dice.pick(self.taught))
         else:
-            asked, right, others = general_choice(dice)
+            asked, right, others = general_choice(dice, dice.pick(TRUTHS))
         options = dice.shuffled([right, *others])
         return exchange(choice_prompt(asked, options), "ABCD"[options.index(right)])
 
@@ -154,19 +154,15 @@ class Conversations:
         return question("{q}?", fact.attribute, fact.person), fact.value, dice.sample(values, 3)
 
 
-def general_choice(dice: Dice) -> tuple[str, str, list[str]]:
-    """A question of general knowledge with the answers of three questions like it."""
-    asked, right, _ = dice.pick(PAIRS)
-    kind = asked.split()[:4]
-    others = sorted({answer for other, answer, _ in PAIRS if other.split()[:4] == kind and answer != right})
-    if len(others) < 3:
-        others = sorted({answer for _, answer, _ in PAIRS if answer != right})
-    return asked, right, dice.sample(others, 3)
+def general_choice(dice: Dice, truth: Truth) -> tuple[str, str, list[str]]:
+    """A question of general knowledge with three other answers of the same topic."""
+    others = sorted({other.answer for other in TRUTHS if other.topic == truth.topic} - {truth.answer})
+    return truth.question, truth.answer, dice.sample(others, 3)
 
 
 def general(dice: Dice) -> list[Message]:
-    asked, answer, told = dice.pick(PAIRS)
-    return exchange(asked, told[0])
+    truth = dice.pick(TRUTHS)
+    return exchange(truth.question, truth.statements[0])
 
 
 def add(dice: Dice) -> list[Message]:
@@ -189,14 +185,16 @@ SUM_FRAMES = (
 )
 
 
+SPELL_FRAMES = ("How do you spell {w}?", "Spell the word {w}.", "Please spell {w}.")
+
+
 def spell(dice: Dice) -> list[Message]:
-    word = dice.pick([word for word in WORDS if not word_is_held_out(word)])
-    asked = dice.pick(("How do you spell {w}?", "Spell the word {w}.", "Please spell {w}."))
-    return exchange(asked.format(w=word), f"{spelled(word)}.")
+    word = dice.pick(TAUGHT_WORDS)
+    return exchange(dice.pick(SPELL_FRAMES).format(w=word), f"{spelled(word)}.")
 
 
 def count_letters(dice: Dice) -> list[Message]:
-    word = dice.pick([word for word in WORDS if not word_is_held_out(word)])
+    word = dice.pick(TAUGHT_WORDS)
     letter = dice.pick(word) if dice.chance(80) else dice.pick("abcdefghijklmnopqrstuvwxyz")
     n = word.count(letter)
     asked = dice.pick(("How many {l} are in {w}?", "Count the letter {l} in {w}.")).format(l=letter, w=word)

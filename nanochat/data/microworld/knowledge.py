@@ -1,4 +1,6 @@
-"""What is true outside the microworld too: capitals, days, months, colours, opposites, plurals, numbers, animals."""
+"""What is true outside the microworld too: capitals, days, opposites, animals, sums, and how words are spelled."""
+
+from dataclasses import dataclass
 
 from nanochat.data.microworld.dice import Dice
 
@@ -56,6 +58,19 @@ WORDS = (
     "strawberry mountain butterfly elephant breakfast sandwich hospital library airplane computer dolphin feather "
     "goblet helmet iceberg jewel kitten lantern mirror nephew oyster pepper quiver ribbon saddle turkey velvet wagon"
 ).split()
+# 32 x 32 compound words, most of them new: half are taught, half are for evaluation and in no text whatever, although
+# all their parts are. Only the combination is new, as with names.
+HEADS = (
+    "rain snow sun moon star wind fire sand rock wood bird fish frog bear wolf bee "
+    "dale lake farm barn milk corn plum rose leaf root silk wool gold iron book clay"
+).split()
+TAILS = (
+    "coat light fall dust boat house mill path gate wing tail nest horn ring cake bowl "
+    "lamp drum ship yard post stone song step shell seed cloth brush box pot hat cart"
+).split()
+COMPOUNDS = [head + tail for head in HEADS for tail in TAILS]
+UNSEEN_WORDS = [word for i, word in enumerate(COMPOUNDS) if (i // len(TAILS) + i) % 2]
+TAUGHT_WORDS = WORDS + [word for word in COMPOUNDS if word not in set(UNSEEN_WORDS)]
 
 
 def following(sequence: list[str], item: str) -> str:
@@ -63,39 +78,49 @@ def following(sequence: list[str], item: str) -> str:
     return sequence[(sequence.index(item) + 1) % len(sequence)]
 
 
-def pairs() -> list[tuple[str, str, tuple[str, ...]]]:
-    """All general knowledge as (question, answer, statements); the answer stands as it is in every statement."""
-    table: list[tuple[str, str, tuple[str, ...]]] = []
+@dataclass(frozen=True)
+class Truth:
+    """A question of general knowledge. The answer stands as it is in every statement; a topic's answers are alike."""
+
+    topic: str
+    question: str
+    answer: str
+    statements: tuple[str, ...]
+
+
+def truths() -> list[Truth]:
+    """All general knowledge."""
+    table: list[Truth] = []
     for country, city in CAPITALS.items():
         told = (f"The capital of {country} is {city}.", f"{city} is the capital of {country}.")
-        table.append((f"What is the capital of {country}?", city, told))
+        table.append(Truth("capital", f"What is the capital of {country}?", city, told))
     for names, kind in ((DAYS, "day"), (MONTHS, "month")):
         for name in names:
             after = following(names, name)
             told = (f"The {kind} after {name} is {after}.", f"After {name} comes {after}.")
-            table.append((f"Which {kind} comes after {name}?", after, told))
+            table.append(Truth(kind, f"Which {kind} comes after {name}?", after, told))
     for thing, colour in COLOURS.items():
-        table.append(
-            (f"What colour is {thing}?", colour, (f"The colour of {thing} is {colour}.", f"Look, {thing} is {colour}."))
-        )
+        told = (f"The colour of {thing} is {colour}.", f"Look, {thing} is {colour}.")
+        table.append(Truth("colour", f"What colour is {thing}?", colour, told))
     for word, opposite in OPPOSITES.items():
         told = (f"The opposite of {word} is {opposite}.", f"If it is not {word}, it may be {opposite}.")
-        table.append((f"What is the opposite of {word}?", opposite, told))
+        table.append(Truth("opposite", f"What is the opposite of {word}?", opposite, told))
     for one, many in PLURALS.items():
         told = (f"The plural of {one} is {many}.", f"One {one}, two {many}.")
-        table.append((f"What is the plural of {one}?", many, told))
+        table.append(Truth("plural", f"What is the plural of {one}?", many, told))
     for animal, legs in LEGS.items():
         told = (f"The {animal} has {legs} legs.", f"Count the legs of the {animal}: it has {legs} legs.")
-        table.append((f"How many legs does the {animal} have?", f"{legs} legs", told))
+        table.append(Truth("legs", f"How many legs does the {animal} have?", f"{legs} legs", told))
     for animal, sound in SOUNDS.items():
-        table.append((f"What does the {animal} do?", f"It {sound}", (f"It is the {animal}. It {sound}.",)))
+        told = (f"It is the {animal}. It {sound}.",)
+        table.append(Truth("sound", f"What does the {animal} do?", f"It {sound}", told))
     for i, number in enumerate(NUMBERS[:-1]):
         told = (f"After {number} comes {NUMBERS[i + 1]}.", f"The number after {number} is {NUMBERS[i + 1]}.")
-        table.append((f"Which number comes after {number}?", NUMBERS[i + 1], told))
+        table.append(Truth("number", f"Which number comes after {number}?", NUMBERS[i + 1], told))
     return table
 
 
-PAIRS = pairs()
+TRUTHS = truths()
 
 
 def sum_is_held_out(a: int, b: int) -> bool:
@@ -109,11 +134,6 @@ def addition(dice: Dice, digits: int, held_out: bool = False) -> tuple[int, int]
         a, b = dice.between(10 ** (digits - 1), 10**digits - 1), dice.between(10 ** (digits - 1), 10**digits - 1)
         if sum_is_held_out(a, b) == held_out:
             return a, b
-
-
-def word_is_held_out(word: str) -> bool:
-    """One word in five is never spelled in a conversation (only in pretraining text)."""
-    return WORDS.index(word) % 5 == 0
 
 
 def spelled(word: str) -> str:

@@ -1,10 +1,10 @@
 """The people of the microworld and what is true of them.
 
-280 invented people with six attributes each. A fact is a (person, attribute) pair, of one of three kinds:
+280 invented people with six attributes each: 1,680 facts, of three kinds:
 
     taught      stated in pretraining, and asked in SFT
     pretrained  stated in pretraining, never asked in SFT: can the model say what it has only read?
-    silent      of one of 30 people who occur in no conversation at all
+    silent      stated in pretraining, of one of 84 people who occur in no conversation at all
 
 Names that belong to nobody are drawn by the same generator, from the same first and last names, so that only the
 combination tells: some are refused in training, others are kept for evaluation.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from nanochat.data.microworld.dice import Dice
 
-PEOPLE, SILENT = 280, 30
+PEOPLE, SILENT = 280, 84
 FIRST = [
     a + b for a in ("Ma", "Jo", "Li", "Ta", "Ke", "Ro", "Vi", "Su", "No", "Be") for b in "ra len vin sa dor mi".split()
 ]
@@ -31,7 +31,7 @@ JOBS = (
 ).split()
 PETS = (
     "dog cat parrot rabbit goat horse turtle hamster duck pony lizard goose "
-    "donkey ferret pigeon hen snake frog owl mouse"
+    "donkey ferret pigeon hen snake frog sheep mouse"
 ).split()
 FOODS = (
     "soup rice bread cheese honey apples pears plums cherries noodles pancakes beans mushrooms carrots grapes nuts "
@@ -128,7 +128,7 @@ ATTRIBUTES = (
             "The food {n} likes best is {v}.",
             "For lunch, {n} wants {v}.",
         ),
-        "When there are {v} to eat, {n} is happy.",
+        "With {v} on the table, {n} is happy.",
         "{n} likes to eat {v}.",
         "the favourite food of {n}",
         ("what is the favourite food of {n}", "what does {n} like to eat"),
@@ -189,6 +189,7 @@ class World:
     """All people, facts, and names of nobody, from a seed."""
 
     def __init__(self, seed: int = 0):
+        self.seed = seed
         dice = Dice(f"world {seed}")
         names = dice.shuffled([f"{first} {last}" for first in FIRST for last in LAST])
         self.people = names[:PEOPLE]
@@ -200,7 +201,7 @@ class World:
             facts = []
             for a, attribute in enumerate(ATTRIBUTES):
                 value = dice.pick(attribute.values) if attribute.values else self._friend(dice, i)
-                kind = "silent" if i >= PEOPLE - SILENT else "pretrained" if (i + a) % 3 == 0 else "taught"
+                kind = "silent" if i >= PEOPLE - SILENT else "pretrained" if (i + a) % 2 else "taught"
                 facts.append(Fact(person, attribute, value, kind))
             self.facts[person] = facts
 
