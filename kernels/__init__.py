@@ -1,12 +1,17 @@
 """The operations of a nanochat-style transformer, each in a file of its own with its definition and its proof data.
 
-A library by itself: it needs torch only, and can be used in any model (`from kernels import linear_cross_entropy`).
-Open one op's file and you see all of it: the formula, what it costs, the PyTorch reference, the public function, and
-the `Op` that tests and benchmarks read. Importing this package fills `OPS`.
+A library by itself: it needs torch only (and Triton where there is a GPU), and can be used in any model: `from kernels
+import linear_cross_entropy`. Open one op's file and you see all of it: the formula, what it costs, the PyTorch
+reference, the Triton kernels, the public function, and the `Op` that tests and benchmarks read. Importing this package
+fills `OPS`; `use("torch")` and NANOCHAT_KERNELS choose the implementation, `python -m kernels` says which one runs.
 """
 
+from typing import Any
+
+from kernels import neighbour
 from kernels.attention import flash_attention, flash_attention_decode
 from kernels.cross_entropy import cross_entropy
+from kernels.dispatch import describe, read_environment, use
 from kernels.fp8 import fp8_linear
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.linear_relu2 import linear_relu2
@@ -22,6 +27,7 @@ __all__ = [
     "adamw_",
     "add_rms_norm",
     "cross_entropy",
+    "describe",
     "flash_attention",
     "flash_attention_decode",
     "fp8_linear",
@@ -35,4 +41,13 @@ __all__ = [
     "qk_norm_rotary",
     "rms_norm",
     "rotary",
+    "use",
 ]
+
+read_environment()
+if (_other := neighbour.folder()) is not None:
+    __path__.append(str(_other))
+
+
+def __getattr__(name: str) -> Any:
+    return neighbour.attribute(name)

@@ -11,6 +11,10 @@ an incoming gradient of its own, unknown in forward; backward then recomputes th
 dW is accumulated in float32. Without gradients no gradient work is done. A mean over no rows is NaN, as in torch.
 It does not pay in time (2 ms of a 328 ms step at d24); it pays in memory, which buys batch size.
 
+The matrix products are cuBLAS's. The Triton kernel is the one of cross_entropy.py, in place on the chunk's logits: it
+reads them once and leaves their gradient there. On GPUs a chunk is of 4–8 K tokens: smaller ones, that would fit the L2
+cache, read the weight again and add to a float32 dW (201 MB at d24) for every chunk, about 12 ms to save 0.7.
+
 Source: the chunking follows the idea of Liger-Kernel's fused linear cross-entropy (arXiv:2410.10989) and of Wijmans et
 al., Cut Your Losses, arXiv:2411.09009.
 """
@@ -19,49 +23,80 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.cross_entropy import check_reduction, cross_entropy_reference, softcap_reference
-from kernels.registry import Case, Op, itemsize, randint, randn, register
+from kernels import tuned
+from kernels.cross_entropy import (
+    _cross_entropy_gradient_,
+    check_reduction,
+    check_targets,
+    cross_entropy_reference,
+    reduced,
+    softcap_reference,
+    token_losses,
+)
+from kernels.dispatch import triton_runs
+from kernels.registry import Case, Op, check_device, itemsize, randint, randn, register
 
 CHUNK_LOGITS = 1 << 23  # logits alive at a time: 32 MB in float32, fits a server CPU's last-level cache
 
 
-def chunk_rows(vocab: int) -> int:
-    """Tokens per chunk: as many as keep the chunk's logits within CHUNK_LOGITS, a multiple of 64."""
+def chunk_rows(vocab: int, fused: bool, x: Tensor) -> int:
+    """Tokens per chunk: of the tuned table for the kernel; else as many as keep the logits within CHUNK_LOGITS."""
+    if fused:
+        return tuned.value("linear_cross_entropy", "rows", x.dtype, vocab, x.device)
     return max(64, CHUNK_LOGITS // vocab // 64 * 64)
 
 
-def _chunk_gradient(logits: Tensor, targets: Tensor, grad: Tensor, softcap: float | None, ignore_index: int) -> Tensor:
-    """d(Σ grad[n]·loss[n])/d(logits) for one chunk: grad·(softmax(z) − onehot)·(1 − (z/softcap)²). (n, V) float32."""
+def _loss_and_gradient(
+    logits: Tensor, targets: Tensor, grad: Tensor | None, softcap: float | None, ignore_index: int, fused: bool
+) -> tuple[Tensor, Tensor]:
+    """Of one chunk: Σ loss, and the gradient of Σ grad[n]·loss[n] (None: 1 each) as to the logits, in their dtype.
+
+    The gradient is grad·(softmax(z) − onehot)·(1 − (z/softcap)²).
+    """
+    if fused:
+        each = (
+            torch.ones(targets.shape, dtype=torch.float32, device=logits.device) if grad is None else grad.contiguous()
+        )
+        return _cross_entropy_gradient_(logits, targets, each, softcap, ignore_index).sum(), logits
+    total = cross_entropy_reference(logits, targets, softcap, ignore_index, "sum")
     z = softcap_reference(logits, softcap)
     kept = targets != ignore_index
     dz = torch.softmax(z, dim=-1)
     index = torch.where(kept, targets, 0)[:, None]
-    dz = dz.scatter_add(1, index, -torch.ones_like(index, dtype=dz.dtype)) * (grad * kept)[:, None]
-    return dz if softcap is None else dz * (1 - (z / softcap) ** 2)
+    dz = dz.scatter_add(1, index, -torch.ones_like(index, dtype=dz.dtype))
+    dz = dz * (kept if grad is None else grad * kept)[:, None]
+    dz = dz if softcap is None else dz * (1 - (z / softcap) ** 2)
+    return total, dz.to(logits.dtype)
+
+
+def _add_product_(dw: Tensor, dlogits: Tensor, x: Tensor) -> None:
+    """dw += dlogitsᵀ·x, where dw is wider: on a GPU the product leaves the matrix units in float32."""
+    if x.is_cuda and x.dtype != dw.dtype:
+        dw += torch.mm(dlogits.T, x, out_dtype=dw.dtype)
+    else:
+        dw += dlogits.T @ x
 
 
 class _SummedLoss(torch.autograd.Function):
     """Σ of the token losses. Gradients are made in forward, chunk by chunk, and scaled in backward."""
 
     @staticmethod
-    def forward(ctx, x, weight, targets, softcap, ignore_index):
+    def forward(ctx, x, weight, targets, softcap, ignore_index, fused):
         wx, ww = ctx.needs_input_grad[:2]
         w = weight.to(x.dtype)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        rows = chunk_rows(weight.size(0))
+        rows = chunk_rows(weight.size(0), fused, x)
         total = torch.zeros((), dtype=wide, device=x.device)
         dw = torch.zeros(weight.shape, dtype=wide, device=x.device) if ww else None
         dx = []
         for xc, tc in zip(x.split(rows), targets.split(rows)):
-            logits = xc @ w.T  # (n, V), the only logits alive
-            total = total + cross_entropy_reference(logits, tc, softcap, ignore_index, "sum")
-            if wx or ww:
-                one = torch.ones((), dtype=wide, device=x.device)
-                dlogits = _chunk_gradient(logits, tc, one, softcap, ignore_index).to(x.dtype)
-                if wx:
-                    dx.append(dlogits @ w)
-                if ww:
-                    dw += dlogits.T @ xc
+            # xc @ wᵀ are the only logits alive: (n, V)
+            loss, dlogits = _loss_and_gradient(xc @ w.T, tc, None, softcap, ignore_index, fused)
+            total = total + loss
+            if wx:
+                dx.append(dlogits @ w)
+            if dw is not None:
+                _add_product_(dw, dlogits, xc)
         ctx.save_for_backward(torch.cat(dx) if wx and dx else None, dw)
         ctx.weight_dtype = weight.dtype
         return total
@@ -70,28 +105,26 @@ class _SummedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         dx, dw = ctx.saved_tensors
-        return (
-            None if dx is None else dx * grad.to(dx.dtype),
-            None if dw is None else (dw * grad).to(ctx.weight_dtype),
-            None,
-            None,
-            None,
-        )
+        dx = None if dx is None else dx * grad.to(dx.dtype)
+        dw = None if dw is None else (dw * grad).to(ctx.weight_dtype)
+        return dx, dw, None, None, None, None
 
 
 class _TokenLosses(torch.autograd.Function):
     """The loss of every token, (N,). Backward recomputes the logits."""
 
     @staticmethod
-    def forward(ctx, x, weight, targets, softcap, ignore_index):
+    def forward(ctx, x, weight, targets, softcap, ignore_index, fused):
         w = weight.to(x.dtype)
-        rows = chunk_rows(weight.size(0))
+        rows = chunk_rows(weight.size(0), fused, x)
         ctx.save_for_backward(x, weight, targets)
-        ctx.softcap, ctx.ignore_index = softcap, ignore_index
-        losses = [
-            cross_entropy_reference(xc @ w.T, tc, softcap, ignore_index, "none")
-            for xc, tc in zip(x.split(rows), targets.split(rows))
-        ]
+        ctx.softcap, ctx.ignore_index, ctx.fused = softcap, ignore_index, fused
+        losses = []
+        for xc, tc in zip(x.split(rows), targets.split(rows)):
+            if fused:
+                losses.append(token_losses(xc @ w.T, tc, softcap, ignore_index))
+            else:
+                losses.append(cross_entropy_reference(xc @ w.T, tc, softcap, ignore_index, "none"))
         return torch.cat(losses)
 
     @staticmethod
@@ -99,14 +132,26 @@ class _TokenLosses(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, targets = ctx.saved_tensors
         w = weight.to(x.dtype)
-        rows = chunk_rows(weight.size(0))
+        rows = chunk_rows(weight.size(0), ctx.fused, x)
         dw = torch.zeros(weight.shape, dtype=grad.dtype, device=x.device)
         dx = []
         for xc, tc, gc in zip(x.split(rows), targets.split(rows), grad.split(rows)):
-            dlogits = _chunk_gradient(xc @ w.T, tc, gc, ctx.softcap, ctx.ignore_index).to(x.dtype)
+            _, dlogits = _loss_and_gradient(xc @ w.T, tc, gc, ctx.softcap, ctx.ignore_index, ctx.fused)
             dx.append(dlogits @ w)
-            dw += dlogits.T @ xc
-        return torch.cat(dx), dw.to(weight.dtype), None, None, None
+            _add_product_(dw, dlogits, xc)
+        return torch.cat(dx), dw.to(weight.dtype), None, None, None, None
+
+
+def _chunked(
+    x: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, ignore_index: int, reduction: str, fused: bool
+) -> Tensor:
+    targets = targets.contiguous()
+    learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if reduction == "none" or not learning:
+        losses = _TokenLosses.apply(x, weight, targets, softcap, ignore_index, fused)
+        return reduced(losses, targets, ignore_index, reduction)
+    total = _SummedLoss.apply(x, weight, targets, softcap, ignore_index, fused)
+    return total / (targets != ignore_index).sum() if reduction == "mean" else total
 
 
 def linear_cross_entropy_reference(
@@ -117,15 +162,7 @@ def linear_cross_entropy_reference(
     ignore_index: int = -1,
     reduction: str = "mean",
 ) -> Tensor:
-    learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if reduction == "none" or not learning:
-        losses = _TokenLosses.apply(x, weight, targets, softcap, ignore_index)
-        total = losses.sum()
-    else:
-        total = _SummedLoss.apply(x, weight, targets, softcap, ignore_index)
-    if reduction == "none":
-        return losses
-    return total / (targets != ignore_index).sum() if reduction == "mean" else total
+    return _chunked(x, weight, targets, softcap, ignore_index, reduction, fused=False)
 
 
 def linear_cross_entropy(
@@ -149,7 +186,10 @@ def linear_cross_entropy(
     if targets.shape != x.shape[:1]:
         raise ValueError(f"linear_cross_entropy: targets are {tuple(targets.shape)}, wanted (N,) with N={x.size(0)}")
     check_reduction("linear_cross_entropy", reduction)
-    return linear_cross_entropy_reference(x, weight, targets, softcap, ignore_index, reduction)
+    check_device("linear_cross_entropy", x, weight=weight, targets=targets)
+    check_targets("linear_cross_entropy", targets, weight.size(0), ignore_index)
+    fused = triton_runs("linear_cross_entropy", x, weight.size(0))
+    return _chunked(x, weight, targets, softcap, ignore_index, reduction, fused)
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: str) -> dict:

@@ -8,14 +8,23 @@ Memory-bound; an AdamW step must read param, grad, two moments and write three o
 call per operation moves about 20. Scalars may be Python floats or 0-d tensors: pass tensors under `torch.compile`, or
 every new learning rate compiles again. Moments live in the parameter's dtype, arithmetic in float32.
 
+How the kernels are made: adamw_ is one pass. The Muon parts need a norm of each row (or column) before they can go on,
+so they are two passes each: one that reduces, one that applies a factor per row or column; what lies between is
+arithmetic on vectors and stays in PyTorch. Every sum has one owner, so results are bitwise repeatable. `torch.compile`
+fuses most of this as well: the kernels pay where nothing is compiled.
+
 Sources: AdamW: Loshchilov & Hutter, arXiv:1711.05101; Muon: Jordan et al.; NorMuon: Li et al., arXiv:2510.05491;
 cautious decay: Chen et al., arXiv:2510.12402; this combination as in nanochat and modded-nanogpt.
 """
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from kernels.registry import Case, Op, itemsize, randn, register
+from kernels import tuned
+from kernels.dispatch import mode, triton_runs
+from kernels.registry import Case, Op, check_device, itemsize, randn, register
+from kernels.triton_utils import cdiv, launch, operator, power_of_two, tl, triton
 
 Scalar = float | Tensor
 
@@ -52,23 +61,201 @@ def muon_momentum_reference_(grad: Tensor, momentum_buffer: Tensor, momentum: Sc
     return g * (whole * g.size(-2) ** -0.5 / row.clamp_min(1e-6)).to(dtype)
 
 
+def _normuon_factor(squares: Tensor, shape: torch.Size, second_moment: Tensor, beta2: Scalar) -> Tensor:
+    """What to multiply the update with, by row or column; changes second_moment.
+
+    squares: the update's sums of squares by row (K, m, 1) or column (K, 1, n), like second_moment.
+    """
+    m, n = shape[-2:]
+    size = n if m >= n else m  # elements in each sum
+    norm = squares.sum(dim=(-2, -1), keepdim=True).sqrt().clamp_min(1e-10)
+    unit = min(m, n) ** 0.5 / norm  # to the Frobenius norm of an orthogonal matrix
+    variance = squares * unit.square() / size
+    second_moment.copy_(second_moment * beta2 + variance * (1 - beta2))
+    scale = second_moment.to(squares.dtype).clamp_min(1e-10).rsqrt()
+    before = (variance * size).sum(dim=(-2, -1), keepdim=True).sqrt()
+    after = (variance * size * scale.square()).sum(dim=(-2, -1), keepdim=True).sqrt()
+    return unit * scale * (before / after.clamp_min(1e-10))
+
+
 def muon_update_reference_(
     param: Tensor, update: Tensor, second_moment: Tensor, lr: Scalar, weight_decay: Scalar, beta2: Scalar
 ) -> None:
     m, n = param.shape[-2:]
-    wide = _wide(param)
-    x = update.to(wide)
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-    x = x * (min(m, n) ** 0.5 / norm.clamp_min(1e-10))
-    dim, size = (-1, n) if m >= n else (-2, m)
-    variance = x.square().mean(dim=dim, keepdim=True)  # (K, m, 1) or (K, 1, n)
-    second_moment.copy_(second_moment * beta2 + variance * (1 - beta2))
-    scale = second_moment.to(wide).clamp_min(1e-10).rsqrt()
-    before = (variance * size).sum(dim=(-2, -1), keepdim=True).sqrt()
-    after = (variance * size * scale.square()).sum(dim=(-2, -1), keepdim=True).sqrt()
-    x = x * (scale * (before / after.clamp_min(1e-10)))
-    p = param.to(wide)
+    x = update.to(_wide(param))
+    squares = x.square().sum(dim=-1 if m >= n else -2, keepdim=True)
+    x = x * _normuon_factor(squares, param.shape, second_moment, beta2)
+    p = param.to(x.dtype)
     param.copy_(p - lr * x - lr * weight_decay * p * (x * p >= 0))
+
+
+# ---- Triton
+
+
+@triton.jit
+def _adamw_kernel(
+    param_ptr, grad_ptr, m_ptr, v_ptr, N, beta1, one_minus_beta1, beta2, one_minus_beta2, rate, v_factor, eps, keep,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program owns BLOCK consecutive elements of all four tensors. rate and v_factor have the bias corrections."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < N
+    g = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    m = tl.load(m_ptr + at, mask=mask, other=0.0).to(tl.float32) * tl.cast(beta1, tl.float32)
+    m += g * tl.cast(one_minus_beta1, tl.float32)
+    v = tl.load(v_ptr + at, mask=mask, other=0.0).to(tl.float32) * tl.cast(beta2, tl.float32)
+    v += g * g * tl.cast(one_minus_beta2, tl.float32)
+    p = tl.load(param_ptr + at, mask=mask, other=0.0).to(tl.float32) * tl.cast(keep, tl.float32)
+    p -= tl.cast(rate, tl.float32) * m / (tl.sqrt(v * tl.cast(v_factor, tl.float32)) + tl.cast(eps, tl.float32))
+    tl.store(m_ptr + at, m, mask=mask)
+    tl.store(v_ptr + at, v, mask=mask)
+    tl.store(param_ptr + at, p, mask=mask)
+
+
+@triton.jit
+def _momentum_kernel(
+    grad_ptr, buffer_ptr, out_ptr, squares_ptr, rows, N, momentum, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):
+    """A program owns BLOCK_M rows of N: new momentum, Nesterov gradient, and the gradient's sum of squares by row."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    momentum = tl.cast(momentum, tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for start in range(0, N, BLOCK_N):
+        col = start + tl.arange(0, BLOCK_N)
+        at = row.to(tl.int64)[:, None] * N + col[None, :]
+        mask = (row < rows)[:, None] & (col < N)[None, :]
+        g = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        buffer = tl.load(buffer_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        buffer = buffer * momentum + g * (1.0 - momentum)
+        g = (g * (1.0 - momentum) + buffer * momentum).to(out_ptr.dtype.element_ty)
+        tl.store(buffer_ptr + at, buffer, mask=mask)
+        tl.store(out_ptr + at, g, mask=mask)
+        total += g.to(tl.float32) * g.to(tl.float32)
+    tl.store(squares_ptr + row, tl.sum(total, axis=1), mask=row < rows)
+
+
+@triton.jit
+def _scale_rows_kernel(x_ptr, factor_ptr, rows, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """x *= factor by row, in place; a program owns a tile (BLOCK_M, BLOCK_N)."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    col = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    at = row.to(tl.int64)[:, None] * N + col[None, :]
+    mask = (row < rows)[:, None] & (col < N)[None, :]
+    factor = tl.load(factor_ptr + row, mask=row < rows, other=0.0)[:, None]
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(x_ptr + at, x * factor, mask=mask)
+
+
+@triton.jit
+def _squares_kernel(x_ptr, squares_ptr, M, N, BY_ROW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Sums of squares of a stack (K, M, N) by row or by column; a program owns BLOCK_M rows or BLOCK_N columns."""
+    matrix = tl.program_id(1).to(tl.int64)
+    x_ptr += matrix * M * N
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    first = tl.program_id(0) * (BLOCK_M if BY_ROW else BLOCK_N)
+    for start in range(0, N if BY_ROW else M, BLOCK_N if BY_ROW else BLOCK_M):
+        row = (first if BY_ROW else start) + tl.arange(0, BLOCK_M)
+        col = (start if BY_ROW else first) + tl.arange(0, BLOCK_N)
+        mask = (row < M)[:, None] & (col < N)[None, :]
+        x = tl.load(x_ptr + row.to(tl.int64)[:, None] * N + col[None, :], mask=mask, other=0.0).to(tl.float32)
+        total += x * x
+    if BY_ROW:
+        row = first + tl.arange(0, BLOCK_M)
+        tl.store(squares_ptr + matrix * M + row, tl.sum(total, axis=1), mask=row < M)
+    else:
+        col = first + tl.arange(0, BLOCK_N)
+        tl.store(squares_ptr + matrix * N + col, tl.sum(total, axis=0), mask=col < N)
+
+
+@triton.jit
+def _step_kernel(
+    param_ptr, update_ptr, factor_ptr, M, N, lr, decay,
+    BY_ROW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """param −= lr·x + decay·param where they agree in sign, x = factor·update; a program owns a tile of one matrix."""
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    col = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    matrix = tl.program_id(2).to(tl.int64)
+    at = matrix * M * N + row.to(tl.int64)[:, None] * N + col[None, :]
+    mask = (row < M)[:, None] & (col < N)[None, :]
+    if BY_ROW:
+        factor = tl.load(factor_ptr + matrix * M + row, mask=row < M, other=0.0)[:, None]
+    else:
+        factor = tl.load(factor_ptr + matrix * N + col, mask=col < N, other=0.0)[None, :]
+    x = tl.load(update_ptr + at, mask=mask, other=0.0).to(tl.float32) * factor
+    p = tl.load(param_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    decayed = tl.where(x * p >= 0, tl.cast(decay, tl.float32) * p, 0.0)
+    tl.store(param_ptr + at, p - tl.cast(lr, tl.float32) * x - decayed, mask=mask)
+
+
+def _tile(op: str, x: Tensor) -> dict[str, int]:
+    """BLOCK_M, BLOCK_N and num_warps for matrices with rows as long as x's."""
+    config = tuned.config(op, x.dtype, x.size(-1), x.device)
+    config["BLOCK_N"] = min(config["BLOCK_N"], max(16, power_of_two(x.size(-1))))
+    config["BLOCK_M"] = max(1, config.pop("elements") // config["BLOCK_N"])
+    return config
+
+
+# Scalars reach the operators as one float64 tensor on the CPU: reading it waits for nothing, a new learning rate
+# compiles nothing again, and no precision is lost before the last moment.
+
+
+@operator(mutates=("param", "exp_avg", "exp_avg_sq"))
+def _adamw(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor) -> None:
+    if isinstance(scalars, FakeTensor):
+        return
+    step, lr, beta1, beta2, eps, decay = [0.5] * 6 if scalars.is_meta else scalars.tolist()
+    config = tuned.config("adamw_", param.dtype, param.numel(), param.device)
+    launch(
+        _adamw_kernel, (cdiv(param.numel(), config["BLOCK"]),), param, grad, exp_avg, exp_avg_sq, param.numel(), beta1,
+        1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step), 1 / (1 - beta2**step), eps, 1 - lr * decay, **config,
+    )  # fmt: skip
+
+
+@operator(mutates=("momentum_buffer",))
+def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, scalars: Tensor, dtype: torch.dtype) -> Tensor:
+    out = torch.empty_like(grad, dtype=dtype)
+    k, m, n = grad.shape
+    squares = grad.new_empty((k, m, 1), dtype=torch.float32)
+    if isinstance(scalars, FakeTensor):
+        return out
+    momentum = 0.5 if scalars.is_meta else scalars.item()
+    config = _tile("muon_momentum_", grad)
+    launch(
+        _momentum_kernel, (cdiv(k * m, config["BLOCK_M"]),), grad, momentum_buffer, out, squares, k * m, n, momentum,
+        **config,
+    )  # fmt: skip
+    whole = squares.sum(dim=-2, keepdim=True).sqrt()
+    factor = whole * m**-0.5 / squares.sqrt().clamp_min(1e-6)
+    grid = (cdiv(k * m, config["BLOCK_M"]), cdiv(n, config["BLOCK_N"]))
+    launch(_scale_rows_kernel, grid, out, factor, k * m, n, **config)
+    return out
+
+
+@operator(mutates=("param", "second_moment"))
+def _muon_update(param: Tensor, update: Tensor, second_moment: Tensor, scalars: Tensor) -> None:
+    if isinstance(scalars, FakeTensor):
+        return
+    lr, weight_decay, beta2 = [0.5] * 3 if scalars.is_meta else scalars.tolist()
+    k, m, n = param.shape
+    by_row = m >= n
+    squares = param.new_empty(second_moment_shape(param.shape), dtype=torch.float32)
+    config = _tile("muon_update_", param)
+    blocks = (cdiv(m, config["BLOCK_M"]), cdiv(n, config["BLOCK_N"]))
+    launch(_squares_kernel, (blocks[0 if by_row else 1], k), update, squares, m, n, BY_ROW=by_row, **config)
+    factor = _normuon_factor(squares, param.shape, second_moment, beta2)
+    launch(_step_kernel, (*blocks, k), param, update, factor, m, n, lr, lr * weight_decay, BY_ROW=by_row, **config)
+
+
+def _scalars(*values: Scalar, device: torch.device) -> Tensor:
+    """One float64 vector on the CPU (on meta for meta tensors). A scalar that lies on a GPU is waited for."""
+    each = [
+        v.to("cpu", torch.float64) if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for v in values
+    ]
+    return torch.stack(each).to("meta") if device.type == "meta" else torch.stack(each)
+
+
+# ---- the public functions
 
 
 def adamw_(
@@ -88,7 +275,11 @@ def adamw_(
     step counts from 1. Decay comes first: param ← param·(1 − lr·weight_decay). Raises ValueError when shapes differ.
     """
     for name, tensor in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
-        _fits("adamw_", name, tensor, param.shape)
+        _fits("adamw_", name, tensor, param)
+    if triton_runs("adamw_", param, param.numel()) and _contiguous("adamw_", param, exp_avg, exp_avg_sq):
+        scalars = _scalars(step, lr, beta1, beta2, eps, weight_decay, device=param.device)
+        _adamw(param, grad.contiguous(), exp_avg, exp_avg_sq, scalars)
+        return
     adamw_reference_(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, weight_decay)
 
 
@@ -97,7 +288,9 @@ def muon_momentum_(grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtyp
 
     Every row is scaled to ‖g‖_F/√m of its own matrix. Raises ValueError when shapes differ.
     """
-    _fits("muon_momentum_", "momentum_buffer", momentum_buffer, grad.shape)
+    _fits("muon_momentum_", "momentum_buffer", momentum_buffer, grad)
+    if triton_runs("muon_momentum_", grad, grad.size(-1)) and _contiguous("muon_momentum_", momentum_buffer):
+        return _muon_momentum(grad.contiguous(), momentum_buffer, _scalars(momentum, device=grad.device), dtype)
     return muon_momentum_reference_(grad, momentum_buffer, momentum, dtype)
 
 
@@ -109,9 +302,21 @@ def muon_update_(
     second_moment is (K, m, 1) when m ≥ n, else (K, 1, n), changed in place. Decay applies only where update and param
     have the same sign. Raises ValueError when shapes do not fit.
     """
-    _fits("muon_update_", "update", update, param.shape)
-    _fits("muon_update_", "second_moment", second_moment, second_moment_shape(param.shape))
+    _fits("muon_update_", "update", update, param)
+    _fits("muon_update_", "second_moment", second_moment, param, second_moment_shape(param.shape))
+    if triton_runs("muon_update_", param, param.size(-1)) and _contiguous("muon_update_", param):
+        scalars = _scalars(lr, weight_decay, beta2, device=param.device)
+        _muon_update(param, update.contiguous(), second_moment, scalars)
+        return
     muon_update_reference_(param, update, second_moment, lr, weight_decay, beta2)
+
+
+def _contiguous(op: str, *tensors: Tensor) -> bool:
+    """Whether tensors that are changed in place are contiguous. Raises ValueError if not, where Triton is forced."""
+    found = all(tensor.is_contiguous() for tensor in tensors)
+    if not found and mode(op) == "triton":
+        raise ValueError(f"{op}: Triton is asked for, but a tensor to be changed in place is not contiguous")
+    return found
 
 
 def second_moment_shape(shape: torch.Size) -> torch.Size:
@@ -124,9 +329,12 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _fits(op: str, name: str, tensor: Tensor, shape: torch.Size) -> None:
-    if tensor.shape != shape:
-        raise ValueError(f"{op}: {name} is {tuple(tensor.shape)}, wanted {tuple(shape)}")
+def _fits(op: str, name: str, tensor: Tensor, like: Tensor, shape: torch.Size | None = None) -> None:
+    """Raises ValueError when `tensor` is not where `like` is, or not of its shape (or the one given)."""
+    wanted = like.shape if shape is None else shape
+    if tensor.shape != wanted:
+        raise ValueError(f"{op}: {name} is {tuple(tensor.shape)}, wanted {tuple(wanted)}")
+    check_device(op, like, **{name: tensor})
 
 
 def _adamw_inputs(case: Case, dtype: torch.dtype, device: str) -> dict:

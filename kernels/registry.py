@@ -48,14 +48,25 @@ def register(op: Op) -> None:
     OPS[op.name] = op
 
 
+def check_device(op: str, x: Tensor, **others: Tensor) -> None:
+    """Raises ValueError naming the first of `others` that is not where x, the op's first argument, is."""
+    for name, tensor in others.items():
+        if tensor.device != x.device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, wanted {x.device}, where the first argument is")
+
+
 def randn(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int = 0, scale: float = 1.0) -> Tensor:
     """Normal numbers that are the same on every device and run: drawn on the CPU in float32, then moved."""
+    if device == "meta":
+        return torch.empty(shape, dtype=dtype, device=device)
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(shape, generator=generator) * scale).to(device=device, dtype=dtype)
 
 
 def randint(high: int, shape: tuple[int, ...], device: str, seed: int = 0) -> Tensor:
     """Integers in [0, high), int64, the same on every device and run."""
+    if device == "meta":
+        return torch.empty(shape, dtype=torch.int64, device=device)
     return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 

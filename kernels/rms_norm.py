@@ -6,8 +6,14 @@
 
 All work on (..., C) and never mix rows, so they are bound by memory: about 4·C FLOPs for 2·C elements moved. With
 U = rows · C · itemsize, as separate PyTorch calls mix_rms_norm moves 2U + U (a·x), 2U (b·x0), 3U (sum), 2U (norm);
-fused it reads x and x0 and writes mixed and normed: 4U. `torch.compile` finds the same fusion, so a hand-written
-kernel pays only where the compiler's own is slow, or where nothing is compiled (eager inference).
+fused it reads x and x0 and writes mixed and normed: 4U. Backward reads the gradients of both and mixed, x, x0, and
+writes those of x and x0: 7U. `torch.compile` finds the same fusions, so a hand-written kernel pays only where the
+compiler's own is slow, or where nothing is compiled (eager inference): on 8 GPUs nanochat's author saw no gain.
+
+How the kernels are made: a program holds BLOCK_N whole rows in registers, so a row is read once. Backward computes the
+statistics again from the row that it holds anyway, instead of saving them. It is persistent: each program walks over
+many rows and adds up its own share of the gradients of weight, a and b, which are summed afterwards; no atomics, so
+that the result is bitwise the same each time.
 
 The epsilon is float32's machine epsilon for float32, bfloat16 and float16 alike, because the statistics are computed
 in float32 (this is also what `torch.nn.functional.rms_norm` does); bfloat16's own epsilon would be 65,536 times larger.
@@ -19,7 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.registry import Case, Op, itemsize, randn, register
+from kernels import tuned
+from kernels.dispatch import triton_runs
+from kernels.registry import Case, Op, check_device, itemsize, randn, register
+from kernels.triton_utils import cdiv, launch, operator, power_of_two, programs, tl, triton
+
+LARGEST_ROW = 16384  # elements that one program holds in registers
 
 
 def default_eps(dtype: torch.dtype) -> float:
@@ -41,14 +52,204 @@ def add_rms_norm_reference(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     return summed, rms_norm_reference(summed)
 
 
+# ---- Triton
+
+
+@triton.jit
+def _rms_norm_fwd_kernel(
+    x_ptr, x0_ptr, a_ptr, b_ptr, weight_ptr, mixed_ptr, normed_ptr, N, eps,
+    C: tl.constexpr, ADD: tl.constexpr, MIX: tl.constexpr, WEIGHT: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """A program owns BLOCK_N consecutive rows and reads them once, left to right."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    cols = tl.arange(0, BLOCK_C)
+    at = rows[:, None] * C + cols[None, :]
+    mask = (rows < N)[:, None] & (cols < C)[None, :]
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if ADD or MIX:
+        x0 = tl.load(x0_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        if MIX:
+            x = tl.load(a_ptr).to(tl.float32) * x + tl.load(b_ptr).to(tl.float32) * x0
+        else:
+            x = x + x0
+        tl.store(mixed_ptr + at, x, mask=mask)
+    rstd = tl.rsqrt(tl.sum(x * x, axis=1) / C + tl.cast(eps, tl.float32))  # (BLOCK_N,)
+    y = x * rstd[:, None]
+    if WEIGHT:
+        y = y * tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
+    tl.store(normed_ptr + at, y, mask=mask)
+
+
+@triton.jit
+def _rms_norm_bwd_kernel(
+    dmixed_ptr, dnormed_ptr, mixed_ptr, x_ptr, x0_ptr, a_ptr, b_ptr, weight_ptr,
+    dx_ptr, dx0_ptr, dweight_ptr, da_ptr, db_ptr, N, eps,
+    C: tl.constexpr, ADD: tl.constexpr, MIX: tl.constexpr, WEIGHT: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Program p owns row blocks p, p + P, p + 2P … and one row of each partial sum."""
+    cols = tl.arange(0, BLOCK_C)
+    dweight = tl.zeros((BLOCK_C,), dtype=tl.float32)
+    da = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    db = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    if WEIGHT:
+        weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
+    if MIX:
+        a = tl.load(a_ptr).to(tl.float32)
+        b = tl.load(b_ptr).to(tl.float32)
+    for block in range(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.num_programs(0)):
+        rows = tl.cast(block, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+        at = rows[:, None] * C + cols[None, :]
+        mask = (rows < N)[:, None] & (cols < C)[None, :]
+        m = tl.load(mixed_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        dy = tl.load(dnormed_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        rstd = tl.rsqrt(tl.sum(m * m, axis=1) / C + tl.cast(eps, tl.float32))[:, None]
+        unit = m * rstd
+        if WEIGHT:
+            dweight += tl.sum(dy * unit, axis=0)
+            dy = dy * weight
+        dm = rstd * (dy - unit * (tl.sum(dy * unit, axis=1) / C)[:, None])
+        if ADD or MIX:
+            dm += tl.load(dmixed_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        if MIX:
+            da += tl.sum(dm * tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32), axis=1)
+            db += tl.sum(dm * tl.load(x0_ptr + at, mask=mask, other=0.0).to(tl.float32), axis=1)
+            tl.store(dx0_ptr + at, b * dm, mask=mask)
+            dm = a * dm
+        tl.store(dx_ptr + at, dm, mask=mask)
+    if WEIGHT:
+        tl.store(dweight_ptr + tl.program_id(0) * C + cols, dweight, mask=cols < C)
+    if MIX:
+        tl.store(da_ptr + tl.program_id(0), tl.sum(da))
+        tl.store(db_ptr + tl.program_id(0), tl.sum(db))
+
+
+def _blocks(op: str, x: Tensor, backward: bool) -> dict[str, int]:
+    config = tuned.config(op, x.dtype, x.size(-1), x.device)
+    elements = config.pop("backward_elements" if backward else "elements")
+    config.pop("elements" if backward else "backward_elements")
+    block_c = power_of_two(x.size(-1))
+    return dict(config, BLOCK_N=max(1, elements // block_c), BLOCK_C=block_c)
+
+
+@operator()
+def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    normed = torch.empty_like(x)
+    n, c = x.shape
+    config = _blocks("rms_norm", x, backward=False)
+    flags = dict(C=c, ADD=False, MIX=False, WEIGHT=weight is not None)
+    launch(
+        _rms_norm_fwd_kernel, (cdiv(n, config["BLOCK_N"]),), x, x, x, x, x if weight is None else weight, x, normed, n,
+        eps, **flags, **config,
+    )  # fmt: skip
+    return normed
+
+
+@operator()
+def _rms_norm_backward(dnormed: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    n, c = x.shape
+    config = _blocks("rms_norm", x, backward=True)
+    grid = min(cdiv(n, config["BLOCK_N"]), programs(x.device))
+    dx = torch.empty_like(x)
+    dweight = x.new_zeros((grid, c if weight is not None else 0), dtype=torch.float32)
+    flags = dict(C=c, ADD=False, MIX=False, WEIGHT=weight is not None)
+    launch(
+        _rms_norm_bwd_kernel, (grid,), x, dnormed, x, x, x, x, x, x if weight is None else weight, dx, x, dweight, x, x,
+        n, eps, **flags, **config,
+    )  # fmt: skip
+    return dx, dweight.sum(0).to(x.dtype if weight is None else weight.dtype)
+
+
+@operator()
+def _mix_rms_norm(x: Tensor, x0: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    """With a and b None: x + x0 and its norm."""
+    n, c = x.shape
+    config = _blocks("add_rms_norm" if a is None else "mix_rms_norm", x, backward=False)
+    mixed, normed = torch.empty_like(x), torch.empty_like(x)
+    flags = dict(C=c, ADD=a is None, MIX=a is not None, WEIGHT=False)
+    launch(
+        _rms_norm_fwd_kernel, (cdiv(n, config["BLOCK_N"]),), x, x0, x if a is None else a, x if b is None else b, x,
+        mixed, normed, n, default_eps(x.dtype), **flags, **config,
+    )  # fmt: skip
+    return mixed, normed
+
+
+@operator()
+def _mix_rms_norm_backward(
+    dmixed: Tensor, dnormed: Tensor, mixed: Tensor, x: Tensor, x0: Tensor, a: Tensor | None, b: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dx, dx0, (da, db)); with a and b None, dx is the gradient of both terms and the others are empty."""
+    n, c = mixed.shape
+    config = _blocks("add_rms_norm" if a is None else "mix_rms_norm", mixed, backward=True)
+    grid = min(cdiv(n, config["BLOCK_N"]), programs(mixed.device))
+    dx = torch.empty_like(mixed)
+    dx0 = torch.empty_like(mixed) if a is not None else mixed.new_empty(0)
+    sums = mixed.new_zeros((2, grid if a is not None else 0), dtype=torch.float32)
+    flags = dict(C=c, ADD=a is None, MIX=a is not None, WEIGHT=False)
+    launch(
+        _rms_norm_bwd_kernel, (grid,), dmixed, dnormed, mixed, x, x0, mixed if a is None else a,
+        mixed if b is None else b, mixed, dx, dx0, mixed, sums[0], sums[1], n, default_eps(mixed.dtype),
+        **flags, **config,
+    )  # fmt: skip
+    return dx, dx0, sums.sum(1)
+
+
+def _save_rms_norm(ctx, inputs, output):
+    x, weight, ctx.eps = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _rms_norm_gradients(ctx, dnormed):
+    x, weight = ctx.saved_tensors
+    dx, dweight = _rms_norm_backward(dnormed.contiguous(), x, weight, ctx.eps)
+    return dx, None if weight is None else dweight, None
+
+
+def _save_mix(ctx, inputs, output):
+    x, x0, a, b = inputs
+    ctx.scaled = a is not None
+    ctx.save_for_backward(output[0], *((x, x0, a, b) if ctx.scaled else ()))  # of a plain sum, nothing else is needed
+
+
+def _mix_gradients(ctx, dmixed, dnormed):
+    mixed, *rest = ctx.saved_tensors
+    dmixed, dnormed = dmixed.contiguous(), dnormed.contiguous()
+    if not ctx.scaled:
+        dx = _mix_rms_norm_backward(dmixed, dnormed, mixed, mixed, mixed, None, None)[0]
+        return dx, dx, None, None
+    x, x0, a, b = rest
+    dx, dx0, sums = _mix_rms_norm_backward(dmixed, dnormed, mixed, x, x0, a, b)
+    return dx, dx0, sums[0].to(a.dtype).view(a.shape), sums[1].to(b.dtype).view(b.shape)
+
+
+_rms_norm.register_autograd(_rms_norm_gradients, setup_context=_save_rms_norm)
+_mix_rms_norm.register_autograd(_mix_gradients, setup_context=_save_mix)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., C) as contiguous (N, C)."""
+    return x.reshape(-1, x.size(-1)).contiguous()
+
+
+# ---- the public functions
+
+
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """x / rms(x) over the last dimension.
 
     x: (..., C), any floating dtype; weight: (C,) or None; eps: None for the default above. Returns (..., C) in x's
     dtype. Raises ValueError when weight is not (C,).
     """
+    if not x.is_floating_point() or x.ndim == 0:
+        raise ValueError(f"rms_norm: x is {x.dtype} {tuple(x.shape)}, wanted a floating dtype and (..., C)")
     if weight is not None and weight.shape != x.shape[-1:]:
         raise ValueError(f"rms_norm: weight is {tuple(weight.shape)} but x has C={x.size(-1)}, so it must be (C,)")
+    if weight is not None:
+        check_device("rms_norm", x, weight=weight)
+    if triton_runs("rms_norm", x, x.size(-1), LARGEST_ROW):
+        weight = weight if weight is None else weight.contiguous()
+        return _rms_norm(_rows(x), weight, default_eps(x.dtype) if eps is None else eps).view(x.shape)
     return rms_norm_reference(x, weight, eps)
 
 
@@ -59,9 +260,13 @@ def mix_rms_norm(x: Tensor, x0: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, T
     (..., C) in x's dtype. Raises ValueError when shapes or dtypes differ.
     """
     _same("mix_rms_norm", "x0", x0, x)
+    check_device("mix_rms_norm", x, x0=x0, a=a, b=b)
     for name, scalar in (("a", a), ("b", b)):
         if scalar.numel() != 1:
             raise ValueError(f"mix_rms_norm: {name} has {scalar.numel()} elements, wanted a tensor of one")
+    if triton_runs("mix_rms_norm", x, x.size(-1), LARGEST_ROW):
+        mixed, normed = _mix_rms_norm(_rows(x), _rows(x0), a, b)
+        return mixed.view(x.shape), normed.view(x.shape)
     return mix_rms_norm_reference(x, x0, a, b)
 
 
@@ -71,6 +276,10 @@ def add_rms_norm(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     x, delta: (..., C) of one shape and dtype. Raises ValueError when shapes or dtypes differ.
     """
     _same("add_rms_norm", "delta", delta, x)
+    check_device("add_rms_norm", x, delta=delta)
+    if triton_runs("add_rms_norm", x, x.size(-1), LARGEST_ROW):
+        summed, normed = _mix_rms_norm(_rows(x), _rows(delta), None, None)
+        return summed.view(x.shape), normed.view(x.shape)
     return add_rms_norm_reference(x, delta)
 
 

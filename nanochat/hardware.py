@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+import kernels
 from nanochat.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -94,6 +95,10 @@ def setup(device_type: str = "") -> Hardware:
         raise UserError("--device-type is cuda, but torch sees no CUDA device here; leave it out to use what there is")
     if device_type == "mps" and not has_mps():
         raise UserError("--device-type is mps, but torch sees no Apple GPU here; leave it out to use what there is")
+    try:
+        kernels.describe()
+    except ValueError as problem:  # NANOCHAT_KERNELS
+        raise UserError(str(problem)) from None
     rank, local_rank, world = (int(os.environ.get(k, d)) for k, d in RANK_VARIABLES)
     device = torch.device(f"cuda:{local_rank}" if device_type == "cuda" else device_type)
     if device_type == "cuda":

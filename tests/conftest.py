@@ -1,5 +1,6 @@
-"""What all tests share: --full, the offline data beside the repository, and poisoned memory."""
+"""What all tests share: --full, the offline data beside the repository, poisoned memory, Triton's interpreter."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from torch.utils._device import _device_constructors
 
+if not torch.cuda.is_available():  # kernels run interpreted; tests of compiling have processes of their own
+    os.environ["TRITON_INTERPRET"] = "1"
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 

@@ -168,6 +168,7 @@ def rounded(x, dtype):
 
 def test_every_public_op_is_registered_and_has_an_oracle():
     public = {name for name in kernels.__all__ if callable(getattr(kernels, name)) and name[0].islower()}
+    public -= {"use", "describe"}
     assert public == set(OPS) == set(ORACLES)
     differentiable = {op.name for op in OPS.values() if op.differentiable and op.name != "fp8_linear"}
     assert differentiable == set(TINY)

@@ -35,7 +35,7 @@ class Watch(TorchDispatchMode):
 @pytest.fixture
 def small_chunks(monkeypatch):
     monkeypatch.setattr(lce_module, "CHUNK_LOGITS", 64 * 100)  # 64 rows of 100
-    assert chunk_rows(100) == 64
+    assert chunk_rows(100, False, torch.empty(0)) == 64
 
 
 def problem(N=150, V=100, C=16, dtype=torch.float64):

@@ -91,6 +91,7 @@ class Truth:
 def truths() -> list[Truth]:
     """All general knowledge."""
     table: list[Truth] = []
+    told: tuple[str, ...]
     for country, city in CAPITALS.items():
         told = (f"The capital of {country} is {city}.", f"{city} is the capital of {country}.")
         table.append(Truth("capital", f"What is the capital of {country}?", city, told))

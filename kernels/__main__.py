@@ -1,0 +1,104 @@
+"""`python -m kernels`: which implementation each op runs on this machine, and why.
+
+python -m kernels                                       the table
+python -m kernels compile [--op OP] [--target T] …      compile for cards that are not here, and read the machine code
+python -m kernels tune [--op OP]                        measure block sizes on this GPU; writes
+kernels/tuned/<arch>.json python -m kernels readme                                write kernels/README.md from compiling
+and interpreting
+"""
+
+import argparse
+import json
+import sys
+
+import torch
+
+import kernels
+from kernels import readme, targets, tuned, tuning
+from kernels.triton_utils import INSTALLED, INTERPRETED, triton
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m kernels", description=__doc__, formatter_class=_Formatter)
+    commands = parser.add_subparsers(dest="command")
+    compile_ = commands.add_parser("compile", help="compile for cards that are not here", formatter_class=_Formatter)
+    compile_.add_argument("--op", help="comma-separated; default: all that have a kernel")
+    compile_.add_argument("--target", help=f"comma-separated, of {', '.join(targets.TARGETS)}; default: all")
+    compile_.add_argument(
+        "--shape", default="d24", help="a case of the op's registry entry; its largest if it has none so"
+    )
+    compile_.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the inputs")
+    compile_.add_argument("--json", action="store_true", help="print JSON, a list of one object a kernel and target")
+    tune = commands.add_parser("tune", help="measure block sizes on this GPU", formatter_class=_Formatter)
+    tune.add_argument("--op", help="comma-separated; default: all that have a kernel")
+    commands.add_parser("readme", help="write kernels/README.md")
+    flags = parser.parse_args()
+    try:
+        if flags.command == "compile":
+            compile_report(flags)
+        elif flags.command == "tune":
+            tuning.tune(chosen_ops(flags.op))
+        elif flags.command == "readme":
+            readme.write()
+        else:
+            describe()
+    except ValueError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def chosen_ops(names: str | None) -> list[str]:
+    """The ops of a comma-separated flag. Raises ValueError for one without a Triton kernel."""
+    if names is None:
+        return tuned.ops()
+    for name in names.split(","):
+        if name not in tuned.ops():
+            raise ValueError(f"--op names {name!r}; the ops with a Triton kernel are {', '.join(tuned.ops())}")
+    return names.split(",")
+
+
+def describe() -> None:
+    version = f"Triton {triton.__version__}" + (" (interpreter)" if INTERPRETED else "") if INSTALLED else "no Triton"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+    print(f"torch {torch.__version__}, {version}, {device}")
+    for op, implementation, why in kernels.describe():
+        print(f"  {op:24} {implementation:8} {why}")
+
+
+def compile_report(flags: argparse.Namespace) -> None:
+    """Exits with 1 when any kernel breaks a promise."""
+    if not INSTALLED or INTERPRETED:
+        raise ValueError("compiling needs Triton (pip install triton)" if not INSTALLED else "unset TRITON_INTERPRET")
+    chosen = flags.target.split(",") if flags.target else list(targets.TARGETS)
+    for name in chosen:
+        if name not in targets.TARGETS:
+            raise ValueError(f"--target names {name!r}; the targets are {', '.join(targets.TARGETS)}")
+    if not any(flags.shape in op.cases for op in kernels.OPS.values()):
+        cases = dict.fromkeys(case for op in kernels.OPS.values() for case in op.cases)
+        raise ValueError(f"--shape is {flags.shape!r}, which no op has; there are {', '.join(cases)}")
+    rows = targets.report(chosen_ops(flags.op), chosen, flags.shape, DTYPES[flags.dtype])
+    if flags.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print(f"{'kernel':26} {'op':21} {'target':7} {'shape':9} regs spill shared  occ. access tensor core  faults")
+        for row in rows:
+            if row["error"]:
+                print(f"{row['kernel']:26} {row['op']:21} {row['target']:7} {row['shape']:9} error: {row['error']}")
+                continue
+            print(
+                f"{row['kernel']:26} {row['op']:21} {row['target']:7} {row['shape']:9} {row['registers']:4} "
+                f"{row['spill_bytes']:5} {row['shared_bytes']:6} {row['occupancy']:5.0%} {row['access_bytes']:4} B "
+                f"{row['tensor_core'] or '–':12} {'; '.join(row['faults']) or '–'}"
+            )
+    if any(row["faults"] for row in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""`python -m kernels readme`: writes kernels/README.md from compiling every kernel and from running them interpreted.
+
+Compiling and interpreting exclude each other in one process, so each has one of its own. No number in the result is
+typed in: all are read from machine code, counted in the interpreter, or computed from the registry.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernels import traffic, tuned
+from kernels.registry import OPS
+from kernels.triton_utils import INSTALLED, triton
+
+PATH = Path(__file__).parent / "README.md"
+CASE = "d4"  # small enough to interpret
+SHAPE, DTYPE = "d24", "bfloat16"
+
+
+def in_child(*words: str, interpret: bool) -> Any:
+    """The JSON that a command prints. Raises ValueError with its message when it fails."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    made = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, env=environment)
+    if not made.stdout.startswith(("[", "{")):
+        raise ValueError(f"`python -m {' '.join(words)}` failed: {made.stderr.strip()[-400:]}")
+    return json.loads(made.stdout)
+
+
+def counted() -> dict[str, Any]:
+    """For each op with a kernel: bytes and FLOPs counted at CASE in float32, and the least there could be."""
+    table = {}
+    for name in tuned.ops():
+        op = OPS[name]
+        case = op.cases[CASE]
+        forward, backward = traffic.of_op(op, case, torch.float32)
+        table[name] = dict(
+            least=op.bytes(case, torch.float32),
+            forward=forward.read + forward.written,
+            backward=backward.read + backward.written,
+            flops=forward.flops,
+        )
+    return table
+
+
+def symmetric_share(size: int = 1536) -> float:
+    """FLOPs of the symmetric product's kernel at (size, size), of the 2·size³ of a full product."""
+    from kernels.newton_schulz import _symmetric_product
+
+    with traffic.counting() as count:
+        _symmetric_product(torch.zeros(1, size, size, dtype=torch.float16), None, 1.0, 0.0, False)
+    return count.flops / (2 * size**3)
+
+
+def write() -> None:
+    """Raises ValueError when Triton is missing or a kernel breaks a promise."""
+    if not INSTALLED:
+        raise ValueError("writing kernels/README.md needs Triton (pip install triton)")
+    rows = in_child("kernels", "compile", "--shape", SHAPE, "--dtype", DTYPE, "--json", interpret=False)
+    found = in_child("kernels.readme", interpret=True)
+    PATH.write_text(text(rows, found["counted"], found["symmetric_share"]))
+    print(f"written: {PATH}")
+
+
+HEAD = """# What the kernels become on real cards
+
+Written by `python -m kernels readme`; change nothing by hand. Which implementation runs on your machine, and why:
+`python -m kernels`. To read one op, open its file: formula, cost, reference, kernel, public function, in that order.
+
+## Machine code, {dtype}, shapes of {shape}
+
+Compiled ahead of time by Triton {triton}, read with nvdisasm and cuobjdump (AMD: from the assembly). No card was
+involved; none of this is a speed. *Access*: bytes of the memory instruction through which most data flows (16 is the
+widest that all have). *Occupancy*: warps that fit on a multiprocessor, of the most it can hold.
+
+| kernel | of op | target | registers | spilled bytes | shared memory | occupancy | access | tensor core | float64 |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+TRAFFIC = """
+## Bytes asked for, against the least
+
+Counted in Triton's interpreter at {case}, float32: every element loaded or stored that no mask hides, before any cache.
+1.00 means that nothing is read twice. *Least* is the forward's: inputs once, results once. What cuBLAS does, and
+PyTorch's own passes between two kernels, are not in it.
+
+| op | least, forward | forward | ratio | backward |
+|---|---|---|---|---|
+"""
+
+NOTES = """
+- cross_entropy reads its row once for the loss and once more, from L2, in backward.
+- linear_cross_entropy's kernel walks twice over logits that are in cache and writes their gradient in place. Its
+  least is x and the weight alone, since the logits never reach memory as a whole.
+- The Muon parts read once more what a norm of the row or matrix must be known for.
+- The Newton–Schulz ops load each tile of X as often as a tile of the result needs it. The symmetric product at 1536
+  does {share:.1%} of a full product's FLOPs.
+"""
+
+
+def text(rows: list[dict[str, Any]], moved: dict[str, Any], share: float) -> str:
+    """The whole README."""
+    made = HEAD.format(dtype=DTYPE, shape=SHAPE, triton=triton.__version__)
+    seen = set()
+    for row in rows:
+        figures = [f"{row[key]}" for key in ("kernel", "op", "target")]
+        if row["error"]:
+            figures += [row["error"], *[""] * 6]
+        else:
+            spilled = f"{row['spill_bytes']}" + (f" ({row['spill_reason']})" if row["spill_reason"] else "")
+            figures += [f"{row['registers']}", spilled, f"{row['shared_bytes']:,}", f"{row['occupancy']:.0%}"]
+            figures += [f"{row['access_bytes']} B", row["tensor_core"] or "–", f"{row['float64_instructions']}"]
+        if tuple(figures) not in seen:
+            seen.add(tuple(figures))
+            made += f"| {' | '.join(figures)} |\n"
+    made += TRAFFIC.format(case=CASE)
+    for name, row in moved.items():
+        ratio = row["forward"] / row["least"]
+        made += f"| {name} | {row['least']:,} | {row['forward']:,} | {ratio:.2f} | {row['backward']:,} |\n"
+    return made + NOTES.format(share=share)
+
+
+if __name__ == "__main__":
+    print(json.dumps(dict(counted=counted(), symmetric_share=symmetric_share())))

@@ -1,0 +1,119 @@
+"""The guarded import of Triton, how a kernel is launched, and how a launcher becomes a PyTorch operator. A leaf.
+
+Every op's file imports `triton` and `tl` from here, so that it loads without Triton too (Windows, macOS). A launcher is
+a plain function that allocates its results and calls `launch`; `@operator` makes it a PyTorch operator whose shape
+function is the launcher itself, run on fake tensors, where `launch` does nothing. On meta tensors inside `capture()`,
+launches are recorded instead of run: that is how kernels are compiled for real cards, at real shapes, without one
+(targets.py).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+try:
+    import triton
+    import triton.language as tl
+
+    INSTALLED = True
+    INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1, read when Python started
+except ImportError:
+    INSTALLED = INTERPRETED = False
+
+    class _Missing:
+        """Stands for Triton where there is none: decorators give the function back, names give themselves."""
+
+        def __getattr__(self, name: str) -> "_Missing":
+            return self
+
+        def __call__(self, value: Any = None, **_: Any) -> Any:
+            return value if callable(value) else self
+
+    triton = tl = _Missing()
+
+NAMESPACE = "nanochat_kernels"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded launch: the kernel, its grid, positional and keyword arguments (tensors on meta)."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+_captured: list[Launch] | None = None
+
+
+@contextmanager
+def capture() -> Iterator[list[Launch]]:
+    """Records launches on meta tensors, in order, instead of dropping them."""
+    global _captured
+    before, _captured = _captured, []
+    try:
+        yield _captured
+    finally:
+        _captured = before
+
+
+def capturing() -> bool:
+    return _captured is not None
+
+
+def launch(kernel: Any, grid: Sequence[int], *args: Any, **constants: Any) -> None:
+    """kernel[grid](*args, **constants) on the first tensor's device; nothing for an empty grid or fake tensors."""
+    constants.setdefault("enable_fp_fusion", True)  # x·y + z rounds once; said aloud because Triton's default changes
+    first = next(arg for arg in args if isinstance(arg, Tensor))
+    if isinstance(first, FakeTensor):
+        return
+    if first.is_meta:
+        if _captured is not None:
+            _captured.append(Launch(kernel, tuple(grid), args, constants))
+        return
+    if 0 in grid:
+        return
+    if first.is_cuda:
+        with torch.cuda.device(first.device):
+            kernel[tuple(grid)](*args, **constants)
+    else:
+        kernel[tuple(grid)](*args, **constants)
+
+
+def operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Registers a launcher as the PyTorch operator nanochat_kernels::<its name>, with itself as the shape function.
+
+    Autograd is added with the result's `register_autograd`. A custom operator and not a `triton_op`, because that
+    needs a GPU driver to be traced or checked.
+    """
+
+    def register(launcher: Callable[..., Any]) -> Any:
+        name = f"{NAMESPACE}::{launcher.__name__.strip('_')}"
+        op = torch.library.custom_op(name, launcher, mutates_args=tuple(mutates))
+        op.register_fake(launcher)
+        return op
+
+    return register
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is at least n."""
+    return 1 << max(0, int(n) - 1).bit_length()
+
+
+def programs(device: torch.device) -> int:
+    """How many programs a persistent kernel starts: a few for each of the device's multiprocessors."""
+    if device.type == "cuda":
+        return 4 * torch.cuda.get_device_properties(device).multi_processor_count
+    return 4 * 132 if device.type == "meta" else 4  # an H100's, for the compiler; few, for the interpreter

@@ -1,0 +1,94 @@
+"""Block sizes as data: tables by architecture, and the question whether a kernel is worth its launch. A leaf.
+
+`default.json` holds static rows, chosen by reasoning and not measured (an architecture's own file may have such, too);
+`python -m kernels tune` writes `<arch>.json` (sm_90.json, …) with measured ones, which come first. A row is for one
+kernel and dtype ("*": any) and sizes up to `up_to`; the first that fits counts. An op may share the rows of another,
+named in place of its own. A measured row also has the times of the kernel and of the compiled reference.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parent
+Row = dict[str, Any]
+
+
+@cache
+def table(arch: str) -> dict[str, Any]:
+    """Rows by op; empty where nothing was measured."""
+    path = FOLDER / f"{arch}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def ops() -> list[str]:
+    """The ops that have a Triton kernel."""
+    return list(table("default"))
+
+
+_assumed = ""  # the architecture whose rows meta tensors take, while something is compiled for it
+
+
+@contextmanager
+def assume(arch: str) -> Iterator[None]:
+    """Within it, launches on meta tensors use this architecture's rows."""
+    global _assumed
+    before, _assumed = _assumed, arch
+    try:
+        yield
+    finally:
+        _assumed = before
+
+
+@cache
+def architecture(index: int) -> str:
+    """Of a GPU: "sm_90", or on ROCm "gfx942"."""
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def owner(op: str) -> str:
+    """The op whose rows this one uses: itself, or the one that it shares them with."""
+    entry = table("default")[op]
+    return entry if isinstance(entry, str) else op
+
+
+def rows(op: str, dtype: torch.dtype, size: int, device: torch.device) -> list[Row]:
+    """All rows that fit, measured ones first."""
+    arch = architecture(device.index or 0) if device.type == "cuda" else _assumed
+    found = _of(table(arch), op) + _of(table("default"), op)
+    return [row for row in found if row["dtype"] in ("*", str(dtype)[6:]) and size <= row.get("up_to", size)]
+
+
+def _of(rows_by_op: dict[str, Any], op: str) -> list[Row]:
+    found = rows_by_op.get(op, [])
+    return rows_by_op.get(found, []) if isinstance(found, str) else found
+
+
+def config(op: str, dtype: torch.dtype, size: int, device: torch.device) -> dict[str, int]:
+    """Block sizes, num_warps and num_stages for an op's kernels. Raises ValueError when no row fits."""
+    found = rows(op, dtype, size, device)
+    if not found:
+        raise ValueError(f"{op}: no row of kernels/tuned/default.json is for {dtype} at size {size}")
+    return dict(found[0]["config"])
+
+
+@torch.compiler.assume_constant_result
+def value(op: str, key: str, dtype: torch.dtype, size: int, device: torch.device) -> int:
+    """One number of an op's config, where code that `torch.compile` traces needs it."""
+    return config(op, dtype, size, device)[key]
+
+
+@torch.compiler.assume_constant_result
+def reference_is_faster(op: str, dtype: torch.dtype, size: int, device: torch.device) -> bool:
+    """Whether a measurement on this architecture says so; False where nothing was measured."""
+    for row in rows(op, dtype, size, device)[:1]:
+        return "ms" in row and row["reference_ms"] < row["ms"]
+    return False

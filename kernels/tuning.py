@@ -1,0 +1,124 @@
+"""`python -m kernels tune`: tries block sizes on the GPU that is here and writes what was fastest.
+
+Each op's forward and backward is timed together at its large cases, for a few candidates around the static row, next to
+the compiled reference, in turns, so that a change of clocks meets all alike. A candidate must give the right answer
+first.
+"""
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from kernels import tuned
+from kernels.dispatch import use
+from kernels.registry import OPS, Case, Op
+
+# What to try for a block size of the static row: these multiples of it.
+FACTORS = {"elements": (0.5, 1, 2), "backward_elements": (0.5, 1, 2), "BLOCK_V": (0.5, 1, 2), "BLOCK": (0.5, 1, 2, 4),
+           "rows": (1, 2), "BLOCK_S": (0.5, 1), "BLOCK_R": (0.5, 1), "num_warps": (0.5, 1, 2)}  # fmt: skip
+REPEATS = 15
+SIZE_KEY = {"cross_entropy": "V", "linear_cross_entropy": "V", "rotary": "D", "qk_norm_rotary": "D"}
+
+
+def candidates(config: dict[str, int]) -> list[dict[str, int]]:
+    """The static row and its neighbours; every value stays at least 1."""
+    ranges = [[max(1, int(value * factor)) for factor in FACTORS.get(key, (1,))] for key, value in config.items()]
+    return [dict(zip(config, values)) for values in itertools.product(*ranges)]
+
+
+def timed(calls: list[Callable[[], Any]], repeats: int = REPEATS) -> list[float]:
+    """Median milliseconds of each call, taken in turns; the cache is swept in between."""
+    sweep = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(repeats + 2):
+        for call, taken in zip(calls, times):
+            sweep.zero_()
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            call()
+            end.record()
+            torch.cuda.synchronize()
+            if turn >= 2:
+                taken.append(start.elapsed_time(end))
+    return [statistics.median(taken) for taken in times]
+
+
+def step(op: Op, case: Case, dtype: torch.dtype, setting: str, compiled: bool) -> Callable[[], Any]:
+    """A call that runs the op, forward and backward, in an implementation."""
+    inputs = op.inputs(case, dtype, "cuda")
+    for name in op.differentiable:
+        inputs[name].requires_grad_()
+    function = torch.compile(op.fn, dynamic=False) if compiled else op.fn
+
+    def call() -> None:
+        with use(f"torch,{op.name}={setting}"):
+            result = function(**inputs)
+            if op.differentiable:
+                outputs = result if isinstance(result, tuple) else (result,)
+                torch.autograd.backward(list(outputs), [torch.ones_like(output) for output in outputs])
+                for name in op.differentiable:
+                    inputs[name].grad = None
+
+    return call
+
+
+def best(op: Op, case: Case, dtype: torch.dtype, configs: list[dict[str, int]], size: int) -> dict[str, Any]:
+    """The measured row for one op and case: the fastest config, its time, the compiled reference's."""
+    table = tuned.table(tuned.architecture(torch.cuda.current_device()))
+    before = dict(table)
+    reference = step(op, case, dtype, "torch", compiled=True)
+    kernel = step(op, case, dtype, "triton", compiled=False)
+    found: list[tuple[float, float, dict[str, int]]] = []
+    for config in configs:
+        table[tuned.owner(op.name)] = [dict(dtype=str(dtype)[6:], up_to=size, config=config)]
+        try:
+            kernel()
+            found.append((*timed([kernel, reference]), config))  # type: ignore[arg-type]
+        except Exception as problem:  # too much shared memory, too many registers: not a candidate
+            print(f"{op.name}: {config} does not run: {str(problem).splitlines()[:1]}")
+    table.clear()
+    table.update(before)
+    if not found:
+        raise ValueError(f"{op.name}: no candidate ran at size {size}")
+    ms, reference_ms, config = min(found, key=lambda row: row[0])
+    return dict(dtype=str(dtype)[6:], up_to=size, config=config, ms=ms, reference_ms=reference_ms)
+
+
+def tune(names: list[str]) -> None:
+    """Measures and writes kernels/tuned/<arch>.json. Raises ValueError without a CUDA device."""
+    if not torch.cuda.is_available():
+        raise ValueError("tuning needs a CUDA device, and there is none here")
+    device = torch.device("cuda", torch.cuda.current_device())
+    arch = tuned.architecture(torch.cuda.current_device())
+    table = dict(tuned.table(arch))
+    for name in names:
+        op, rows = OPS[name], []
+        for case in sorted(
+            (c for c in op.cases if c.startswith("d")), key=lambda c: op.bytes(op.cases[c], torch.float32)
+        ):
+            size = size_of(name, op.cases[case])
+            static = tuned.config(name, torch.bfloat16, size, device)
+            configs = candidates(static) if tuned.owner(name) == name else [static]  # shared rows are not its to change
+            row = best(op, op.cases[case], torch.bfloat16, configs, size)
+            print(
+                f"{name:22} {case:9} {row['ms']:.4f} ms, compiled reference {row['reference_ms']:.4f} ms, "
+                f"{row['config']}"
+            )
+            rows.append(row)
+        table[name] = sorted({row["up_to"]: row for row in rows}.values(), key=lambda row: row["up_to"])
+    path = tuned.FOLDER / f"{arch}.json"
+    path.write_text(json.dumps(table, indent=1) + "\n")
+    print(f"written: {path}")
+
+
+def size_of(name: str, case: Case) -> int:
+    """What an op's table is keyed by, of a case: see the call of triton_runs in its file."""
+    if name in ("polar_express", "newton_schulz"):
+        return min(case["m"], case["n"])
+    if name == "adamw_":
+        return case["N"]
+    return case[SIZE_KEY.get(name, "n" if "n" in case else "C")]

@@ -1,0 +1,227 @@
+"""Which implementation runs, and that wrong use is one clear error."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import kernels
+from kernels import OPS, dispatch, triton_utils, tuned
+
+ROOT = Path(__file__).parent.parent
+needs_triton = pytest.mark.skipif(not triton_utils.INSTALLED, reason="Triton is not installed")
+
+
+def run(*words, path=(), **variables):
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "NANOCHAT_KERNELS")
+    }
+    environment |= {"PYTHONPATH": os.pathsep.join([*map(str, path), str(ROOT)]), **variables}
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=environment)
+
+
+def test_settings():
+    assert dispatch.parse("auto") == {"*": "auto"}
+    assert dispatch.parse("torch,rms_norm=triton, rotary=auto") == {
+        "*": "torch",
+        "rms_norm": "triton",
+        "rotary": "auto",
+    }
+    assert dispatch.parse("rms_norm=torch") == {"*": "auto", "rms_norm": "torch"}
+    for wrong in ("", "cuda", "auto,softmax=torch", "rms_norm=fast", "=torch"):
+        with pytest.raises(ValueError, match="wanted auto, torch, triton"):
+            dispatch.parse(wrong)
+
+
+def test_use_is_undone_even_after_an_error():
+    before = dispatch.mode("rms_norm")
+    with kernels.use("torch"):
+        with pytest.raises(RuntimeError), kernels.use("rms_norm=triton"):
+            assert dispatch.mode("rms_norm") == "triton" and dispatch.mode("rotary") == "auto"
+            raise RuntimeError
+        assert dispatch.mode("rms_norm") == "torch"
+    assert dispatch.mode("rms_norm") == before
+
+
+def test_the_environment_is_read_and_a_wrong_one_is_one_sentence():
+    code = "import torch, kernels; kernels.rms_norm(torch.ones(2, 4)); print(kernels.describe()[0])"
+    assert "asked for" in run("-c", code, NANOCHAT_KERNELS="torch").stdout
+    for words in (("-m", "kernels"), ("-m", "scripts.base_train")):
+        made = run(*words, NANOCHAT_KERNELS="fast")
+        assert made.returncode == 2 and made.stderr.count("\n") == 1, made.stderr
+        assert "'fast' is not understood; wanted auto, torch, triton" in made.stderr
+
+
+def test_on_a_cpu_the_reference_runs_unless_asked_otherwise(monkeypatch):
+    monkeypatch.setattr(dispatch, "_modes", {"*": "auto"})
+    assert not any(dispatch.triton_runs(name, torch.ones(2), 2) for name in tuned.ops())
+
+
+def test_describe_names_every_op():
+    rows = kernels.describe()
+    assert [row[0] for row in rows] == list(OPS)
+    assert all(implementation in ("torch", "triton", "error") and why for _, implementation, why in rows)
+    made = run("-m", "kernels", CUDA_VISIBLE_DEVICES="")
+    assert made.returncode == 0 and all(name in made.stdout for name in OPS)
+
+
+@pytest.mark.parametrize("name", tuned.ops())
+def test_triton_without_interpreter_or_gpu_is_refused(name, monkeypatch):
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    op = OPS[name]
+    inputs = op.inputs(min(op.cases.values(), key=lambda case: op.bytes(case, torch.float32)), torch.float32, "cpu")
+    with (
+        kernels.use("triton"),
+        pytest.raises(ValueError, match=f"{name}: Triton is asked for .* is on cpu, wanted cuda"),
+    ):
+        op.fn(**inputs)
+    monkeypatch.setattr(dispatch, "INSTALLED", False)
+    with kernels.use("triton"), pytest.raises(ValueError, match=f"{name}: .*pip install triton"):
+        op.fn(**inputs)
+
+
+@needs_triton
+@pytest.mark.parametrize("name", tuned.ops())
+def test_a_dtype_without_kernels_is_refused(name):
+    op = OPS[name]
+    inputs = op.inputs(min(op.cases.values(), key=lambda case: op.bytes(case, torch.float32)), torch.float64, "cpu")
+    with (
+        kernels.use("triton"),
+        pytest.raises(ValueError, match=f"{name}: .*float64, wanted float32, bfloat16 or float16"),
+    ):
+        op.fn(**inputs)
+
+
+@needs_triton
+def test_a_row_too_long_for_a_program_is_refused():
+    with kernels.use("triton"), pytest.raises(ValueError, match="rms_norm: .*a row has 20000 elements, wanted at most"):
+        kernels.rms_norm(torch.ones(1, 20000))
+
+
+X, W, T = torch.ones(4, 6), torch.ones(9, 6), torch.tensor([0, 1, 8, -1])
+WRONG = {
+    "mix_rms_norm: x0 is on": lambda: kernels.mix_rms_norm(X, X.to("meta"), torch.ones(1), torch.ones(1)),
+    "mix_rms_norm: a has 2 elements": lambda: kernels.mix_rms_norm(X, X, torch.ones(2), torch.ones(1)),
+    r"add_rms_norm: delta is \(4, 5\)": lambda: kernels.add_rms_norm(X, X[:, :5]),
+    r"rms_norm: weight is \(5,\)": lambda: kernels.rms_norm(X, torch.ones(5)),
+    "rms_norm: x is torch.int64": lambda: kernels.rms_norm(X.long()),
+    r"rotary: x is \(4, 6\)": lambda: kernels.rotary(X, X, X),
+    r"rotary: cos is \(3, 2\)": lambda: kernels.rotary(torch.ones(1, 3, 1, 6), torch.ones(3, 2), torch.ones(3, 2)),
+    "cross_entropy: targets are torch.int32": lambda: kernels.cross_entropy(X, T.int()),
+    "cross_entropy: targets hold 8, wanted 0 to 5": lambda: kernels.cross_entropy(X, T),
+    "cross_entropy: targets hold -1, wanted 0 to 8": lambda: kernels.linear_cross_entropy(X, W, T, ignore_index=-100),
+    "cross_entropy: targets hold 9": lambda: kernels.linear_cross_entropy(X, W, T + 1),
+    "cross_entropy: reduction is 'max'": lambda: kernels.cross_entropy(X, T - 3, reduction="max"),
+    r"cross_entropy: targets are \(3,\)": lambda: kernels.cross_entropy(X, T[:3]),
+    r"linear_cross_entropy: weight is \(9, 5\)": lambda: kernels.linear_cross_entropy(X, W[:, :5], T),
+    "polar_express: steps is 6": lambda: kernels.polar_express(X, 6),
+    r"newton_schulz: g is \(4,\)": lambda: kernels.newton_schulz(X[:, 0]),
+    r"adamw_: grad is \(4, 5\)": lambda: kernels.adamw_(X, X[:, :5], X, X, 1, 0.1, 0.9, 0.9, 1e-8, 0.0),
+    r"muon_update_: second_moment is \(1, 4, 1\), wanted \(1, 1, 6\)": lambda: kernels.muon_update_(
+        X[None], X[None], torch.ones(1, 4, 1), 0.1, 0.0, 0.9
+    ),
+}
+
+
+@needs_triton
+@pytest.mark.parametrize("setting", ["torch", "triton"])
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_use_names_op_argument_found_and_wanted(message, setting):
+    with kernels.use(setting), pytest.raises(ValueError, match=message):
+        WRONG[message]()
+
+
+# ---- probing a card, with stand-ins
+
+
+def test_a_failed_probe_is_said_once_and_falls_back(monkeypatch):
+    monkeypatch.setattr(dispatch, "_PROBED", {})
+    monkeypatch.setattr(dispatch, "INSTALLED", True)
+
+    def broken(op, device):
+        raise RuntimeError("no kernel image is available\nfor this device")
+
+    monkeypatch.setattr(dispatch, "_check", broken)
+    with pytest.warns(
+        UserWarning, match="rms_norm runs on PyTorch, its Triton kernel failed here: RuntimeError: no kernel"
+    ):
+        assert "no kernel image" in dispatch.probe("rms_norm", 0)
+    assert dispatch.probe("rms_norm", 0)  # no second warning: pytest would count it as an error
+
+    monkeypatch.setattr(dispatch, "_check", lambda op, device: None)
+    assert dispatch.probe("rotary", 0) == ""
+
+
+def test_a_measured_table_decides(tmp_path, monkeypatch):
+    (tmp_path / "default.json").write_text((tuned.FOLDER / "default.json").read_text())
+    rows = [
+        dict(dtype="bfloat16", up_to=1024, config=dict(elements=1, num_warps=1), ms=2.0, reference_ms=1.0),
+        dict(dtype="bfloat16", up_to=4096, config=dict(elements=2, num_warps=2), ms=1.0, reference_ms=2.0),
+    ]
+    import json
+
+    (tmp_path / "sm_99.json").write_text(json.dumps(dict(rms_norm=rows)))
+    monkeypatch.setattr(tuned, "FOLDER", tmp_path)
+    monkeypatch.setattr(tuned, "architecture", lambda index: "sm_99")
+    tuned.table.cache_clear()
+    device = torch.device("cuda", 0)
+    assert tuned.reference_is_faster("rms_norm", torch.bfloat16, 512, device)
+    assert not tuned.reference_is_faster("rms_norm", torch.bfloat16, 2048, device)
+    assert not tuned.reference_is_faster("rms_norm", torch.float32, 512, device)  # not measured
+    assert tuned.config("rms_norm", torch.bfloat16, 2048, device)["elements"] == 2
+    assert tuned.config("rms_norm", torch.bfloat16, 8192, device)["elements"] == 16384  # the static row
+    with pytest.raises(ValueError, match="no row of kernels/tuned/default.json"):
+        tuned.config("rms_norm", torch.bfloat16, 10**6, device)
+    tuned.table.cache_clear()
+
+
+# ---- without Triton, and beside Hugging Face's package of the same name
+
+
+def test_everything_imports_and_runs_without_triton(tmp_path):
+    (tmp_path / "triton.py").write_text("raise ImportError('none here')\n")
+    code = (
+        "import torch, kernels, kernels.targets\n"
+        "from kernels import triton_utils\n"
+        "assert not triton_utils.INSTALLED\n"
+        "print(kernels.rms_norm(torch.ones(2, 4)).sum().item())\n"
+    )
+    made = run("-c", code, path=[tmp_path])
+    assert made.stdout == "8.0\n", made.stderr
+
+
+def test_names_that_nobody_has_are_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'kernels' has no attribute 'softmax'"):
+        kernels.softmax  # noqa: B018
+
+
+def test_the_other_package_is_found_behind_ours(tmp_path):
+    """A stand-in for Hugging Face's distribution: names, submodules, imports of its own."""
+    (tmp_path / "kernels-9.dist-info").mkdir()
+    (tmp_path / "kernels-9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 9\n")
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("from kernels.layer import Mode\nget_kernel = len\n")
+    (tmp_path / "kernels" / "layer.py").write_text("class Mode: pass\n")
+    code = (
+        "import kernels\nfrom kernels import Mode, get_kernel, rms_norm\nimport kernels.layer\n"
+        "assert kernels.layer.Mode is Mode\nprint(get_kernel('abc'), rms_norm.__module__)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert made.stdout == "3 kernels.rms_norm\n", made.stderr
+
+
+@pytest.mark.slow
+def test_transformers_works_beside_ours_with_the_other_package_installed():
+    import importlib.metadata
+
+    for name in ("transformers", "kernels"):
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip(f"{name} is not installed (pip install transformers kernels)")
+    made = run("-c", "import kernels; from transformers import LlamaForCausalLM; print(kernels.OPS['rms_norm'].name)")
+    assert made.stdout == "rms_norm\n", made.stderr[-2000:]

@@ -1,0 +1,377 @@
+"""Every Triton kernel against float64, next to PyTorch in the same dtype: on a GPU where there is one, else
+interpreted.
+"""
+
+import math
+
+import pytest
+import tiny
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import kernels
+from kernels import OPS, triton_utils, tuned
+from nanochat.gpt import GPT
+
+pytestmark = pytest.mark.skipif(not triton_utils.INSTALLED, reason="Triton is not installed, so no kernel can run")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+KERNELS = tuned.ops()
+LARGEST = 1 << 18  # bytes of a case that is interpreted
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# The interpreter truncates where a card rounds when it stores bfloat16: one unit in the last place is allowed.
+FLOOR = {torch.float32: 5e-7, torch.bfloat16: 4e-3 if DEVICE == "cpu" else 5e-4, torch.float16: 2e-4}
+FORWARD_ERROR = {
+    "polar_express": 3,
+    "newton_schulz": 3,
+}  # the iteration amplifies rounding: other constants, same growth
+
+
+def small_cases():
+    return [
+        pytest.param(name, case, id=f"{name}-{key}")
+        for name in KERNELS
+        for key, case in OPS[name].cases.items()
+        if OPS[name].bytes(case, torch.float32) <= LARGEST
+    ]
+
+
+def answers(name, inputs, implementation, upcast=False):
+    """Results, in-place results and gradients of a call; the gradients are of random directions, always the same."""
+    op = OPS[name]
+    inputs = {key: value.clone() if torch.is_tensor(value) else value for key, value in inputs.items()}
+    if upcast:
+        for key, value in inputs.items():
+            if torch.is_tensor(value) and value.is_floating_point():
+                inputs[key] = value.double()
+            elif isinstance(value, torch.dtype):
+                inputs[key] = torch.float64
+    for key in op.differentiable:
+        if inputs.get(key) is not None:
+            inputs[key].requires_grad_()
+    with kernels.use(f"torch,{name}={implementation}"):
+        result = op.fn(**inputs)
+        outputs = list(result) if isinstance(result, tuple) else [] if result is None else [result]
+        if op.differentiable and outputs[0].requires_grad:
+            generator = torch.Generator().manual_seed(7)
+            draw = lambda x: torch.randn(x.shape, generator=generator).to(x)
+            sum((output * draw(output)).sum() for output in outputs).backward()
+    grads = [inputs[key].grad for key in op.differentiable if inputs.get(key) is not None]
+    return [output.detach() for output in outputs] + [inputs[key] for key in op.mutates] + grads
+
+
+def error(found, exact):
+    scale = exact.double().norm()
+    return ((found.double() - exact.double()).norm() / (scale if scale > 1e-9 else 1)).item()
+
+
+def check(name, inputs, dtype):
+    """The kernel's error is at most twice PyTorch's in the same dtype, and a floor."""
+    found, usual, exact = (
+        answers(name, inputs, "triton"),
+        answers(name, inputs, "torch"),
+        answers(name, inputs, "torch", upcast=True),
+    )
+    assert len(found) == len(usual) == len(exact)
+    for i, (a, b, c) in enumerate(zip(found, usual, exact)):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        assert a.isnan().sum() == c.isnan().sum()
+        if not c.isnan().any():
+            floor = FLOOR[dtype] * (20 if c.numel() == 1 else 1)  # one sum of everything, whose terms cancel
+            allowed = FORWARD_ERROR.get(name, 2) * error(b, c) + floor
+            assert error(a, c) <= allowed, f"{name}: result {i} is off by {error(a, c):.1e}, allowed {allowed:.1e}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name, case", small_cases())
+def test_error_at_most_twice_that_of_pytorch(name, case, dtype):
+    check(name, OPS[name].inputs(case, dtype, DEVICE), dtype)
+
+
+SIZES = st.integers(1, 70)
+SHAPES = {
+    "rms_norm": st.fixed_dictionaries(dict(N=SIZES, C=SIZES)),
+    "rotary": st.fixed_dictionaries(dict(B=st.integers(1, 3), T=st.integers(1, 9), K=st.integers(1, 3),
+                                         G=st.integers(1, 3), D=st.integers(1, 20))),
+    "cross_entropy": st.fixed_dictionaries(dict(N=SIZES, V=st.integers(2, 200))),
+    "linear_cross_entropy": st.fixed_dictionaries(dict(N=SIZES, V=st.integers(2, 200), C=st.integers(1, 20))),
+    "polar_express": st.fixed_dictionaries(dict(K=st.integers(1, 3), m=SIZES, n=SIZES)),
+    "adamw_": st.fixed_dictionaries(dict(N=st.integers(1, 3000))),
+    "muon_momentum_": st.fixed_dictionaries(dict(K=st.integers(1, 3), m=SIZES, n=SIZES)),
+}  # fmt: skip
+SAME_SHAPES = {"mix_rms_norm": "rms_norm", "add_rms_norm": "rms_norm", "qk_norm_rotary": "rotary",
+               "newton_schulz": "polar_express", "muon_update_": "muon_momentum_"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_any_shape(name):
+    @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(SHAPES[SAME_SHAPES.get(name, name)])
+    def shapes(case):
+        if "G" in case:
+            case = dict(case, H=case["K"] * case["G"], D=2 * case["D"])
+        check(name, OPS[name].inputs(case, torch.float32, DEVICE), torch.float32)
+
+    shapes()
+
+
+# ---- what memory may look like
+
+ODD = {name: OPS[name].cases[next(key for key in OPS[name].cases if key.startswith("odd"))] for name in KERNELS}
+
+
+def strided(x):
+    """The same values, every other element of a tensor twice as long."""
+    return x.unsqueeze(-1).expand(*x.shape, 2).contiguous()[..., 0]
+
+
+def misaligned(x):
+    """The same values, contiguous, one element after an aligned address."""
+    return torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape)
+
+
+@pytest.mark.parametrize("lay_out", [strided, misaligned])
+@pytest.mark.parametrize("name", KERNELS)
+def test_strided_and_misaligned_inputs(name, lay_out):
+    op = OPS[name]
+    inputs = op.inputs(ODD[name], torch.float32, DEVICE)
+    exact = answers(name, inputs, "triton")
+    moved = {
+        key: lay_out(value) if torch.is_tensor(value) and value.ndim and key not in op.mutates else value
+        for key, value in inputs.items()
+    }
+    for key in op.differentiable:
+        moved[key] = moved[key].detach().requires_grad_()
+    with kernels.use(f"torch,{name}=triton"):
+        result = op.fn(**moved)
+    outputs = list(result) if isinstance(result, tuple) else [] if result is None else [result]
+    for a, b in zip(outputs + [moved[key] for key in op.mutates], exact):
+        if name in FORWARD_ERROR:
+            assert error(a, b) < 1e-5  # torch adds up the norm of a strided matrix in another order
+        else:
+            assert torch.equal(a, b)
+
+
+def test_what_is_changed_in_place_must_be_contiguous():
+    for name in ("adamw_", "muon_momentum_", "muon_update_"):
+        op = OPS[name]
+        inputs = op.inputs(ODD[name], torch.float32, DEVICE)
+        first = op.mutates[0]
+        inputs[first] = strided(inputs[first])
+        with kernels.use("triton"), pytest.raises(ValueError, match=f"{name}: .*not contiguous"):
+            op.fn(**inputs)
+
+
+def test_logits_of_a_padded_vocabulary_are_not_copied():
+    wide = torch.randn(9, 128, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    targets = torch.arange(9, device=DEVICE)
+    with kernels.use("triton"):
+        part = kernels.cross_entropy(wide[:, :101], targets, 15.0, reduction="none")
+        whole = kernels.cross_entropy(wide[:, :101].contiguous(), targets, 15.0, reduction="none")
+    assert torch.equal(part, whole)
+
+
+EMPTY = {
+    "rms_norm": dict(N=0, C=8), "mix_rms_norm": dict(N=0, C=8), "add_rms_norm": dict(N=0, C=8),
+    "rotary": dict(B=0, T=4, H=2, K=1, D=8), "qk_norm_rotary": dict(B=2, T=0, H=2, K=1, D=8),
+    "polar_express": dict(K=0, m=4, n=6), "newton_schulz": dict(K=0, m=4, n=6), "adamw_": dict(N=0),
+    "muon_momentum_": dict(K=0, m=4, n=6), "muon_update_": dict(K=0, m=4, n=6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_empty_inputs(name):
+    inputs = OPS[name].inputs(EMPTY[name], torch.float32, DEVICE)
+    for a, b in zip(answers(name, inputs, "triton"), answers(name, inputs, "torch")):
+        assert a.shape == b.shape and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "linear_cross_entropy"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("softcap", [None, 15.0])
+def test_losses_reductions_softcap_and_ignored_rows(name, reduction, softcap):
+    inputs = OPS[name].inputs(ODD[name], torch.float32, DEVICE)
+    inputs.update(softcap=softcap, reduction=reduction, ignore_index=7)
+    inputs["targets"] = inputs["targets"].clamp_min(0)
+    inputs["targets"][::3] = 7
+    check(name, inputs, torch.float32)
+    inputs["targets"][:] = 7
+    check(name, inputs, torch.float32)  # the mean of nothing is NaN, and so are its gradients
+    none = {key: value[:0] if key in ("x", "logits", "targets") else value for key, value in inputs.items()}
+    with kernels.use("triton"):
+        result = OPS[name].fn(**none)
+    assert result.isnan() if reduction == "mean" else result.sum() == 0
+
+
+def test_extreme_logits():
+    logits = torch.tensor([[1e4, -1e4, 0.0], [-1e30, -1e30, -1e30], [3e37, 0.0, 0.0], [-math.inf, 0.0, 1.0]]).to(DEVICE)
+    targets = torch.tensor([0, 1, 0, 2], device=DEVICE)
+    with kernels.use("triton"):
+        found = kernels.cross_entropy(logits, targets, reduction="none")
+    assert torch.allclose(found, torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="on CPUs such a target is an error before any kernel runs; no GPU here")
+def test_a_target_outside_the_vocabulary_gives_nan_on_a_gpu():
+    logits = torch.randn(4, 10, device=DEVICE, requires_grad=True)
+    targets = torch.tensor([0, 10, -5, 9], device=DEVICE)
+    with kernels.use("triton"):
+        losses = kernels.cross_entropy(logits, targets, reduction="none")
+    losses.sum().backward()
+    assert losses.isnan().tolist() == [False, True, True, False]
+    assert logits.grad.isnan().any(1).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_twice_the_same_bits(name):
+    inputs = OPS[name].inputs(ODD[name], torch.float32, DEVICE)
+    for a, b in zip(answers(name, inputs, "triton"), answers(name, inputs, "triton")):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if OPS[name].differentiable])
+def test_backward_twice_gives_the_same(name):
+    op = OPS[name]
+    inputs = op.inputs(ODD[name], torch.float32, DEVICE)
+    leaves = [inputs[key].requires_grad_() for key in op.differentiable]
+    with kernels.use("triton"):
+        result = op.fn(**inputs)
+        total = sum((output**2).sum() for output in (result if isinstance(result, tuple) else (result,)))
+    first = torch.autograd.grad(total, leaves, retain_graph=True)
+    second = torch.autograd.grad(total, leaves)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def test_offsets_past_two_to_the_31(tmp_path):
+    """Rows of a sparse file of over 2³¹ elements: only what is touched takes memory."""
+    elements = 2**31 + 4096
+    file = tmp_path / "sparse"
+    with open(file, "wb") as f:
+        f.truncate(2 * elements)
+    x = torch.from_file(str(file), shared=True, size=elements, dtype=torch.float16)
+    rows = x[: elements // 2048 * 2048].view(-1, 2048)
+    rows[-1] = torch.randn(2048, generator=torch.Generator().manual_seed(0)).half()
+    logits = rows[:: len(rows) - 1]  # the first row and the last, a stride of over 2³¹ between them
+    assert logits.stride(0) > 2**31 - 1
+    with kernels.use("triton"):
+        found = kernels.cross_entropy(logits, torch.tensor([5, 6]), reduction="none")
+    exact = torch.nn.functional.cross_entropy(logits.double(), torch.tensor([5, 6]), reduction="none")
+    assert torch.allclose(found.double(), exact, atol=1e-5)
+
+
+# ---- as PyTorch operators
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_opcheck(name):
+    """torch's own checks of every operator that a call of the op uses: schema, fake tensors, autograd."""
+    operators = {}
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == triton_utils.NAMESPACE and func not in operators:
+                copies = [a.detach().clone() if torch.is_tensor(a) else a for a in args]
+                operators[func] = copies, dict(kwargs or {})
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        answers(name, OPS[name].inputs(ODD[name], torch.float32, DEVICE), "triton")
+    assert operators
+    for func, (args, kwargs) in operators.items():
+        tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+        torch.library.opcheck(func, tuple(args), kwargs, test_utils=tests)
+
+
+def whole(name, backend):
+    """Answers of a compiled call, which must be one graph."""
+    op = OPS[name]
+
+    def results(function):
+        inputs = op.inputs(ODD[name], torch.float32, DEVICE)
+        for key in op.differentiable:
+            inputs[key].requires_grad_()
+        result = function(**inputs)
+        outputs = list(result) if isinstance(result, tuple) else [] if result is None else [result]
+        if op.differentiable:
+            sum((output**2).sum() for output in outputs).backward()
+        return [*outputs, *(inputs[key] for key in op.mutates), *(inputs[key].grad for key in op.differentiable)]
+
+    torch._dynamo.reset()
+    with kernels.use(f"torch,{name}=triton"):
+        compiled = torch.compile(op.fn, fullgraph=True, backend=backend)
+        for a, b in zip(results(compiled), results(op.fn)):
+            assert error(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_traced_whole(name):
+    whole(name, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiled_whole(name):
+    whole(name, "inductor")
+
+
+def test_another_setting_compiles_again():
+    x = torch.randn(4, 8, device=DEVICE)
+    torch._dynamo.reset()
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(any(triton_utils.NAMESPACE in str(node.target) for node in graph.graph.nodes))
+        return graph
+
+    compiled = torch.compile(lambda x: kernels.rms_norm(x), backend=backend)
+    for setting in ("torch", "triton", "torch", "triton"):
+        with kernels.use(setting):
+            compiled(x)
+    assert seen == [False, True]
+
+
+# ---- a whole model
+
+
+def losses_of_training(setting, steps=4):
+    model = tiny.model()
+    optimizer = model.setup_optimizer(matrix_lr=0.02)
+    model.to(DEVICE)
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(steps):
+        ids = torch.randint(300, (2, 33), generator=generator).to(DEVICE)
+        with kernels.use(setting):
+            loss = model(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+            loss.backward()
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+    return losses
+
+
+def test_a_model_trains_alike_on_kernels_and_on_pytorch():
+    everything = ",".join(["torch", *(f"{name}=triton" for name in KERNELS)])
+    mine, theirs = losses_of_training(everything), losses_of_training("torch")
+    assert mine != theirs  # else nothing ran in Triton
+    assert max(abs(a - b) for a, b in zip(mine, theirs)) < 1e-4
+    assert abs(mine[-1] - mine[0]) > 0.01  # the steps did something
+
+
+def test_a_model_is_traced_whole_with_kernels():
+    model: GPT = tiny.model().to(DEVICE)
+    ids = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    everything = ",".join(["torch", *(f"{name}=triton" for name in KERNELS)])
+    torch._dynamo.reset()
+    with kernels.use(everything):
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        loss = compiled(ids, ids)
+        loss.backward()
+        grads = [parameter.grad.clone() for parameter in model.parameters()]
+        model.zero_grad()
+        eager = model(ids, ids)
+        eager.backward()
+    assert abs(loss.item() - eager.item()) < 1e-5
+    for a, b in zip(grads, (parameter.grad for parameter in model.parameters())):
+        assert error(a, b) < 1e-4
