@@ -46,8 +46,11 @@ TARGETS = {
     "gfx942": Target("hip", "gfx942", 64, 4 * 512 * 64, 32, 64 << 10),  # MI300
 }
 
-# (kernel, target) → why its spills are accepted.
-ACCEPTED_SPILLS: dict[tuple[str, str], str] = {}
+# (kernel, target) → up to how many spilled bytes are accepted, and why.
+ACCEPTED_SPILLS: dict[tuple[str, str], tuple[int, str]] = {
+    ("_rms_norm_bwd_kernel", "sm_80"): (8, "at C = 768, ptxas stops at 64 registers so that half the warps fit"),
+    ("_rms_norm_bwd_kernel", "sm_120"): (16, "with Triton 3.7.1 (not 3.9.0), ptxas stops at 48 registers"),
+}
 
 POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64", torch.int32: "*i32",
@@ -114,13 +117,15 @@ def build(op: str, shape: str, launch: Launch, target: str) -> dict[str, Any]:
     name = launch.kernel.fn.__name__
     row: dict[str, Any] = dict(op=op, kernel=name, target=target, shape=shape)
     empty = dict.fromkeys(
-        ("registers", "spill_bytes", "shared_bytes", "occupancy", "access_bytes", "float64_instructions"), None
+        ("registers", "spill_bytes", "shared_bytes", "occupancy", "access_bytes", "load_bytes", "float64_instructions"),
+        None,
     )
     try:
         made = compiled(launch, target)
         read = read_cuda if TARGETS[target].backend == "cuda" else read_amd
         figures = read(made)
-        reason = ACCEPTED_SPILLS.get((name, target), "") if figures["spill_bytes"] else ""
+        most, why = ACCEPTED_SPILLS.get((name, target), (0, ""))
+        reason = why if 0 < figures["spill_bytes"] <= most else ""
         machine, warps = TARGETS[target], made.metadata.num_warps
         figures["occupancy"] = occupancy(machine, figures["registers"], made.metadata.shared, warps)
         return {**row, **figures, "spill_reason": reason, "dot": "tt.dot" in made.asm["ttir"], "error": ""}
@@ -171,6 +176,7 @@ def read_cuda(made: Any) -> dict[str, Any]:
         spill_bytes=resources["STACK"] + resources.get("LOCAL", 0),
         shared_bytes=made.metadata.shared,
         access_bytes=usual_width(moved),
+        load_bytes=moved["load"].total(),  # by one thread, as written: a loop counts once
         tensor_core=units[0] if units else "",
         tf32=".TF32" in text,
         float64_instructions=len(re.findall(r"\bD(?:ADD|MUL|FMA|SETP|MMA)\b|\.F64\b|\bMUFU\.\w*64\w*", text)),
@@ -195,6 +201,7 @@ def read_amd(made: Any) -> dict[str, Any]:
         or number("private_segment_fixed_size"),
         shared_bytes=made.metadata.shared,
         access_bytes=usual_width(moved),
+        load_bytes=moved["load"].total(),  # by one thread, as written: a loop counts once
         tensor_core="MFMA" if units else "",
         tf32=any("xf32" in unit for unit in units),
         float64_instructions=len(re.findall(r"\bv_\w+_f64\b", text)),

@@ -19,7 +19,10 @@ def run(*words, path=(), **variables):
     environment = {
         key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "NANOCHAT_KERNELS")
     }
-    environment |= {"PYTHONPATH": os.pathsep.join([*map(str, path), str(ROOT)]), **variables}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join([*map(str, path), str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        **variables,
+    }
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=environment)
 
 
