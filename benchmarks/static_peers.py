@@ -110,8 +110,8 @@ have a multiple of it, so that none should be short of it; what is faster, only 
 - Rotary: Liger's takes all heads of a token at once, 12 padded to 16, a quarter of its lanes masked; ours walks
   over the heads and keeps the angles in registers: fewer bytes in flight, none of them masked.
 - Cross-entropy: Liger's takes a whole row of 32,768 with 32 warps, ours blocks of 4,096 with 8, so that four rows
-  share a multiprocessor and one row's sum does not hold up the others. Liger's writes the gradient in forward; ours reads the
-  logits once more in backward and writes nothing in forward, which is one pass less where no gradient is wanted.
+  share a multiprocessor and one row's sum does not hold up the others. Liger's writes the gradient in forward; ours
+  reads the logits once more in backward and writes nothing in forward: one pass less where no gradient is wanted.
 """
 
 

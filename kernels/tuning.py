@@ -66,6 +66,19 @@ def step(op: Op, case: Case, dtype: torch.dtype, setting: str, compiled: bool) -
     return call
 
 
+def right(op: Op, case: Case, dtype: torch.dtype) -> bool:
+    """Whether the kernel's results are the reference's, within what the dtype allows several times over."""
+    results = []
+    for setting in ("triton", "torch"):
+        inputs = op.inputs(case, dtype, "cuda")
+        with use(f"torch,{op.name}={setting}"), torch.no_grad():
+            result = op.fn(**inputs)
+        outputs = list(result) if isinstance(result, tuple) else [] if result is None else [result]
+        results.append([output.float() for output in outputs + [inputs[name] for name in op.mutates]])
+    allowed = 4 * op.tolerance[dtype]
+    return all(((a - b).norm() <= allowed * b.norm()).item() for a, b in zip(*results))
+
+
 def best(op: Op, case: Case, dtype: torch.dtype, configs: list[dict[str, int]], size: int) -> dict[str, Any]:
     """The measured row for one op and case: the fastest config, its time, the compiled reference's."""
     table = tuned.table(tuned.architecture(torch.cuda.current_device()))
@@ -73,15 +86,19 @@ def best(op: Op, case: Case, dtype: torch.dtype, configs: list[dict[str, int]], 
     reference = step(op, case, dtype, "torch", compiled=True)
     kernel = step(op, case, dtype, "triton", compiled=False)
     found: list[tuple[float, float, dict[str, int]]] = []
-    for config in configs:
-        table[tuned.owner(op.name)] = [dict(dtype=str(dtype)[6:], up_to=size, config=config)]
-        try:
-            kernel()
-            found.append((*timed([kernel, reference]), config))  # type: ignore[arg-type]
-        except Exception as problem:  # too much shared memory, too many registers: not a candidate
-            print(f"{op.name}: {config} does not run: {str(problem).splitlines()[:1]}")
-    table.clear()
-    table.update(before)
+    try:
+        for config in configs:
+            table[tuned.owner(op.name)] = [dict(dtype="*", up_to=size, config=config)]
+            try:
+                if not right(op, case, dtype):
+                    raise RuntimeError("its answer is wrong")
+                ms, reference_ms = timed([kernel, reference])
+                found.append((ms, reference_ms, config))
+            except Exception as problem:  # too much shared memory, too many registers: not a candidate
+                print(f"{op.name}: {config} does not run: {str(problem).splitlines()[:1]}")
+    finally:
+        table.clear()
+        table.update(before)
     if not found:
         raise ValueError(f"{op.name}: no candidate ran at size {size}")
     ms, reference_ms, config = min(found, key=lambda row: row[0])
@@ -112,6 +129,7 @@ def tune(names: list[str]) -> None:
         table[name] = sorted({row["up_to"]: row for row in rows}.values(), key=lambda row: row["up_to"])
     path = tuned.FOLDER / f"{arch}.json"
     path.write_text(json.dumps(table, indent=1) + "\n")
+    tuned.table.cache_clear()
     print(f"written: {path}")
 
 

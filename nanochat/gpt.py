@@ -31,7 +31,6 @@ from kernels import (
     qk_norm_rotary,
     rms_norm,
 )
-from kernels.cross_entropy import softcap_reference
 from nanochat import optim
 
 
@@ -304,7 +303,8 @@ class GPT(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Head and softcap on (..., C) from `hidden`: (..., V) float32."""
-        return softcap_reference(self.lm_head(x)[..., : self.config.vocab_size], self.config.softcap)
+        logits = self.lm_head(x)[..., : self.config.vocab_size].float()
+        return self.config.softcap * torch.tanh(logits / self.config.softcap)
 
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, cache: Cache | None = None, loss_reduction: str = "mean"
