@@ -128,11 +128,11 @@ def build(op: str, shape: str, launch: Launch, target: str) -> dict[str, Any]:
         reason = why if 0 < figures["spill_bytes"] <= most else ""
         machine, warps = TARGETS[target], made.metadata.num_warps
         figures["occupancy"] = occupancy(machine, figures["registers"], made.metadata.shared, warps)
-        return {**row, **figures, "spill_reason": reason, "dot": "tt.dot" in made.asm["ttir"], "error": ""}
+        return {**row, **figures, "spill_reason": reason, "dot_rows": dot_rows(made.asm["ttir"]), "error": ""}
     except Exception as problem:  # whatever the compiler throws: the report says it
         lines = [line.strip() for line in str(problem).split("\n") if line.strip()] or [""]
         text = f"{type(problem).__name__}: {lines[-1]}"  # Triton quotes the source first and says what is wrong last
-        return {**row, **empty, "tensor_core": "", "tf32": False, "spill_reason": "", "dot": False, "error": text}
+        return {**row, **empty, "tensor_core": "", "tf32": False, "spill_reason": "", "dot_rows": 0, "error": text}
 
 
 def occupancy(target: Target, registers: int, shared: int, warps: int) -> float:
@@ -143,6 +143,11 @@ def occupancy(target: Target, registers: int, shared: int, warps: int) -> float:
         own = 1024 if target.backend == "cuda" else 0  # what the system takes for each block
         blocks = min(blocks, target.shared // (shared + own))
     return blocks * warps / target.warps
+
+
+def dot_rows(ttir: str) -> int:
+    """Rows of the smallest product among a kernel's dots (a warp group's instruction takes 64); 0 without any."""
+    return min((int(rows) for rows in re.findall(r"tt\.dot .*-> tensor<(\d+)x", ttir)), default=0)
 
 
 def tool(name: str) -> str:
@@ -233,8 +238,8 @@ def faults(row: dict[str, Any], dtype: torch.dtype) -> list[str]:
         found.append(f"{row['float64_instructions']} float64 instructions")
     if STREAMING.search(row["kernel"]) and row["access_bytes"] < 16:
         found.append(f"memory is accessed {row['access_bytes']} bytes at a time")
-    if row["dot"] and dtype != torch.float32:
-        wanted = {"sm_90": "HGMMA", "gfx942": "MFMA"}.get(row["target"], "MMA")
+    if row["dot_rows"] and dtype != torch.float32:
+        wanted = {"gfx942": "MFMA", "sm_90": "HGMMA" if row["dot_rows"] >= 64 else "HMMA"}.get(row["target"], "MMA")
         if wanted not in row["tensor_core"]:
             found.append(f"tensor cores: {row['tensor_core'] or 'none'}, wanted {wanted}")
     if row["tf32"]:

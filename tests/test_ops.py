@@ -72,11 +72,13 @@ def capped_loss(logits, targets, softcap):
 
 def masked_attention(q, k, v, causal, window):
     B, T, H, D = q.shape
+    S = k.size(1)
     k, v = (x.repeat_interleave(H // x.size(2), 2) for x in (k, v))
     scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(D)
-    i, j = torch.arange(T)[:, None], torch.arange(T)[None]
-    seen = (j <= i) & (j >= i - (T if window is None else window))
-    return torch.einsum("bhij,bjhd->bihd", torch.softmax(scores.masked_fill(~seen, -math.inf), -1), v)
+    i, j = torch.arange(T)[:, None] + S - T, torch.arange(S)[None]
+    seen = (j <= i) & (j >= i - (S if window is None else window))
+    p = torch.softmax(scores.masked_fill(~seen, -math.inf), -1).nan_to_num(0.0)  # who sees nothing gets nothing
+    return torch.einsum("bhij,bjhd->bihd", p, v)
 
 
 def decoded(q, k_cache, v_cache, start, window):

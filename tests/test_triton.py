@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not triton_utils.INSTALLED, reason="Triton is no
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KERNELS = tuned.ops()
-LARGEST = 1 << 18  # bytes of a case that is interpreted
+LARGEST = 1 << 19  # bytes of a case that is interpreted
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # The interpreter truncates where a card rounds when it stores bfloat16: one unit in the last place is allowed.
 FLOOR = {torch.float32: 5e-7, torch.bfloat16: 4e-3 if DEVICE == "cpu" else 5e-4, torch.float16: 2e-4}
@@ -96,6 +96,11 @@ SHAPES = {
                                          G=st.integers(1, 3), D=st.integers(1, 20))),
     "cross_entropy": st.fixed_dictionaries(dict(N=SIZES, V=st.integers(2, 200))),
     "linear_cross_entropy": st.fixed_dictionaries(dict(N=SIZES, V=st.integers(2, 200), C=st.integers(1, 20))),
+    "flash_attention": st.fixed_dictionaries(dict(B=st.integers(1, 2), T=SIZES, S=SIZES, K=st.integers(1, 2),
+                                                  G=st.integers(1, 3), D=st.integers(1, 20), W=st.integers(-1, 75))),
+    "flash_attention_decode": st.fixed_dictionaries(
+        dict(B=st.integers(1, 3), Tq=st.integers(1, 20), K=st.integers(1, 2), S=st.integers(20, 90),
+             G=st.integers(1, 3), D=st.integers(1, 20), W=st.integers(-1, 95))),
     "polar_express": st.fixed_dictionaries(dict(K=st.integers(1, 3), m=SIZES, n=SIZES)),
     "adamw_": st.fixed_dictionaries(dict(N=st.integers(1, 3000))),
     "muon_momentum_": st.fixed_dictionaries(dict(K=st.integers(1, 3), m=SIZES, n=SIZES)),

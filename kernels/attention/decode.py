@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.attention.flash import check_shapes
+from kernels.attention.triton_decode import decode
+from kernels.attention.triton_flash import LARGEST_HEAD
+from kernels.dispatch import triton_runs
 from kernels.registry import Case, Op, itemsize, randint, randn, register
 
 
@@ -43,6 +46,8 @@ def flash_attention_decode(
         raise ValueError(f"flash_attention_decode: start is {tuple(start.shape)}, wanted (B,) with B={q.size(0)}")
     if window is not None and window < 0:
         raise ValueError(f"flash_attention_decode: window is {window}, wanted None or ≥ 0")
+    if triton_runs("flash_attention_decode", q, q.size(3), LARGEST_HEAD):
+        return decode(q, k_cache, v_cache, start, window, scale)
     return flash_attention_decode_reference(q, k_cache, v_cache, start, window, scale)
 
 
@@ -65,6 +70,7 @@ register(
         inputs=_inputs,
         cases={
             "odd": dict(B=3, Tq=1, S=45, H=6, K=3, D=40, W=13),
+            "odd_long": dict(B=2, Tq=2, S=1100, H=4, K=1, D=24, W=-1),
             "prefill": dict(B=2, Tq=33, S=64, H=4, K=2, D=32, W=-1),
             "d24": dict(B=32, Tq=1, S=2048, H=12, K=12, D=128, W=512),
         },

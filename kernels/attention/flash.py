@@ -3,8 +3,9 @@
     y[i] = Σ_j softmax_j(scale·q[i]·k[j])·v[j],    j in [i − window, i]
 
 (B, T, H, D) queries, (B, T, K, D) keys and values, H a multiple of K: query head h reads key/value head h // (H/K).
-`window=w` lets query i see the keys i−w … i inclusive, w+1 of them, as FlashAttention counts; None is unlimited.
-4·D FLOPs per visible (query, key) pair and head.
+`window=w` lets query i see the keys i−w … i inclusive, w+1 of them, as FlashAttention counts; None is unlimited. With
+more keys than queries the last query stands at the last key ("bottom-right", as in FlashAttention). 4·D FLOPs per
+visible (query, key) pair and head.
 
 The reference uses torch's scaled_dot_product_attention, which never stores the T×T scores for plain causal attention. A
 window would need a T×T mask there, so it is cut into blocks of queries: each block sees one contiguous stretch of keys,
@@ -17,46 +18,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.registry import Case, Op, itemsize, randn, register
+from kernels.attention.triton_flash import LARGEST_HEAD, attend
+from kernels.dispatch import triton_runs
+from kernels.registry import Case, Op, check_device, itemsize, randn, register
 
 
 def flash_attention_reference(
     q: Tensor, k: Tensor, v: Tensor, causal: bool = True, window: int | None = None, scale: float | None = None
 ) -> Tensor:
-    T = q.size(1)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T, D)
+    T, S = q.size(1), k.size(1)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T or S, D)
     gqa = q.size(1) != k.size(1)
-    if window is None or window >= T - 1:
+    window = None if window is None or window >= S - 1 else window
+    if not causal or (window is None and T == S):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=gqa).transpose(1, 2)
-    block = min(T, max(window, 128))
-    outputs = []
-    for start in range(0, T, block):
-        end, first = min(start + block, T), max(start - window, 0)
-        i = torch.arange(start, end, device=q.device)[:, None]
-        j = torch.arange(first, end, device=q.device)[None, :]
-        visible = (j <= i) & (j >= i - window)  # (block, block + window)
-        keys, values = k[:, :, first:end], v[:, :, first:end]
+    shift = S - T  # query i stands at key position i + shift
+    blind = min(max(-shift, 0), T)  # queries before the first key see nothing
+    block = max(window or 0, 128)
+    outputs = [torch.zeros_like(q[:, :, :blind])] if blind else []
+    for start in range(blind, T, block):
+        end = min(start + block, T)
+        first, last = 0 if window is None else max(start + shift - window, 0), end + shift
+        i = torch.arange(start + shift, end + shift, device=q.device)[:, None]
+        j = torch.arange(first, last, device=q.device)[None, :]
+        visible = j <= i if window is None else (j <= i) & (j >= i - window)  # (block, block + window)
+        keys, values = k[:, :, first:last], v[:, :, first:last]
         outputs.append(
             F.scaled_dot_product_attention(q[:, :, start:end], keys, values, visible, scale=scale, enable_gqa=gqa)
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+    return torch.cat(outputs, dim=2).transpose(1, 2) if outputs else q.transpose(1, 2)
 
 
 def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, causal: bool = True, window: int | None = None, scale: float | None = None
 ) -> Tensor:
-    """Attention of q (B, T, H, D) over k, v (B, T, K, D), H a multiple of K; returns (B, T, H, D) in q's dtype.
+    """Attention of q (B, T, H, D) over k, v (B, S, K, D), H a multiple of K; returns (B, T, H, D) in q's dtype.
 
-    window: None, or w ≥ 0 for keys i−w … i (causal only). scale: None for 1/√D. Raises ValueError when shapes do not
-    fit, or when a window is asked for without causality.
+    The last query stands at the last key. window: None, or w ≥ 0 for that key and the w before it (causal only). scale:
+    None for 1/√D. A query that sees no key (T > S) gets 0. Raises ValueError when shapes, dtypes or devices do not fit,
+    or when a window is asked for without causality.
     """
     check_shapes("flash_attention", q, k, v)
-    if q.size(1) != k.size(1):
-        raise ValueError(
-            f"flash_attention: q has T={q.size(1)} but k has T={k.size(1)}; for a cache use the decode form"
-        )
     if window is not None and (window < 0 or not causal):
         raise ValueError(f"flash_attention: window is {window} with causal={causal}, wanted window ≥ 0 and causal=True")
+    if window is not None and window >= k.size(1) - 1:
+        window = None  # sees everything
+    if triton_runs("flash_attention", q, q.size(3), LARGEST_HEAD):
+        return attend(q, k, v, causal, window, scale)
     return flash_attention_reference(q, k, v, causal, window, scale)
 
 
@@ -64,8 +72,11 @@ def check_shapes(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape or q.size(0) != k.size(0) or q.size(3) != k.size(3):
         raise ValueError(
             f"{op}: q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, "
-            "wanted (B, T, H, D) and twice (B, T, K, D)"
+            "wanted (B, T, H, D) and twice (B, S, K, D)"
         )
+    check_device(op, q, k=k, v=v)
+    if k.dtype != q.dtype or v.dtype != q.dtype:
+        raise ValueError(f"{op}: q is {q.dtype}, k {k.dtype}, v {v.dtype}; they must agree")
     if q.size(2) % k.size(2):
         raise ValueError(f"{op}: q has H={q.size(2)} heads and k K={k.size(2)}; H must be a multiple of K")
 
@@ -77,7 +88,7 @@ def visible_pairs(T: int, window: int | None) -> int:
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: str) -> dict:
-    kv = (case["B"], case["T"], case["K"], case["D"])
+    kv = (case["B"], case.get("S", case["T"]), case["K"], case["D"])
     return dict(
         q=randn((case["B"], case["T"], case["H"], case["D"]), dtype, device, 0),
         k=randn(kv, dtype, device, 1),
@@ -97,9 +108,13 @@ register(
             "one_token": dict(B=1, T=1, H=2, K=1, D=32, W=-1),
             "odd": dict(B=2, T=77, H=6, K=3, D=40, W=13),
             "window_0": dict(B=1, T=9, H=2, K=2, D=32, W=0),
+            "odd_longer": dict(B=2, T=21, S=70, H=4, K=2, D=24, W=19),
+            "odd_shorter": dict(B=1, T=50, S=33, H=2, K=1, D=16, W=-1),
             "blocks": dict(B=1, T=300, H=2, K=1, D=32, W=130),
             "d4": dict(B=2, T=256, H=4, K=4, D=64, W=128),
             "d12": dict(B=32, T=2048, H=6, K=6, D=128, W=512),
+            "head_64": dict(B=8, T=2048, H=16, K=4, D=64, W=512),
+            "head_256": dict(B=8, T=2048, H=8, K=4, D=256, W=512),
             "d24": dict(B=16, T=2048, H=12, K=12, D=128, W=512),
             "d24_full": dict(B=16, T=2048, H=12, K=12, D=128, W=-1),
         },
