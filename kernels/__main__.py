@@ -15,6 +15,7 @@ import torch
 
 import kernels
 from kernels import readme, targets, tuned, tuning
+from kernels.attention import backends
 from kernels.triton_utils import INSTALLED, INTERPRETED, triton
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -69,6 +70,8 @@ def describe() -> None:
     print(f"torch {torch.__version__}, {version}, {device}")
     for op, implementation, why in kernels.describe():
         print(f"  {op:24} {implementation:8} {why}")
+    for name, state in backends.describe():
+        print(f"  flash_attention: {name:8} {state}")
 
 
 def compile_report(flags: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from kernels.registry import OPS
 from kernels.triton_utils import INSTALLED, INTERPRETED, capturing
 
 MODES = ("auto", "torch", "triton")
+FLASH = ("fa4", "fa3", "fa2")  # further modes of flash_attention: see attention/backends.py
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PROBED: dict[tuple[str, int], str] = {}  # (op, GPU) → "" when the probe passed, else why not
 
@@ -28,10 +29,11 @@ def parse(setting: str) -> dict[str, str]:
     modes = {"*": "auto"}
     for part in setting.split(","):
         name, found, mode = part.strip().rpartition("=")
-        if mode not in MODES or (found and OPS and name not in OPS):
+        known = mode in MODES or (name == "flash_attention" and mode in FLASH)
+        if not known or (found and OPS and name not in OPS):
             raise ValueError(
                 f"NANOCHAT_KERNELS: {part!r} in {setting!r} is not understood; wanted auto, torch, triton, or OP=MODE "
-                f"with OP one of {', '.join(OPS)}"
+                f"with OP one of {', '.join(OPS)}; flash_attention also takes {', '.join(FLASH)}"
             )
         modes[name if found else "*"] = mode
     return modes

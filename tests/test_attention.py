@@ -1,11 +1,14 @@
 """Attention: which tiles the kernels visit, long offsets, splits, lengths and windows; wrong use."""
 
+import sys
+import types
+
 import pytest
 import torch
 
 import kernels
 from kernels import OPS, traffic, triton_utils, tuned
-from kernels.attention import triton_decode
+from kernels.attention import backends, triton_decode
 
 needs_interpreter = pytest.mark.skipif(
     not triton_utils.INTERPRETED, reason="counts what the interpreter runs: no Triton here, or a GPU"
@@ -121,3 +124,129 @@ def test_wrong_use(change, message, setting):
         pytest.skip("Triton is not installed")
     with kernels.use(setting), pytest.raises(ValueError, match=f"flash_attention: .*{message}"):
         kernels.flash_attention(**{**tensors, **change})
+
+
+# ---- FlashAttention packages, by stand-ins that check how they are called
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Says which compute capability the (CPU) tensors' device has, and forgets what was tried."""
+    monkeypatch.setattr(backends, "_TRIED", {})
+
+    def of(major):
+        monkeypatch.setattr(backends, "capability", lambda device: major)
+
+    return of
+
+
+def stand_in(monkeypatch, name, unlimited, pair=False, wrong=False):
+    """Puts a package into sys.modules that computes the reference and notes its windows."""
+    windows = []
+
+    def flash_attn_func(q, k, v, softmax_scale=None, causal=False, window_size=None):
+        assert q.ndim == 4 and q.size(2) % k.size(2) == 0 and k.shape == v.shape  # (B, T, H, D): heads not repeated
+        assert q.dtype in (torch.float16, torch.bfloat16) and causal and softmax_scale > 0
+        windows.append(window_size)
+        left, right = window_size
+        assert (left, right) == (unlimited, unlimited) or (left >= 0 and right == 0)
+        window = None if left in (None, -1) else left
+        out = kernels.attention.flash.flash_attention_reference(q, k, v, causal, window + wrong if window else window,
+                                                                softmax_scale)  # fmt: skip
+        return (out, None) if pair else out
+
+    module = types.ModuleType(name)
+    module.flash_attn_func = flash_attn_func
+    if "." in name:
+        monkeypatch.setitem(sys.modules, name.split(".")[0], types.ModuleType(name.split(".")[0]))
+    monkeypatch.setitem(sys.modules, name, module)
+    return windows
+
+
+def bf16(T=12):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, T, heads, 16, generator=generator).bfloat16() for heads in (4, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    "name, module, unlimited, pair, major",
+    [("fa4", "flash_attn.cute", None, True, 10), ("fa3", "flash_attn_interface", -1, False, 9),
+     ("fa3", "flash_attn_interface", -1, True, 9), ("fa2", "flash_attn", -1, False, 8)],
+)  # fmt: skip
+def test_each_package_is_called_its_own_way(name, module, unlimited, pair, major, card, monkeypatch):
+    card(major)
+    windows = stand_in(monkeypatch, module, unlimited, pair)
+    with kernels.use(f"auto,flash_attention={name}"):
+        for window in (None, 5, 0, 11, 500):  # 11 and 500 are no limit for 12 keys
+            found = kernels.flash_attention(*bf16(), window=window)
+            with kernels.use("torch"):
+                assert torch.equal(found, kernels.flash_attention(*bf16(), window=window))
+    assert windows[2:] == [(unlimited, unlimited), (5, 0), (0, 0), (unlimited, unlimited), (unlimited, unlimited)]
+    assert windows[:2] == [(unlimited, unlimited), (7, 0)]  # what it was tried with
+
+
+def test_the_order_and_what_each_takes(card, monkeypatch):
+    for name, module, unlimited in (("fa4", "flash_attn.cute", None), ("fa3", "flash_attn_interface", -1)):
+        stand_in(monkeypatch, module, unlimited, pair=name == "fa4")
+    fa2 = types.ModuleType("flash_attn")
+    stand_in(monkeypatch, "flash_attn", -1)
+    fa2 = sys.modules["flash_attn"]
+    assert hasattr(fa2, "flash_attn_func")
+    device, pick = torch.device("cpu"), backends.pick
+    expected = {7: "", 8: "fa2", 9: "fa4", 10: "fa4", 12: "fa4", 13: ""}
+    for major, name in expected.items():
+        card(major)
+        assert pick(torch.bfloat16, 128, device, "auto") == name, major
+    card(9)
+    assert pick(torch.float16, 256, device, "auto") == "fa3"  # heads too large for FA4
+    assert pick(torch.float32, 64, device, "auto") == pick(torch.bfloat16, 512, device, "auto") == ""
+    with pytest.raises(ValueError, match="fa2 is asked for .* takes float16 and bfloat16, not torch.float32"):
+        pick(torch.float32, 64, device, "fa2")
+    card(8)
+    with pytest.raises(ValueError, match="fa3 is asked for .* needs compute capability 9 to 9, this device has 8"):
+        pick(torch.bfloat16, 64, device, "fa3")
+
+
+def test_a_package_that_is_not_there_is_passed_over_quietly_and_a_broken_one_aloud(card, monkeypatch):
+    card(9)
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", types.ModuleType("flash_attn_interface"))  # no function
+    monkeypatch.setitem(sys.modules, "flash_attn", None)  # not installed
+    with pytest.warns(UserWarning, match="fa3 is installed but does not work here: AttributeError"):
+        assert backends.pick(torch.bfloat16, 64, torch.device("cpu"), "auto") == ""
+    assert backends.pick(torch.bfloat16, 64, torch.device("cpu"), "auto") == ""  # said once
+    with pytest.raises(ValueError, match="fa2 is asked for .* flash_attn.* is not installed"):
+        backends.pick(torch.bfloat16, 64, torch.device("cpu"), "fa2")
+
+
+def test_a_package_that_counts_windows_differently_fails_its_probe(card, monkeypatch):
+    card(9)
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    stand_in(monkeypatch, "flash_attn_interface", -1, wrong=True)
+    with pytest.warns(UserWarning, match=r"fa3 .* its answer is off by .* \(window 7\)"):
+        assert backends.pick(torch.bfloat16, 64, torch.device("cpu"), "auto") == ""
+
+
+def test_on_a_cpu_no_package_is_looked_for(monkeypatch):
+    monkeypatch.setattr(backends, "pick", lambda *_: pytest.fail("looked"))
+    with kernels.use("auto"):
+        kernels.flash_attention(*bf16())
+
+
+@pytest.mark.parametrize("T, S, window", [(300, 300, 40), (40, 300, 64), (300, 40, None), (5, 200, None), (200, 5, 3)])
+def test_the_reference_never_makes_the_whole_mask(T, S, window):
+    """Blocks of queries against the keys in their sight: no (T, S) mask for a window."""
+    largest = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if torch.is_tensor(result) and result.dtype == torch.bool:
+                largest.append(result.numel())
+            return result
+
+    q = torch.randn(1, T, 2, 16, generator=torch.Generator().manual_seed(0))
+    k = torch.randn(1, S, 2, 16, generator=torch.Generator().manual_seed(1))
+    with Watch(), kernels.use("torch"):
+        kernels.flash_attention(q, k, k, window=window)
+    if window is not None and T >= 300:
+        assert max(largest) <= 128 * (128 + window)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.attention.backends import flash
 from kernels.attention.triton_flash import LARGEST_HEAD, attend
 from kernels.dispatch import triton_runs
 from kernels.registry import Case, Op, check_device, itemsize, randn, register
@@ -63,6 +64,9 @@ def flash_attention(
         raise ValueError(f"flash_attention: window is {window} with causal={causal}, wanted window ≥ 0 and causal=True")
     if window is not None and window >= k.size(1) - 1:
         window = None  # sees everything
+    found = flash(q, k, v, causal, window, scale)
+    if found is not None:
+        return found
     if triton_runs("flash_attention", q, q.size(3), LARGEST_HEAD):
         return attend(q, k, v, causal, window, scale)
     return flash_attention_reference(q, k, v, causal, window, scale)

@@ -1,0 +1,137 @@
+"""Which attention runs: FlashAttention 4, 3 or 2 where a build fits, else our Triton kernel, else PyTorch.
+
+All are called with (B, T, H, D) tensors and mean the same by a window: w keys before the query's own, the last query at
+the last key. They differ in how they say it:
+
+    FA4  flash_attn.cute             compute capability 9–12 with gradients (8–12 without); (w, 0), unlimited is None;
+                                     returns (out, lse)
+    FA3  flash_attn_interface        9.x; (w, 0), unlimited is −1; out, or (out, lse) in some builds
+    FA2  flash_attn                  8.0 and newer; (w, 0), unlimited is −1; returns out
+
+All three take float16 and bfloat16 and head dims up to 256 (FA4: 128). A package that is there proves nothing: each is
+tried once on the card with a tiny forward and backward, and what fails is said, once, and passed over.
+
+Source: github.com/Dao-AILab/flash-attention.
+"""
+
+import importlib
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A FlashAttention package: where it lives, what it takes, and how it writes an unlimited window."""
+
+    name: str
+    module: str
+    capabilities: tuple[int, int]  # (first, last) major compute capability
+    largest_head: int
+    unlimited: int | None
+
+    def call(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, scale: float) -> Tensor:
+        """Attention by the package's flash_attn_func."""
+        function = importlib.import_module(self.module).flash_attn_func
+        sides = (self.unlimited, self.unlimited) if window is None else (window, 0)
+        out = function(q, k, v, softmax_scale=scale, causal=causal, window_size=sides)
+        return out[0] if isinstance(out, tuple) else out
+
+
+BACKENDS = {
+    "fa4": Backend("fa4", "flash_attn.cute", (9, 12), 128, None),
+    "fa3": Backend("fa3", "flash_attn_interface", (9, 9), 256, -1),
+    "fa2": Backend("fa2", "flash_attn", (8, 12), 256, -1),
+}
+_TRIED: dict[tuple[str, str], str] = {}  # (backend, device) → "" when it works, else why not
+
+
+def capability(device: torch.device) -> int:
+    """Major compute capability of a CUDA device; 0 for others and for ROCm."""
+    if device.type != "cuda" or torch.version.hip:
+        return 0
+    return torch.cuda.get_device_capability(device)[0]
+
+
+def obstacle(backend: Backend, dtype: torch.dtype, head: int, device: torch.device) -> str:
+    """Why a backend cannot take such a call here; "" when it can."""
+    first, last = backend.capabilities
+    major = capability(device)
+    if not first <= major <= last:
+        return f"{backend.name} needs compute capability {first} to {last}, this device has {major or 'none'}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"{backend.name} takes float16 and bfloat16, not {dtype}"
+    if head > backend.largest_head:
+        return f"{backend.name} takes head dims up to {backend.largest_head}, not {head}"
+    return tried(backend, device)
+
+
+def tried(backend: Backend, device: torch.device) -> str:
+    """Why a backend does not work on a device, found out once by a tiny forward and backward; "" when it does."""
+    key = backend.name, str(device)
+    if key not in _TRIED:
+        _TRIED[key] = ""
+        try:
+            _try(backend, device)
+        except ModuleNotFoundError as problem:
+            _TRIED[key] = f"{problem.name} is not installed"
+        except Exception as problem:  # a broken build, a missing symbol, no kernel for this card
+            _TRIED[key] = f"{type(problem).__name__}: {problem}".split("\n")[0]
+            warnings.warn(
+                f"flash_attention: {backend.name} is installed but does not work here: {_TRIED[key]}", stacklevel=2
+            )
+    return _TRIED[key]
+
+
+def _try(backend: Backend, device: torch.device) -> None:
+    """Raises when the backend's answer or gradients, with and without a window, are not the reference's."""
+    from kernels.attention.flash import flash_attention_reference
+
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 40, heads, 64, generator=generator).to(device, torch.bfloat16) for heads in (2, 1, 1))
+    for window in (None, 7):
+        answers = []
+        for attention in (backend.call, flash_attention_reference):
+            a, b, c = (x.clone().requires_grad_() for x in (q, k, v))
+            with torch.enable_grad():
+                out = attention(a, b, c, True, window, 0.125)
+                grads = torch.autograd.grad(out.float().square().sum(), (a, b, c))
+            answers.append([out.detach(), *grads])
+        for mine, wanted in zip(*answers):
+            error = ((mine.float() - wanted.float()).norm() / wanted.float().norm()).item()
+            if not error < 0.05:
+                raise RuntimeError(f"its answer is off by {error:.2g} (window {window})")
+
+
+@torch.compiler.assume_constant_result
+def pick(dtype: torch.dtype, head: int, device: torch.device, mode: str) -> str:
+    """The backend for such a call, or "" for ours and PyTorch. Raises ValueError when `mode` names one that cannot."""
+    for backend in BACKENDS.values():
+        if mode in ("auto", backend.name):
+            reason = obstacle(backend, dtype, head, device)
+            if not reason:
+                return backend.name
+            if mode == backend.name:
+                raise ValueError(f"flash_attention: {mode} is asked for (NANOCHAT_KERNELS or use()), but {reason}")
+    return ""
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, scale: float | None) -> Tensor | None:
+    """Attention by a FlashAttention package, or None where ours or PyTorch's is to run."""
+    mode = dispatch.mode("flash_attention")
+    if mode in ("torch", "triton") or (mode == "auto" and not q.is_cuda):
+        return None
+    name = pick(q.dtype, q.size(3), q.device, mode)
+    if not name:
+        return None
+    return BACKENDS[name].call(q, k, v, causal, window, q.size(3) ** -0.5 if scale is None else scale)
+
+
+def describe() -> list[tuple[str, str]]:
+    """(backend, "works" or why not) on this machine, for bfloat16 and heads of 128."""
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return [(b.name, obstacle(b, torch.bfloat16, 128, device) or "works") for b in BACKENDS.values()]
