@@ -1,0 +1,69 @@
+"""A window on the CPU: the blocked reference against SDPA with a (T, T) mask, in one run, in turns.
+
+python -m pytest benchmarks/test_attention.py --benchmark-only      (or python -m benchmarks.test_attention)
+"""
+
+import json
+import statistics
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels import use
+from kernels.attention import flash_attention
+
+T, WINDOW, H, D = 2048, 512, 6, 64
+
+
+def inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, T, H, D, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+
+
+def blocked(q, k, v):
+    with use("torch"):
+        return flash_attention(q, k, v, window=WINDOW)
+
+
+def masked(q, k, v):
+    i = torch.arange(T)
+    mask = (i[None] <= i[:, None]) & (i[None] >= i[:, None] - WINDOW)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)
+
+
+def step(attention, tensors) -> None:
+    attention(*tensors).square().sum().backward()
+
+
+@pytest.mark.parametrize("attention", [blocked, masked])
+def test_forward_and_backward(benchmark, attention):
+    tensors = inputs(torch.float32)
+    with torch.no_grad():
+        assert torch.allclose(blocked(*tensors), masked(*tensors), atol=1e-5)  # no time for a wrong answer
+    benchmark(step, attention, tensors)
+
+
+def main() -> None:
+    """Medians of interleaved runs, and their ratio, as one line of JSON."""
+    result: dict[str, object] = dict(T=T, window=WINDOW, heads=H, head_dim=D, threads=torch.get_num_threads())
+    for dtype in (torch.float32, torch.bfloat16):
+        tensors = inputs(dtype)
+        for name, call in (("forward", lambda a, t=tensors: a(*t)), ("both", lambda a, t=tensors: step(a, t))):
+            times: dict[str, list[float]] = dict(blocked=[], masked=[])
+            for _ in range(12):
+                for attention in (blocked, masked):
+                    started = time.perf_counter()
+                    call(attention)
+                    times[attention.__name__].append(time.perf_counter() - started)
+            mine, theirs = (statistics.median(taken[2:]) for taken in times.values())
+            result[f"{str(dtype)[6:]} {name}"] = dict(
+                blocked_ms=mine * 1e3, masked_ms=theirs * 1e3, ratio=theirs / mine
+            )
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
