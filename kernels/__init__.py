@@ -14,7 +14,7 @@ from kernels.cross_entropy import cross_entropy
 from kernels.dispatch import describe, read_environment, use
 from kernels.fp8 import fp8_linear
 from kernels.linear_cross_entropy import linear_cross_entropy
-from kernels.linear_relu2 import linear_relu2
+from kernels.linear_relu2 import linear_relu2, mlp_relu2
 from kernels.newton_schulz import newton_schulz, polar_express
 from kernels.optim import adamw_, muon_momentum_, muon_update_
 from kernels.registry import OPS, Op
@@ -34,6 +34,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_relu2",
     "mix_rms_norm",
+    "mlp_relu2",
     "muon_momentum_",
     "muon_update_",
     "newton_schulz",

@@ -1,22 +1,137 @@
-"""The first half of the MLP: relu(x·Wᵀ)².
+"""The MLP with a squared ReLU: its first half, relu(x·Wᵀ)², and the pair, relu(x·W₁ᵀ)²·W₂ᵀ.
 
-2·N·C·F FLOPs. As separate passes the square costs a read and a write of (N, F) forward and three more backward: 4–5% of
-a bf16 step at d24. In the GEMM's epilogue it is free, provided that the GEMM itself reaches 77% of cuBLAS; below that
-the separate passes win. Because y = relu(h)², relu(h) = √y: a backward that stores only y can rebuild dy/dh = 2·√y (not
-in float16, where squares of small activations underflow to zero).
+2·N·C·F FLOPs each. As separate passes, relu and square cost a read of (N, F) and a write of it, besides the product's
+own write; backward reads and writes it three times more: 4–5% of a bf16 step at d24. In the epilogue of the product
+that makes them they cost nothing. Because y = relu(h)², relu(h) = √y: only y is stored, and backward rebuilds dy/dh =
+2·√y, in the epilogue of dout·W₂ (the pair), so that dy itself never reaches memory either. Not in float16, where
+squares of small activations underflow to zero.
 
-Source: So et al., Primer, arXiv:2109.08668 (the squared ReLU); modded-nanogpt (the fused epilogue).
+When it does not pay: the product here is Triton's, not cuBLAS's. It breaks even at 77% of cuBLAS's speed; below, the
+compiler's separate passes win. So `auto` takes it only where `python -m kernels tune` has measured that it is faster.
+
+How the kernel is made: the usual GEMM. Programs walk over groups of GROUP_M row blocks, so that neighbours share tiles
+of both factors in L2; sums in float32; the epilogue acts on them before they are rounded, once.
+
+Source: So et al., Primer, arXiv:2109.08668 (the squared ReLU); modded-nanogpt (the fused epilogue); Triton's matmul
+tutorial (the order of programs).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.registry import Case, Op, itemsize, randn, register
+from kernels import tuned
+from kernels.dispatch import mode, triton_runs
+from kernels.registry import Case, Op, check_device, itemsize, randn, register
+from kernels.triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
 
 
 def linear_relu2_reference(x: Tensor, weight: Tensor) -> Tensor:
     return F.relu(F.linear(x, weight.to(x.dtype))).square()
+
+
+def mlp_relu2_reference(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+    return F.linear(linear_relu2_reference(x, w1), w2.to(x.dtype))
+
+
+# ---- Triton
+
+
+@triton.jit
+def _product_kernel(
+    x_ptr, w_ptr, y_ptr, out_ptr, M, N, R,
+    TURNED: tl.constexpr, BACKWARD: tl.constexpr, UPCAST: tl.constexpr, GROUP_M: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """out (M, N) = relu(x·wᵀ)² for w (N, R); BACKWARD: (x·w) times 2·√y, w (R, N) if TURNED. All contiguous, x (M, R).
+
+    A program owns a tile (BLOCK_M, BLOCK_N); GROUP_M tiles down, then one to the right.
+    """
+    down, right = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    group = tl.program_id(0) // (GROUP_M * right)
+    height = tl.minimum(down - group * GROUP_M, GROUP_M)
+    inside = tl.program_id(0) % (GROUP_M * right)
+    rows = (group * GROUP_M + inside % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = (inside // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    x_at = rows.to(tl.int64)[:, None] * R
+    for start in range(0, R, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R)
+        x = tl.load(x_ptr + x_at + r[None, :], mask=(rows < M)[:, None] & (r < R)[None, :], other=0.0)
+        if TURNED:
+            w_at = r.to(tl.int64)[:, None] * N + cols[None, :]
+            w = tl.load(w_ptr + w_at, mask=(r < R)[:, None] & (cols < N)[None, :], other=0.0)
+        else:
+            w_at = cols.to(tl.int64)[:, None] * R + r[None, :]
+            w = tl.load(w_ptr + w_at, mask=(cols < N)[:, None] & (r < R)[None, :], other=0.0).trans()
+        if UPCAST:  # the interpreter multiplies bfloat16 wrongly
+            x, w = x.to(tl.float32), w.to(tl.float32)
+        total = tl.dot(x, w, total, input_precision="ieee")
+    at = rows.to(tl.int64)[:, None] * N + cols[None, :]
+    mask = (rows < M)[:, None] & (cols < N)[None, :]
+    if BACKWARD:
+        total = total * 2.0 * tl.sqrt(tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32))
+    else:
+        total = tl.maximum(total, 0.0)
+        total = total * total
+    tl.store(out_ptr + at, total, mask=mask)
+
+
+def _product(x: Tensor, w: Tensor, y: Tensor | None, turned: bool) -> Tensor:
+    """Launches for x (M, R) and w (N, R), or (R, N) when turned; backward where y (M, N) is given."""
+    (m, r), n = x.shape, w.size(1 if turned else 0)
+    config = tuned.config("linear_relu2", x.dtype, r, x.device)
+    out = x.new_empty((m, n))
+    grid = (cdiv(m, config["BLOCK_M"]) * cdiv(n, config["BLOCK_N"]),)
+    launch(
+        _product_kernel, grid, x, w, x if y is None else y, out, m, n, r, TURNED=turned, BACKWARD=y is not None,
+        UPCAST=INTERPRETED and x.dtype == torch.bfloat16, **config,
+    )  # fmt: skip
+    return out
+
+
+@operator()
+def _linear_relu2(x: Tensor, weight: Tensor) -> Tensor:
+    return _product(x, weight, None, turned=False)
+
+
+@operator()
+def _relu2_backward(dout: Tensor, w2: Tensor, y: Tensor) -> Tensor:
+    """(dout·w2) times 2·√y: the gradient of h, for dout (N, C), w2 (C, F), y (N, F)."""
+    return _product(dout, w2, y, turned=True)
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs, output)
+
+
+def _gradients(ctx, dy):
+    x, weight, y = ctx.saved_tensors
+    dh = dy * (2 * y.sqrt())
+    return dh @ weight, dh.mT @ x
+
+
+_linear_relu2.register_autograd(_gradients, setup_context=_save)
+
+
+class _Pair(torch.autograd.Function):
+    """The pair: y is the only thing of size (N, F) that forward stores, dh the only one that backward makes."""
+
+    @staticmethod
+    def forward(ctx, x, w1, w2):
+        y = _linear_relu2(x, w1)
+        ctx.save_for_backward(x, w1, w2, y)
+        return y @ w2.mT
+
+    @staticmethod
+    def backward(ctx, dout):
+        x, w1, w2, y = ctx.saved_tensors
+        dout = dout.contiguous()
+        dh = _relu2_backward(dout, w2, y)
+        return dh @ w1, dh.mT @ x, dout.mT @ y
+
+
+# ---- the public functions
 
 
 def linear_relu2(x: Tensor, weight: Tensor) -> Tensor:
@@ -26,7 +141,36 @@ def linear_relu2(x: Tensor, weight: Tensor) -> Tensor:
     """
     if weight.ndim != 2 or weight.size(1) != x.size(-1):
         raise ValueError(f"linear_relu2: weight is {tuple(weight.shape)} but x has C={x.size(-1)}, wanted (F, C)")
+    check_device("linear_relu2", x, weight=weight)
+    if _runs("linear_relu2", x):
+        rows = x.reshape(-1, x.size(-1)).contiguous()
+        return _linear_relu2(rows, weight.to(x.dtype).contiguous()).view(*x.shape[:-1], -1)
     return linear_relu2_reference(x, weight)
+
+
+def mlp_relu2(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+    """relu(x·w1ᵀ)²·w2ᵀ for x (..., C), w1 (F, C), w2 (E, F), cast to x's dtype. Returns (..., E) in x's dtype.
+
+    Raises ValueError when the shapes do not fit.
+    """
+    if w1.ndim != 2 or w2.ndim != 2 or w1.size(1) != x.size(-1) or w2.size(1) != w1.size(0):
+        raise ValueError(
+            f"mlp_relu2: w1 is {tuple(w1.shape)}, w2 {tuple(w2.shape)} but x has C={x.size(-1)}, "
+            "wanted (F, C) and (E, F)"
+        )
+    check_device("mlp_relu2", x, w1=w1, w2=w2)
+    if _runs("mlp_relu2", x):
+        rows = x.reshape(-1, x.size(-1)).contiguous()
+        out = _Pair.apply(rows, w1.to(x.dtype).contiguous(), w2.to(x.dtype).contiguous())
+        return out.view(*x.shape[:-1], -1)
+    return mlp_relu2_reference(x, w1, w2)
+
+
+def _runs(op: str, x: Tensor) -> bool:
+    """As triton_runs, but never in float16. Raises ValueError where Triton is forced."""
+    if x.dtype == torch.float16 and mode(op) == "triton":
+        raise ValueError(f"{op}: Triton is asked for, but x is torch.float16, in which relu² underflows; use bfloat16")
+    return x.dtype != torch.float16 and triton_runs(op, x, x.size(-1))
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: str) -> dict:
@@ -36,23 +180,45 @@ def _inputs(case: Case, dtype: torch.dtype, device: str) -> dict:
     )
 
 
+def _pair_inputs(case: Case, dtype: torch.dtype, device: str) -> dict:
+    half = _inputs(case, dtype, device)
+    w2 = randn((case["C"], case["F"]), dtype, device, 2, scale=case["F"] ** -0.5)
+    return dict(x=half["x"], w1=half["weight"], w2=w2)
+
+
+CASES = {
+    "odd": dict(N=37, C=50, F=70),
+    "d4": dict(N=512, C=256, F=1024),
+    "d12": dict(N=32 * 2048, C=768, F=3072),
+    "d24": dict(N=16 * 2048, C=1536, F=6144),
+}
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
+
 register(
     Op(
         name="linear_relu2",
         fn=linear_relu2,
         reference=linear_relu2_reference,
         inputs=_inputs,
-        cases={
-            "odd": dict(N=37, C=50, F=70),
-            "d4": dict(N=512, C=256, F=1024),
-            "d12": dict(N=32 * 2048, C=768, F=3072),
-            "d24": dict(N=16 * 2048, C=1536, F=6144),
-        },
+        cases=CASES,
         flops=lambda case: 2 * case["N"] * case["C"] * case["F"],
         bytes=lambda case, dtype: (
             itemsize(dtype) * (case["N"] * case["C"] + case["F"] * case["C"] + case["N"] * case["F"])
         ),
-        tolerance={torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1.5e-3},
+        tolerance=TOLERANCE,
         differentiable=("x", "weight"),
+    )
+)
+register(
+    Op(
+        name="mlp_relu2",
+        fn=mlp_relu2,
+        reference=mlp_relu2_reference,
+        inputs=_pair_inputs,
+        cases=CASES,
+        flops=lambda case: 4 * case["N"] * case["C"] * case["F"],
+        bytes=lambda case, dtype: itemsize(dtype) * 2 * (case["N"] * case["C"] + case["F"] * case["C"]),
+        tolerance=TOLERANCE,
+        differentiable=("x", "w1", "w2"),
     )
 )

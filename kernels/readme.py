@@ -38,7 +38,7 @@ def counted() -> dict[str, Any]:
     table = {}
     for name in tuned.ops():
         op = OPS[name]
-        case = op.cases[CASE]
+        case = op.cases.get(CASE) or min(op.cases.values(), key=lambda case: op.bytes(case, torch.float32))
         forward, backward = traffic.of_op(op, case, torch.float32)
         table[name] = dict(
             least=op.bytes(case, torch.float32),
@@ -47,6 +47,27 @@ def counted() -> dict[str, Any]:
             flops=forward.flops,
         )
     return table
+
+
+def tiles(T: int, pattern: tuple[int | None, ...]) -> dict[str, list[float]]:
+    """Attention's tiles over layers with these windows: {"forward": [visited, needed], "backward": …}."""
+    op, found = OPS["flash_attention"], dict(forward=[0.0, 0.0], backward=[0.0, 0.0])
+    for window in pattern:
+        case = dict(B=1, T=T, H=1, K=1, D=16, W=-1 if window is None else window)
+        counts = dict(zip(found, traffic.of_op(op, case, torch.float32)))
+        for way, name, products in (("forward", "flash_attention", 2), ("backward", "flash_attention_backward", 7)):
+            config = tuned.config(name, torch.float32, 16, torch.device("cpu"))
+            rows, columns = config["BLOCK_M"], config["BLOCK_N"]
+            found[way][0] += counts[way].flops / (products * 2 * rows * columns * 16)
+            found[way][1] += needed_tiles(T, T, window, rows, columns)
+    return found
+
+
+def needed_tiles(T: int, S: int, window: int | None, rows: int, columns: int) -> int:
+    """Tiles (rows of queries, columns of keys) that hold a visible pair, by looking at every pair."""
+    i, j = torch.arange(T)[:, None] + S - T, torch.arange(S)[None]
+    seen = (j <= i) & (j >= i - (S if window is None else window))
+    return sum(bool(part.any()) for band in seen.split(rows) for part in band.split(columns, dim=1))
 
 
 def symmetric_share(size: int = 1536) -> float:
@@ -64,7 +85,7 @@ def write() -> None:
         raise ValueError("writing kernels/README.md needs Triton (pip install triton)")
     rows = in_child("kernels", "compile", "--shape", SHAPE, "--dtype", DTYPE, "--json", interpret=False)
     found = in_child("kernels.readme", interpret=True)
-    PATH.write_text(text(rows, found["counted"], found["symmetric_share"]))
+    PATH.write_text(text(rows, found["counted"], found["symmetric_share"], found["tiles"]))
     print(f"written: {PATH}")
 
 
@@ -104,7 +125,18 @@ NOTES = """
 """
 
 
-def text(rows: list[dict[str, Any]], moved: dict[str, Any], share: float) -> str:
+TILES = """
+## Attention's tiles for SSSL at T = 2048
+
+Three layers with a window of 512 and one without, counted from the products that the interpreter does; needed are those
+with a visible (query, key) pair. Backward makes the scores twice (for dq, and for dk and dv).
+
+| | visited | needed | ratio |
+|---|---|---|---|
+"""
+
+
+def text(rows: list[dict[str, Any]], moved: dict[str, Any], share: float, visited: dict[str, list[float]]) -> str:
     """The whole README."""
     made = HEAD.format(dtype=DTYPE, shape=SHAPE, triton=triton.__version__)
     seen = set()
@@ -123,8 +155,12 @@ def text(rows: list[dict[str, Any]], moved: dict[str, Any], share: float) -> str
     for name, row in moved.items():
         ratio = row["forward"] / row["least"]
         made += f"| {name} | {row['least']:,} | {row['forward']:,} | {ratio:.2f} | {row['backward']:,} |\n"
-    return made + NOTES.format(share=share)
+    made += NOTES.format(share=share) + TILES
+    for way, (found, least) in visited.items():
+        made += f"| {way} | {found:,.0f} | {least:,} | {found / least:.2f} |\n"
+    return made
 
 
 if __name__ == "__main__":
-    print(json.dumps(dict(counted=counted(), symmetric_share=symmetric_share())))
+    pattern = (512, 512, 512, None)  # SSSL
+    print(json.dumps(dict(counted=counted(), symmetric_share=symmetric_share(), tiles=tiles(2048, pattern))))

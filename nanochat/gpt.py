@@ -26,8 +26,8 @@ from kernels import (
     flash_attention,
     flash_attention_decode,
     linear_cross_entropy,
-    linear_relu2,
     mix_rms_norm,
+    mlp_relu2,
     qk_norm_rotary,
     rms_norm,
 )
@@ -151,7 +151,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.c_proj(linear_relu2(h, self.c_fc.weight))
+        return mlp_relu2(h, self.c_fc.weight, self.c_proj.weight)
 
 
 class Block(nn.Module):

@@ -9,17 +9,11 @@ import torch
 import kernels
 from kernels import OPS, traffic, triton_utils, tuned
 from kernels.attention import backends, triton_decode
+from kernels.readme import needed_tiles, tiles
 
 needs_interpreter = pytest.mark.skipif(
     not triton_utils.INTERPRETED, reason="counts what the interpreter runs: no Triton here, or a GPU"
 )
-
-
-def needed(T, S, window, rows, columns):
-    """Tiles (rows of queries, columns of keys) that hold a visible pair."""
-    i, j = torch.arange(T)[:, None] + S - T, torch.arange(S)[None]
-    seen = (j <= i) & (j >= i - (S if window is None else window))
-    return sum(bool(part.any()) for band in seen.split(rows) for part in band.split(columns, dim=1))
 
 
 def visited(T, S, window, D=16):
@@ -40,21 +34,17 @@ def visited(T, S, window, D=16):
     [(256, 256, None), (256, 256, 0), (300, 300, 64), (257, 257, 31), (100, 300, 70), (300, 100, None), (64, 64, 500)],
 )
 def test_no_tile_out_of_sight_is_visited(T, S, window):
-    for tiles, rows, columns in visited(T, S, window):
-        assert tiles == needed(T, S, window, rows, columns)
+    for found, rows, columns in visited(T, S, window):
+        assert found == needed_tiles(T, S, window, rows, columns)
 
 
 @needs_interpreter
 def test_tiles_of_the_window_pattern_at_2048():
-    """SSSL: what is visited is at most 1.15 times what is needed."""
-    total = [0.0, 0.0]
-    least = [0, 0]
-    for window, layers in ((512, 3), (None, 1)):
-        for part, (tiles, rows, columns) in enumerate(visited(2048, 2048, window)):
-            total[part] += layers * tiles
-            least[part] += layers * needed(2048, 2048, window, rows, columns)
-    assert all(found <= 1.15 * fewest for found, fewest in zip(total, least))
-    assert total[0] < 0.65 * 4 * needed(2048, 2048, None, 64, 32)  # four full layers would be much more
+    """SSSL: what is visited is at most 1.15 times what is needed, and much less than four full layers."""
+    for found, fewest in tiles(2048, (512, 512, 512, None)).values():
+        assert found <= 1.15 * fewest
+    full = tiles(2048, (None,))["forward"][0]
+    assert tiles(2048, (512,))["forward"][0] < 0.5 * full
 
 
 @needs_interpreter

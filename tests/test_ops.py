@@ -20,6 +20,7 @@ TINY = {  # shapes for gradcheck, which evaluates an op once per input element
     "cross_entropy": dict(N=5, V=7),
     "linear_cross_entropy": dict(N=5, V=7, C=3),
     "linear_relu2": dict(N=3, C=4, F=5),
+    "mlp_relu2": dict(N=3, C=4, F=5),
     "flash_attention": dict(B=1, T=5, H=2, K=1, D=3, W=2),
 }
 
@@ -152,6 +153,7 @@ ORACLES = {
     "cross_entropy": lambda logits, targets, softcap: capped_loss(logits, targets, softcap),
     "linear_cross_entropy": lambda x, weight, targets, softcap: capped_loss(x @ weight.T, targets, softcap),
     "linear_relu2": lambda x, weight: torch.einsum("nc,fc->nf", x, weight).clamp_min(0) ** 2,
+    "mlp_relu2": lambda x, w1, w2: torch.einsum("nf,cf->nc", torch.einsum("nc,fc->nf", x, w1).clamp_min(0) ** 2, w2),
     "flash_attention": masked_attention,
     "flash_attention_decode": decoded,
     "polar_express": orthogonalised(kernels.newton_schulz.__globals__["POLAR_EXPRESS"]),
