@@ -71,7 +71,7 @@ def _loss_and_gradient(
 
 def _add_product_(dw: Tensor, dlogits: Tensor, x: Tensor) -> None:
     """dw += dlogitsᵀ·x, where dw is wider: on a GPU the product leaves the matrix units in float32."""
-    if x.is_cuda and x.dtype != dw.dtype:
+    if x.is_cuda and x.dtype != dw.dtype and not torch.version.hip:
         dw += torch.mm(dlogits.T, x, out_dtype=dw.dtype)
     else:
         dw += dlogits.T @ x

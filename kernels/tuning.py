@@ -21,7 +21,8 @@ from kernels.registry import OPS, Case, Op
 FACTORS = {"elements": (0.5, 1, 2), "backward_elements": (0.5, 1, 2), "BLOCK_V": (0.5, 1, 2), "BLOCK": (0.5, 1, 2, 4),
            "rows": (1, 2), "BLOCK_S": (0.5, 1), "BLOCK_R": (0.5, 1), "num_warps": (0.5, 1, 2)}  # fmt: skip
 REPEATS = 15
-SIZE_KEY = {"cross_entropy": "V", "linear_cross_entropy": "V", "rotary": "D", "qk_norm_rotary": "D"}
+SIZE_KEY = {"cross_entropy": "V", "linear_cross_entropy": "V", "rotary": "D", "qk_norm_rotary": "D",
+            "flash_attention": "D", "flash_attention_decode": "D"}  # fmt: skip
 
 
 def candidates(config: dict[str, int]) -> list[dict[str, int]]:

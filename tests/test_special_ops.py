@@ -183,7 +183,7 @@ def zeros(*shape):
         (lambda: kernels.newton_schulz(zeros(4, 4), steps=0), "steps is 0"),
         (lambda: kernels.flash_attention(*[zeros(1, 4, 3, 8)] * 2, zeros(1, 4, 2, 8)), "flash_attention: q is"),
         (lambda: kernels.flash_attention(zeros(1, 4, 3, 8), *[zeros(1, 4, 2, 8)] * 2), "multiple of K"),
-        (lambda: kernels.flash_attention(zeros(1, 4, 2, 8), *[zeros(1, 5, 2, 8)] * 2), "decode form"),
+        (lambda: kernels.mlp_relu2(zeros(2, 3), zeros(4, 3), zeros(3, 5)), "mlp_relu2: w1 is .* w2"),
         (lambda: kernels.flash_attention(*[zeros(1, 4, 2, 8)] * 3, window=-1), "window is -1"),
         (lambda: kernels.flash_attention_decode(*[zeros(1, 4, 2, 8)] * 3, torch.zeros(2).long()), "start is"),
         (lambda: kernels.linear_relu2(zeros(2, 3), zeros(4, 5)), "linear_relu2: weight is"),
