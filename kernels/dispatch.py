@@ -35,6 +35,10 @@ def parse(setting: str) -> dict[str, str]:
                 f"NANOCHAT_KERNELS: {part!r} in {setting!r} is not understood; wanted auto, torch, triton, or OP=MODE "
                 f"with OP one of {', '.join(OPS)}; flash_attention also takes {', '.join(FLASH)}"
             )
+        if found and mode == "triton" and name not in tuned.ops():
+            raise ValueError(
+                f"NANOCHAT_KERNELS: {name} has no Triton kernel; those that have are {', '.join(tuned.ops())}"
+            )
         modes[name if found else "*"] = mode
     return modes
 
@@ -98,7 +102,7 @@ def _obstacle(x: Tensor, size: int, limit: int) -> str:
         return f"a row has {size} elements, wanted at most {limit}"
     if x.is_cuda or (x.is_meta and capturing()):
         return ""
-    if not INTERPRETED:
+    if x.device.type != "cpu" or not INTERPRETED:
         return f"its first argument is on {x.device.type}, wanted cuda, or TRITON_INTERPRET=1 set before Python starts"
     return ""
 
