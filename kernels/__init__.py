@@ -12,7 +12,7 @@ from kernels import neighbour
 from kernels.attention import flash_attention, flash_attention_decode
 from kernels.cross_entropy import cross_entropy
 from kernels.dispatch import describe, read_environment, use
-from kernels.fp8 import fp8_linear
+from kernels.fp8 import Quantized, fp8_add_rms_norm, fp8_linear, fp8_mix_rms_norm, fp8_mlp_relu2
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.linear_relu2 import linear_relu2, mlp_relu2
 from kernels.newton_schulz import newton_schulz, polar_express
@@ -24,13 +24,17 @@ from kernels.rotary import qk_norm_rotary, rotary
 __all__ = [
     "OPS",
     "Op",
+    "Quantized",
     "adamw_",
     "add_rms_norm",
     "cross_entropy",
     "describe",
     "flash_attention",
     "flash_attention_decode",
+    "fp8_add_rms_norm",
     "fp8_linear",
+    "fp8_mix_rms_norm",
+    "fp8_mlp_relu2",
     "linear_cross_entropy",
     "linear_relu2",
     "mix_rms_norm",

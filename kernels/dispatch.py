@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels import tuned
-from kernels.registry import OPS
+from kernels.registry import OPS, tensors
 from kernels.triton_utils import INSTALLED, INTERPRETED, capturing
 
 MODES = ("auto", "torch", "triton")
@@ -136,9 +136,11 @@ def _check(name: str, device: torch.device) -> None:
             for key in op.differentiable:
                 inputs[key].requires_grad_()
             result = op.fn(**inputs)
-            outputs = list(result) if isinstance(result, tuple) else [] if result is None else [result]
+            outputs = tensors(result)
             if op.differentiable:
-                sum((output.float() ** 2).sum() for output in outputs).backward()
+                torch.stack(
+                    [(output.float() ** 2).sum() for output in outputs if output.requires_grad]
+                ).sum().backward()
             outputs += [inputs[key] for key in op.mutates] + [inputs[key].grad for key in op.differentiable]
             answers.append([output.detach().float() for output in outputs])
     torch.cuda.synchronize(device)

@@ -11,6 +11,9 @@ an incoming gradient of its own, unknown in forward; backward then recomputes th
 dW is accumulated in float32. Without gradients no gradient work is done. A mean over no rows is NaN, as in torch.
 It does not pay in time (2 ms of a 328 ms step at d24); it pays in memory, which buys batch size.
 
+With fp8=True the three products are in fp8: x and the weight are rounded once, each chunk's gradient where it lies; no
+maximum of it is looked for, since |softmax − onehot| ≤ 1.
+
 The matrix products are cuBLAS's. The Triton kernel is the one of cross_entropy.py, in place on the chunk's logits: it
 reads them once and leaves their gradient there. On GPUs a chunk is of 4–8 K tokens: smaller ones, that would fit the L2
 cache, read the weight again and add to a float32 dW (201 MB at d24) for every chunk, about 12 ms to save 0.7.
@@ -34,6 +37,7 @@ from kernels.cross_entropy import (
     token_losses,
 )
 from kernels.dispatch import triton_runs
+from kernels.fp8.quantize import E4M3, E5M2, product, quantize
 from kernels.registry import Case, Op, check_device, itemsize, randint, randn, register
 
 CHUNK_LOGITS = 1 << 23  # logits alive at a time: 32 MB in float32, fits a server CPU's last-level cache
@@ -69,35 +73,70 @@ def _loss_and_gradient(
     return total, dz.to(logits.dtype)
 
 
-def _add_product_(dw: Tensor, dlogits: Tensor, x: Tensor) -> None:
-    """dw += dlogitsᵀ·x, where dw is wider: on a GPU the product leaves the matrix units in float32."""
-    if x.is_cuda and x.dtype != dw.dtype and not torch.version.hip:
-        dw += torch.mm(dlogits.T, x, out_dtype=dw.dtype)
-    else:
-        dw += dlogits.T @ x
+class _Head:
+    """The products of a chunk (a slice of tokens) with the weight; backward's at once."""
+
+    def __init__(self, x: Tensor, weight: Tensor):
+        self.x, self.w = x, weight.to(x.dtype)
+
+    def logits(self, at: slice) -> Tensor:
+        return self.x[at] @ self.w.T
+
+    def gradients(self, at: slice, dlogits: Tensor, bound: Tensor, dw: Tensor | None) -> Tensor:
+        """dx of the chunk; adds to dw, which is wider: on a GPU the product leaves the units in float32."""
+        if dw is not None:
+            if dlogits.is_cuda and dlogits.dtype != dw.dtype and not torch.version.hip:
+                dw += torch.mm(dlogits.T, self.x[at], out_dtype=dw.dtype)
+            else:
+                dw += dlogits.T @ self.x[at]
+        return dlogits @ self.w
+
+
+class _Fp8Head:
+    """The same in fp8. No gradient of a logit exceeds the incoming one, `bound`: its scale is known without looking."""
+
+    def __init__(self, x: Tensor, weight: Tensor, fused: bool):
+        self.dtype, self.fused = x.dtype, fused
+        self.x, self.w = quantize(x, E4M3, fused), quantize(weight.contiguous(), E4M3, fused)
+
+    def logits(self, at: slice) -> Tensor:
+        return product(self.x.values[at], self.w.values, self.x.inverse * self.w.inverse, self.dtype)
+
+    def gradients(self, at: slice, dlogits: Tensor, bound: Tensor, dw: Tensor | None) -> Tensor:
+        d = quantize(dlogits, E5M2, self.fused, bound=bound)
+        if dw is not None:
+            inverse = d.inverse * self.x.inverse
+            dw += product(d.transposed, self.x.transposed[:, at], inverse, dw.dtype, exact=True)
+        return product(d.values, self.w.transposed, d.inverse * self.w.inverse, self.dtype, exact=True)
+
+
+def _head(x: Tensor, weight: Tensor, fused: bool, fp8: bool) -> _Head | _Fp8Head:
+    return _Fp8Head(x, weight, fused) if fp8 else _Head(x, weight)
+
+
+def _chunks(x: Tensor, weight: Tensor, fused: bool) -> list[slice]:
+    rows = chunk_rows(weight.size(0), fused, x)
+    return [slice(start, start + rows) for start in range(0, x.size(0), rows)]
 
 
 class _SummedLoss(torch.autograd.Function):
     """Σ of the token losses. Gradients are made in forward, chunk by chunk, and scaled in backward."""
 
     @staticmethod
-    def forward(ctx, x, weight, targets, softcap, ignore_index, fused):
+    def forward(ctx, x, weight, targets, softcap, ignore_index, fused, fp8):
         wx, ww = ctx.needs_input_grad[:2]
-        w = weight.to(x.dtype)
+        head = _head(x, weight, fused, fp8)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        rows = chunk_rows(weight.size(0), fused, x)
         total = torch.zeros((), dtype=wide, device=x.device)
         dw = torch.zeros(weight.shape, dtype=wide, device=x.device) if ww else None
-        dx = []
-        for xc, tc in zip(x.split(rows), targets.split(rows)):
-            # xc @ wᵀ are the only logits alive: (n, V)
-            loss, dlogits = _loss_and_gradient(xc @ w.T, tc, None, softcap, ignore_index, fused)
+        one = torch.ones((), device=x.device)
+        dx = [torch.zeros_like(x[:0])]
+        for at in _chunks(x, weight, fused):
+            # the only logits alive: (n, V)
+            loss, dlogits = _loss_and_gradient(head.logits(at), targets[at], None, softcap, ignore_index, fused)
             total = total + loss
-            if wx:
-                dx.append(dlogits @ w)
-            if dw is not None:
-                _add_product_(dw, dlogits, xc)
-        ctx.save_for_backward(torch.cat(dx) if wx and dx else None, dw)
+            dx.append(head.gradients(at, dlogits, one, dw))
+        ctx.save_for_backward(torch.cat(dx) if wx else None, dw)
         ctx.weight_dtype = weight.dtype
         return total
 
@@ -107,50 +146,50 @@ class _SummedLoss(torch.autograd.Function):
         dx, dw = ctx.saved_tensors
         dx = None if dx is None else dx * grad.to(dx.dtype)
         dw = None if dw is None else (dw * grad).to(ctx.weight_dtype)
-        return dx, dw, None, None, None, None
+        return dx, dw, None, None, None, None, None
 
 
 class _TokenLosses(torch.autograd.Function):
     """The loss of every token, (N,). Backward recomputes the logits."""
 
     @staticmethod
-    def forward(ctx, x, weight, targets, softcap, ignore_index, fused):
-        w = weight.to(x.dtype)
-        rows = chunk_rows(weight.size(0), fused, x)
+    def forward(ctx, x, weight, targets, softcap, ignore_index, fused, fp8):
         ctx.save_for_backward(x, weight, targets)
-        ctx.softcap, ctx.ignore_index, ctx.fused = softcap, ignore_index, fused
-        losses = []
-        for xc, tc in zip(x.split(rows), targets.split(rows)):
+        ctx.settings = softcap, ignore_index, fused, fp8
+        head = _head(x, weight, fused, fp8)
+        losses = [torch.zeros(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)]
+        for at in _chunks(x, weight, fused):
             if fused:
-                losses.append(token_losses(xc @ w.T, tc, softcap, ignore_index))
+                losses.append(token_losses(head.logits(at), targets[at], softcap, ignore_index))
             else:
-                losses.append(cross_entropy_reference(xc @ w.T, tc, softcap, ignore_index, "none"))
+                losses.append(cross_entropy_reference(head.logits(at), targets[at], softcap, ignore_index, "none"))
         return torch.cat(losses)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight, targets = ctx.saved_tensors
-        w = weight.to(x.dtype)
-        rows = chunk_rows(weight.size(0), ctx.fused, x)
+        softcap, ignore_index, fused, fp8 = ctx.settings
+        head = _head(x, weight, fused, fp8)
         dw = torch.zeros(weight.shape, dtype=grad.dtype, device=x.device)
-        dx = []
-        for xc, tc, gc in zip(x.split(rows), targets.split(rows), grad.split(rows)):
-            _, dlogits = _loss_and_gradient(xc @ w.T, tc, gc, ctx.softcap, ctx.ignore_index, ctx.fused)
-            dx.append(dlogits @ w)
-            _add_product_(dw, dlogits, xc)
-        return torch.cat(dx), dw.to(weight.dtype), None, None, None, None
+        bound = grad.abs().amax() if fp8 and grad.numel() else grad.new_zeros(())
+        dx = [torch.zeros_like(x[:0])]
+        for at in _chunks(x, weight, fused):
+            _, dlogits = _loss_and_gradient(head.logits(at), targets[at], grad[at], softcap, ignore_index, fused)
+            dx.append(head.gradients(at, dlogits, bound, dw))
+        return torch.cat(dx), dw.to(weight.dtype), None, None, None, None, None
 
 
 def _chunked(
-    x: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, ignore_index: int, reduction: str, fused: bool
-) -> Tensor:
+    x: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, ignore_index: int, reduction: str, fused: bool,
+    fp8: bool,
+) -> Tensor:  # fmt: skip
     targets = targets.contiguous()
     learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if reduction == "none" or not learning:
-        losses = _TokenLosses.apply(x, weight, targets, softcap, ignore_index, fused)
+        losses = _TokenLosses.apply(x, weight, targets, softcap, ignore_index, fused, fp8)
         return reduced(losses, targets, ignore_index, reduction)
-    total = _SummedLoss.apply(x, weight, targets, softcap, ignore_index, fused)
+    total = _SummedLoss.apply(x, weight, targets, softcap, ignore_index, fused, fp8)
     return total / (targets != ignore_index).sum() if reduction == "mean" else total
 
 
@@ -161,8 +200,9 @@ def linear_cross_entropy_reference(
     softcap: float | None = None,
     ignore_index: int = -1,
     reduction: str = "mean",
+    fp8: bool = False,
 ) -> Tensor:
-    return _chunked(x, weight, targets, softcap, ignore_index, reduction, fused=False)
+    return _chunked(x, weight, targets, softcap, ignore_index, reduction, False, fp8)
 
 
 def linear_cross_entropy(
@@ -172,10 +212,12 @@ def linear_cross_entropy(
     softcap: float | None = None,
     ignore_index: int = -1,
     reduction: str = "mean",
+    fp8: bool = False,
 ) -> Tensor:
     """Cross-entropy of x·weightᵀ against targets; see the module's docstring.
 
     x: (N, C); weight: (V, C), cast to x's dtype for the products; targets: (N,) int64, in [0, V) or ignore_index.
+    fp8: the products in fp8 (fp8/quantize.py), for float32 and bfloat16.
     Returns a float32 scalar (mean, sum) or (N,) (none; 0 where ignored); float64 for float64. Differentiable once, in
     x and weight. Raises ValueError when shapes or the reduction are wrong.
     """
@@ -188,8 +230,10 @@ def linear_cross_entropy(
     check_reduction("linear_cross_entropy", reduction)
     check_device("linear_cross_entropy", x, weight=weight, targets=targets)
     check_targets("linear_cross_entropy", targets, weight.size(0), ignore_index)
+    if fp8 and x.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"linear_cross_entropy: x is {x.dtype}, wanted float32 or bfloat16 for fp8 products")
     fused = triton_runs("linear_cross_entropy", x, weight.size(0))
-    return _chunked(x, weight, targets, softcap, ignore_index, reduction, fused)
+    return _chunked(x, weight, targets, softcap, ignore_index, reduction, fused, fp8)
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: str) -> dict:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kernels import traffic, tuned
+from kernels import targets, traffic, tuned
 from kernels.registry import OPS
 from kernels.triton_utils import INSTALLED, triton
 
@@ -116,6 +116,9 @@ PyTorch's own passes between two kernels, are not in it.
 """
 
 NOTES = """
+- The fp8 ops are compiled for cards whose fp8 formats they speak: {without}.
+- fp8 norms walk over their rows twice, the second time in cache; fp8 products round x, the weights and the gradient,
+  each read once for its maximum and once to be rounded (the least has no rounding in it).
 - cross_entropy reads its row once for the loss and once more, from L2, in backward.
 - linear_cross_entropy's kernel walks twice over logits that are in cache and writes their gradient in place. Its
   least is x and the weight alone, since the logits never reach memory as a whole.
@@ -155,7 +158,8 @@ def text(rows: list[dict[str, Any]], moved: dict[str, Any], share: float, visite
     for name, row in moved.items():
         ratio = row["forward"] / row["least"]
         made += f"| {name} | {row['least']:,} | {row['forward']:,} | {ratio:.2f} | {row['backward']:,} |\n"
-    made += NOTES.format(share=share) + TILES
+    without = "; ".join(f"{target} {why}" for target, why in targets.NO_FP8.items())
+    made += NOTES.format(share=share, without=without) + TILES
     for way, (found, least) in visited.items():
         made += f"| {way} | {found:,.0f} | {least:,} | {found / least:.2f} |\n"
     return made

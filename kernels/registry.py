@@ -48,6 +48,13 @@ def register(op: Op) -> None:
     OPS[op.name] = op
 
 
+def tensors(result: Any) -> list[Tensor]:
+    """An op's results in a flat list: of none, a tensor, or tuples of them."""
+    if result is None:
+        return []
+    return [result] if isinstance(result, Tensor) else [tensor for part in result for tensor in tensors(part)]
+
+
 def check_device(op: str, x: Tensor, **others: Tensor) -> None:
     """Raises ValueError naming the first of `others` that is not where x, the op's first argument, is."""
     for name, tensor in others.items():

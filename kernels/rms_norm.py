@@ -259,7 +259,7 @@ def mix_rms_norm(x: Tensor, x0: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, T
     x, x0: (..., C) of one shape and dtype; a, b: tensors of one element, gradients flow to both. Both results are
     (..., C) in x's dtype. Raises ValueError when shapes or dtypes differ.
     """
-    _same("mix_rms_norm", "x0", x0, x)
+    same_shape_and_dtype("mix_rms_norm", "x0", x0, x)
     check_device("mix_rms_norm", x, x0=x0, a=a, b=b)
     for name, scalar in (("a", a), ("b", b)):
         if scalar.numel() != 1:
@@ -275,7 +275,7 @@ def add_rms_norm(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
 
     x, delta: (..., C) of one shape and dtype. Raises ValueError when shapes or dtypes differ.
     """
-    _same("add_rms_norm", "delta", delta, x)
+    same_shape_and_dtype("add_rms_norm", "delta", delta, x)
     check_device("add_rms_norm", x, delta=delta)
     if triton_runs("add_rms_norm", x, x.size(-1), LARGEST_ROW):
         summed, normed = _mix_rms_norm(_rows(x), _rows(delta), None, None)
@@ -283,7 +283,7 @@ def add_rms_norm(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     return add_rms_norm_reference(x, delta)
 
 
-def _same(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
+def same_shape_and_dtype(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
     if tensor.shape != x.shape or tensor.dtype != x.dtype:
         raise ValueError(
             f"{op}: {name} is {tuple(tensor.shape)} {tensor.dtype} but x is {tuple(x.shape)} {x.dtype}; they must agree"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kernels import tuned
 from kernels.dispatch import use
-from kernels.registry import OPS, Case, Op
+from kernels.registry import OPS, Case, Op, tensors
 from kernels.triton_utils import INTERPRETED, Launch, capture, triton
 
 
@@ -52,6 +52,9 @@ ACCEPTED_SPILLS: dict[tuple[str, str], tuple[int, str]] = {
     ("_rms_norm_bwd_kernel", "sm_120"): (16, "with Triton 3.7.1 (not 3.9.0), ptxas stops at 48 registers"),
 }
 
+# Cards on which fp8 ops run as PyTorch's emulation only, and why.
+NO_FP8 = {"sm_80": "has no fp8 instructions", "gfx942": "has other fp8 formats (fnuz)"}
+
 POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64", torch.int32: "*i32",
     torch.float64: "*fp64", torch.float8_e4m3fn: "*fp8e4nv", torch.float8_e5m2: "*fp8e5", torch.bool: "*i1",
@@ -66,8 +69,7 @@ def launches(op: Op, case: Case, dtype: torch.dtype, target: str = "") -> list[L
             inputs[name].requires_grad_()
         result = op.fn(**inputs)
         if op.differentiable:
-            outputs = result if isinstance(result, tuple) else (result,)
-            sum(output.float().sum() for output in outputs).backward()
+            torch.stack([output.float().sum() for output in tensors(result) if output.requires_grad]).sum().backward()
     return list({repr(source(launch)): launch for launch in recorded}.values())
 
 
@@ -224,7 +226,7 @@ def usual_width(moved: dict[str, Counter[int]]) -> int:
 
 
 # Kernels whose speed is that of memory: they must touch it in pieces of 16 bytes.
-STREAMING = re.compile(r"norm|rotary|cross_entropy|adamw|momentum|scale_rows|squares|step")
+STREAMING = re.compile(r"norm|rotary|cross_entropy|adamw|momentum|scale_rows|squares|step|amax|quantize")
 
 
 def faults(row: dict[str, Any], dtype: torch.dtype) -> list[str]:
@@ -254,6 +256,8 @@ def report(ops: list[str], targets: list[str], shape: str, dtype: torch.dtype) -
         op = OPS[name]
         case = shape if shape in op.cases else max(op.cases, key=lambda c: op.bytes(op.cases[c], dtype))
         for target in targets:
+            if name.startswith("fp8_") and target in NO_FP8:
+                continue
             rows += [build(name, case, launch, target) for launch in launches(op, op.cases[case], dtype, target)]
     for row in rows:
         row["faults"] = faults(row, dtype)

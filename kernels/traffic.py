@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kernels.dispatch import use
-from kernels.registry import Case, Op
+from kernels.registry import Case, Op, tensors
 from kernels.triton_utils import INTERPRETED
 
 
@@ -73,6 +73,6 @@ def of_op(op: Op, case: Case, dtype: torch.dtype) -> tuple[Traffic, Traffic]:
             result = op.fn(**inputs)
         with counting() as backward:
             if op.differentiable:
-                outputs = result if isinstance(result, tuple) else (result,)
-                torch.autograd.backward(list(outputs), [torch.ones_like(output) for output in outputs])
+                outputs = [output for output in tensors(result) if output.requires_grad]
+                torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
     return forward, backward

@@ -15,7 +15,7 @@ import torch
 
 from kernels import tuned
 from kernels.dispatch import use
-from kernels.registry import OPS, Case, Op
+from kernels.registry import OPS, Case, Op, tensors
 
 # What to try for a block size of the static row: these multiples of it.
 FACTORS = {"elements": (0.5, 1, 2), "backward_elements": (0.5, 1, 2), "BLOCK_V": (0.5, 1, 2), "BLOCK": (0.5, 1, 2, 4),
@@ -59,8 +59,8 @@ def step(op: Op, case: Case, dtype: torch.dtype, setting: str, compiled: bool) -
         with use(f"torch,{op.name}={setting}"):
             result = function(**inputs)
             if op.differentiable:
-                outputs = result if isinstance(result, tuple) else (result,)
-                torch.autograd.backward(list(outputs), [torch.ones_like(output) for output in outputs])
+                outputs = [output for output in tensors(result) if output.requires_grad]
+                torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
                 for name in op.differentiable:
                     inputs[name].grad = None
 
@@ -74,8 +74,7 @@ def right(op: Op, case: Case, dtype: torch.dtype) -> bool:
         inputs = op.inputs(case, dtype, "cuda")
         with use(f"torch,{op.name}={setting}"), torch.no_grad():
             result = op.fn(**inputs)
-        outputs = list(result) if isinstance(result, tuple) else [] if result is None else [result]
-        results.append([output.float() for output in outputs + [inputs[name] for name in op.mutates]])
+        results.append([output.float() for output in tensors(result) + [inputs[name] for name in op.mutates]])
     allowed = 4 * op.tolerance[dtype]
     return all(((a - b).norm() <= allowed * b.norm()).item() for a, b in zip(*results))
 

@@ -15,7 +15,7 @@ from nanochat.flags import flag
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.recipe import Schedule
 from nanochat.run import Run
-from nanochat.stages import Setup, run_stage, say
+from nanochat.stages import SCALINGS, Setup, run_stage, say, set_fp8
 from nanochat.trainer import Settings
 
 PROMPTS = [
@@ -32,6 +32,8 @@ class ChatFlags:
     data: str = flag("embedded", "embedded | hub | a path to JSONL conversations")
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
     compile: str = flag("auto", "auto: torch.compile where it works; no: eager", choices=("auto", "no"))
+    fp8: bool = flag(False, "multiply in fp8 (H100 and newer; emulated, and slowly, elsewhere)")
+    fp8_scaling: str = flag("current", "fp8's scales: of each tensor itself, or of its last 16", choices=SCALINGS)
     fresh: bool = flag(False, "forget what this stage has trained so far")
     wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
     source: str = flag("", "stage to start from (default: mid for sft where there is one, else base)", "-i")
@@ -95,6 +97,7 @@ def run_chat_stage(name: str, flags: ChatFlags) -> None:
         load_optimizer=flags.load_optimizer,
         parent=parent.fingerprint,
         **rates,
+        **set_fp8(model, hardware, flags.fp8, flags.fp8_scaling),
     )
     setup = Setup(
         name=name,

@@ -25,12 +25,17 @@ from kernels import (
     add_rms_norm,
     flash_attention,
     flash_attention_decode,
+    fp8_add_rms_norm,
+    fp8_linear,
+    fp8_mix_rms_norm,
+    fp8_mlp_relu2,
     linear_cross_entropy,
     mix_rms_norm,
     mlp_relu2,
     qk_norm_rotary,
     rms_norm,
 )
+from kernels.fp8 import Quantized, new_history, plain
 from nanochat import optim
 
 
@@ -102,12 +107,19 @@ class Cache(Protocol):
 
 
 class Linear(nn.Linear):
-    """No bias; the float32 master weight is cast to the activation's dtype at use."""
+    """No bias; the float32 master weight is cast to the activation's dtype at use, or rounded to fp8 (GPT.set_fp8)."""
+
+    history: Tensor | None
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
+        self.fp8 = False
+        self.register_buffer("history", None, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Quantized) -> Tensor:
+        if self.fp8 and self.training:
+            return fp8_linear(x, self.weight, self.history)
+        x = plain(x)
         return F.linear(x, self.weight.to(x.dtype))
 
 
@@ -126,14 +138,16 @@ class Attention(nn.Module):
         self.c_proj = Linear(C, C)
         self.ve_gate = Linear(VE_GATE_CHANNELS, K) if config.has_value_embed(layer) else None
 
-    def forward(self, h: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor:
-        B, T, _ = h.shape
+    def forward(
+        self, h: Tensor | Quantized, ve: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache | None
+    ) -> Tensor:
+        B, T, _ = plain(h).shape
         D, window = self.config.head_dim, self.config.window(self.layer)
         q = self.c_q(h).view(B, T, -1, D)  # (B, T, H, D)
         k = self.c_k(h).view(B, T, -1, D)  # (B, T, K, D)
         v = self.c_v(h).view(B, T, -1, D)
         if self.ve_gate is not None and ve is not None:
-            gate = 3 * torch.sigmoid(self.ve_gate(h[..., :VE_GATE_CHANNELS]))  # (B, T, K), range (0, 3)
+            gate = 3 * torch.sigmoid(self.ve_gate(plain(h)[..., :VE_GATE_CHANNELS]))  # (B, T, K), range (0, 3)
             v = v + gate[..., None] * ve.view(B, T, -1, D)
         q, k = qk_norm_rotary(q, k, cos, sin, self.config.qk_scale)
         if cache is None:
@@ -145,13 +159,19 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    history: Tensor | None
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
+        self.fp8 = False
+        self.register_buffer("history", None, persistent=False)
 
-    def forward(self, h: Tensor) -> Tensor:
-        return mlp_relu2(h, self.c_fc.weight, self.c_proj.weight)
+    def forward(self, h: Tensor | Quantized) -> Tensor:
+        if self.fp8 and self.training:
+            return fp8_mlp_relu2(h, self.c_fc.weight, self.c_proj.weight, self.history)
+        return mlp_relu2(plain(h), self.c_fc.weight, self.c_proj.weight)
 
 
 class Block(nn.Module):
@@ -160,8 +180,11 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, h: Tensor, ve: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache | None) -> Tensor:
-        x, h = add_rms_norm(x, self.attn(h, ve, cos, sin, cache))
+    def forward(
+        self, x: Tensor, h: Tensor | Quantized, ve: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache | None
+    ) -> Tensor:
+        norm = fp8_add_rms_norm if self.mlp.fp8 and self.training else add_rms_norm
+        x, h = norm(x, self.attn(h, ve, cos, sin, cache))
         return x + self.mlp(h)
 
 
@@ -177,6 +200,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = torch.float32  # of the activations; see set_dtype
+        self.fp8 = False  # whether training multiplies in fp8; see set_fp8
         V, C, L = config.padded_vocab_size, config.n_embd, config.n_layer
         self.transformer = nn.ModuleDict(
             {"wte": nn.Embedding(V, C), "h": nn.ModuleList(Block(config, i) for i in range(L))}
@@ -258,6 +282,28 @@ class GPT(nn.Module):
         angle = torch.outer(torch.arange(T, device=device, dtype=torch.float32), inv_freq)  # (T, D/2)
         self.cos, self.sin = angle.cos().to(dtype), angle.sin().to(dtype)
 
+    def set_fp8(self, scaling: str) -> None:
+        """Multiplies in fp8 while training (not in eval mode): all matrices of the blocks, and the head; no gate.
+
+        scaling: "current" or "delayed" (kernels/fp8/quantize.py). Raises ValueError when the width is no multiple of
+        16, which fp8 matrix units want.
+        """
+        if scaling not in ("current", "delayed"):
+            raise ValueError(f"GPT: fp8 scaling is {scaling!r}, wanted current or delayed")
+        if self.config.n_embd % 16 or self.config.n_kv_head * self.config.head_dim % 16:
+            raise ValueError(f"GPT: a width of {self.config.n_embd} is no multiple of 16, as fp8 products want it")
+        self.fp8 = True
+        device = self.lm_head.weight.device
+        for block in self.transformer["h"]:
+            attn, mlp = block.attn, block.mlp
+            for module, rows in ((attn.c_q, 3), (attn.c_k, 3), (attn.c_v, 3), (attn.c_proj, 3), (mlp, 6)):
+                module.fp8 = True
+                module.history = new_history(rows, device) if scaling == "delayed" else None
+
+    def histories(self) -> dict[str, Tensor]:
+        """The maxima that delayed scaling remembers, by name; empty otherwise."""
+        return {name: buffer for name, buffer in self.named_buffers() if name.endswith(".history")}
+
     def setup_optimizer(self, **settings: Any) -> "optim.MuonAdamW":
         """Muon for the blocks' matrices, AdamW for the rest; settings as `nanochat.optim.parameter_groups`."""
         return optim.MuonAdamW(optim.parameter_groups(self, **settings), self.dtype)
@@ -290,7 +336,8 @@ class GPT(nn.Module):
         middle = x
         for i, block in enumerate(self.transformer["h"]):
             if config.residual_mix:
-                x, h = mix_rms_norm(x, x0, self.resid_lambdas[i], self.x0_lambdas[i])
+                mix = fp8_mix_rms_norm if self.fp8 and self.training else mix_rms_norm
+                x, h = mix(x, x0, self.resid_lambdas[i], self.x0_lambdas[i])
             else:
                 h = rms_norm(x)
             ve = self.value_embeds[str(i)](idx).to(self.dtype) if config.has_value_embed(i) else None
@@ -317,7 +364,14 @@ class GPT(nn.Module):
         if targets is None:
             return self.logits(x)
         weight = self.lm_head.weight[: self.config.vocab_size]  # the padding rows are no words
-        loss = linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), self.config.softcap, -1, loss_reduction)
+        loss = linear_cross_entropy(
+            x.flatten(0, 1),
+            weight,
+            targets.flatten(),
+            self.config.softcap,
+            reduction=loss_reduction,
+            fp8=self.fp8 and self.training,
+        )
         return loss.view_as(targets) if loss_reduction == "none" else loss
 
     @torch.inference_mode()

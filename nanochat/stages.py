@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from kernels.fp8.quantize import has_units
 from nanochat import checkpoint, trainer
 from nanochat.chat import answers, visible_text
 from nanochat.cost import flops_per_token, parameter_counts
 from nanochat.data.loader import Encode, Rows, batches, one_pass
 from nanochat.data.source import Source
 from nanochat.engine import Engine, Request, Sampling
+from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware, can_compile
 from nanochat.optim import MuonAdamW
@@ -22,6 +24,7 @@ from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import Settings, Stage
 
+SCALINGS = ("current", "delayed")  # of fp8
 COMPILE_GAIN = "training runs eagerly, at about half the speed on CPUs"
 
 
@@ -109,6 +112,21 @@ def run_stage(setup: Setup) -> None:
         setup.run.write_summary(setup.name, dict(summary(setup, stage, time.time() - started), samples=said))
         print("\n".join(f"  {text}" for text in said), flush=True)
     hardware.barrier()
+
+
+def set_fp8(model: GPT, hardware: Hardware, fp8: bool, scaling: str) -> dict[str, str]:
+    """Carries out --fp8; returns what the plan says of it. Raises UserError when the model or the dtype forbids it."""
+    if not fp8:
+        return {}
+    if hardware.dtype == torch.float16:
+        raise UserError("--fp8 goes with bfloat16 or float32 activations, and this run's are float16 (NANOCHAT_DTYPE)")
+    try:
+        model.set_fp8(scaling)
+    except ValueError as problem:
+        raise UserError(f"--fp8: {problem}") from None
+    if hardware.is_main and not (hardware.device.type == "cuda" and has_units(hardware.device.index or 0)):
+        print(f"note: {hardware.name} has no fp8 units: --fp8 is emulated, exactly and slowly", flush=True)
+    return dict(fp8=scaling)
 
 
 def say(setup: Setup, line: str) -> None:

@@ -148,6 +148,9 @@ def resume(stage: Stage) -> bool:
     torch.set_rng_state(loader["torch_rng"])
     if stage.scaler and stage.state.scaler:
         stage.scaler.load_state_dict(stage.state.scaler)
+    if histories := stage.model.histories():
+        for name, tensor in found.tensors("fp8").items():
+            histories[name].copy_(tensor)
     stage.saved_step = stage.state.step
     return True
 
@@ -171,7 +174,10 @@ def save(stage: Stage, finished: bool) -> None:
         peak_memory=stage.hardware.peak_memory(),
     )
     loader = dict(state.loader.tensors(), torch_rng=torch.get_rng_state())
-    checkpoint.save(stage.folder, meta, stage.model, dict(optimizer=moments, loader=loader))
+    parts = dict(optimizer=moments, loader=loader)
+    if histories := stage.model.histories():
+        parts["fp8"] = histories
+    checkpoint.save(stage.folder, meta, stage.model, parts)
 
 
 def train(stage: Stage) -> None:
@@ -248,6 +254,8 @@ def step(stage: Stage, model: Any, data: Iterator[Batch], accumulation: int) -> 
     for _ in range(accumulation):
         batch = next(data)
         inputs, targets = batch.to(stage.hardware.device)
+        if state.step == 0 and state.loader is None:
+            calibrate(stage.model, inputs, targets, stage.hardware.world)
         loss = model(inputs, targets) / accumulation
         (scaler.scale(loss) if scaler else loss).backward()
         total += loss.detach()
@@ -255,6 +263,7 @@ def step(stage: Stage, model: Any, data: Iterator[Batch], accumulation: int) -> 
     if stage.hardware.world > 1:
         dist.all_reduce(total)
         total /= stage.hardware.world
+        agree(stage.model)
     multiplier = schedule.lr(state.step)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * multiplier
@@ -274,6 +283,31 @@ def step(stage: Stage, model: Any, data: Iterator[Batch], accumulation: int) -> 
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return mean, ok
+
+
+CALIBRATION = 3  # passes, each with the scales that the one before found
+
+
+def calibrate(model: GPT, inputs: Tensor, targets: Tensor, world: int) -> None:
+    """Fills fresh histories of fp8's delayed scaling from one row of the first batch; nothing without them."""
+    histories = model.histories().values()
+    for _ in range(CALIBRATION if histories else 0):
+        model(inputs[:1], targets[:1]).backward()
+        model.zero_grad(set_to_none=True)
+        if world > 1:
+            agree(model)
+        for history in histories:
+            history.copy_(history[:, :1])  # what was guessed before is forgotten
+
+
+def agree(model: GPT) -> None:
+    """The largest of all ranks' maxima becomes everyone's, so that a resumed run does not depend on its rank."""
+    histories = list(model.histories().values())
+    if histories:
+        flat = torch.cat([history.flatten() for history in histories])
+        dist.all_reduce(flat, op=dist.ReduceOp.MAX)
+        for history, part in zip(histories, flat.split([history.numel() for history in histories])):
+            history.copy_(part.view_as(history))
 
 
 def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress) -> None:

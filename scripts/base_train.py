@@ -11,7 +11,7 @@ from nanochat.gpt import GPT
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.recipe import Schedule, horizon, model_config
 from nanochat.run import Run
-from nanochat.stages import Setup, run_stage
+from nanochat.stages import SCALINGS, Setup, run_stage, set_fp8
 from nanochat.trainer import Settings
 
 PROMPTS = [
@@ -28,6 +28,8 @@ class Flags:
     data: str = flag("embedded", "embedded | hub | a path to parquet, JSONL or text files")
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
     compile: str = flag("auto", "auto: torch.compile where it works; no: eager", choices=("auto", "no"))
+    fp8: bool = flag(False, "multiply in fp8 (H100 and newer; emulated, and slowly, elsewhere)")
+    fp8_scaling: str = flag("current", "fp8's scales: of each tensor itself, or of its last 16", choices=SCALINGS)
     fresh: bool = flag(False, "forget what this stage has trained so far")
     wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
     depth: int = flag(20, "layers of the model; with the recipe, everything follows from it")
@@ -90,6 +92,7 @@ def main() -> None:
     model.to_empty(device=hardware.device)
     torch.manual_seed(flags.seed)
     model.init_weights(hardware.dtype)
+    precision = set_fp8(model, hardware, flags.fp8, flags.fp8_scaling)
     rates = dict(
         embedding_lr=flags.embedding_lr * length.lr_scale,
         unembedding_lr=flags.unembedding_lr * length.lr_scale,
@@ -113,7 +116,7 @@ def main() -> None:
             schedule=schedule,
             settings=settings,
             rates=rates,
-            plan=dict(decisive, **rates, config=vars(config)),
+            plan=dict(decisive, **rates, config=vars(config), **precision),
             eval_tokens=flags.eval_tokens,
             prompts=PROMPTS,
             compile=flags.compile,

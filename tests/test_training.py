@@ -98,6 +98,36 @@ def test_interrupted_inside_an_evaluation(home, monkeypatch):
     assert_same("base")
 
 
+@pytest.mark.parametrize("scaling", ["current", "delayed"])
+def test_fp8_resumes_exactly_too(home, monkeypatch, capsys, scaling):
+    flags = ("--fp8", f"--fp8-scaling={scaling}")
+    assert train(home, "a", "base", *flags) == 0
+    assert torch.cuda.is_available() or "--fp8 is emulated" in capsys.readouterr().out
+    plain = trainer._account
+
+    def interrupting(stage, *args):
+        plain(stage, *args)
+        if stage.state.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer, "_account", interrupting)
+    assert train(home, "b", "base", *flags) == EXIT_INTERRUPTED
+    monkeypatch.setattr(trainer, "_account", plain)
+    assert train(home, "b", "base") == 2  # not in the middle into another precision
+    assert train(home, "b", "base", *flags) == 0
+    assert_same("base")
+    assert train(home, "b", "base", "--fresh") == 0
+    assert losses("a", "base") != losses("b", "base")  # it did round
+
+
+def test_fp8_wants_widths_of_16_and_no_float16(home, monkeypatch, capsys):
+    assert train(home, "a", "base", "--fp8", "--aspect-ratio=12", "--head-dim=12") == 2
+    assert "no multiple of 16" in capsys.readouterr().err
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float16")
+    assert train(home, "a", "base", "--fp8") == 2
+    assert "float16 (NANOCHAT_DTYPE)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("stage", ["mid", "sft"])
 def test_chat_stages_resume_exactly_too(home, monkeypatch, stage):
     for name in ("a", "b"):

@@ -1,0 +1,210 @@
+"""The residual stream's norms with an fp8 copy of their result, straight and transposed, from the same pass.
+
+    fp8_mix_rms_norm:  mixed  = a·x + b·x0,  normed = rms_norm(mixed), and round(normed·448/√C)
+    fp8_add_rms_norm:  summed = x + delta,   normed = rms_norm(summed), and the same
+
+Its consumers are the products of attention or of the MLP. |normed| ≤ √C, whatever the input, so the scale is known
+beforehand and no maximum is looked for. With U = rows · C · itemsize: reads 2U, writes 2U and 2 bytes an element;
+rounding in a pass of its own would read normed again, and a maximum once more.
+
+How the kernel is made: the transposed copy wants many rows at a time, the norm whole rows. So a program owns a block of
+rows and walks over it twice, a few channels at a time: for the sum of squares, then, from cache, for the results.
+
+When it does not pay: where the products are not in fp8. Source: rms_norm.py, quantize.py.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from kernels import tuned
+from kernels.dispatch import triton_runs
+from kernels.fp8.quantize import E4M3, LARGEST, Fp8, Quantized, quantize_reference, to_fp8
+from kernels.registry import Op, check_device, itemsize, randn, register
+from kernels.rms_norm import (
+    _mix_rms_norm_backward,
+    add_rms_norm_reference,
+    default_eps,
+    mix_rms_norm_reference,
+    same_shape_and_dtype,
+)
+from kernels.triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
+
+
+def fp8_mix_rms_norm_reference(x: Tensor, x0: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Quantized]:
+    mixed, normed = mix_rms_norm_reference(x, x0, a, b)
+    return mixed, _quantized(normed)
+
+
+def fp8_add_rms_norm_reference(x: Tensor, delta: Tensor) -> tuple[Tensor, Quantized]:
+    summed, normed = add_rms_norm_reference(x, delta)
+    return summed, _quantized(normed)
+
+
+def _quantized(normed: Tensor) -> Quantized:
+    rows = normed.detach().reshape(-1, normed.size(-1))
+    return Quantized(normed, quantize_reference(rows, _bound(normed), E4M3))
+
+
+def _bound(x: Tensor) -> Tensor:
+    """√C, the largest that a channel of a normed row can be."""
+    return torch.full((), math.sqrt(x.size(-1)), device=x.device)
+
+
+# ---- Triton
+
+
+@triton.jit
+def _sum(x_ptr, x0_ptr, a_ptr, b_ptr, at, mask, MIX: tl.constexpr):
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    x0 = tl.load(x0_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if MIX:
+        return tl.load(a_ptr).to(tl.float32) * x + tl.load(b_ptr).to(tl.float32) * x0
+    return x + x0
+
+
+@triton.jit
+def _fp8_norm_kernel(
+    x_ptr, x0_ptr, a_ptr, b_ptr, mixed_ptr, normed_ptr, values_ptr, transposed_ptr, N, C, eps, scale,
+    MIX: tl.constexpr, LARGEST: tl.constexpr, EMULATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """A program owns BLOCK_N rows and walks over them twice, left to right, BLOCK_C channels at a time."""
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    squares = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    for start in range(0, C, BLOCK_C):
+        cols = start + tl.arange(0, BLOCK_C)
+        at, mask = rows[:, None] * C + cols[None, :], (rows < N)[:, None] & (cols < C)[None, :]
+        mixed = _sum(x_ptr, x0_ptr, a_ptr, b_ptr, at, mask, MIX)
+        tl.store(mixed_ptr + at, mixed, mask=mask)
+        squares += tl.sum(mixed * mixed, axis=1)
+    rstd = tl.rsqrt(squares / C + tl.cast(eps, tl.float32))[:, None]
+    for start in range(0, C, BLOCK_C):
+        cols = start + tl.arange(0, BLOCK_C)
+        at, mask = rows[:, None] * C + cols[None, :], (rows < N)[:, None] & (cols < C)[None, :]
+        normed = _sum(x_ptr, x0_ptr, a_ptr, b_ptr, at, mask, MIX) * rstd
+        tl.store(normed_ptr + at, normed, mask=mask)
+        values = to_fp8(normed, tl.cast(scale, tl.float32), LARGEST, EMULATE, values_ptr.dtype.element_ty)
+        tl.store(values_ptr + at, values, mask=mask)
+        across = cols.to(tl.int64)[:, None] * N + rows[None, :]
+        tl.store(transposed_ptr + across, values.trans(), mask=mask.trans())
+
+
+@operator()
+def _fp8_mix_rms_norm(
+    x: Tensor, x0: Tensor, a: Tensor | None, b: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(mixed, normed, values, transposed) of (N, C); with a and b None: x + x0 and its norm."""
+    n, c = x.shape
+    config = tuned.config("fp8_mix_rms_norm", x.dtype, c, x.device)
+    mixed, normed = torch.empty_like(x), torch.empty_like(x)
+    values, transposed = x.new_empty((n, c), dtype=E4M3), x.new_empty((c, n), dtype=E4M3)
+    launch(
+        _fp8_norm_kernel, (cdiv(n, config["BLOCK_N"]),), x, x0, x if a is None else a, x if b is None else b, mixed,
+        normed, values, transposed, n, c, default_eps(x.dtype), LARGEST[E4M3] / math.sqrt(c), MIX=a is not None,
+        LARGEST=LARGEST[E4M3], EMULATE=INTERPRETED, **config,
+    )  # fmt: skip
+    return mixed, normed, values, transposed
+
+
+def _save(ctx, inputs, output):
+    x, x0, a, b = inputs
+    ctx.scaled = a is not None
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.save_for_backward(output[0], *((x, x0, a, b) if ctx.scaled else ()))
+
+
+def _gradients(ctx, dmixed, dnormed, *_):
+    mixed, *rest = ctx.saved_tensors
+    dmixed, dnormed = dmixed.contiguous(), dnormed.contiguous()
+    if not ctx.scaled:
+        dx = _mix_rms_norm_backward(dmixed, dnormed, mixed, mixed, mixed, None, None)[0]
+        return dx, dx, None, None
+    x, x0, a, b = rest
+    dx, dx0, sums = _mix_rms_norm_backward(dmixed, dnormed, mixed, x, x0, a, b)
+    return dx, dx0, sums[0].to(a.dtype).view(a.shape), sums[1].to(b.dtype).view(b.shape)
+
+
+_fp8_mix_rms_norm.register_autograd(_gradients, setup_context=_save)
+
+
+def _fused(x: Tensor, x0: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Quantized]:
+    rows = lambda x: x.reshape(-1, x.size(-1)).contiguous()
+    mixed, normed, values, transposed = _fp8_mix_rms_norm(rows(x), rows(x0), a, b)
+    fp8 = Fp8(values, transposed, _bound(x) / LARGEST[E4M3])
+    return mixed.view(x.shape), Quantized(normed.view(x.shape), fp8)
+
+
+# ---- the public functions
+
+
+def fp8_mix_rms_norm(x: Tensor, x0: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Quantized]:
+    """mix_rms_norm whose second result comes with its fp8 copies, for fp8_linear and fp8_mlp_relu2.
+
+    x, x0: (..., C) of one shape and dtype, float32 or bfloat16; a, b: tensors of one element. Raises ValueError when
+    shapes or dtypes differ.
+    """
+    same_shape_and_dtype("fp8_mix_rms_norm", "x0", x0, x)
+    check_device("fp8_mix_rms_norm", x, x0=x0, a=a, b=b)
+    for name, scalar in (("a", a), ("b", b)):
+        if scalar.numel() != 1:
+            raise ValueError(f"fp8_mix_rms_norm: {name} has {scalar.numel()} elements, wanted a tensor of one")
+    if triton_runs("fp8_mix_rms_norm", x, x.size(-1)):
+        return _fused(x, x0, a, b)
+    return fp8_mix_rms_norm_reference(x, x0, a, b)
+
+
+def fp8_add_rms_norm(x: Tensor, delta: Tensor) -> tuple[Tensor, Quantized]:
+    """add_rms_norm whose second result comes with its fp8 copies, for fp8_linear and fp8_mlp_relu2.
+
+    x, delta: (..., C) of one shape and dtype, float32 or bfloat16. Raises ValueError when shapes or dtypes differ.
+    """
+    same_shape_and_dtype("fp8_add_rms_norm", "delta", delta, x)
+    check_device("fp8_add_rms_norm", x, delta=delta)
+    if triton_runs("fp8_add_rms_norm", x, x.size(-1)):
+        return _fused(x, delta, None, None)
+    return fp8_add_rms_norm_reference(x, delta)
+
+
+CASES = {
+    "odd": dict(N=37, C=100),
+    "d4": dict(N=2048, C=256),
+    "d12": dict(N=32 * 2048, C=768),
+    "d24": dict(N=16 * 2048, C=1536),
+    "d32": dict(N=8 * 2048, C=2048),
+}
+_x = lambda case, dtype, device, seed: randn((case["N"], case["C"]), dtype, device, seed)
+_bytes = lambda case, dtype: case["N"] * case["C"] * (4 * itemsize(dtype) + 2)
+TOLERANCE = {torch.float32: 0.03, torch.bfloat16: 0.03}  # 3 mantissa bits
+
+register(
+    Op(
+        name="fp8_mix_rms_norm",
+        fn=fp8_mix_rms_norm,
+        reference=fp8_mix_rms_norm_reference,
+        inputs=lambda case, dtype, device: dict(
+            x=_x(case, dtype, device, 0),
+            x0=_x(case, dtype, device, 1),
+            a=torch.tensor(1.1, device=device),
+            b=torch.tensor(0.2, device=device),
+        ),
+        cases=CASES,
+        flops=lambda case: 8 * case["N"] * case["C"],
+        bytes=_bytes,
+        tolerance=TOLERANCE,
+        differentiable=("x", "x0", "a", "b"),
+    )
+)
+register(
+    Op(
+        name="fp8_add_rms_norm",
+        fn=fp8_add_rms_norm,
+        reference=fp8_add_rms_norm_reference,
+        inputs=lambda case, dtype, device: dict(x=_x(case, dtype, device, 0), delta=_x(case, dtype, device, 1)),
+        cases=CASES,
+        flops=lambda case: 6 * case["N"] * case["C"],
+        bytes=_bytes,
+        tolerance=TOLERANCE,
+        differentiable=("x", "delta"),
+    )
+)
