@@ -15,10 +15,13 @@ written as 2·sigmoid(2u) − 1: one exponential, where the library's is a polyn
 arithmetic-bound.
 
 A mean over no rows at all is NaN, as in torch. A target outside the vocabulary is an error on CPUs; on a GPU, where
-looking would wait for the card, its row's loss and gradient are NaN and nothing outside the row is read.
+looking would wait for the card, our kernel gives NaN for its row's loss and gradient and reads nothing outside the row
+(PyTorch's ends the process).
 
 Source: softcapping: Gemma 2, arXiv:2408.00118.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +81,8 @@ def _cross_entropy_kernel(
         top = tl.load(lse_ptr + 2 * row)
         rest = tl.load(lse_ptr + 2 * row + 1)
     else:
+        # Before the walk: the barriers of its sums keep this before any lane writes a gradient in its place.
+        own = tl.load(logits_ptr + target, mask=inside, other=float("nan")).to(tl.float32)
         largest = tl.full((BLOCK_V,), -3.0e38, dtype=tl.float32)
         total = tl.zeros((BLOCK_V,), dtype=tl.float32)
         for start in range(0, V, BLOCK_V):
@@ -88,7 +93,6 @@ def _cross_entropy_kernel(
             largest = larger
         top = tl.max(largest, axis=0)
         rest = tl.log(tl.sum(total * tl.exp(largest - top), axis=0))
-        own = tl.load(logits_ptr + target, mask=inside, other=float("nan")).to(tl.float32)
         if SOFTCAP:
             own = softcap * (2.0 * tl.sigmoid(own * (2.0 / softcap)) - 1.0)
         tl.store(loss_ptr + row, tl.where(kept, rest - (own - top), 0.0))
@@ -176,8 +180,13 @@ def reduced(losses: Tensor, targets: Tensor, ignore_index: int, reduction: str) 
     """Token losses (0 where ignored) to a scalar, or left as they are for "none"."""
     if reduction == "none":
         return losses
-    total = losses.sum()
-    return total / (targets != ignore_index).sum() if reduction == "mean" else total
+    return mean(losses.sum(), targets, ignore_index) if reduction == "mean" else losses.sum()
+
+
+def mean(total: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """total over the number of rows that count; NaN without any, as in torch, and then with gradients of 0."""
+    count = (targets != ignore_index).sum()
+    return total / count.clamp_min(1) + torch.where(count > 0, 0.0, math.nan)
 
 
 def cross_entropy(

@@ -89,7 +89,7 @@ def triton_runs(op: str, x: Tensor, size: int, limit: int = 1 << 62) -> bool:
         return True
     if not x.is_cuda or x.dtype not in DTYPES or size > limit:
         return False
-    return probe(op, x.device.index or 0) == "" and not tuned.reference_is_faster(op, x.dtype, size, x.device)
+    return probe(op, x.device.index or 0) == "" and not tuned.reference_is_faster(op, x.dtype, int(size), x.device)
 
 
 def _obstacle(x: Tensor, size: int, limit: int) -> str:
@@ -131,7 +131,7 @@ def _check(name: str, device: torch.device) -> None:
     dtype = torch.bfloat16 if torch.bfloat16 in op.tolerance else torch.float16
     answers = []
     for setting in ("triton", "torch"):
-        with use(f"torch,{name}={setting}"), torch.enable_grad():
+        with use(f"torch,{name}={setting}"), torch.inference_mode(False), torch.enable_grad(), _plain(device):
             inputs = op.inputs(case, dtype, str(device))
             for key in op.differentiable:
                 inputs[key].requires_grad_()
@@ -148,6 +148,10 @@ def _check(name: str, device: torch.device) -> None:
         error = ((a - b).norm() / b.norm().clamp_min(1e-6)).item()
         if not error < max(0.1, 2 * op.tolerance.get(dtype, 0.0)):
             raise RuntimeError(f"its answer is off by {error:.2g}")
+
+
+def _plain(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, enabled=False)
 
 
 def describe() -> list[tuple[str, str, str]]:

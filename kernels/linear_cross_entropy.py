@@ -32,21 +32,22 @@ from kernels.cross_entropy import (
     check_reduction,
     check_targets,
     cross_entropy_reference,
+    mean,
     reduced,
     softcap_reference,
     token_losses,
 )
 from kernels.dispatch import triton_runs
 from kernels.fp8.quantize import E4M3, E5M2, product, quantize
-from kernels.registry import Case, Op, check_device, itemsize, randint, randn, register
+from kernels.registry import Case, Op, check_device, itemsize, randint, randn, register, without_autocast
 
 CHUNK_LOGITS = 1 << 23  # logits alive at a time: 32 MB in float32, fits a server CPU's last-level cache
 
 
 def chunk_rows(vocab: int, fused: bool, x: Tensor) -> int:
-    """Tokens per chunk: of the tuned table for the kernel; else as many as keep the logits within CHUNK_LOGITS."""
-    if fused:
-        return tuned.value("linear_cross_entropy", "rows", x.dtype, vocab, x.device)
+    """Tokens per chunk: of the tuned table on GPUs; else as many as keep the logits within CHUNK_LOGITS."""
+    if fused or x.is_cuda:
+        return tuned.value("linear_cross_entropy", "rows", x.dtype, int(vocab), x.device)
     return max(64, CHUNK_LOGITS // vocab // 64 * 64)
 
 
@@ -144,7 +145,7 @@ class _SummedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         dx, dw = ctx.saved_tensors
-        dx = None if dx is None else dx * grad.to(dx.dtype)
+        dx = None if dx is None else dx * grad  # 0-d: keeps dx's dtype, multiplies in float32
         dw = None if dw is None else (dw * grad).to(ctx.weight_dtype)
         return dx, dw, None, None, None, None, None
 
@@ -187,10 +188,12 @@ def _chunked(
     targets = targets.contiguous()
     learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if reduction == "none" or not learning:
-        losses = _TokenLosses.apply(x, weight, targets, softcap, ignore_index, fused, fp8)
+        with without_autocast(x):
+            losses = _TokenLosses.apply(x, weight, targets, softcap, ignore_index, fused, fp8)
         return reduced(losses, targets, ignore_index, reduction)
-    total = _SummedLoss.apply(x, weight, targets, softcap, ignore_index, fused, fp8)
-    return total / (targets != ignore_index).sum() if reduction == "mean" else total
+    with without_autocast(x):
+        total = _SummedLoss.apply(x, weight, targets, softcap, ignore_index, fused, fp8)
+    return mean(total, targets, ignore_index) if reduction == "mean" else total
 
 
 def linear_cross_entropy_reference(

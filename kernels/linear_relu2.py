@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kernels import tuned
 from kernels.dispatch import mode, triton_runs
-from kernels.registry import Case, Op, check_device, itemsize, randn, register
+from kernels.registry import Case, Op, check_device, itemsize, randn, register, without_autocast
 from kernels.triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
 
 
@@ -72,7 +72,7 @@ def _product_kernel(
     if BACKWARD:
         total = total * 2.0 * tl.sqrt(tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32))
     else:
-        total = tl.maximum(total, 0.0)
+        total = tl.where(total < 0, 0.0, total)  # a maximum would drop NaN
         total = total * total
     tl.store(out_ptr + at, total, mask=mask)
 
@@ -144,7 +144,7 @@ def linear_relu2(x: Tensor, weight: Tensor) -> Tensor:
     check_device("linear_relu2", x, weight=weight)
     if _runs("linear_relu2", x):
         rows = x.reshape(-1, x.size(-1)).contiguous()
-        return _linear_relu2(rows, weight.to(x.dtype).contiguous()).view(*x.shape[:-1], -1)
+        return _linear_relu2(rows, weight.to(x.dtype).contiguous()).view(*x.shape[:-1], weight.size(0))
     return linear_relu2_reference(x, weight)
 
 
@@ -161,8 +161,9 @@ def mlp_relu2(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
     check_device("mlp_relu2", x, w1=w1, w2=w2)
     if _runs("mlp_relu2", x):
         rows = x.reshape(-1, x.size(-1)).contiguous()
-        out = _Pair.apply(rows, w1.to(x.dtype).contiguous(), w2.to(x.dtype).contiguous())
-        return out.view(*x.shape[:-1], -1)
+        with without_autocast(x):
+            out = _Pair.apply(rows, w1.to(x.dtype).contiguous(), w2.to(x.dtype).contiguous())
+        return out.view(*x.shape[:-1], w2.size(0))
     return mlp_relu2_reference(x, w1, w2)
 
 

@@ -22,6 +22,8 @@ Sources: Jordan et al., Muon (kellerjordan.github.io/posts/muon); Amsel et al., 
 whose coefficients (with a safety factor) are tabulated below. Symmetric products in Muon: modded-nanogpt.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,7 @@ def _iterate(x: Tensor, coefficients: list[tuple[float, float, float]], fused: b
     """X ← aX + (bA + cA²)X for each (a, b, c), from the side on which A is smaller. x: (..., m, n)."""
     tall = x.size(-2) > x.size(-1)
     if fused:
-        shape, x = x.shape, x.reshape(-1, *x.shape[-2:]).contiguous()  # (K, m, n)
+        shape, x = x.shape, x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:]).contiguous()  # (K, m, n)
     for a, b, c in coefficients:
         if fused:
             gram = _symmetric_product(x, None, 1.0, 0.0, tall)  # (K, s, s), s = min(m, n)
@@ -59,12 +61,12 @@ def _iterate(x: Tensor, coefficients: list[tuple[float, float, float]], fused: b
 
 def _polar_express(g: Tensor, steps: int, fused: bool) -> Tensor:
     norm = torch.linalg.vector_norm(g, dim=(-2, -1), keepdim=True, dtype=_wide(g))
-    return _iterate(g / (norm * 1.01 + 1e-6).to(g.dtype), list(POLAR_EXPRESS[:steps]), fused)
+    return _iterate((g / (norm * 1.01 + 1e-6)).to(g.dtype), list(POLAR_EXPRESS[:steps]), fused)
 
 
 def _newton_schulz(g: Tensor, steps: int, fused: bool) -> Tensor:
     norm = torch.linalg.vector_norm(g, dim=(-2, -1), keepdim=True, dtype=_wide(g))
-    return _iterate(g / (norm + 1e-7).to(g.dtype), [QUINTIC] * steps, fused)
+    return _iterate((g / (norm + 1e-7)).to(g.dtype), [QUINTIC] * steps, fused)
 
 
 def polar_express_reference(g: Tensor, steps: int = 5) -> Tensor:

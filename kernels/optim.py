@@ -58,7 +58,7 @@ def muon_momentum_reference_(grad: Tensor, momentum_buffer: Tensor, momentum: Sc
     wide = _wide(g)
     row = torch.linalg.vector_norm(g, dim=-1, keepdim=True, dtype=wide)  # (K, m, 1)
     whole = torch.linalg.vector_norm(row, dim=-2, keepdim=True)  # (K, 1, 1)
-    return g * (whole * g.size(-2) ** -0.5 / row.clamp_min(1e-6)).to(dtype)
+    return (g * (whole * g.size(-2) ** -0.5 / row.clamp_min(1e-6))).to(dtype)
 
 
 def _normuon_factor(squares: Tensor, shape: torch.Size, second_moment: Tensor, beta2: Scalar) -> Tensor:
@@ -243,7 +243,7 @@ def _muon_update(param: Tensor, update: Tensor, second_moment: Tensor, scalars: 
     config = _tile("muon_update_", param)
     blocks = (cdiv(m, config["BLOCK_M"]), cdiv(n, config["BLOCK_N"]))
     launch(_squares_kernel, (blocks[0 if by_row else 1], k), update, squares, m, n, BY_ROW=by_row, **config)
-    factor = _normuon_factor(squares, param.shape, second_moment, beta2)
+    factor = _normuon_factor(squares, param.shape, second_moment, beta2).contiguous()
     launch(_step_kernel, (*blocks, k), param, update, factor, m, n, lr, lr * weight_decay, BY_ROW=by_row, **config)
 
 
@@ -288,6 +288,7 @@ def muon_momentum_(grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtyp
 
     Every row is scaled to ‖g‖_F/√m of its own matrix. Raises ValueError when shapes differ.
     """
+    _stacked("muon_momentum_", "grad", grad)
     _fits("muon_momentum_", "momentum_buffer", momentum_buffer, grad)
     if triton_runs("muon_momentum_", grad, grad.size(-1)) and _contiguous("muon_momentum_", momentum_buffer):
         return _muon_momentum(grad.contiguous(), momentum_buffer, _scalars(momentum, device=grad.device), dtype)
@@ -302,6 +303,7 @@ def muon_update_(
     second_moment is (K, m, 1) when m ≥ n, else (K, 1, n), changed in place. Decay applies only where update and param
     have the same sign. Raises ValueError when shapes do not fit.
     """
+    _stacked("muon_update_", "param", param)
     _fits("muon_update_", "update", update, param)
     _fits("muon_update_", "second_moment", second_moment, param, second_moment_shape(param.shape))
     if triton_runs("muon_update_", param, param.size(-1)) and _contiguous("muon_update_", param):
@@ -327,6 +329,12 @@ def second_moment_shape(shape: torch.Size) -> torch.Size:
 
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _stacked(op: str, name: str, tensor: Tensor) -> None:
+    """Raises ValueError when a tensor is no stack of matrices."""
+    if tensor.ndim != 3:
+        raise ValueError(f"{op}: {name} is {tuple(tensor.shape)}, wanted a stack of matrices (K, m, n)")
 
 
 def _fits(op: str, name: str, tensor: Tensor, like: Tensor, shape: torch.Size | None = None) -> None:

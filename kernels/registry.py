@@ -5,6 +5,7 @@ and plotted. This module is a leaf: it imports torch and nothing of ours.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,11 @@ def register(op: Op) -> None:
     OPS[op.name] = op
 
 
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Where an op of several products runs: all in x's dtype, whatever autocast would make of each."""
+    return torch.autocast(x.device.type, enabled=False) if x.device.type in ("cuda", "cpu") else nullcontext()
+
+
 def tensors(result: Any) -> list[Tensor]:
     """An op's results in a flat list: of none, a tensor, or tuples of them."""
     if result is None:
@@ -67,14 +73,14 @@ def randn(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int = 0
     if device == "meta":
         return torch.empty(shape, dtype=dtype, device=device)
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, generator=generator) * scale).to(device=device, dtype=dtype)
+    return (torch.randn(shape, generator=generator, device="cpu") * scale).to(device=device, dtype=dtype)
 
 
 def randint(high: int, shape: tuple[int, ...], device: str, seed: int = 0) -> Tensor:
     """Integers in [0, high), int64, the same on every device and run."""
     if device == "meta":
         return torch.empty(shape, dtype=torch.int64, device=device)
-    return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    return torch.randint(high, shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(device)
 
 
 def itemsize(dtype: torch.dtype) -> int:

@@ -310,6 +310,10 @@ class GPT(nn.Module):
 
     # ---- running
 
+    def embedded(self, token: int) -> Tensor:
+        """(1, C): a token's normed embedding before the smear, as a cache keeps it for the token after."""
+        return rms_norm(self.transformer["wte"].weight[token].to(self.dtype))[None]
+
     def embed(self, idx: Tensor, cache: Cache | None = None) -> Tensor:
         """Normed token embeddings with the smear: (B, T) ids to (B, T, C)."""
         x = rms_norm(self.transformer["wte"](idx).to(self.dtype))

@@ -5,7 +5,9 @@ import torch
 from nanochat import chat
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.engine.cache import Slots
-from nanochat.engine.sampling import sample
+from nanochat.engine.decode import Decoder
+from nanochat.engine.graphs import Graphs
+from nanochat.engine.sampling import best, sample
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = [[1, 2, 3], [4], [9, 8, 7, 6, 5, 4, 3], [3, 3], [11, 12, 13, 14]]
@@ -110,14 +112,202 @@ def test_a_prompt_must_leave_room(prompt):
         Engine(tiny.model()).submit(Request(prompt, 5, GREEDY))
 
 
+# ---- sampling
+
+
+def draws(logits, count, softcap=None, **settings):
+    """Tokens drawn one after the other from the same logits."""
+    request = Request([1], 1, Sampling(**settings))
+    return [sample(torch.tensor([logits]), softcap, [request])[0] for _ in range(count)]
+
+
 def test_sampling_draws_from_the_top_k_as_often_as_it_should():
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 5.0])
-    generator = torch.Generator().manual_seed(0)
-    drawn = [sample(logits, Sampling(1.0, 3), generator) for _ in range(4000)]
+    logits = [2.0, 1.0, 0.0, -1.0, 5.0]
+    drawn = draws(logits, 4000, temperature=1.0, top_k=3)
     assert set(drawn) == {4, 0, 1}
-    wanted = torch.softmax(logits[[4, 0, 1]], 0)
+    wanted = torch.softmax(torch.tensor([5.0, 2.0, 1.0]), 0)
     found = torch.tensor([drawn.count(i) / 4000 for i in (4, 0, 1)])
     assert (found - wanted).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("top_k", [None, 5, 4])
+def test_temperature_and_softcap(top_k):
+    logits = [8.0, 4.0, -4.0, 0.0, -30.0]
+    drawn = draws(logits, 4000, softcap=5.0, temperature=2.0, top_k=top_k)
+    wanted = torch.softmax(5 * torch.tanh(torch.tensor(logits) / 5) / 2, 0)
+    found = torch.tensor([drawn.count(i) / 4000 for i in range(5)])
+    assert (found - wanted).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("k", [1, 5, 50])
+def test_the_best_by_groups_are_the_best(k):
+    logits = torch.randn(7, 64 * 300, generator=torch.Generator().manual_seed(k))
+    found, wanted = best(logits, k), logits.topk(k, -1)
+    assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
+    coarse = (logits * 4).round()  # with many ties
+    values, ids = best(coarse, k)
+    assert torch.equal(values, coarse.topk(k, -1)[0]) and torch.equal(coarse.gather(1, ids), values)
+    assert all(len(set(row)) == k for row in ids.tolist())
+
+
+def test_top_p_and_min_p():
+    p = [0.5, 0.3, 0.15, 0.05]
+    logits = torch.tensor(p).log().tolist()
+    for settings, kept in (
+        (dict(top_p=0.79), {0, 1}),
+        (dict(top_p=0.81), {0, 1, 2}),
+        (dict(top_p=0.0), {0}),
+        (dict(min_p=0.4), {0, 1}),
+        (dict(min_p=1.0), {0}),
+        (dict(top_k=3, top_p=0.9), {0, 1, 2}),
+    ):
+        assert set(draws(logits, 400, **{"temperature": 1.0, "top_k": None, **settings})) == kept, settings
+
+
+def test_a_repetition_penalty_acts_on_what_is_there():
+    request = Request([0], 5, Sampling(temperature=0, repetition_penalty=2.0))
+    request.output = [2]
+    logits = torch.tensor([[3.0, 1.6, -1.0, -1.5]])  # 0 → 1.5, 2 → −2
+    assert sample(logits, None, [request]) == [1]
+    assert sample(logits, None, [Request([0], 5, GREEDY)]) == [0]
+
+
+def test_rows_of_all_kinds_in_one_batch_say_what_they_say_alone():
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(8, 300, generator=generator).bfloat16() * 4  # with ties
+    settings = [
+        GREEDY, Sampling(1.0, None, 1), Sampling(0.7, 50, 2), Sampling(0.7, 50, 3), Sampling(1.0, 7, 4, top_p=0.5),
+        Sampling(1.0, 50, 5, min_p=0.1), Sampling(1.0, 20, 6, repetition_penalty=1.3), Sampling(1.5, None, 7, 0.9),
+    ]  # fmt: skip
+    requests = lambda: [Request([i, 5, 9], 5, sampling) for i, sampling in enumerate(settings)]
+    together = sample(logits.clone(), 15.0, requests())
+    alone = [sample(logits[i : i + 1].clone(), 15.0, [request])[0] for i, request in enumerate(requests())]
+    assert together == alone
+
+
+def test_log_probabilities_are_the_models_own():
+    model = tiny.model()
+    request = Request([5, 6], 6, Sampling(0.8, 20, seed=1, logprobs=3))
+    ids = run_all(Engine(tiny.model(), slots=2), [request])[0]
+    exact = torch.log_softmax(model(torch.tensor([[5, 6, *ids]]))[0], -1).detach()
+    assert len(request.logprobs) == len(ids) == 6
+    for i, (token, reported) in enumerate(zip(ids, request.logprobs)):
+        row = exact[1 + i]
+        assert reported.chosen == pytest.approx(row[token].item(), abs=1e-4)
+        assert [t for t, _ in reported.top] == row.topk(3).indices.tolist()
+        assert [p for _, p in reported.top] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+    assert request.ended == "length"
+
+
+# ---- the decode step, and what the cache keeps
+
+
+SHAPES = [
+    dict(),
+    dict(sequence_len=300, n_layer=4, window_pattern="SSSL"),
+    dict(n_kv_head=4, residual_mix=False, smear=False, value_embeds=False, backout=False, qk_scale=1.0),
+]
+
+
+@pytest.mark.parametrize("kind", ["lean", "graphs"])
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_a_decode_step_is_the_model(sizes, kind):
+    """Rows of different lengths, also past the window, against the model without a cache."""
+    model = tiny.model(**sizes)
+    context = model.config.sequence_len
+    lengths = [context - 20, 3, context // 2]
+    ids = torch.randint(300, (3, context), generator=torch.Generator().manual_seed(2))
+    slots = Slots(model.config, 4, torch.device("cpu"), torch.float32)
+    with torch.inference_mode():
+        for row, length in enumerate(lengths):
+            view = slots.view(row, row + 1, length)
+            model.hidden(ids[row : row + 1, :length], view)
+            view.advance()
+        step = Decoder(model, slots) if kind == "lean" else Graphs(model, slots)
+        for new in range(8):
+            logits = step([ids[row, length + new].item() for row, length in enumerate(lengths)])
+            logits = 15 * torch.tanh(logits / 15)
+            for row, length in enumerate(lengths):
+                exact = model(ids[row : row + 1, : length + new + 1])[0, -1]
+                assert (logits[row] - exact).abs().max() < 1e-4
+        alone = Decoder(model, slots)([5])  # one row takes another path: no mask
+        exact = model(torch.tensor([[*ids[0, : lengths[0] + 8].tolist(), 5]]))[0, -1]
+        assert (15 * torch.tanh(alone[0] / 15) - exact).abs().max() < 1e-4
+
+
+def test_the_decode_step_in_bfloat16():
+    model = tiny.model()
+    model.set_dtype(torch.bfloat16)
+    exact, model = tiny.model(), model.to(torch.bfloat16)
+    slots = Slots(model.config, 2, torch.device("cpu"), torch.bfloat16)
+    step, ids = Decoder(model, slots), [[5, 9, 7, 30, 2, 80], [8, 3, 250, 1, 4, 4]]
+    with torch.inference_mode():
+        for i in range(6):
+            logits = step([row[i] for row in ids])
+        wanted = exact(torch.tensor(ids))[:, -1]
+        usual = model(torch.tensor(ids))[:, -1]
+    mine = 15 * torch.tanh(logits.float() / 15)
+    assert (mine - wanted).norm() <= 1.5 * (usual - wanted).norm()
+
+
+def test_a_chat_goes_on_from_what_the_cache_holds():
+    engine = Engine(tiny.model(), slots=3)
+    first = Request([5, 6, 7, 8, 9], 6, GREEDY)
+    answer = run_all(engine, [first])[0]
+    other = Request([50, 51, 52], 6, GREEDY)
+    run_all(engine, [other])
+    longer = [5, 6, 7, 8, 9, *answer, 20, 21]
+    second = Request(longer, 6, GREEDY)
+    found = run_all(engine, [second])[0]
+    assert (first.cached, other.cached, second.cached) == (0, 0, 10)  # the last token was never an input
+    assert found == run_all(Engine(tiny.model(), slots=1), [Request(longer, 6, GREEDY)])[0]
+
+
+def test_a_common_beginning_is_done_once():
+    """Requests that run together share a system prompt; the copy does not disturb its source."""
+    prompts = [[9] * 20 + [i, i + 1] for i in range(5)]
+    alone = [run_all(Engine(tiny.model(), slots=1), [Request(p, 12, GREEDY)])[0] for p in prompts]
+    engine = Engine(tiny.model(), slots=3)
+    requests = [Request(p, 12, GREEDY) for p in prompts]
+    assert run_all(engine, requests) == alone
+    assert [request.cached for request in requests] == [0, 20, 20, 20, 20]
+    again = Request(prompts[4], 12, GREEDY)
+    assert run_all(engine, [again])[0] == alone[4] and again.cached == 21
+
+
+def test_what_was_used_last_is_kept_longest():
+    engine = Engine(tiny.model(), slots=2)
+    a, b, c = [1, 2, 3, 4], [11, 12, 13, 14], [21, 22, 23, 24]
+    for prompt in (a, b, a, c):
+        run_all(engine, [Request(prompt, 2, GREEDY)])
+    kept = [Request(prompt, 2, GREEDY) for prompt in (a, b)]
+    for request in kept:
+        run_all(engine, [request])
+    assert [request.cached for request in kept] == [3, 0]
+
+
+def test_many_requests_come_and_go_and_the_cache_never_lies():
+    """Prompts that share beginnings, cancelled at random: every answer is that of an engine of its own."""
+    generator = torch.Generator().manual_seed(0)
+    pick = lambda n: int(torch.randint(n, (1,), generator=generator))
+    engine, requests = Engine(tiny.model(), slots=4), []
+    stem = [3, 1, 4, 1, 5, 9, 2, 6]
+    for i in range(60):
+        prompt = stem[: 1 + pick(8)] + [pick(300) for _ in range(pick(6))]
+        requests.append(engine.submit(Request(prompt, 1 + pick(8), Sampling(0.9, 20, seed=i))))
+        for _ in range(pick(3)):
+            engine.step()
+        if pick(4) == 0:
+            engine.cancel(requests[pick(len(requests))])
+    while not engine.idle:
+        engine.step()
+    fresh = Engine(tiny.model(), slots=1)
+    for i, request in enumerate(requests):
+        fresh.slots.tokens[0] = []
+        exact = run_all(fresh, [Request(request.prompt, request.max_tokens, Sampling(0.9, 20, seed=i))])[0]
+        assert request.output == exact[: len(request.output)]
+        assert request.ended == "" or request.output == exact
+    assert sum(request.cached for request in requests) > 50
 
 
 # ---- chat

@@ -16,7 +16,9 @@ Source: github.com/Dao-AILab/flash-attention.
 
 import importlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,9 +38,8 @@ class Backend:
 
     def call(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, scale: float) -> Tensor:
         """Attention by the package's flash_attn_func."""
-        function = importlib.import_module(self.module).flash_attn_func
         sides = (self.unlimited, self.unlimited) if window is None else (window, 0)
-        out = function(q, k, v, softmax_scale=scale, causal=causal, window_size=sides)
+        out = _FUNCTIONS[self.name](q, k, v, softmax_scale=scale, causal=causal, window_size=sides)
         return out[0] if isinstance(out, tuple) else out
 
 
@@ -47,6 +48,7 @@ BACKENDS = {
     "fa3": Backend("fa3", "flash_attn_interface", (9, 9), 256, -1),
     "fa2": Backend("fa2", "flash_attn", (8, 12), 256, -1),
 }
+_FUNCTIONS: dict[str, Callable[..., Any]] = {}  # of the packages there are; torch.compile does not import
 _TRIED: dict[tuple[str, str], str] = {}  # (backend, device) → "" when it works, else why not
 
 
@@ -76,6 +78,7 @@ def tried(backend: Backend, device: torch.device) -> str:
     if key not in _TRIED:
         _TRIED[key] = ""
         try:
+            _FUNCTIONS[backend.name] = importlib.import_module(backend.module).flash_attn_func
             _try(backend, device)
         except ModuleNotFoundError as problem:
             _TRIED[key] = f"{problem.name} is not installed"
@@ -91,20 +94,23 @@ def _try(backend: Backend, device: torch.device) -> None:
     """Raises when the backend's answer or gradients, with and without a window, are not the reference's."""
     from kernels.attention.flash import flash_attention_reference
 
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 40, heads, 64, generator=generator).to(device, torch.bfloat16) for heads in (2, 1, 1))
-    for window in (None, 7):
-        answers = []
-        for attention in (backend.call, flash_attention_reference):
-            a, b, c = (x.clone().requires_grad_() for x in (q, k, v))
-            with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        generator = torch.Generator().manual_seed(0)
+        q, k, v = (
+            torch.randn(1, 40, heads, 64, generator=generator, device="cpu").to(device, torch.bfloat16)
+            for heads in (2, 1, 1)
+        )
+        for window in (None, 7):
+            answers = []
+            for attention in (backend.call, flash_attention_reference):
+                a, b, c = (x.clone().requires_grad_() for x in (q, k, v))
                 out = attention(a, b, c, True, window, 0.125)
                 grads = torch.autograd.grad(out.float().square().sum(), (a, b, c))
-            answers.append([out.detach(), *grads])
-        for mine, wanted in zip(*answers):
-            error = ((mine.float() - wanted.float()).norm() / wanted.float().norm()).item()
-            if not error < 0.05:
-                raise RuntimeError(f"its answer is off by {error:.2g} (window {window})")
+                answers.append([out.detach(), *grads])
+            for mine, wanted in zip(*answers):
+                error = ((mine.float() - wanted.float()).norm() / wanted.float().norm()).item()
+                if not error < 0.05:
+                    raise RuntimeError(f"its answer is off by {error:.2g} (window {window})")
 
 
 @torch.compiler.assume_constant_result

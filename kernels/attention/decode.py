@@ -2,8 +2,8 @@
 
 Row b of the cache holds keys for the positions 0, 1, 2, …; its new queries stand at start[b], start[b]+1, … and their
 own keys are already in the cache. A query at position i sees the keys i−window … i of its row. What lies beyond in the
-cache (left over, or padding) is never seen. Bound by memory: every key and value in sight is read once, for 4·D FLOPs a
-pair; splitting long rows over more programs is what a kernel can add.
+cache (left over, or padding) is never seen, but must be numbers, as 0 · NaN is NaN. Bound by memory: every key and
+value in sight is read once, for 4·D FLOPs a pair; splitting long rows over more programs is what a kernel can add.
 
 Source: the paged and split decode kernels of FlashAttention (Dao et al.) and vLLM (arXiv:2309.06180) serve the same
 need.
@@ -17,7 +17,7 @@ from kernels.attention.flash import check_shapes
 from kernels.attention.triton_decode import decode
 from kernels.attention.triton_flash import LARGEST_HEAD
 from kernels.dispatch import triton_runs
-from kernels.registry import Case, Op, itemsize, randint, randn, register
+from kernels.registry import Case, Op, check_device, itemsize, randint, randn, register
 
 
 def flash_attention_decode_reference(
@@ -44,6 +44,9 @@ def flash_attention_decode(
     check_shapes("flash_attention_decode", q, k_cache, v_cache)
     if start.shape != q.shape[:1]:
         raise ValueError(f"flash_attention_decode: start is {tuple(start.shape)}, wanted (B,) with B={q.size(0)}")
+    if start.is_floating_point():
+        raise ValueError(f"flash_attention_decode: start is {start.dtype}, wanted integers")
+    check_device("flash_attention_decode", q, start=start)
     if window is not None and window < 0:
         raise ValueError(f"flash_attention_decode: window is {window}, wanted None or ≥ 0")
     if triton_runs("flash_attention_decode", q, q.size(3), LARGEST_HEAD):

@@ -36,7 +36,7 @@ def flash_attention_reference(
     shift = S - T  # query i stands at key position i + shift
     blind = min(max(-shift, 0), T)  # queries before the first key see nothing
     block = max(window or 0, 128)
-    outputs = [torch.zeros_like(q[:, :, :blind])] if blind else []
+    outputs = [q[:, :, :blind].masked_fill(torch.ones((), dtype=torch.bool, device=q.device), 0.0)] if blind else []
     for start in range(blind, T, block):
         end = min(start + block, T)
         first, last = 0 if window is None else max(start + shift - window, 0), end + shift
@@ -81,7 +81,7 @@ def check_shapes(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     check_device(op, q, k=k, v=v)
     if k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(f"{op}: q is {q.dtype}, k {k.dtype}, v {v.dtype}; they must agree")
-    if q.size(2) % k.size(2):
+    if not k.size(2) or q.size(2) % k.size(2):
         raise ValueError(f"{op}: q has H={q.size(2)} heads and k K={k.size(2)}; H must be a multiple of K")
 
 

@@ -57,11 +57,12 @@ def _attend(
         k = _tile(k_ptr, j, stride_k, D, BLOCK_D, S, UPCAST)
         scores = tl.dot(q, k.trans(), input_precision="ieee") * factor  # (M, N), in powers of two
         if MASKED:
-            scores = tl.where(_visible(i[:, None], j[None, :], S, shift, window, CAUSAL, WINDOW), scores, -1.0e30)
+            visible = _visible(i[:, None], j[None, :], S, shift, window, CAUSAL, WINDOW)
+            scores = tl.where(visible, scores, -1.0e30)
         higher = tl.maximum(top, tl.max(scores, axis=1))
         p = tl.exp2(scores - higher[:, None])
         if MASKED:
-            p = tl.where(scores > -0.9e30, p, 0.0)  # a row that has seen nothing yet
+            p = tl.where(visible, p, 0.0)  # also of a row that has seen nothing yet
         keep = tl.exp2(top - higher)
         v = _tile(v_ptr, j, stride_v, D, BLOCK_D, S, UPCAST)
         y = tl.dot(p.to(v.dtype), v, y * keep[:, None], input_precision="ieee")
@@ -119,9 +120,9 @@ def _attention_fwd_kernel(
                             factor, D, CAUSAL, WINDOW, False, UPCAST, BLOCK_N, BLOCK_D)  # fmt: skip
     y, top, total = _attend(y, top, total, q, k_ptr, v_ptr, stride_ks, stride_vs, i, edge, last, S, shift, window,
                             factor, D, CAUSAL, WINDOW, True, UPCAST, BLOCK_N, BLOCK_D)  # fmt: skip
-    seen = total > 0
-    y = tl.where(seen[:, None], y / tl.where(seen, total, 1.0)[:, None], 0.0)
-    lse = tl.where(seen, top + tl.log2(tl.where(seen, total, 1.0)), 1.0e30)  # exp2(score − 1e30) is 0
+    blind = total == 0  # not so where total is NaN, which must stay
+    y = tl.where(blind[:, None], 0.0, y / tl.where(blind, 1.0, total)[:, None])
+    lse = tl.where(blind, 1.0e30, top + tl.log2(tl.where(blind, 1.0, total)))  # exp2(score − 1e30) is 0
     cols = tl.arange(0, BLOCK_D)
     at = ((b * T + i) * H + h)[:, None] * D + cols[None, :]
     tl.store(y_ptr + at, y, mask=(i < T)[:, None] & (cols < D)[None, :])

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.dispatch import mode, triton_runs
 from kernels.fp8.quantize import E4M3, E5M2, HISTORY, Fp8, Quantized, plain, product, quantize
-from kernels.registry import Case, Op, check_device, itemsize, randn, register
+from kernels.registry import Case, Op, check_device, itemsize, randn, register, without_autocast
 
 ROLES = ("x", "weight", "gradient")  # rows of a delayed history
 
@@ -72,7 +72,9 @@ def _apply(x: Tensor | Quantized, weight: Tensor, history: Tensor | None, fused:
     made = x.fp8 if isinstance(x, Quantized) else (None, None, None)
     x = plain(x)
     rows = x.reshape(-1, x.size(-1)).contiguous()
-    return _Fp8Linear.apply(rows, weight.contiguous(), *made, history, fused).view(*x.shape[:-1], weight.size(0))
+    with without_autocast(x):
+        out = _Fp8Linear.apply(rows, weight.contiguous(), *made, history, fused)
+    return out.view(*x.shape[:-1], weight.size(0))
 
 
 def fp8_linear(x: Tensor | Quantized, weight: Tensor, history: Tensor | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.fp8.linear import check_history, runs
 from kernels.fp8.quantize import E4M3, E5M2, RELU2, RELU2_BACKWARD, Fp8, Quantized, plain, product, quantize
-from kernels.registry import Case, Op, check_device, itemsize, randn, register
+from kernels.registry import Case, Op, check_device, itemsize, randn, register, without_autocast
 
 ROLES = ("x", "w1", "relu2", "w2", "dout", "dh")  # rows of a delayed history
 
@@ -60,7 +60,8 @@ def _apply(x: Tensor | Quantized, w1: Tensor, w2: Tensor, history: Tensor | None
     made = x.fp8 if isinstance(x, Quantized) else (None, None, None)
     x = plain(x)
     rows = x.reshape(-1, x.size(-1)).contiguous()
-    out = _Fp8Mlp.apply(rows, w1.contiguous(), w2.contiguous(), *made, history, fused)
+    with without_autocast(x):
+        out = _Fp8Mlp.apply(rows, w1.contiguous(), w2.contiguous(), *made, history, fused)
     return out.view(*x.shape[:-1], w2.size(0))
 
 

@@ -1,7 +1,8 @@
 """The KV cache: one slot per running request, the running ones always in the first slots.
 
-Keys and values are (L, slots, S, K, D) in the compute dtype. When a request ends, the last running one moves into its
-slot, so a step works on a plain slice without holes.
+Keys and values are (L, slots, S, K, D) in the compute dtype. The slots behind the running ones keep what ended requests
+left: a new request whose prompt begins like one of them, or like a running one's, starts from there. A chat sends its
+history again with each turn, and a server's system prompt is the same for everybody, so most prompts do.
 """
 
 import torch
@@ -19,19 +20,56 @@ class Slots:
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = [0] * count  # tokens in each slot
         self.previous = torch.zeros((count, 1, config.n_embd), device=device, dtype=dtype)
+        self.tokens: list[list[int]] = [[] for _ in range(count)]  # what ended or begun requests left in each slot
+        self._used = [0] * count  # when a slot was last begun, for choosing what to forget
+        self._clock = 0
 
-    def clear(self, slot: int) -> None:
-        """Makes a slot ready for a new request: what remains beyond its length is never seen."""
-        self.lengths[slot] = 0
-        self.previous[slot] = 0
+    def swap(self, a: int, b: int) -> None:
+        """Exchanges two slots."""
+        if a == b:
+            return
+        n = max(self.lengths[a], self.lengths[b])
+        for store in (self.k, self.v):
+            kept = store[:, a, :n].clone()
+            store[:, a, :n] = store[:, b, :n]
+            store[:, b, :n] = kept
+        self.previous[[a, b]] = self.previous[[b, a]]
+        self.lengths[a], self.lengths[b] = self.lengths[b], self.lengths[a]
+        self.tokens[a], self.tokens[b] = self.tokens[b], self.tokens[a]
+        self._used[a], self._used[b] = self._used[b], self._used[a]
 
-    def move(self, source: int, target: int) -> None:
-        """Copies a row into another slot."""
-        n = self.lengths[source]
-        self.k[:, target, :n] = self.k[:, source, :n]
-        self.v[:, target, :n] = self.v[:, source, :n]
-        self.previous[target] = self.previous[source]
-        self.lengths[target] = n
+    def begin(self, prompt: list[int], slot: int) -> int:
+        """Makes `slot`, the first that is not running, ready for a prompt; returns how many tokens are there already.
+
+        At least the last token is left to do: its logits are wanted. The caller sets `previous` for what is left.
+        """
+        shared = [self._shared(prompt, i) for i in range(len(self.lengths))]
+        ended = range(slot, len(self.lengths))
+        best = max(range(len(shared)), key=shared.__getitem__)
+        if (
+            best in ended and 2 * shared[best] > self.lengths[best]
+        ):  # a chat goes on: nothing else of it is worth keeping
+            self.swap(best, slot)
+        else:
+            oldest = min(ended, key=self._used.__getitem__)
+            self.swap(oldest, slot)
+            best = {oldest: slot, slot: oldest}.get(best, best)
+            n = self._shared(prompt, best)
+            if n and best != slot:
+                self.k[:, slot, :n], self.v[:, slot, :n] = self.k[:, best, :n], self.v[:, best, :n]
+            self.lengths[slot] = n
+            self.tokens[slot] = prompt[:n]
+        self.lengths[slot] = self._shared(prompt, slot)
+        self.tokens[slot] = list(prompt)
+        self._clock += 1
+        self._used[slot] = self._clock
+        return self.lengths[slot]
+
+    def _shared(self, prompt: list[int], slot: int) -> int:
+        """How many of a prompt's first tokens, but for its last, a slot holds."""
+        held = self.tokens[slot]
+        most = min(len(prompt) - 1, len(held), self.lengths[slot])
+        return next((i for i in range(most) if prompt[i] != held[i]), most)
 
     def view(self, first: int, last: int, tokens: int) -> "View":
         """Slots first … last−1 for a forward pass over `tokens` new tokens each."""

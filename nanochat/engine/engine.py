@@ -9,23 +9,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from nanochat.engine.cache import Slots
-from nanochat.engine.sampling import Sampling, sample
+from nanochat.engine.decode import Decoder
+from nanochat.engine.graphs import Graphs
+from nanochat.engine.sampling import LogProbs, Sampling, log_probabilities, sample
 from nanochat.gpt import GPT
 
 
 @dataclass(eq=False)
 class Request:
-    """One sequence being continued. `output` grows by a token a step until `finished`."""
+    """One sequence being continued. `output` grows by a token a step until `finished`, for the reason in `ended`."""
 
     prompt: list[int]
     max_tokens: int
     sampling: Sampling
     stop: frozenset[int] = frozenset()  # a sampled token in here ends the request; it is not in the output
     output: list[int] = field(default_factory=list)
+    logprobs: list[LogProbs] = field(default_factory=list)  # of each token of the output, where they are asked for
     forced: deque[int] = field(default_factory=deque)
     finished: bool = False
+    ended: str = ""  # "stop": by a stop token; "length": max_tokens or the context; "" while running, or cancelled
+    cached: int = 0  # tokens of the prompt that were in the cache already
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,6 +53,7 @@ class Engine:
         self.slots = Slots(model.config, slots, self.device, model.dtype)
         self.running: list[Request] = []  # the i-th is in slot i
         self.waiting: deque[Request] = deque()
+        self._decode = Decoder(self.model, self.slots) if self.device.type == "cpu" else Graphs(self.model, self.slots)
         self._capacity = slots
 
     @property
@@ -70,18 +77,15 @@ class Engine:
     def step(self) -> list[tuple[Request, int]]:
         """One more token for every running request: [(request, token)]. A request's stop token is not reported."""
         self.retire()
-        fresh = []
+        older = list(self.running)
+        logits = [self._decode([request.output[-1] for request in older]).cpu()] if older else []  # (B, V), raw
         while self.waiting and len(self.running) < self._capacity:
             request = self.waiting.popleft()
             if not request.finished:
-                fresh.append(self._prefill(request))
-        older = self.running[: len(self.running) - len(fresh)]
-        if older:
-            tokens = torch.tensor([[request.output[-1]] for request in older], device=self.device)  # (B, 1)
-            logits = [*self._forward(tokens, 0), *fresh]
-        else:
-            logits = fresh
-        return [(r, t) for r, row in zip(self.running, logits) if (t := self._next(r, row)) is not None]
+                logits.append(self._prefill(request))
+        if not logits:
+            return []
+        return self._choose(logits[0] if len(logits) == 1 else torch.cat(logits))
 
     def stream(self, request: Request) -> Iterator[int]:
         """Submits one request and yields its tokens; closing the iterator cancels it."""
@@ -95,39 +99,44 @@ class Engine:
             self.cancel(request)
             self.retire()
 
-    def _forward(self, tokens: torch.Tensor, first: int) -> torch.Tensor:
-        """Logits (B, V) float32 on the CPU after tokens (B, T) in the slots from `first` on."""
-        view = self.slots.view(first, first + tokens.size(0), tokens.size(1))
-        hidden = self.model.hidden(tokens, view)[:, -1]
-        view.advance()
-        return self.model.logits(hidden).float().cpu()
-
-    def _prefill(self, request: Request) -> torch.Tensor:
+    def _prefill(self, request: Request) -> Tensor:
+        """Takes a request in: raw logits (1, V) after its prompt."""
         slot = len(self.running)
-        self.slots.clear(slot)
+        done = request.cached = self.slots.begin(request.prompt, slot)
+        self.slots.previous[slot] = self.model.embedded(request.prompt[done - 1]) if done else 0
         self.running.append(request)
-        return self._forward(torch.tensor([request.prompt], device=self.device), slot)[0]
+        view = self.slots.view(slot, slot + 1, len(request.prompt) - done)
+        hidden = self.model.hidden(torch.tensor([request.prompt[done:]], device=self.device), view)[:, -1]
+        view.advance()
+        return self.model.lm_head(hidden)[:, : self.config.vocab_size].cpu()
 
-    def _next(self, request: Request, logits: torch.Tensor) -> int | None:
-        """The request's next token, or None when it ended with a stop token."""
-        if request.forced:
-            token = request.forced.popleft()
-        else:
-            token = sample(logits, request.sampling, request.generator)
-            if token in request.stop:
-                request.finished = True
-                return None
-        request.output.append(token)
-        full = len(request.prompt) + len(request.output) >= self.config.sequence_len
-        request.finished = full or len(request.output) >= request.max_tokens
-        return token
+    def _choose(self, logits: Tensor) -> list[tuple[Request, int]]:
+        """Every running request's next token, from raw logits (B, V)."""
+        softcap = self.config.softcap
+        tokens = sample(logits, softcap, self.running)
+        found = []
+        for i, (request, token) in enumerate(zip(self.running, tokens)):
+            if request.forced:
+                token = request.forced.popleft()
+            elif token in request.stop:
+                request.finished, request.ended = True, "stop"
+                continue
+            if request.sampling.logprobs is not None:
+                request.logprobs.append(log_probabilities(logits[i], softcap, token, request.sampling.logprobs))
+            request.output.append(token)
+            full = len(request.prompt) + len(request.output) >= self.config.sequence_len
+            if full or len(request.output) >= request.max_tokens:
+                request.finished, request.ended = True, "length"
+            found.append((request, token))
+        return found
 
     def retire(self) -> None:
-        """Frees the slots of finished requests; the last running request moves into each hole."""
+        """Frees the slots of finished requests, which keep their tokens for later prompts that begin alike."""
         for slot in reversed(range(len(self.running))):
-            if self.running[slot].finished:
+            request = self.running[slot]
+            if request.finished:
                 last = len(self.running) - 1
-                if slot != last:
-                    self.slots.move(last, slot)
-                    self.running[slot] = self.running[last]
+                self.slots.tokens[slot] = [*request.prompt, *request.output]
+                self.slots.swap(slot, last)
+                self.running[slot] = self.running[last]
                 self.running.pop()
