@@ -2,66 +2,105 @@
 
 The model writes an expression between <|python_start|> and <|python_end|>; the calculator's answer goes back as forced
 tokens between <|output_start|> and <|output_end|>, and the model writes on. `Reply` is that state machine; it turns
-tokens into events, text whole in UTF-8.
+tokens into events, text whole in UTF-8, and ends at stop strings, which may lie across tokens: what could become one is
+held back, and never shown if it does.
 """
 
 import codecs
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nanochat.calculator import calculate
 from nanochat.engine import Engine, Request, Sampling
+from nanochat.engine.sampling import LogProbs
 from nanochat.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Event:
-    """A piece of an answer: of kind "text", shown as it comes; "python", a whole call; "python_output", its result."""
+    """A piece of an answer: of kind "text", shown as it comes; "python", a whole call; "python_output", its result.
+
+    `tokens` are those that the text is made of, where log-probabilities are asked for.
+    """
 
     kind: str
     text: str
+    tokens: tuple[tuple[int, LogProbs], ...] = ()
 
 
 class Reply:
-    """An answer in the making. Feed it every token of the request; it gives events and forces tool results."""
+    """An answer in the making. Feed it every token of the request; it gives events and forces tool results.
 
-    def __init__(self, tokenizer: Tokenizer, request: Request):
-        self.tokenizer, self.request = tokenizer, request
+    `stopped` is set when a stop string came: the request is to be cancelled. tools=False: raw text, no calls.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, request: Request, stops: Sequence[str] = (), tools: bool = True):
+        self.tokenizer, self.request, self.stops, self.tools = tokenizer, request, tuple(stops), tools
+        self.stopped = False
         self._inside: str | None = None  # the tool section we are in: "python" or "python_output"
         self._section: list[int] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds back half characters
+        self._held = ""  # text that could be the beginning of a stop string
+        self._shown = 0  # characters given out
+        self._owed: deque[tuple[int, int, LogProbs]] = deque()  # (where it begins, token, …) of tokens not given out
 
     def feed(self, token: int) -> list[Event]:
+        if self.stopped:
+            return []
         special = self.tokenizer.special
-        if token == special["<|python_start|>"]:
-            self._open("python")
-        elif token == special["<|output_start|>"]:
-            self._open("python_output")
-        elif token == special["<|python_end|>"] and self._inside == "python":
+        if token >= len(self.tokenizer.merges):
+            return self._tool(token, special) if self.tools else []
+        if self._inside:
+            self._section.append(token)
+            return []
+        if self.request.logprobs:
+            self._owed.append((self._shown + len(self._held), token, self.request.logprobs[-1]))
+        return self._text(self._decoder.decode(self.tokenizer.decode_bytes([token])))
+
+    def finish(self) -> list[Event]:
+        """What was still held back, at the end."""
+        if self.stopped:
+            return []
+        found = self._text(self._decoder.decode(b"", final=True))
+        return found if self.stopped else found + self._give(self._held, last=True)
+
+    def _text(self, new: str) -> list[Event]:
+        text = self._held + new
+        at = min((i for stop in self.stops if (i := text.find(stop)) >= 0), default=-1)
+        if at >= 0:
+            self.stopped = True
+            return self._give(text[:at])
+        longest = max((n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        self._held = text
+        return self._give(text[: len(text) - longest])
+
+    def _give(self, text: str, last: bool = False) -> list[Event]:
+        """An event of the first held characters, with the tokens that begin in them (last: all that are left)."""
+        self._held = self._held[len(text) :]
+        self._shown += len(text)
+        tokens = []
+        while self._owed and (last or self._owed[0][0] < self._shown):
+            _, token, logprobs = self._owed.popleft()
+            tokens.append((token, logprobs))
+        return [Event("text", text, tuple(tokens))] if text or tokens else []
+
+    def _tool(self, token: int, special: dict[str, int]) -> list[Event]:
+        if token in (special["<|python_start|>"], special["<|output_start|>"]):
+            before = [] if self._inside else self._give(self._held)  # no stop string reaches over a call
+            self._inside = "python" if token == special["<|python_start|>"] else "python_output"
+            self._section = []
+            return before
+        if token == special["<|python_end|>"] and self._inside == "python":
             call = self._close()
             result = calculate(call.text)
             if result is not None:
                 answer = self.tokenizer.encode(result)
                 self.request.force([special["<|output_start|>"], *answer, special["<|output_end|>"]])
             return [call]
-        elif token == special["<|output_end|>"] and self._inside == "python_output":
+        if token == special["<|output_end|>"] and self._inside == "python_output":
             return [self._close()]
-        elif token >= len(self.tokenizer.merges):
-            pass  # a special token where none belongs is not text
-        elif self._inside:
-            self._section.append(token)
-        else:
-            text = self._decoder.decode(self.tokenizer.decode_bytes([token]))
-            return [Event("text", text)] if text else []
-        return []
-
-    def finish(self) -> list[Event]:
-        """What was still held back, at the end."""
-        text = self._decoder.decode(b"", final=True)
-        return [Event("text", text)] if text else []
-
-    def _open(self, kind: str) -> None:
-        self._inside, self._section = kind, []
+        return []  # a special token where none belongs is not text
 
     def _close(self) -> Event:
         event = Event(self._inside or "", self.tokenizer.decode(self._section))
@@ -87,8 +126,8 @@ def visible_text(events: list[Event]) -> str:
     return "".join(event.text for event in events if event.kind == "text")
 
 
-def request(tokenizer: Tokenizer, messages: list[dict], max_tokens: int, sampling: Sampling, context: int) -> Request:
-    """A request for the assistant's next turn. Drops the oldest turns when prompt and answer exceed the context."""
+def prompt_within(tokenizer: Tokenizer, messages: list[dict], max_tokens: int, context: int) -> list[int]:
+    """A conversation's ids. Drops the oldest turns when prompt and answer exceed the context."""
     messages = list(messages)
     while True:
         prompt = tokenizer.render_for_completion(messages)
@@ -96,9 +135,18 @@ def request(tokenizer: Tokenizer, messages: list[dict], max_tokens: int, samplin
             break
         first = 1 if messages[0]["role"] == "system" else 0
         del messages[first : first + 2]
-    prompt = prompt if len(prompt) < context else [prompt[0], *prompt[-(context * 3 // 4) :]]
-    ends = frozenset((tokenizer.special["<|assistant_end|>"], tokenizer.bos))
-    return Request(prompt, max_tokens, sampling, ends)
+    return prompt if len(prompt) < context else [prompt[0], *prompt[-(context * 3 // 4) :]]
+
+
+def ends(tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end an answer."""
+    return frozenset((tokenizer.special["<|assistant_end|>"], tokenizer.bos))
+
+
+def request(tokenizer: Tokenizer, messages: list[dict], max_tokens: int, sampling: Sampling, context: int) -> Request:
+    """A request for the assistant's next turn, within the context."""
+    prompt = prompt_within(tokenizer, messages, max_tokens, context)
+    return Request(prompt, max_tokens, sampling, ends(tokenizer))
 
 
 def stream(

@@ -134,6 +134,14 @@ def latest(folder: Path, verify: bool = True) -> Checkpoint | None:
     return None
 
 
+def at(path: Path) -> Checkpoint:
+    """The checkpoint in a folder. Raises UserError when it is damaged."""
+    problem = damage(path)
+    if problem is not None:
+        raise UserError(f"{path} cannot be used: {problem}")
+    return Checkpoint(path, json.loads((path / "meta.json").read_text()))
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:

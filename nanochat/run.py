@@ -46,8 +46,13 @@ class Run:
     def tokenizer(self) -> Tokenizer:
         return Tokenizer.load(self.stage("tokenizer"))
 
-    def checkpoint(self, stage: str | None = None) -> Checkpoint:
-        """The finished model of a stage, or of the last stage there is. Raises UserError when there is none."""
+    def checkpoint(self, stage: str | None = None, step: int | None = None) -> Checkpoint:
+        """The finished model of a stage, or of the last stage there is; or a stage's checkpoint of a given step.
+
+        Raises UserError when there is none.
+        """
+        if step is not None:
+            return self._at_step(stage, step)
         for name in [stage] if stage else reversed(TRAINED):
             if name not in TRAINED:
                 raise UserError(f"there is no stage {name!r}; a model comes from {', '.join(TRAINED)}")
@@ -60,6 +65,14 @@ class Run:
         raise UserError(
             f"run {self.name!r} has no finished {stage or 'model'} in {self.folder} ({there}); train it first"
         )
+
+    def _at_step(self, stage: str | None, step: int) -> Checkpoint:
+        name = stage or next((name for name in reversed(TRAINED) if self.stage(name).is_dir()), TRAINED[0])
+        steps = sorted(int(path.name[5:]) for path in self.stage(name).glob("step_*"))
+        if step not in steps:
+            kept = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"run {self.name!r} has no checkpoint of {name} at step {step}; kept are {kept}")
+        return checkpoint.at(self.stage(name) / f"step_{step:06d}")
 
     def fresh(self, stage: str) -> None:
         """Forgets a stage."""

@@ -1,0 +1,147 @@
+"""What keeps a client from hurting the others: sizes, deadlines, hosts, keys.
+
+`Guard` is an ASGI middleware around the app; `guarded_protocol` a protocol for uvicorn, which by itself waits for ever
+for a request's headers. On localhost without a key, a web page elsewhere must not reach the server through the reader's
+browser: so the Host must be one of ours (against DNS rebinding), and a body must be declared as JSON (a form on another
+site cannot do that without asking first, and we allow no other origin).
+"""
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from starlette.responses import JSONResponse
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nanochat.web.schema import ApiError
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+OPEN = ("/", "/health", "/favicon.ico")  # what needs no key: the page itself, and whether we live
+
+
+@dataclass(frozen=True)
+class Limits:
+    hosts: frozenset[str]  # names the server answers to; empty: any
+    api_key: str = ""
+    body_bytes: int = 2 << 20
+    body_seconds: float = 10.0
+    header_seconds: float = 10.0
+    connections: int = 1024
+
+
+class Guard:
+    def __init__(self, app: Any, limits: Limits):
+        self.app, self.limits = app, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        try:
+            headers = {key.decode("latin1").lower(): value.decode("latin1") for key, value in scope["headers"]}
+            self.check(scope["method"], scope["path"], headers)
+            if scope["method"] in ("POST", "PUT", "PATCH"):
+                body = await self.body(receive, headers)
+                receive = once(body, receive)
+        except ApiError as error:
+            response = JSONResponse(error.body, error.status, {**error.headers, "connection": "close"})
+            return await response(scope, receive, send)
+        await self.app(scope, receive, send)
+
+    def check(self, method: str, path: str, headers: dict[str, str]) -> None:
+        """Raises ApiError for a request that is refused by its headers."""
+        host = headers.get("host", "").rsplit("@", 1)[-1]
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        if self.limits.hosts and name.lower() not in self.limits.hosts:
+            raise ApiError(400, f"this server is not {name[:100]!r}; give --host to serve it under another name")
+        if self.limits.api_key and path not in OPEN and not path.startswith("/static/"):
+            given = headers.get("authorization", "").removeprefix("Bearer ").encode()
+            if not hmac.compare_digest(given, self.limits.api_key.encode()):
+                raise ApiError(401, "wrong API key", "authentication_error", code="invalid_api_key")
+        if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise ApiError(415, "the body must be declared as application/json")
+
+    async def body(self, receive: Receive, headers: dict[str, str]) -> bytes:
+        """The whole body. Raises ApiError when it is too long or too slow."""
+        limits = self.limits
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > limits.body_bytes:
+            raise ApiError(413, f"the body is larger than {limits.body_bytes:,} bytes")
+        chunks, size = [], 0
+        try:
+            with anyio.fail_after(limits.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ApiError(400, "the client left")
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    if size > limits.body_bytes:
+                        raise ApiError(413, f"the body is larger than {limits.body_bytes:,} bytes")
+                    if not message.get("more_body"):
+                        return b"".join(chunks)
+        except TimeoutError:
+            raise ApiError(408, f"the body did not come within {limits.body_seconds:g} seconds") from None
+
+
+def once(body: bytes, receive: Receive) -> Receive:
+    """A receive that gives a body that was read already, then what comes after it."""
+    given = False
+
+    async def replay() -> MutableMapping[str, Any]:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def guarded_protocol(limits: Limits) -> type[H11Protocol]:
+    """uvicorn's protocol with a deadline for headers and a bound on connections."""
+    opened = 0
+
+    class Guarded(H11Protocol):
+        deadline: asyncio.TimerHandle | None = None
+        counted = False
+
+        def connection_made(self, transport: Any) -> None:
+            nonlocal opened
+            super().connection_made(transport)
+            opened, self.counted = opened + 1, True
+            if opened > limits.connections:
+                transport.write(b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\r\n")
+                transport.close()
+            else:
+                self.wait()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            nonlocal opened
+            if self.counted:
+                opened, self.counted = opened - 1, False
+            self.ready()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            before = self.cycle
+            super().data_received(data)
+            if self.cycle is not before:
+                self.ready()  # a request's headers are here
+            elif before is None or before.response_complete:
+                self.wait()  # some of the next one's
+
+        def wait(self) -> None:
+            if self.deadline is None:
+                self.deadline = self.loop.call_later(limits.header_seconds, self.transport.close)
+
+        def ready(self) -> None:
+            if self.deadline is not None:
+                self.deadline.cancel()
+                self.deadline = None
+
+    return Guarded
