@@ -1,0 +1,251 @@
+// The page's conversation: what is sent, what is shown, what is kept. Start reading at `ask`.
+
+import { answer, models } from "./api.js";
+import { byId, button, make } from "./dom.js";
+import { assistantMessage, failure, note, textOf, userMessage, welcome } from "./messages.js";
+import { openSettings, startSettings } from "./settings.js";
+import { key, load, newConversation, save, saveSettings, settings, titleOf } from "./store.js";
+
+let conversations = load();
+let current = conversations[0] ?? newConversation();
+let model = "";
+let running = null; // the AbortController of the answer that is being written
+const composer = byId("composer");
+const list = byId("messages");
+
+const HELP = "- `/temperature x`: 0 always takes the likeliest token\n- `/topk n`: candidates to draw from, 0 for all\n" +
+  "- `/clear`: a new conversation\n- `/help`: this list\n\nEnter sends, Shift+Enter starts a new line, Esc stops an " +
+  "answer, Ctrl+Shift+O starts a new conversation.";
+
+// ---- sending
+
+function wire(message) { // as the server wants it: the calculator's calls stay in their places
+  const plain = message.parts.every((part) => part.type === "text");
+  return { role: message.role, content: plain ? textOf(message) : message.parts };
+}
+
+function grow(message, piece) {
+  if (piece.text) {
+    const last = message.parts.at(-1);
+    if (last?.type === "text") last.text += piece.text;
+    else message.parts.push({ type: "text", text: piece.text });
+  }
+  message.parts.push(...piece.events);
+  message.tokens.push(...piece.tokens);
+}
+
+async function ask(fresh = false) {
+  const conversation = current;
+  const message = { role: "assistant", parts: [], tokens: [] };
+  const system = settings.system.trim() ? [{ role: "system", content: settings.system.trim() }] : [];
+  const request = {
+    model, messages: [...system, ...conversation.messages.map(wire)], temperature: settings.temperature,
+    top_k: settings.topK, max_tokens: settings.maxTokens,
+  };
+  if (settings.seed !== null && !fresh) request.seed = settings.seed;
+  const shown = assistantMessage(message, regenerate);
+  show(shown.element);
+  const control = running = new AbortController();
+  busy(true);
+  const started = performance.now();
+  const seconds = () => (performance.now() - started) / 1000;
+  const stats = message.stats = { tokens: 0, seconds: 0, first: 0, reason: "" };
+  try {
+    for await (const piece of answer(request, key.get(), control.signal)) {
+      if (!stats.first) stats.first = seconds();
+      grow(message, piece);
+      stats.tokens = piece.usage?.completion_tokens ?? Math.max(stats.tokens, message.tokens.length);
+      if (piece.reason) [stats.reason, stats.seconds] = [piece.reason, seconds()];
+      if (running === control) { shown.update(false); follow(); }
+    }
+  } catch (problem) {
+    if (problem.name !== "AbortError") {
+      shown.element.remove();
+      const words = problem instanceof TypeError ? "the server cannot be reached" : problem.message;
+      show(failure(words[0].toUpperCase() + words.slice(1) + ".", (event) => {
+        event.target.closest("article").remove();
+        ask();
+      }));
+      return;
+    }
+    [stats.reason, stats.seconds] = ["stopped", seconds()];
+  } finally {
+    if (running === control) { running = null; busy(false); }
+  }
+  conversation.messages.push(message);
+  keep();
+  shown.update(true);
+  onlyLastRegenerates();
+  byId("said").textContent = textOf(message);
+  follow();
+}
+
+function say(text) {
+  if (running) return;
+  current.messages.push({ role: "user", parts: [{ type: "text", text }] });
+  keep();
+  draw();
+  ask();
+}
+
+function edited(index, text) {
+  stop();
+  current.messages.length = index;
+  say(text);
+}
+
+function regenerate() {
+  if (running) return;
+  current.messages.pop();
+  draw();
+  ask(true);
+}
+
+const stop = () => { running?.abort(); running = null; busy(false); };
+
+// ---- slash commands
+
+function command(line) {
+  const [name, value] = line.split(/\s+/);
+  const number = Number(value);
+  if (name === "/help") show(note(HELP));
+  else if (name === "/clear") start();
+  else if (name === "/temperature" && value !== undefined && number >= 0 && number <= 2) {
+    saveSettings({ temperature: number });
+    show(note(`Temperature is ${number} now.`));
+  } else if (name === "/topk" && Number.isInteger(number) && value !== undefined && number >= 0) {
+    saveSettings({ topK: number });
+    show(note(`Top-k is ${number || "all"} now.`));
+  } else if (name === "/temperature") show(note(`Temperature is ${settings.temperature}; \`/temperature 0\` to 2 sets it.`));
+  else if (name === "/topk") show(note(`Top-k is ${settings.topK || "all"}; \`/topk 50\` sets it.`));
+  else show(note(`There is no command ${name}.\n\n${HELP}`));
+  follow(true);
+}
+
+function submit() {
+  const text = composer.value.trim();
+  if (!text || (running && !text.startsWith("/"))) return;
+  composer.value = "";
+  fit();
+  if (text.startsWith("/")) command(text);
+  else say(text);
+}
+
+// ---- showing
+
+const atEnd = () => list.scrollHeight - list.scrollTop - list.clientHeight < 80;
+let following = true;
+list.addEventListener("scroll", () => { following = atEnd(); });
+const follow = (always = false) => { if (following || always) list.scrollTop = list.scrollHeight; };
+
+function show(element) {
+  list.querySelector(".welcome")?.remove();
+  list.append(element);
+  follow(true);
+}
+
+function busy(is) {
+  byId("send").hidden = is;
+  byId("stop").hidden = !is;
+}
+
+function onlyLastRegenerates() {
+  const all = [...list.querySelectorAll('[data-testid="regenerate"]')];
+  for (const one of all.slice(0, -1)) one.remove();
+}
+
+function draw() {
+  list.replaceChildren();
+  for (const [i, message] of current.messages.entries()) {
+    if (message.role === "user") list.append(userMessage(message, (text) => edited(i, text)));
+    else {
+      const shown = assistantMessage(message, regenerate);
+      shown.update(true);
+      list.append(shown.element);
+    }
+  }
+  onlyLastRegenerates();
+  if (!current.messages.length) list.append(welcome(say));
+  const entries = conversations.map((conversation) => {
+    const chosen = conversation === current ? "page" : undefined;
+    const open = button(titleOf(conversation), "conversation", () => start(conversation), { "aria-current": chosen });
+    const remove = button("✕", "conversation-delete", () => forget(conversation, remove),
+      { "aria-label": `Delete ${titleOf(conversation)}` });
+    return make("li", {}, open, remove);
+  });
+  byId("conversations").replaceChildren(...entries);
+  follow(true);
+}
+
+// ---- conversations
+
+function keep() {
+  conversations = [current, ...conversations.filter((c) => c !== current)];
+  save(conversations);
+}
+
+function start(conversation = newConversation()) {
+  stop();
+  current = conversation;
+  document.body.classList.remove("history-open");
+  byId("history-toggle").setAttribute("aria-expanded", "false");
+  draw();
+  composer.focus();
+}
+
+function forget(conversation, pressed) {
+  if (pressed.textContent !== "Delete?") { // the second click means it
+    pressed.textContent = "Delete?";
+    setTimeout(() => { pressed.textContent = "✕"; }, 3000);
+    return;
+  }
+  conversations = conversations.filter((c) => c !== conversation);
+  save(conversations);
+  if (conversation === current) start();
+  else draw();
+}
+
+// ---- starting
+
+function fit() {
+  composer.style.height = "auto";
+  composer.style.height = `${Math.min(composer.scrollHeight, 200)}px`;
+}
+
+async function greet() {
+  try {
+    const [card] = await models(key.get());
+    model = card.id;
+    byId("model").textContent = card.id;
+    if (settings.maxTokens > card.context_length) saveSettings({ maxTokens: card.max_tokens });
+  } catch (problem) {
+    show(failure(`The server cannot be reached: ${problem.message}.`, (event) => {
+      event.target.closest("article").remove();
+      greet();
+    }));
+  }
+}
+
+composer.addEventListener("input", fit);
+composer.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); submit(); }
+});
+byId("send").addEventListener("click", () => { submit(); composer.focus(); });
+byId("stop").addEventListener("click", () => { running?.abort(); composer.focus(); });
+byId("new-chat").addEventListener("click", () => start());
+byId("settings-open").addEventListener("click", openSettings);
+byId("history-toggle").addEventListener("click", () => {
+  const open = document.body.classList.toggle("history-open");
+  byId("history-toggle").setAttribute("aria-expanded", String(open));
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && running) running.abort();
+  if (event.key.toLowerCase() === "o" && event.shiftKey && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    start();
+  }
+});
+startSettings(greet);
+draw();
+greet();
+composer.focus();
