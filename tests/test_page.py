@@ -1,0 +1,212 @@
+"""The chat page in a real Chromium against the real server, with the parrot for a model: it says what we want said."""
+
+import shutil
+
+import pytest
+import tiny
+from test_web import serving
+
+from nanochat.web import mock
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed, so no browser can be driven"
+)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (Debian: apt-get install chromium)")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+ATTACKS = (
+    "<img src=x onerror=alert(1)>", "<svg/onload=alert(1)>", "[x](javascript:alert(1))", "<script>alert(1)</script>",
+    '<iframe srcdoc="<script>alert(1)</script>">', "[y](data:text/html,<script>alert(1)</script>)", "![z](http://a.b/c)",
+    "```\n<b>bold</b>\n```", "| <u>a</u> | b |\n|---|---|\n| <i>c</i> | d |",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server():
+    tokenizer = tiny.tokenizer()
+    with serving(mock.Parrot(tokenizer, 8), tokenizer, mock.CONTEXT) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as p:
+        made = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def page(server, browser, request):
+    """A page of a fresh profile. Any dialog, page error, CSP report, or request elsewhere fails the test."""
+    context = browser.new_context(**getattr(request, "param", {}))
+    context.grant_permissions(["clipboard-read", "clipboard-write"], origin=server)
+    opened, wrong = context.new_page(), []
+    opened.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("console", lambda m: wrong.append(m.text) if "Content Security" in m.text or m.type == "error" else None)
+    opened.on("request", lambda r: None if r.url.startswith((server, "data:")) else wrong.append(r.url))
+    opened.set_default_timeout(8000)
+    opened.goto(server)
+    yield opened
+    context.close()
+    assert not wrong
+
+
+def send(page, text, wait=True):
+    page.get_by_test_id("composer").fill(text)
+    page.keyboard.press("Enter")
+    if wait:
+        page.get_by_test_id("stats").last.wait_for()
+        page.get_by_test_id("send").wait_for()
+
+
+def answers(page):
+    return page.locator('[data-role="assistant"] .body')
+
+
+def test_send_stream_and_reload(page):
+    page.get_by_test_id("example").first.click()
+    page.get_by_test_id("stats").wait_for()
+    assert page.get_by_test_id("tool-call").inner_text().split("\n") == ["calculator", "27 + 58", "=", "85"]
+    send(page, "say: **bold** and `code`")
+    assert answers(page).last.locator("strong").inner_text() == "bold"
+    assert "tokens/s" in page.get_by_test_id("stats").last.inner_text()
+    page.reload()
+    assert answers(page).count() == 2 and "85" in answers(page).first.inner_text()
+    page.get_by_test_id("new-chat").click()
+    assert answers(page).count() == 0 and page.get_by_test_id("conversation").count() == 1
+    page.get_by_test_id("conversation").click()
+    assert answers(page).count() == 2
+    remove = page.get_by_test_id("conversation-delete")
+    remove.click()
+    assert answers(page).count() == 2  # the first click only asks
+    remove.click()
+    assert answers(page).count() == 0 and page.get_by_test_id("conversation").count() == 0
+
+
+def test_stop_regenerate_edit_copy(page):
+    send(page, "say: " + "word " * 300, wait=False)
+    page.wait_for_function("document.querySelector('[data-role=assistant] .body').innerText.length > 20")
+    page.get_by_test_id("stop").click()
+    page.get_by_test_id("stats").wait_for()
+    assert "stopped" in page.get_by_test_id("stats").inner_text()
+    page.get_by_test_id("edit").click()
+    page.get_by_test_id("edit-box").fill("say: shorter")
+    page.get_by_test_id("edit-send").click()
+    page.get_by_test_id("stats").wait_for()
+    assert page.locator('[data-role="user"]').count() == 1 and answers(page).inner_text() == "shorter"
+    page.get_by_test_id("regenerate").click()
+    page.get_by_test_id("stats").wait_for()
+    assert answers(page).count() == 1 and answers(page).inner_text() == "shorter"
+    page.locator('[data-role="assistant"]').get_by_test_id("copy").click()
+    assert page.evaluate("navigator.clipboard.readText()") == "shorter"
+
+
+def test_tokens_and_their_alternatives(page):
+    send(page, "say: the dog")
+    page.get_by_test_id("tokens-toggle").click()
+    tokens = page.get_by_test_id("token")
+    assert "".join(tokens.all_inner_texts()).replace("·", " ") == "the dog"
+    tokens.first.press("Enter")
+    assert "90.0%" in page.get_by_test_id("alternatives").inner_text()
+
+
+def test_keyboard_alone_and_slash_commands(page):
+    assert page.evaluate("document.activeElement.id") == "composer"
+    page.keyboard.type("/temperature 0.1")
+    page.keyboard.press("Enter")
+    page.keyboard.type("/topk 7")
+    page.keyboard.press("Enter")
+    page.keyboard.type("/help")
+    page.keyboard.press("Enter")
+    assert page.locator('[data-role="note"]').count() == 3 and answers(page).count() == 0
+    page.keyboard.type("say: a")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("b")
+    page.keyboard.press("Enter")
+    page.get_by_test_id("stats").wait_for()
+    assert page.locator('[data-role="user"] .body').inner_text() == "say: a\nb"
+    page.keyboard.type("say: " + "long " * 200)
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    page.wait_for_function("document.querySelectorAll('[data-testid=stats]').length == 2")
+    page.keyboard.press("Control+Shift+O")
+    assert answers(page).count() == 0 and page.evaluate("document.activeElement.id") == "composer"
+
+
+def test_settings_are_kept_and_sent(page):
+    page.get_by_test_id("settings-open").click()
+    for name, value in (("temperature", "0.3"), ("top-k", "9"), ("max-tokens", "3"), ("system-prompt", "Be kind.")):
+        page.get_by_test_id(name).fill(value)
+    page.get_by_test_id("settings-close").click()
+    page.reload()
+    with page.expect_request("**/v1/chat/completions") as sent:
+        send(page, "say: one two three four five")
+    body = sent.value.post_data_json
+    assert (body["temperature"], body["top_k"], body["max_tokens"]) == (0.3, 9, 3)
+    assert body["messages"][0] == dict(role="system", content="Be kind.")
+    assert "cut off" in page.get_by_test_id("stats").inner_text()
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_what_a_model_writes_is_text(page, attack):
+    send(page, f"say: {attack}")
+    body = answers(page).last
+    for tag in ("img", "svg", "iframe", "script", "u", "i", "b"):
+        assert body.locator(tag).count() == 0, tag
+    assert all(href.startswith("http") for href in body.locator("a").evaluate_all("all => all.map(a => a.href)"))
+    page.wait_for_timeout(100)
+
+
+def test_a_server_that_is_away_is_said_and_tried_again(page):
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    page.get_by_test_id("composer").fill("say: hello")
+    with_errors = page.locator('[data-role="error"]')
+    page.evaluate("window.console.error = () => {}")
+    page.keyboard.press("Enter")
+    with_errors.wait_for()
+    assert "cannot be reached" in with_errors.inner_text()
+    page.unroute("**/v1/chat/completions")
+    page.get_by_test_id("retry").click()
+    page.get_by_test_id("stats").wait_for()
+    assert answers(page).inner_text() == "hello" and with_errors.count() == 0
+
+
+def test_damaged_storage_is_forgotten(page):
+    page.evaluate("localStorage.setItem('nanochat-conversations', '[{\"id\": 3}, ')")
+    page.reload()
+    send(page, "say: fine")
+    assert answers(page).inner_text() == "fine"
+
+
+PHONE = dict(viewport=dict(width=375, height=700), color_scheme="dark")
+
+
+@pytest.mark.parametrize("page", [PHONE], indirect=True, ids=["phone"])
+def test_on_a_phone(page):
+    send(page, "say: " + "averylongwordwithoutanyspace" * 6 + "\n\n```\n" + "x" * 200 + "\n```")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.get_by_test_id("history-toggle").click()
+    page.get_by_test_id("new-chat").click()
+    assert answers(page).count() == 0
+
+
+LOOKS = [dict(color_scheme=scheme, bypass_csp=True) for scheme in ("light", "dark")]
+
+
+@pytest.mark.parametrize("page", LOOKS, indirect=True, ids=["light", "dark"])
+def test_accessible(page):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    send(page, "What is 1 + 1?")
+    send(page, "say: # Title\n\n- a [link](https://example.org)\n\n```\ncode\n```\n\n> quoted")
+    page.get_by_test_id("tokens-toggle").first.click()
+    page.get_by_test_id("token").first.click()
+    found = axe.Axe().run(page).response["violations"]
+    page.get_by_test_id("settings-open").click()
+    found += axe.Axe().run(page).response["violations"]
+    serious = [(v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")]
+    assert not serious
