@@ -39,7 +39,7 @@ async function ask(fresh = false) {
   const message = { role: "assistant", parts: [], tokens: [] };
   const system = settings.system.trim() ? [{ role: "system", content: settings.system.trim() }] : [];
   const request = {
-    model, messages: [...system, ...conversation.messages.map(wire)], temperature: settings.temperature,
+    ...(model && { model }), messages: [...system, ...conversation.messages.map(wire)], temperature: settings.temperature,
     top_k: settings.topK, max_tokens: settings.maxTokens,
   };
   if (settings.seed !== null && !fresh) request.seed = settings.seed;
