@@ -81,5 +81,5 @@ fi
 
 if wanted report; then
     echo
-    echo "Talk to it:  .venv/bin/python -m scripts.chat_cli --run=$RUN"
+    echo "Talk to it:  .venv/bin/python -m scripts.chat_cli --run=$RUN, or scripts.chat_web for a page"
 fi
