@@ -1,0 +1,109 @@
+"""Measures one engine, ours or upstream's, in a process of its own: a batch size a line in, a JSON line out.
+
+Called by scripts/infer_bench.py with the folder from which `nanochat` is imported, and the settings as JSON. Only what
+both have in common is asked of them: a model of given sizes, and tokens for a batch of equal prompts.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+folder, settings = sys.argv[1], json.loads(sys.argv[2])
+sys.path[0] = folder  # not this file's own folder
+if settings["dtype"]:
+    os.environ["NANOCHAT_DTYPE"] = settings["dtype"]
+
+
+def config(cls: Any) -> Any:
+    heads = settings["width"] // 128
+    return cls(
+        sequence_len=settings["sequence_len"], vocab_size=settings["vocab_size"], n_layer=settings["depth"],
+        n_head=heads, n_kv_head=heads, n_embd=settings["width"],
+    )  # fmt: skip
+
+
+def ours() -> tuple[Callable[[int], Any], str]:
+    from nanochat.engine import Engine, Request, Sampling
+    from nanochat.gpt import GPT, GPTConfig
+    from nanochat.hardware import setup
+
+    hardware = setup()
+    with torch.device("meta"):
+        model = GPT(config(GPTConfig))
+    model.to_empty(device=hardware.device)
+    model.init_weights(hardware.dtype)
+    engines: dict[int, Engine] = {}
+
+    def steps(batch: int) -> Any:
+        engine = engines.setdefault(batch, Engine(model, slots=batch))
+        engine.slots.tokens = [[] for _ in range(batch)]  # nothing of the run before
+        for i in range(batch):
+            prompt = [(7 * j) % 1000 for j in range(settings["prompt_tokens"])]  # one for all, as upstream's can
+            engine.submit(Request(prompt, settings["new_tokens"], Sampling(1.0, 50, i)))
+        while not engine.idle:
+            yield len(engine.step())
+
+    return steps, f"{hardware.device.type}, {str(hardware.dtype)[6:]}"
+
+
+def upstream() -> tuple[Callable[[int], Any], str]:
+    from nanochat.common import COMPUTE_DTYPE
+
+    from nanochat.engine import Engine
+    from nanochat.gpt import GPT, GPTConfig
+
+    class Tokenizer:  # special tokens that are never drawn
+        encode_special = staticmethod(lambda name: settings["vocab_size"] + 100)
+        get_bos_token_id = staticmethod(lambda: settings["vocab_size"] + 100)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device("meta"):
+        model = GPT(config(GPTConfig))
+    model.to_empty(device=device)
+    model.init_weights()
+    engine = Engine(model.eval(), Tokenizer())
+
+    def steps(batch: int) -> Any:
+        prompt = [(7 * j) % 1000 for j in range(settings["prompt_tokens"])]
+        for column, _ in engine.generate(
+            prompt, num_samples=batch, max_tokens=settings["new_tokens"], temperature=1.0, top_k=50
+        ):
+            yield len(column)
+
+    return steps, f"{device}, {str(COMPUTE_DTYPE)[6:]}"
+
+
+def main() -> None:
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever the engines print is not a reply
+    steps, about = ours() if os.path.exists(os.path.join(folder, "kernels", "__init__.py")) else upstream()
+    for line in sys.stdin:
+        batch = int(line)
+        started, made, first, first_count = time.perf_counter(), 0, 0.0, 0
+        for count in steps(batch):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            made += count
+            if not first:
+                first, first_count = time.perf_counter() - started, count
+        seconds = time.perf_counter() - started - first
+        peak = (
+            torch.cuda.max_memory_allocated()
+            if torch.cuda.is_available()
+            else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        )
+        rate = (made - first_count) / seconds
+        reply = dict(
+            first_ms=1e3 * first, tok_per_s=rate, token_ms=1e3 * batch / rate, peak_mb=peak / 2**20, about=about
+        )
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()

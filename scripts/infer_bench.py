@@ -1,0 +1,96 @@
+"""Measure inference: time to first token, tokens per second by batch, memory; --upstream DIR puts nanochat's beside it.
+
+The model has random weights: speed does not depend on what it says. Each engine runs in a process of its own, which
+waits while the other is measured; the two take turns, and the medians are reported.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nanochat.errors import UserError
+from nanochat.flags import flag, parse, run_script
+
+WORKER = Path(__file__).parent.parent / "benchmarks" / "decode_worker.py"
+
+
+@dataclass
+class Flags:
+    depth: int = flag(6, "layers of the model")
+    width: int = flag(384, "channels; heads are of 128")
+    vocab_size: int = flag(32768, "words of the vocabulary")
+    sequence_len: int = flag(512, "tokens of context")
+    batch_sizes: str = flag("1,8,32", "how many sequences at a time, comma-separated")
+    prompt_tokens: int = flag(32, "length of the prompts")
+    new_tokens: int = flag(64, "tokens made per sequence")
+    repeats: int = flag(5, "runs of each, in turns")
+    dtype: str = flag("", "float32 | bfloat16 (default: each engine's own choice)")
+    upstream: str = flag("", "a clone of karpathy/nanochat to run beside ours")
+
+
+def start(folder: str, flags: Flags) -> subprocess.Popen:
+    """A process that imports `nanochat` from a folder, and measures when told to."""
+    words = [sys.executable, str(WORKER), folder, json.dumps(asdict(flags))]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def measure(worker: subprocess.Popen, batch: int) -> dict[str, float]:
+    """One run. Raises UserError when the process has died."""
+    assert worker.stdin and worker.stdout
+    try:
+        worker.stdin.write(f"{batch}\n")
+        worker.stdin.flush()
+    except BrokenPipeError:
+        pass
+    line = worker.stdout.readline()
+    if not line:
+        raise UserError(f"{' '.join(map(str, worker.args[2:3]))} did not run; is it a clone of nanochat?")  # type: ignore
+    return json.loads(line)
+
+
+def main() -> None:
+    flags = parse(Flags, __doc__ or "")
+    try:
+        batches = [int(size) for size in flags.batch_sizes.split(",")]
+    except ValueError:
+        raise UserError(f"--batch-sizes is {flags.batch_sizes!r}, wanted numbers separated by commas") from None
+    if min(batches) < 1 or flags.prompt_tokens < 1 or flags.new_tokens < 2 or flags.repeats < 1:
+        raise UserError("batch sizes, prompt, repeats want at least 1, and --new-tokens at least 2")
+    if flags.width % 128 or flags.prompt_tokens + flags.new_tokens > flags.sequence_len:
+        raise UserError("--width must be a multiple of 128, and prompt and new tokens must fit --sequence-len")
+    if flags.dtype not in ("", "float32", "bfloat16"):
+        raise UserError(f"--dtype is {flags.dtype!r}, wanted float32 or bfloat16")
+    if flags.upstream and not (Path(flags.upstream) / "nanochat" / "engine.py").is_file():
+        raise UserError(f"--upstream {flags.upstream}: there is no nanochat/engine.py in it")
+    folders = {"ours": str(Path(__file__).parent.parent), **({"upstream": flags.upstream} if flags.upstream else {})}
+    workers = {name: start(folder, flags) for name, folder in folders.items()}
+    result: dict[str, Any] = dict(flags=asdict(flags), rows=[])
+    try:
+        for batch in batches:
+            found: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
+            for _ in range(flags.repeats):
+                for name, worker in workers.items():
+                    found[name].append(measure(worker, batch))
+            for name, runs in found.items():
+                row = {key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "about"}
+                result["rows"].append(dict(engine=name, batch=batch, about=runs[0]["about"], **row))
+                print(
+                    f"{name:9} batch {batch:3}: first token {row['first_ms']:7.1f} ms, {row['tok_per_s']:8.1f} tok/s, "
+                    f"{row['token_ms']:6.2f} ms a step, peak memory {row['peak_mb']:6.0f} MB  ({runs[0]['about']})",
+                    flush=True,
+                )
+            if len(workers) == 2:
+                ours, theirs = result["rows"][-2:]
+                print(f"          ratio {ours['tok_per_s'] / theirs['tok_per_s']:.2f}")
+    finally:
+        for worker in workers.values():
+            worker.kill()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    run_script(main)
