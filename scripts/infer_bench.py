@@ -8,13 +8,18 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
+from nanochat.hardware import device_name
 
+PAUSE = 0.5  # seconds: the other engine's threads still spin for a while after its run
 WORKER = Path(__file__).parent.parent / "benchmarks" / "decode_worker.py"
 
 
@@ -41,6 +46,7 @@ def start(folder: str, flags: Flags) -> subprocess.Popen:
 def measure(worker: subprocess.Popen, batch: int) -> dict[str, float]:
     """One run. Raises UserError when the process has died."""
     assert worker.stdin and worker.stdout
+    time.sleep(PAUSE)
     try:
         worker.stdin.write(f"{batch}\n")
         worker.stdin.flush()
@@ -68,7 +74,9 @@ def main() -> None:
         raise UserError(f"--upstream {flags.upstream}: there is no nanochat/engine.py in it")
     folders = {"ours": str(Path(__file__).parent.parent), **({"upstream": flags.upstream} if flags.upstream else {})}
     workers = {name: start(folder, flags) for name, folder in folders.items()}
-    result: dict[str, Any] = dict(flags=asdict(flags), rows=[])
+    machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    shown = {**asdict(flags), "upstream": bool(flags.upstream)}
+    result: dict[str, Any] = dict(machine=machine, torch=torch.__version__, flags=shown, rows=[])
     try:
         for batch in batches:
             found: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
