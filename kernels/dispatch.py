@@ -124,6 +124,13 @@ def probe(op: str, index: int) -> str:
     return _PROBED[op, index]
 
 
+@contextmanager
+def training(device: torch.device) -> Iterator[None]:
+    """Gradients are recorded and nothing is cast within, whatever the caller's mode is: for a probe."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
 def _check(name: str, device: torch.device) -> None:
     """Raises when an op's smallest case in Triton differs from the reference's answer or gradients."""
     op = OPS[name]
@@ -131,16 +138,15 @@ def _check(name: str, device: torch.device) -> None:
     dtype = torch.bfloat16 if torch.bfloat16 in op.tolerance else torch.float16
     answers = []
     for setting in ("triton", "torch"):
-        with use(f"torch,{name}={setting}"), torch.inference_mode(False), torch.enable_grad(), _plain(device):
+        with use(f"torch,{name}={setting}"), training(device):
             inputs = op.inputs(case, dtype, str(device))
             for key in op.differentiable:
                 inputs[key].requires_grad_()
             result = op.fn(**inputs)
             outputs = tensors(result)
             if op.differentiable:
-                torch.stack(
-                    [(output.float() ** 2).sum() for output in outputs if output.requires_grad]
-                ).sum().backward()
+                learnt = [(output.float() ** 2).sum() for output in outputs if output.requires_grad]
+                torch.stack(learnt).sum().backward()
             outputs += [inputs[key] for key in op.mutates] + [inputs[key].grad for key in op.differentiable]
             answers.append([output.detach().float() for output in outputs])
     torch.cuda.synchronize(device)
@@ -148,10 +154,6 @@ def _check(name: str, device: torch.device) -> None:
         error = ((a - b).norm() / b.norm().clamp_min(1e-6)).item()
         if not error < max(0.1, 2 * op.tolerance.get(dtype, 0.0)):
             raise RuntimeError(f"its answer is off by {error:.2g}")
-
-
-def _plain(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, enabled=False)
 
 
 def describe() -> list[tuple[str, str, str]]:

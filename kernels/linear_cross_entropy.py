@@ -83,14 +83,14 @@ class _Head:
     def logits(self, at: slice) -> Tensor:
         return self.x[at] @ self.w.T
 
-    def gradients(self, at: slice, dlogits: Tensor, bound: Tensor, dw: Tensor | None) -> Tensor:
-        """dx of the chunk; adds to dw, which is wider: on a GPU the product leaves the units in float32."""
+    def gradients(self, at: slice, dlogits: Tensor, bound: Tensor, wx: bool, dw: Tensor | None) -> Tensor:
+        """dx of the chunk, of no rows unless wanted. Adds to dw, which is wider (a GPU's product comes out in float32)."""
         if dw is not None:
             if dlogits.is_cuda and dlogits.dtype != dw.dtype and not torch.version.hip:
                 dw += torch.mm(dlogits.T, self.x[at], out_dtype=dw.dtype)
             else:
                 dw += dlogits.T @ self.x[at]
-        return dlogits @ self.w
+        return (dlogits if wx else dlogits[:0]) @ self.w
 
 
 class _Fp8Head:
@@ -103,12 +103,13 @@ class _Fp8Head:
     def logits(self, at: slice) -> Tensor:
         return product(self.x.values[at], self.w.values, self.x.inverse * self.w.inverse, self.dtype)
 
-    def gradients(self, at: slice, dlogits: Tensor, bound: Tensor, dw: Tensor | None) -> Tensor:
+    def gradients(self, at: slice, dlogits: Tensor, bound: Tensor, wx: bool, dw: Tensor | None) -> Tensor:
         d = quantize(dlogits, E5M2, self.fused, bound=bound)
         if dw is not None:
             inverse = d.inverse * self.x.inverse
             dw += product(d.transposed, self.x.transposed[:, at], inverse, dw.dtype, exact=True)
-        return product(d.values, self.w.transposed, d.inverse * self.w.inverse, self.dtype, exact=True)
+        values = d.values if wx else d.values[:0]
+        return product(values, self.w.transposed, d.inverse * self.w.inverse, self.dtype, exact=True)
 
 
 def _head(x: Tensor, weight: Tensor, fused: bool, fp8: bool) -> _Head | _Fp8Head:
@@ -136,7 +137,7 @@ class _SummedLoss(torch.autograd.Function):
             # the only logits alive: (n, V)
             loss, dlogits = _loss_and_gradient(head.logits(at), targets[at], None, softcap, ignore_index, fused)
             total = total + loss
-            dx.append(head.gradients(at, dlogits, one, dw))
+            dx.append(head.gradients(at, dlogits, one, wx, dw))
         ctx.save_for_backward(torch.cat(dx) if wx else None, dw)
         ctx.weight_dtype = weight.dtype
         return total
@@ -177,7 +178,7 @@ class _TokenLosses(torch.autograd.Function):
         dx = [torch.zeros_like(x[:0])]
         for at in _chunks(x, weight, fused):
             _, dlogits = _loss_and_gradient(head.logits(at), targets[at], grad[at], softcap, ignore_index, fused)
-            dx.append(head.gradients(at, dlogits, bound, dw))
+            dx.append(head.gradients(at, dlogits, bound, True, dw))
         return torch.cat(dx), dw.to(weight.dtype), None, None, None, None, None
 
 

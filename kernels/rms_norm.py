@@ -261,9 +261,7 @@ def mix_rms_norm(x: Tensor, x0: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, T
     """
     same_shape_and_dtype("mix_rms_norm", "x0", x0, x)
     check_device("mix_rms_norm", x, x0=x0, a=a, b=b)
-    for name, scalar in (("a", a), ("b", b)):
-        if scalar.numel() != 1:
-            raise ValueError(f"mix_rms_norm: {name} has {scalar.numel()} elements, wanted a tensor of one")
+    check_scalars("mix_rms_norm", a=a, b=b)
     if triton_runs("mix_rms_norm", x, x.size(-1), LARGEST_ROW):
         mixed, normed = _mix_rms_norm(_rows(x), _rows(x0), a, b)
         return mixed.view(x.shape), normed.view(x.shape)
@@ -281,6 +279,13 @@ def add_rms_norm(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         summed, normed = _mix_rms_norm(_rows(x), _rows(delta), None, None)
         return summed.view(x.shape), normed.view(x.shape)
     return add_rms_norm_reference(x, delta)
+
+
+def check_scalars(op: str, **scalars: Tensor) -> None:
+    """Raises ValueError naming the first that has not exactly one element."""
+    for name, scalar in scalars.items():
+        if scalar.numel() != 1:
+            raise ValueError(f"{op}: {name} has {scalar.numel()} elements, wanted a tensor of one")
 
 
 def same_shape_and_dtype(op: str, name: str, tensor: Tensor, x: Tensor) -> None:

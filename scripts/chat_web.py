@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import threading
 import time
 from dataclasses import dataclass
 
@@ -36,7 +35,7 @@ class Flags:
     slots: int = flag(32, "answers that a replica writes at the same time")
     max_waiting: int = flag(256, "answers that may run or wait in all; more get 429")
     api_key: str = flag("", "clients must send this key (default: none is asked for)")
-    mock: bool = flag(False, "serve a model that babbles, to try the page without training")
+    mock: bool = flag(False, "serve a parrot with prepared answers, to try the page without training")
 
 
 def main() -> None:
@@ -52,9 +51,8 @@ def main() -> None:
         raise UserError(f"--num-gpus is {flags.num_gpus}, but there are {torch.cuda.device_count()}")
     if hardware.device.type != "cuda" and flags.num_gpus > 1:
         raise UserError(f"--num-gpus is {flags.num_gpus}, but this is {hardware.device.type}: one replica")
-    devices = [torch.device("cuda", i) for i in range(flags.num_gpus)] if hardware.device.type == "cuda" else ["cpu"]
-    if hardware.device.type == "mps":
-        devices = ["mps"]
+    cuda = hardware.device.type == "cuda"
+    devices = [torch.device("cuda", i) for i in range(flags.num_gpus)] if cuda else [hardware.device]
     engines: list[Engine | mock.Parrot]
     if flags.mock:
         tokenizer, stage, name = mock.tokenizer(), "mock", "mock"
@@ -105,7 +103,6 @@ def serve(flags: Flags, served: Served, listening: socket.socket) -> None:
     print(f"Serving {served.model}: {where}/ (page), {where}/v1 (API). Ctrl-C ends.", flush=True)
     if everywhere and not flags.api_key:
         print("note: anybody who reaches this machine can use it; --api-key asks for a key", flush=True)
-    threading.current_thread().name = "web"
     asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
 
 

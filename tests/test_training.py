@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -64,21 +65,28 @@ def assert_same(stage):
     assert one.meta["state"]["val_bpb"] == two.meta["state"]["val_bpb"] is not None
 
 
-@pytest.mark.parametrize("when", [2, 5, 8, 12])
-def test_interrupted_and_called_again_it_takes_the_same_steps(home, monkeypatch, when):
-    """SIGINT at a step; 8 and 12 fall on an evaluation."""
-    assert train(home, "a") == 0
+@contextmanager
+def interrupted_at(monkeypatch, step):
+    """Within it, training gets a SIGINT once it has taken so many steps."""
     plain = trainer._account
 
     def interrupting(stage, *args):
         plain(stage, *args)
-        if stage.state.step == when:
+        if stage.state.step == step:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(trainer, "_account", interrupting)
-    assert train(home, "b") == EXIT_INTERRUPTED
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "_account", interrupting)
+        yield
+
+
+@pytest.mark.parametrize("when", [2, 5, 8, 12])
+def test_interrupted_and_called_again_it_takes_the_same_steps(home, monkeypatch, when):
+    """SIGINT at a step; 8 and 12 fall on an evaluation."""
+    assert train(home, "a") == 0
+    with interrupted_at(monkeypatch, when):
+        assert train(home, "b") == EXIT_INTERRUPTED
     assert checkpoint.latest(Run.open("b").stage("base")).step == when
-    monkeypatch.setattr(trainer, "_account", plain)
     assert train(home, "b") == 0
     assert_same("base")
 
@@ -103,16 +111,8 @@ def test_fp8_resumes_exactly_too(home, monkeypatch, capsys, scaling):
     flags = ("--fp8", f"--fp8-scaling={scaling}")
     assert train(home, "a", "base", *flags) == 0
     assert torch.cuda.is_available() or "--fp8 is emulated" in capsys.readouterr().out
-    plain = trainer._account
-
-    def interrupting(stage, *args):
-        plain(stage, *args)
-        if stage.state.step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(trainer, "_account", interrupting)
-    assert train(home, "b", "base", *flags) == EXIT_INTERRUPTED
-    monkeypatch.setattr(trainer, "_account", plain)
+    with interrupted_at(monkeypatch, 5):
+        assert train(home, "b", "base", *flags) == EXIT_INTERRUPTED
     assert train(home, "b", "base") == 2  # not in the middle into another precision
     assert train(home, "b", "base", *flags) == 0
     assert_same("base")
@@ -135,16 +135,8 @@ def test_chat_stages_resume_exactly_too(home, monkeypatch, stage):
         if stage == "sft":
             assert train(home, name, "mid") == 0
     assert train(home, "a", stage) == 0
-    plain = trainer._account
-
-    def interrupting(state, *args):
-        plain(state, *args)
-        if state.state.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(trainer, "_account", interrupting)
-    assert train(home, "b", stage) == EXIT_INTERRUPTED
-    monkeypatch.setattr(trainer, "_account", plain)
+    with interrupted_at(monkeypatch, 3):
+        assert train(home, "b", stage) == EXIT_INTERRUPTED
     assert train(home, "b", stage) == 0
     assert_same(stage)
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
+from kernels.registry import randn
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,8 @@ def _try(backend: Backend, device: torch.device) -> None:
     """Raises when the backend's answer or gradients, with and without a window, are not the reference's."""
     from kernels.attention.flash import flash_attention_reference
 
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        generator = torch.Generator().manual_seed(0)
-        q, k, v = (
-            torch.randn(1, 40, heads, 64, generator=generator, device="cpu").to(device, torch.bfloat16)
-            for heads in (2, 1, 1)
-        )
+    with dispatch.training(device):
+        q, k, v = (randn((1, 40, heads, 64), torch.bfloat16, str(device), i) for i, heads in enumerate((2, 1, 1)))
         for window in (None, 7):
             answers = []
             for attention in (backend.call, flash_attention_reference):

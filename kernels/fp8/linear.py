@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.dispatch import mode, triton_runs
-from kernels.fp8.quantize import E4M3, E5M2, HISTORY, Fp8, Quantized, plain, product, quantize
-from kernels.registry import Case, Op, check_device, itemsize, randn, register, without_autocast
+from kernels.dispatch import triton_runs
+from kernels.fp8.quantize import E4M3, E5M2, HISTORY, Quantized, plain, product, quantize, taken
+from kernels.linear_relu2 import _inputs
+from kernels.registry import Op, check_device, itemsize, register, without_autocast
 
 ROLES = ("x", "weight", "gradient")  # rows of a delayed history
 
@@ -28,10 +29,7 @@ class _Fp8Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, values, transposed, inverse, history, fused):
         """x (N, C); values (N, C), transposed (C, N), inverse (): x in fp8 where its producer made it, else None."""
-        if values is None:
-            x8 = quantize(x, E4M3, fused, history=history, row=0)
-        else:
-            x8 = Fp8(values, transposed, inverse)
+        x8 = taken(x, (values, transposed, inverse), fused, history)
         w8 = quantize(weight, E4M3, fused, history=history, row=1)
         ctx.save_for_backward(x8.transposed, x8.inverse, w8.transposed, w8.inverse)
         ctx.history, ctx.fused, ctx.dtypes = history, fused, (x.dtype, weight.dtype)
@@ -59,12 +57,10 @@ def runs(op: str, x: Tensor) -> bool:
     """As triton_runs. Raises ValueError for float16, whose range the gradients would leave before they are rounded."""
     if x.dtype == torch.float16:
         raise ValueError(f"{op}: x is torch.float16, wanted bfloat16 or float32")
-    if x.dtype == torch.float64 and mode(op) == "auto":
-        return False
     return triton_runs(op, x, x.size(-1))
 
 
-def reference(x: Tensor | Quantized, weight: Tensor, history: Tensor | None = None) -> Tensor:
+def fp8_linear_reference(x: Tensor | Quantized, weight: Tensor, history: Tensor | None = None) -> Tensor:
     return _apply(x, weight, history, fused=False)
 
 
@@ -93,26 +89,21 @@ def fp8_linear(x: Tensor | Quantized, weight: Tensor, history: Tensor | None = N
     return _apply(x, weight, history, runs("fp8_linear", values))
 
 
-def _inputs(case: Case, dtype: torch.dtype, device: str) -> dict:
-    return dict(
-        x=randn((case["N"], case["C"]), dtype, device, 0),
-        weight=randn((case["F"], case["C"]), dtype, device, 1, scale=case["C"] ** -0.5),
-    )
-
+CASES = {
+    "odd": dict(N=37, C=48, F=80),
+    "d4": dict(N=512, C=256, F=1024),
+    "d12": dict(N=32 * 2048, C=768, F=3072),
+    "d24": dict(N=16 * 2048, C=1536, F=6144),
+    "d32": dict(N=8 * 2048, C=2048, F=8192),
+}
 
 register(
     Op(
         name="fp8_linear",
         fn=fp8_linear,
-        reference=reference,
+        reference=fp8_linear_reference,
         inputs=_inputs,
-        cases={
-            "odd": dict(N=37, C=48, F=80),
-            "d4": dict(N=512, C=256, F=1024),
-            "d12": dict(N=32 * 2048, C=768, F=3072),
-            "d24": dict(N=16 * 2048, C=1536, F=6144),
-            "d32": dict(N=8 * 2048, C=2048, F=8192),
-        },
+        cases=CASES,
         flops=lambda case: 2 * case["N"] * case["C"] * case["F"],
         bytes=lambda case, dtype: (
             (case["N"] * case["C"] + case["F"] * case["C"] + case["N"] * case["F"]) * itemsize(dtype)

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.fp8.linear import check_history, runs
-from kernels.fp8.quantize import E4M3, E5M2, RELU2, RELU2_BACKWARD, Fp8, Quantized, plain, product, quantize
-from kernels.registry import Case, Op, check_device, itemsize, randn, register, without_autocast
+from kernels.fp8.linear import CASES, check_history, runs
+from kernels.fp8.quantize import E4M3, E5M2, RELU2, RELU2_BACKWARD, Quantized, plain, product, quantize, taken
+from kernels.linear_relu2 import _pair_inputs
+from kernels.registry import Op, check_device, itemsize, register, without_autocast
 
 ROLES = ("x", "w1", "relu2", "w2", "dout", "dh")  # rows of a delayed history
 
@@ -24,10 +25,7 @@ ROLES = ("x", "w1", "relu2", "w2", "dout", "dh")  # rows of a delayed history
 class _Fp8Mlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w1, w2, values, transposed, inverse, history, fused):
-        if values is None:
-            x8 = quantize(x, E4M3, fused, history=history, row=0)
-        else:
-            x8 = Fp8(values, transposed, inverse)
+        x8 = taken(x, (values, transposed, inverse), fused, history)
         w1_8 = quantize(w1, E4M3, fused, history=history, row=1)
         h = product(x8.values, w1_8.values, x8.inverse * w1_8.inverse, x.dtype)  # (N, F)
         y8 = quantize(h, E4M3, fused, RELU2, history=history, row=2)
@@ -52,7 +50,7 @@ class _Fp8Mlp(torch.autograd.Function):
         return dx, dw1, dw2, None, None, None, None, None
 
 
-def reference(x: Tensor | Quantized, w1: Tensor, w2: Tensor, history: Tensor | None = None) -> Tensor:
+def fp8_mlp_relu2_reference(x: Tensor | Quantized, w1: Tensor, w2: Tensor, history: Tensor | None = None) -> Tensor:
     return _apply(x, w1, w2, history, fused=False)
 
 
@@ -83,27 +81,13 @@ def fp8_mlp_relu2(x: Tensor | Quantized, w1: Tensor, w2: Tensor, history: Tensor
     return _apply(x, w1, w2, history, runs("fp8_mlp_relu2", values))
 
 
-def _inputs(case: Case, dtype: torch.dtype, device: str) -> dict:
-    return dict(
-        x=randn((case["N"], case["C"]), dtype, device, 0),
-        w1=randn((case["F"], case["C"]), dtype, device, 1, scale=case["C"] ** -0.5),
-        w2=randn((case["C"], case["F"]), dtype, device, 2, scale=case["F"] ** -0.5),
-    )
-
-
 register(
     Op(
         name="fp8_mlp_relu2",
         fn=fp8_mlp_relu2,
-        reference=reference,
-        inputs=_inputs,
-        cases={
-            "odd": dict(N=37, C=48, F=80),
-            "d4": dict(N=512, C=256, F=1024),
-            "d12": dict(N=32 * 2048, C=768, F=3072),
-            "d24": dict(N=16 * 2048, C=1536, F=6144),
-            "d32": dict(N=8 * 2048, C=2048, F=8192),
-        },
+        reference=fp8_mlp_relu2_reference,
+        inputs=_pair_inputs,
+        cases=CASES,
         flops=lambda case: 4 * case["N"] * case["C"] * case["F"],
         bytes=lambda case, dtype: itemsize(dtype) * 2 * (case["N"] * case["C"] + case["F"] * case["C"]),
         tolerance={torch.float32: 0.08, torch.bfloat16: 0.08},  # two layers of it

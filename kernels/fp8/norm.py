@@ -21,10 +21,14 @@ from torch import Tensor
 from kernels import tuned
 from kernels.dispatch import triton_runs
 from kernels.fp8.quantize import E4M3, LARGEST, Fp8, Quantized, quantize_reference, to_fp8
-from kernels.registry import Op, check_device, itemsize, randn, register
+from kernels.registry import OPS, Op, check_device, itemsize, register
 from kernels.rms_norm import (
-    _mix_rms_norm_backward,
+    CASES,
+    _mix_gradients,
+    _rows,
+    _save_mix,
     add_rms_norm_reference,
+    check_scalars,
     default_eps,
     mix_rms_norm_reference,
     same_shape_and_dtype,
@@ -108,29 +112,19 @@ def _fp8_mix_rms_norm(
 
 
 def _save(ctx, inputs, output):
-    x, x0, a, b = inputs
-    ctx.scaled = a is not None
     ctx.mark_non_differentiable(*output[2:])
-    ctx.save_for_backward(output[0], *((x, x0, a, b) if ctx.scaled else ()))
+    _save_mix(ctx, inputs, output)
 
 
 def _gradients(ctx, dmixed, dnormed, *_):
-    mixed, *rest = ctx.saved_tensors
-    dmixed, dnormed = dmixed.contiguous(), dnormed.contiguous()
-    if not ctx.scaled:
-        dx = _mix_rms_norm_backward(dmixed, dnormed, mixed, mixed, mixed, None, None)[0]
-        return dx, dx, None, None
-    x, x0, a, b = rest
-    dx, dx0, sums = _mix_rms_norm_backward(dmixed, dnormed, mixed, x, x0, a, b)
-    return dx, dx0, sums[0].to(a.dtype).view(a.shape), sums[1].to(b.dtype).view(b.shape)
+    return _mix_gradients(ctx, dmixed, dnormed)
 
 
 _fp8_mix_rms_norm.register_autograd(_gradients, setup_context=_save)
 
 
 def _fused(x: Tensor, x0: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Quantized]:
-    rows = lambda x: x.reshape(-1, x.size(-1)).contiguous()
-    mixed, normed, values, transposed = _fp8_mix_rms_norm(rows(x), rows(x0), a, b)
+    mixed, normed, values, transposed = _fp8_mix_rms_norm(_rows(x), _rows(x0), a, b)
     fp8 = Fp8(values, transposed, _bound(x) / LARGEST[E4M3])
     return mixed.view(x.shape), Quantized(normed.view(x.shape), fp8)
 
@@ -146,9 +140,7 @@ def fp8_mix_rms_norm(x: Tensor, x0: Tensor, a: Tensor, b: Tensor) -> tuple[Tenso
     """
     same_shape_and_dtype("fp8_mix_rms_norm", "x0", x0, x)
     check_device("fp8_mix_rms_norm", x, x0=x0, a=a, b=b)
-    for name, scalar in (("a", a), ("b", b)):
-        if scalar.numel() != 1:
-            raise ValueError(f"fp8_mix_rms_norm: {name} has {scalar.numel()} elements, wanted a tensor of one")
+    check_scalars("fp8_mix_rms_norm", a=a, b=b)
     if triton_runs("fp8_mix_rms_norm", x, x.size(-1)):
         return _fused(x, x0, a, b)
     return fp8_mix_rms_norm_reference(x, x0, a, b)
@@ -166,14 +158,6 @@ def fp8_add_rms_norm(x: Tensor, delta: Tensor) -> tuple[Tensor, Quantized]:
     return fp8_add_rms_norm_reference(x, delta)
 
 
-CASES = {
-    "odd": dict(N=37, C=100),
-    "d4": dict(N=2048, C=256),
-    "d12": dict(N=32 * 2048, C=768),
-    "d24": dict(N=16 * 2048, C=1536),
-    "d32": dict(N=8 * 2048, C=2048),
-}
-_x = lambda case, dtype, device, seed: randn((case["N"], case["C"]), dtype, device, seed)
 _bytes = lambda case, dtype: case["N"] * case["C"] * (4 * itemsize(dtype) + 2)
 TOLERANCE = {torch.float32: 0.03, torch.bfloat16: 0.03}  # 3 mantissa bits
 
@@ -182,12 +166,7 @@ register(
         name="fp8_mix_rms_norm",
         fn=fp8_mix_rms_norm,
         reference=fp8_mix_rms_norm_reference,
-        inputs=lambda case, dtype, device: dict(
-            x=_x(case, dtype, device, 0),
-            x0=_x(case, dtype, device, 1),
-            a=torch.tensor(1.1, device=device),
-            b=torch.tensor(0.2, device=device),
-        ),
+        inputs=OPS["mix_rms_norm"].inputs,
         cases=CASES,
         flops=lambda case: 8 * case["N"] * case["C"],
         bytes=_bytes,
@@ -200,7 +179,7 @@ register(
         name="fp8_add_rms_norm",
         fn=fp8_add_rms_norm,
         reference=fp8_add_rms_norm_reference,
-        inputs=lambda case, dtype, device: dict(x=_x(case, dtype, device, 0), delta=_x(case, dtype, device, 1)),
+        inputs=OPS["add_rms_norm"].inputs,
         cases=CASES,
         flops=lambda case: 6 * case["N"] * case["C"],
         bytes=_bytes,

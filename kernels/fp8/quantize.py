@@ -205,6 +205,11 @@ def quantize(
     return made
 
 
+def taken(x: Tensor, made: tuple[Tensor | None, ...], fused: bool, history: Tensor | None) -> Fp8:
+    """An activation in e4m3: as its producer made it (the parts of an Fp8), or rounded now, with history's row 0."""
+    return quantize(x, E4M3, fused, history=history, row=0) if made[0] is None else Fp8(*made)  # type: ignore[arg-type]
+
+
 def _largest(x: Tensor, kind: int, h: Tensor | None) -> Tensor:
     return _applied(x, kind, h).abs().amax() if x.numel() else torch.zeros((), device=x.device)
 

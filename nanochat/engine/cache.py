@@ -44,26 +44,20 @@ class Slots:
         At least the last token is left to do: its logits are wanted. The caller sets `previous` for what is left.
         """
         shared = [self._shared(prompt, i) for i in range(len(self.lengths))]
-        ended = range(slot, len(self.lengths))
         best = max(range(len(shared)), key=shared.__getitem__)
-        if (
-            best in ended and 2 * shared[best] > self.lengths[best]
-        ):  # a chat goes on: nothing else of it is worth keeping
-            self.swap(best, slot)
+        n = shared[best]
+        if best >= slot and 2 * n > self.lengths[best]:
+            given = best  # a chat goes on: what else is in its slot is worth nothing
         else:
-            oldest = min(ended, key=self._used.__getitem__)
-            self.swap(oldest, slot)
-            best = {oldest: slot, slot: oldest}.get(best, best)
-            n = self._shared(prompt, best)
-            if n and best != slot:
-                self.k[:, slot, :n], self.v[:, slot, :n] = self.k[:, best, :n], self.v[:, best, :n]
-            self.lengths[slot] = n
-            self.tokens[slot] = prompt[:n]
-        self.lengths[slot] = self._shared(prompt, slot)
-        self.tokens[slot] = list(prompt)
+            given = min(range(slot, len(self.lengths)), key=self._used.__getitem__)  # the oldest
+        self.swap(given, slot)
+        source = {given: slot, slot: given}.get(best, best)
+        if source != slot:
+            self.k[:, slot, :n], self.v[:, slot, :n] = self.k[:, source, :n], self.v[:, source, :n]
+        self.lengths[slot], self.tokens[slot] = n, list(prompt)
         self._clock += 1
         self._used[slot] = self._clock
-        return self.lengths[slot]
+        return n
 
     def _shared(self, prompt: list[int], slot: int) -> int:
         """How many of a prompt's first tokens, but for its last, a slot holds."""

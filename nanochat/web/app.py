@@ -27,7 +27,7 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.web import answers, metrics
 from nanochat.web.limits import Guard, Limits
 from nanochat.web.schema import ApiError, ChatRequest, CompletionRequest, OldRequest, Settings, problem
-from nanochat.web.worker import Full, Job, Pool, stats
+from nanochat.web.worker import Full, Job, Pool, Worker, stats
 
 STATIC = Path(__file__).parent / "static"
 PAGE_HEADERS = {
@@ -60,11 +60,11 @@ class Asked:
 
     jobs: list[Job]
     events: "asyncio.Queue[tuple[int, Event | Exception | None]]"
+    worker: Worker
 
-    def cancel(self, pool: Pool) -> None:
+    def cancel(self) -> None:
         for job in self.jobs:
-            for worker in pool.workers:
-                worker.cancel(job)
+            self.worker.cancel(job)
 
     async def each(self) -> AsyncIterator[tuple[int, Event | None]]:
         """Events as they come; None when the answer of that index is over. Raises ApiError when the engine dies."""
@@ -235,7 +235,7 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
             tell = lambda event, i=i: later(loop, events, i, event)
             jobs.append(Job(request, Reply(served.tokenizer, request, settings.stops(), tools), tell))
         try:
-            served.pool.submit(jobs)
+            worker = served.pool.submit(jobs)
         except Full as full:
             raise ApiError(
                 429, "too many requests are waiting; try again soon", "rate_limit_error", code="queue_full",
@@ -243,7 +243,7 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
             ) from None  # fmt: skip
         except RuntimeError as dead:
             raise ApiError(503, str(dead), "server_error") from None
-        return Asked(jobs, events)
+        return Asked(jobs, events, worker)
 
     # ---- from events to a response
 
@@ -259,7 +259,7 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
                 return Response(status_code=499)
             return JSONResponse(form.whole(asked.jobs, await whole))
         finally:
-            asked.cancel(served.pool)
+            asked.cancel()
             whole.cancel()
             gone.cancel()
 
@@ -275,7 +275,7 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
         except ApiError as error:
             yield sse(error.body)
         finally:
-            asked.cancel(served.pool)
+            asked.cancel()
         yield "data: [DONE]\n\n"
 
     async def old_stream(asked: Asked) -> AsyncIterator[str]:
@@ -287,7 +287,7 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
         except ApiError as error:
             yield sse(error.body)
         finally:
-            asked.cancel(served.pool)
+            asked.cancel()
 
     return app
 

@@ -18,8 +18,7 @@ WAITING = Gauge("nanochat_waiting", "answers that wait for a slot", registry=REG
 
 def ended(job: Job) -> None:
     """Notes a job that is over; called in the worker's thread."""
-    left = job.request.finished and not job.request.ended and not job.reply.stopped
-    FINISHED.labels("cancelled" if left else job.reason).inc()
+    FINISHED.labels(job.reason).inc()
     PROMPT.inc(len(job.request.prompt))
     CACHED.inc(job.request.cached)
     MADE.inc(len(job.request.output))

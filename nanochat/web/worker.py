@@ -50,8 +50,8 @@ class Job:
 
     @property
     def reason(self) -> str:
-        """Why the answer ended: "stop" or "length"."""
-        return "stop" if self.reply.stopped else self.request.ended or "stop"
+        """Why the answer ended: "stop", "length" or "cancelled"."""
+        return "stop" if self.reply.stopped else self.request.ended or "cancelled"
 
 
 class Worker:
