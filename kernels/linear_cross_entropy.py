@@ -84,7 +84,7 @@ class _Head:
         return self.x[at] @ self.w.T
 
     def gradients(self, at: slice, dlogits: Tensor, bound: Tensor, wx: bool, dw: Tensor | None) -> Tensor:
-        """dx of the chunk, of no rows unless wanted. Adds to dw, which is wider (a GPU's product comes out in float32)."""
+        """dx of the chunk, of no rows unless wanted. Adds to dw, which is wider: a GPU multiplies into float32."""
         if dw is not None:
             if dlogits.is_cuda and dlogits.dtype != dw.dtype and not torch.version.hip:
                 dw += torch.mm(dlogits.T, self.x[at], out_dtype=dw.dtype)
