@@ -77,15 +77,14 @@ class Engine:
     def step(self) -> list[tuple[Request, int]]:
         """One more token for every running request: [(request, token)]. A request's stop token is not reported."""
         self.retire()
-        older = list(self.running)
-        logits = [self._decode([request.output[-1] for request in older]).cpu()] if older else []  # (B, V), raw
         while self.waiting and len(self.running) < self._capacity:
             request = self.waiting.popleft()
             if not request.finished:
-                logits.append(self._prefill(request))
-        if not logits:
+                self._prefill(request)
+        if not self.running:
             return []
-        return self._choose(logits[0] if len(logits) == 1 else torch.cat(logits))
+        last = [(request.output or request.prompt)[-1] for request in self.running]
+        return self._choose(self._decode(last).cpu())  # (B, V), raw
 
     def stream(self, request: Request) -> Iterator[int]:
         """Submits one request and yields its tokens; closing the iterator cancels it."""
@@ -99,16 +98,16 @@ class Engine:
             self.cancel(request)
             self.retire()
 
-    def _prefill(self, request: Request) -> Tensor:
-        """Takes a request in: raw logits (1, V) after its prompt."""
+    def _prefill(self, request: Request) -> None:
+        """Takes a request in: its prompt but for the last token, which goes through the decode step with all others."""
         slot = len(self.running)
         done = request.cached = self.slots.begin(request.prompt, slot)
         self.slots.previous[slot] = self.model.embedded(request.prompt[done - 1]) if done else 0
         self.running.append(request)
-        view = self.slots.view(slot, slot + 1, len(request.prompt) - done)
-        hidden = self.model.hidden(torch.tensor([request.prompt[done:]], device=self.device), view)[:, -1]
-        view.advance()
-        return self.model.lm_head(hidden)[:, : self.config.vocab_size].cpu()
+        if fresh := request.prompt[done:-1]:
+            view = self.slots.view(slot, slot + 1, len(fresh))
+            self.model.hidden(torch.tensor([fresh], device=self.device), view)
+            view.advance()
 
     def _choose(self, logits: Tensor) -> list[tuple[Request, int]]:
         """Every running request's next token, from raw logits (B, V)."""
