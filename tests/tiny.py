@@ -44,8 +44,13 @@ def model(vocab_size: int = 300, seed: int = 0, **sizes) -> GPT:
 
 def call(script: str, *argv: str) -> int:
     """Runs `python -m scripts.NAME argv` in this process; returns the exit code."""
-    module = importlib.import_module(f"scripts.{script}")
-    before, sys.argv = sys.argv, [script, *argv]
+    return call_module(f"scripts.{script}", *argv)
+
+
+def call_module(name: str, *argv: str) -> int:
+    """Runs `python -m NAME argv`, whose `main` is run by run_script, in this process; returns the exit code."""
+    module = importlib.import_module(name)
+    before, sys.argv = sys.argv, [name, *argv]
     try:
         with pytest.raises(SystemExit) as ended:
             run_script(module.main)

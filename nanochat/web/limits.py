@@ -21,6 +21,7 @@ from nanochat.web.schema import ApiError
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+DRAINED = 4  # times the longest body: so much is read before it is refused; a client that still writes hears nothing
 OPEN = ("/", "/health", "/favicon.ico")  # what needs no key: the page itself, and whether we live
 
 
@@ -69,7 +70,7 @@ class Guard:
         """The whole body. Raises ApiError when it is too long or too slow."""
         limits = self.limits
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > limits.body_bytes:
+        if not length.isdigit() or int(length) > DRAINED * limits.body_bytes:
             raise ApiError(413, f"the body is larger than {limits.body_bytes:,} bytes")
         chunks, size = [], 0
         try:
@@ -78,11 +79,14 @@ class Guard:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(400, "the client left")
-                    chunks.append(message.get("body", b""))
-                    size += len(chunks[-1])
-                    if size > limits.body_bytes:
+                    chunk = message.get("body", b"")
+                    size += len(chunk)
+                    if size <= limits.body_bytes:
+                        chunks.append(chunk)
+                    last = not message.get("more_body")
+                    if size > limits.body_bytes and (last or size > DRAINED * limits.body_bytes):
                         raise ApiError(413, f"the body is larger than {limits.body_bytes:,} bytes")
-                    if not message.get("more_body"):
+                    if last:
                         return b"".join(chunks)
         except TimeoutError:
             raise ApiError(408, f"the body did not come within {limits.body_seconds:g} seconds") from None

@@ -1,0 +1,294 @@
+"""Puts load on `scripts.chat_web`, started here in a process of its own, and says what the clients saw.
+
+    python -m benchmarks.load --run speedrun          # streaming, leaving, soak: a minute each but for the second
+
+`stream`: many clients read answers for a while. `leave`: clients disconnect in mid-answer; how long are slots taken?
+`soak`: slow, huge, misdirected and idle connections, while an honest client goes on asking. During the first and the
+last, /health is asked all the time. Clients are bare sockets: they must leave the machine to the server.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat.errors import UserError
+from nanochat.flags import flag, parse, run_script
+from nanochat.hardware import device_name
+
+ROOT = Path(__file__).parent.parent
+HEALTH_EVERY = 0.05  # seconds
+BODY_LIMIT = 2 << 20  # bytes; the server's own
+
+
+@dataclass
+class Flags:
+    run: str = flag("speedrun", "name of the run whose model is served")
+    what: str = flag("stream,leave,soak", "which of them, comma-separated")
+    clients: int = flag(64, "clients that stream at once")
+    leavers: int = flag(200, "clients that disconnect in mid-answer")
+    seconds: float = flag(60.0, "how long streaming and soak take")
+    max_tokens: int = flag(100, "tokens of an answer")
+
+
+class Server:
+    """`python -m scripts.chat_web` on a free port, and the few requests that we make of it."""
+
+    def __init__(self, run: str):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        words = [sys.executable, "-m", "scripts.chat_web", f"--run={run}", f"--port={self.port}"]
+        self.process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert self.process.stdout
+        said = []
+        for line in self.process.stdout:
+            if line.startswith("Serving"):
+                break
+            said.append(line)
+        else:
+            raise UserError(f"the server did not start: {''.join(said[-1:]).strip()}")
+
+    async def ready(self) -> None:
+        while True:
+            with suppress(OSError):
+                if (await self.get("/health"))[0] == 200:
+                    return
+            await asyncio.sleep(0.05)
+
+    async def send(self, content: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(content)
+        return reader, writer
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        return await self.exchange(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
+
+    async def exchange(self, content: bytes) -> tuple[int, bytes]:
+        """(status, body) of a request on a connection of its own; status 0: it was closed without an answer."""
+        reader, writer = await self.send(content)
+        try:
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        except ConnectionResetError:  # it was closed while we still wrote
+            return 0, b""
+        finally:
+            writer.close()
+        return (int(head.split()[1]) if head else 0), body
+
+
+def post(body: bytes, host: str = "localhost", kind: str = "application/json", length: int | None = None) -> bytes:
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: {kind}\r\nconnection: close\r\n"
+    return f"{head}content-length: {len(body) if length is None else length}\r\n\r\n".encode() + body
+
+
+def question(i: int, max_tokens: int) -> bytes:
+    messages = [dict(role="user", content=f"Tell me about the number {i}, please.")]
+    return post(json.dumps(dict(messages=messages, stream=True, max_tokens=max_tokens)).encode())
+
+
+@dataclass
+class Answer:
+    whole: bool  # it ended as it should
+    first: float  # seconds to the first piece of text
+    pieces: int
+
+
+async def ask(server: Server, i: int, max_tokens: int) -> Answer:
+    """Reads one streamed answer to its end."""
+    started, first, pieces, ended, done = time.perf_counter(), 0.0, 0, 0, False
+    reader, writer = await server.send(question(i, max_tokens))
+    with suppress(ConnectionError):
+        async for line in reader:
+            if line.startswith(b"data: [DONE]"):
+                done = True
+            elif line.startswith(b"data: "):
+                choice = json.loads(line[6:])["choices"][0]
+                ended += choice["finish_reason"] is not None
+                pieces += bool(choice["delta"].get("content"))
+                first = first or (time.perf_counter() - started if pieces else 0.0)
+    writer.close()
+    return Answer(done and ended == 1, first, pieces)
+
+
+async def health(server: Server, found: list[float]) -> None:
+    """Asks for ever; a refusal counts as infinitely late."""
+    while True:
+        started = time.perf_counter()
+        status, _ = await server.get("/health")
+        found.append(time.perf_counter() - started if status == 200 else float("inf"))
+        await asyncio.sleep(HEALTH_EVERY)
+
+
+async def during(work: Coroutine[Any, Any, Any], background: Coroutine[Any, Any, Any]) -> Any:
+    task = asyncio.ensure_future(background)
+    try:
+        return await work
+    finally:
+        task.cancel()
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+
+
+def waits(found: list[float]) -> dict[str, float]:
+    return dict(
+        health_p50_ms=1e3 * percentile(found, 0.5), health_p99_ms=1e3 * percentile(found, 0.99),
+        health_max_ms=1e3 * max(found), health_asked=len(found),
+    )  # fmt: skip
+
+
+async def stream(server: Server, flags: Flags) -> dict[str, Any]:
+    ends = time.perf_counter() + flags.seconds
+    answers: list[Answer] = []
+
+    async def client(i: int) -> None:
+        while time.perf_counter() < ends:
+            answers.append(await ask(server, i, flags.max_tokens))
+
+    found: list[float] = []
+    started, before = time.perf_counter(), await tokens(server)
+    await during(asyncio.gather(*map(client, range(flags.clients))), health(server, found))
+    seconds = time.perf_counter() - started
+    first = [answer.first for answer in answers if answer.first]
+    return dict(
+        clients=flags.clients, seconds=seconds, answers=len(answers), lost=sum(not a.whole for a in answers),
+        tok_per_s=(await tokens(server) - before) / seconds, first_p50_ms=1e3 * percentile(first, 0.5),
+        first_p99_ms=1e3 * percentile(first, 0.99), **waits(found),
+    )  # fmt: skip
+
+
+async def tokens(server: Server) -> int:
+    return json.loads((await server.get("/stats"))[1])["tokens"]
+
+
+async def leave(server: Server, flags: Flags) -> dict[str, Any]:
+    opened = [await server.send(question(i, 200)) for i in range(flags.leavers)]
+    await opened[0][0].readline()  # answers are being written
+    before = json.loads((await server.get("/stats"))[1])
+    for _, writer in opened:
+        writer.transport.abort()
+    gone, taken = time.perf_counter(), -1
+    while taken:
+        numbers = json.loads((await server.get("/stats"))[1])
+        taken = numbers["running"] + numbers["waiting"]
+    freed = time.perf_counter() - gone
+    answer = await ask(server, 0, 8)
+    return dict(
+        clients=flags.leavers, running=before["running"], waiting=before["waiting"], freed_ms=1e3 * freed,
+        then_answered=answer.whole,
+    )  # fmt: skip
+
+
+async def soak(server: Server, flags: Flags) -> dict[str, Any]:
+    ends = time.perf_counter() + flags.seconds
+    seen: dict[str, Counter] = {}
+
+    async def again(name: str, attack: Any) -> None:
+        counts = seen.setdefault(name, Counter())
+        while time.perf_counter() < ends:
+            counts[await attack()] += 1
+
+    async def slowly(content: bytes) -> int:
+        """A byte at a time; the server may close when it has had enough."""
+        reader, writer = await server.send(b"")
+        try:
+            for byte in content:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                if reader.at_eof():
+                    return 0
+                await asyncio.sleep(1.0)
+                if reader._buffer:  # type: ignore[attr-defined]  # an answer has come
+                    return int((await reader.read()).split()[1])
+            return 0
+        except ConnectionError:
+            return 0
+        finally:
+            writer.close()
+
+    async def slow_body() -> int:
+        reader, writer = await server.send(post(b'{"messages": ', length=1000))
+        head = await reader.read()
+        writer.close()
+        return int(head.split()[1]) if head else 0
+
+    async def flood() -> int:
+        opened = [await server.send(b"") for _ in range(200)]
+        await asyncio.sleep(1.0)
+        for _, writer in opened:
+            writer.transport.abort()
+        return 0
+
+    async def status(content: bytes) -> int:
+        return (await server.exchange(content))[0]
+
+    answers: list[Answer] = []
+
+    async def honest() -> None:
+        while time.perf_counter() < ends:
+            answers.append(await ask(server, len(answers), 16))
+
+    attacks = dict(
+        slow_headers=lambda: slowly(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"),
+        slow_body=slow_body,
+        huge_body=lambda: status(post(b"x" * (BODY_LIMIT + 1))),
+        wrong_host=lambda: status(post(b"{}", host="evil.example")),
+        wrong_type=lambda: status(post(b"{}", kind="text/plain")),
+        no_json=lambda: status(post(b"{" * 1000)),
+        flood=flood,
+    )
+    found: list[float] = []
+    many = [again(name, attack) for name, attack in attacks.items()]
+    many += [again(name, attacks[name]) for name in ("slow_headers", "slow_body") for _ in range(20)]
+    await during(asyncio.gather(honest(), *many), health(server, found))
+    return dict(
+        seconds=flags.seconds, honest=len(answers), honest_lost=sum(not a.whole for a in answers),
+        statuses={name: dict(sorted(counts.items())) for name, counts in seen.items()},
+        honest_p50_ms=1e3 * statistics.median(a.first for a in answers), **waits(found),
+    )  # fmt: skip
+
+
+SCENES = dict(stream=stream, leave=leave, soak=soak)
+
+
+async def play(flags: Flags, names: list[str]) -> dict[str, Any]:
+    server = Server(flags.run)
+    try:
+        await server.ready()
+        found = {}
+        for name in names:
+            found[name] = await SCENES[name](server, flags)
+            shown = (f"{k} {round(v, 1) if isinstance(v, float) else v}" for k, v in found[name].items())
+            print(f"{name}: {', '.join(shown)}", flush=True)
+        return found
+    finally:
+        server.process.terminate()
+        server.process.wait(timeout=60)
+
+
+def main() -> None:
+    flags = parse(Flags, __doc__ or "")
+    names = flags.what.split(",")
+    if not set(names) <= set(SCENES):
+        raise UserError(f"--what is {flags.what!r}, wanted some of {','.join(SCENES)}")
+    if min(flags.clients, flags.leavers, flags.max_tokens) < 1 or flags.seconds <= 0:
+        raise UserError("--clients, --leavers, --max-tokens and --seconds want more than 0")
+    found = asyncio.run(play(flags, names))
+    machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    print(json.dumps(dict(machine=machine, cores=os.cpu_count(), torch=torch.__version__, run=flags.run, **found)))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,112 @@
+"""`scripts.chat_web` as a process: what it refuses to serve, how it ends, and what benchmarks/load.py does to it."""
+
+import asyncio
+import json
+import shutil
+import signal
+import socket
+
+import pytest
+import tiny
+from test_training import home, train  # noqa: F401 (home is a fixture)
+
+from benchmarks import load
+from nanochat.run import Run
+
+LONG = ("--max-seq-len=256", "--num-iterations=1", "--total-batch-size=1024", "--head-dim=16")
+
+
+@pytest.fixture
+def served(home):  # noqa: F811
+    """A run whose model's context is long enough to chat in."""
+    assert train(home, "a", "base", *LONG) == 0
+    return home
+
+
+def refusal(capsys, *flags):
+    capsys.readouterr()
+    assert tiny.call("chat_web", "--run=a", *flags) == 2
+    said = capsys.readouterr().err
+    assert said.strip().split("\n")[-1].startswith("error: ") and said.count("\n") <= 2  # a damaged one is warned of
+    return said
+
+
+def test_what_cannot_be_served_is_one_sentence(served, capsys):
+    assert "missing" in refusal(capsys, "--run=missing")
+    assert "sft" in refusal(capsys, "--source=sft")
+    assert "--temperature wants" in refusal(capsys, "--temperature=3")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert f"cannot listen on 127.0.0.1:{taken.getsockname()[1]}" in refusal(
+            capsys, f"--port={taken.getsockname()[1]}"
+        )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = f"--port={free.getsockname()[1]}"
+    folder = Run.open("a").stage("tokenizer")
+    shutil.copytree(folder, served / "kept")
+    tiny.tokenizer(290).save(folder)
+    assert "tokenizer" in refusal(capsys, port)
+    shutil.copytree(served / "kept", folder, dirs_exist_ok=True)
+    weights = next(Run.open("a").stage("base").glob("step_*/model*"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "is not used: model" in refusal(capsys, port)
+
+
+def test_sigterm_lets_answers_end_and_takes_no_more(served):
+    """The answer that was being written comes whole; then the process ends, with code 0."""
+
+    async def scene():
+        server = load.Server("a")
+        try:
+            await server.ready()
+            reader, writer = await server.send(load.question(0, 150))
+            while not (await reader.readline()).startswith(b"data: "):
+                pass
+            server.process.send_signal(signal.SIGTERM)
+            rest = await reader.read()
+            writer.close()
+            assert b"data: [DONE]" in rest and b'"finish_reason": "' in rest
+            assert await asyncio.to_thread(server.process.wait, 20) == -signal.SIGTERM  # as uvicorn passes it on
+            with pytest.raises(ConnectionRefusedError):
+                await server.get("/health")
+        finally:
+            server.process.kill()
+
+    asyncio.run(scene())
+
+
+def found(capsys, *flags):
+    capsys.readouterr()
+    assert tiny.call_module("benchmarks.load", "--run=a", *flags) == 0
+    return json.loads(capsys.readouterr().out.strip().split("\n")[-1])
+
+
+def check(scenes):
+    stream, leave, soak = scenes["stream"], scenes["leave"], scenes["soak"]
+    assert stream["lost"] == 0 and stream["answers"] >= stream["clients"]
+    assert leave["running"] + leave["waiting"] > 0 and leave["then_answered"]
+    assert soak["honest"] > 0 and soak["honest_lost"] == 0
+    assert soak["health_max_ms"] < float("inf") and stream["health_max_ms"] < float("inf")
+    seen = soak["statuses"]
+    expected = dict(huge_body="413", wrong_host="400", wrong_type="415", no_json="400")
+    for name, status in expected.items():
+        assert set(seen[name]) == {status}, (name, seen[name])
+    assert set(seen["slow_body"]) <= {"408", "0"} and seen["flood"]
+
+
+def test_load_in_short(served, capsys):
+    check(found(capsys, "--seconds=2", "--clients=8", "--leavers=20", "--max-tokens=20"))
+
+
+@pytest.mark.slow
+def test_load_in_full(served, capsys):
+    scenes = found(capsys)
+    check(scenes)
+    assert scenes["leave"]["freed_ms"] < 1000
+
+
+def test_load_refuses_what_makes_no_sense(capsys):
+    for flags, words in ((["--what=dance"], "--what is"), (["--clients=0"], "want more than 0")):
+        assert tiny.call_module("benchmarks.load", *flags) == 2
+        assert words in capsys.readouterr().err
+    assert tiny.call_module("benchmarks.load", "--run=missing") == 2
+    assert "the server did not start" in capsys.readouterr().err
