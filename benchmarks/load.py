@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -104,6 +103,11 @@ class Answer:
     pieces: int
 
 
+def choice_of(line: bytes) -> dict[str, Any]:
+    """Of a line `data: {json}` of a stream."""
+    return json.loads(line[6:])["choices"][0]
+
+
 async def ask(server: Server, i: int, max_tokens: int) -> Answer:
     """Reads one streamed answer to its end."""
     started, first, pieces, ended, done = time.perf_counter(), 0.0, 0, 0, False
@@ -113,7 +117,7 @@ async def ask(server: Server, i: int, max_tokens: int) -> Answer:
             if line.startswith(b"data: [DONE]"):
                 done = True
             elif line.startswith(b"data: "):
-                choice = json.loads(line[6:])["choices"][0]
+                choice = choice_of(line)
                 ended += choice["finish_reason"] is not None
                 pieces += bool(choice["delta"].get("content"))
                 first = first or (time.perf_counter() - started if pieces else 0.0)
@@ -175,7 +179,9 @@ async def tokens(server: Server) -> int:
 
 async def leave(server: Server, flags: Flags) -> dict[str, Any]:
     opened = [await server.send(question(i, 200)) for i in range(flags.leavers)]
-    await opened[0][0].readline()  # answers are being written
+    async for line in opened[0][0]:
+        if line.startswith(b"data: {") and choice_of(line)["delta"].get("content"):
+            break  # answers are being written
     before = json.loads((await server.get("/stats"))[1])
     for _, writer in opened:
         writer.transport.abort()
@@ -200,29 +206,19 @@ async def soak(server: Server, flags: Flags) -> dict[str, Any]:
         while time.perf_counter() < ends:
             counts[await attack()] += 1
 
-    async def slowly(content: bytes) -> int:
-        """A byte at a time; the server may close when it has had enough."""
+    async def slow_headers() -> int:
+        """A byte a second, until the server has had enough."""
         reader, writer = await server.send(b"")
-        try:
-            for byte in content:
-                writer.write(bytes([byte]))
-                await writer.drain()
+        with suppress(ConnectionError):
+            for byte in b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n":
                 if reader.at_eof():
-                    return 0
+                    break
+                writer.write(bytes([byte]))
                 await asyncio.sleep(1.0)
-                if reader._buffer:  # type: ignore[attr-defined]  # an answer has come
-                    return int((await reader.read()).split()[1])
-            return 0
-        except ConnectionError:
-            return 0
-        finally:
-            writer.close()
-
-    async def slow_body() -> int:
-        reader, writer = await server.send(post(b'{"messages": ', length=1000))
-        head = await reader.read()
+            else:
+                return int((await reader.read()).split()[1])
         writer.close()
-        return int(head.split()[1]) if head else 0
+        return 0
 
     async def flood() -> int:
         opened = [await server.send(b"") for _ in range(200)]
@@ -241,8 +237,8 @@ async def soak(server: Server, flags: Flags) -> dict[str, Any]:
             answers.append(await ask(server, len(answers), 16))
 
     attacks = dict(
-        slow_headers=lambda: slowly(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"),
-        slow_body=slow_body,
+        slow_headers=slow_headers,
+        slow_body=lambda: status(post(b'{"messages": ', length=1000)),
         huge_body=lambda: status(post(b"x" * (BODY_LIMIT + 1))),
         wrong_host=lambda: status(post(b"{}", host="evil.example")),
         wrong_type=lambda: status(post(b"{}", kind="text/plain")),
@@ -256,7 +252,7 @@ async def soak(server: Server, flags: Flags) -> dict[str, Any]:
     return dict(
         seconds=flags.seconds, honest=len(answers), honest_lost=sum(not a.whole for a in answers),
         statuses={name: dict(sorted(counts.items())) for name, counts in seen.items()},
-        honest_p50_ms=1e3 * statistics.median(a.first for a in answers), **waits(found),
+        honest_p50_ms=1e3 * percentile([a.first for a in answers], 0.5), **waits(found),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.library import custom_op
 
 try:
     import triton
@@ -95,7 +96,7 @@ def operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]
 
     def register(launcher: Callable[..., Any]) -> Any:
         name = f"{NAMESPACE}::{launcher.__name__.strip('_')}"
-        op = torch.library.custom_op(name, launcher, mutates_args=tuple(mutates))
+        op = custom_op(name, launcher, mutates_args=tuple(mutates))
         op.register_fake(launcher)
         return op
 

@@ -87,7 +87,7 @@ def check(scenes):
     assert soak["honest"] > 0 and soak["honest_lost"] == 0
     assert soak["health_max_ms"] < float("inf") and stream["health_max_ms"] < float("inf")
     seen = soak["statuses"]
-    expected = dict(huge_body="413", wrong_host="400", wrong_type="415", no_json="400")
+    expected = dict(slow_headers="0", huge_body="413", wrong_host="400", wrong_type="415", no_json="400")
     for name, status in expected.items():
         assert set(seen[name]) == {status}, (name, seen[name])
     assert set(seen["slow_body"]) <= {"408", "0"} and seen["flood"]

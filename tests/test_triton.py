@@ -9,6 +9,7 @@ import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.library import opcheck
 
 import kernels
 from kernels import OPS, triton_utils, tuned
@@ -301,7 +302,7 @@ def test_opcheck(name):
         answers(name, OPS[name].inputs(ODD[name], torch.float32, DEVICE), "triton")
     assert operators
     for func, (args, kwargs) in operators.items():
-        torch.library.opcheck(func, tuple(args), kwargs)
+        opcheck(func, tuple(args), kwargs)
 
 
 def whole(name, backend):

@@ -69,9 +69,10 @@ class Guard:
     async def body(self, receive: Receive, headers: dict[str, str]) -> bytes:
         """The whole body. Raises ApiError when it is too long or too slow."""
         limits = self.limits
+        too_long = ApiError(413, f"the body is larger than {limits.body_bytes:,} bytes")
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > DRAINED * limits.body_bytes:
-            raise ApiError(413, f"the body is larger than {limits.body_bytes:,} bytes")
+            raise too_long
         chunks, size = [], 0
         try:
             with anyio.fail_after(limits.body_seconds):
@@ -85,7 +86,7 @@ class Guard:
                         chunks.append(chunk)
                     last = not message.get("more_body")
                     if size > limits.body_bytes and (last or size > DRAINED * limits.body_bytes):
-                        raise ApiError(413, f"the body is larger than {limits.body_bytes:,} bytes")
+                        raise too_long
                     if last:
                         return b"".join(chunks)
         except TimeoutError:

@@ -57,7 +57,7 @@ class Job:
 class Worker:
     """An engine in a thread of its own. `on_end(job)` is called there when a job is over, however it ended."""
 
-    def __init__(self, engine: Runs, on_end: Callable[[Job], None] = lambda job: None, name: str = "engine"):
+    def __init__(self, engine: Runs, on_end: Callable[[Job], None] = lambda job: None):
         self.engine, self.on_end = engine, on_end
         self.problem = ""  # why it is dead
         self.tokens = 0  # made since the start
@@ -66,7 +66,7 @@ class Worker:
         self._wake = threading.Condition()
         self._leaving = False
         self._recent: deque[tuple[float, int]] = deque()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
