@@ -177,11 +177,17 @@ async def tokens(server: Server) -> int:
     return json.loads((await server.get("/stats"))[1])["tokens"]
 
 
+async def begun(reader: asyncio.StreamReader) -> None:
+    """Reads up to the first text of an answer, or to its end."""
+    async for line in reader:
+        if line.startswith(b"data: {") and choice_of(line)["delta"].get("content"):
+            return
+
+
 async def leave(server: Server, flags: Flags) -> dict[str, Any]:
     opened = [await server.send(question(i, 200)) for i in range(flags.leavers)]
-    async for line in opened[0][0]:
-        if line.startswith(b"data: {") and choice_of(line)["delta"].get("content"):
-            break  # answers are being written
+    slots = json.loads((await server.get("/stats"))[1])["slots"]
+    await asyncio.gather(*(begun(reader) for reader, _ in opened[:slots]))
     before = json.loads((await server.get("/stats"))[1])
     for _, writer in opened:
         writer.transport.abort()
