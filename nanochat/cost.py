@@ -46,6 +46,17 @@ def flops_per_token(config: GPTConfig) -> int:
     return 6 * linears + attention
 
 
+def decode_cost(config: GPTConfig, batch: int, context: int, itemsize: int) -> tuple[int, int]:
+    """(FLOPs, bytes) of one decode step: every row a token, with `context` tokens before it.
+
+    The bytes are the least that must be read: each Linear's weights once, and each row's keys and values in the window.
+    """
+    linears = sum(m.weight.numel() for m in meta_model(config).modules() if isinstance(m, Linear))
+    keys = sum(min(config.window(layer) or context, context) for layer in range(config.n_layer))
+    flops = batch * (2 * linears + 4 * config.n_embd * keys)
+    return flops, itemsize * (linears + 2 * batch * config.n_kv_head * config.head_dim * keys)
+
+
 def training_bytes(config: GPTConfig, tokens: int, world: int = 1) -> int:
     """Predicted memory of one rank for a micro-batch of `tokens`, compute dtype bfloat16.
 

@@ -1,5 +1,9 @@
 """Measure inference: time to first token, tokens per second by batch, memory; --upstream DIR puts nanochat's beside it.
 
+Each row also says how much of the machine a step uses: the bytes it must read and the FLOPs it must do, over the time
+it took, as shares of the card's peaks (of a CPU: of what a copy and a matrix product reach here; a model that fits the
+cache reads faster than a copy does).
+
 The model has random weights: speed does not depend on what it says. Each engine runs in a process of its own, which
 waits while the other is measured; the two take turns, and the medians are reported.
 """
@@ -15,9 +19,11 @@ from typing import Any
 
 import torch
 
+from nanochat.cost import decode_cost
 from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
-from nanochat.hardware import device_name
+from nanochat.gpt import GPTConfig
+from nanochat.hardware import DTYPES, PEAKS, device_name
 
 PAUSE = 0.5  # seconds: the other engine's threads still spin for a while after its run
 WORKER = Path(__file__).parent.parent / "benchmarks" / "decode_worker.py"
@@ -58,6 +64,42 @@ def measure(worker: subprocess.Popen, batch: int) -> dict[str, float]:
     return json.loads(line)
 
 
+def fastest(call: Any, repeats: int = 10) -> float:
+    """Seconds of the shortest of some runs."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def limits(machine: str, dtype: torch.dtype) -> tuple[float, float] | None:
+    """(FLOP/s, bytes/s) of a card by its name, or of this CPU as measured now; None for a card that is not known."""
+    if peak := PEAKS.get(machine):
+        return peak.bf16 * 1e12, peak.bandwidth * 1e12
+    if torch.cuda.is_available():
+        return None
+    a = torch.randn(1024, 1024, dtype=dtype)
+    source, copy = torch.zeros(2, 1 << 27, dtype=torch.int8)
+    return 2 * 1024**3 / fastest(lambda: a @ a), 2 * source.numel() / fastest(lambda: copy.copy_(source))
+
+
+def used(flags: Flags, row: dict[str, Any], peaks: dict[torch.dtype, Any], machine: str) -> dict[str, float]:
+    """Rates of a step and, where the limits are known, their shares."""
+    dtype = DTYPES[row["about"].split()[-1]]
+    heads = flags.width // 128
+    config = GPTConfig(flags.sequence_len, flags.vocab_size, flags.depth, heads, heads, flags.width)
+    flops, moved = decode_cost(config, row["batch"], flags.prompt_tokens + flags.new_tokens // 2, dtype.itemsize)
+    rates = dict(gflop_per_s=flops / row["token_ms"] / 1e6, gb_per_s=moved / row["token_ms"] / 1e6)
+    if dtype not in peaks:
+        peaks[dtype] = limits(machine, dtype)
+    if peaks[dtype]:
+        most, bandwidth = peaks[dtype]
+        rates.update(flop_use=rates["gflop_per_s"] * 1e9 / most, bandwidth_use=rates["gb_per_s"] * 1e9 / bandwidth)
+    return rates
+
+
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
     try:
@@ -76,6 +118,7 @@ def main() -> None:
     workers = {name: start(folder, flags) for name, folder in folders.items()}
     machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     shown = {**asdict(flags), "upstream": bool(flags.upstream)}
+    peaks: dict[torch.dtype, Any] = {}
     result: dict[str, Any] = dict(machine=machine, torch=torch.__version__, flags=shown, rows=[])
     try:
         for batch in batches:
@@ -84,11 +127,15 @@ def main() -> None:
                 for name, worker in workers.items():
                     found[name].append(measure(worker, batch))
             for name, runs in found.items():
-                row = {key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "about"}
-                result["rows"].append(dict(engine=name, batch=batch, about=runs[0]["about"], **row))
+                medians = {key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "about"}
+                row: dict[str, Any] = dict(engine=name, batch=batch, about=runs[0]["about"], **medians)
+                row.update(used(flags, row, peaks, machine))
+                result["rows"].append(row)
+                shares = f" ({row['bandwidth_use']:.0%}, {row['flop_use']:.0%})" if "flop_use" in row else ""
                 print(
                     f"{name:9} batch {batch:3}: first token {row['first_ms']:7.1f} ms, {row['tok_per_s']:8.1f} tok/s, "
-                    f"{row['token_ms']:6.2f} ms a step, peak memory {row['peak_mb']:6.0f} MB  ({runs[0]['about']})",
+                    f"{row['token_ms']:6.2f} ms a step, {row['gb_per_s']:.1f} GB/s and {row['gflop_per_s']:.0f} GFLOP/s"
+                    f"{shares}, peak memory {row['peak_mb']:6.0f} MB  ({row['about']})",
                     flush=True,
                 )
             if len(workers) == 2:

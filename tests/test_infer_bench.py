@@ -11,6 +11,7 @@ def test_it_measures_and_ends_with_json(capsys):
     lines = capsys.readouterr().out.strip().split("\n")
     assert len(lines) == 3 and "first token" in lines[0]
     rows = json.loads(lines[-1])["rows"]
+    assert all(0 < row["bandwidth_use"] < 10 and 0 < row["flop_use"] < 1.5 for row in rows)
     assert [row["batch"] for row in rows] == [1, 3] and all(row["tok_per_s"] > 0 for row in rows)
 
 

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 
 from nanochat import cost, presets
 from nanochat.errors import UserError
@@ -104,3 +105,13 @@ def test_too_small_a_gpu_is_refused():
 def test_a_deeper_model_takes_fewer_rows(depth):
     rows = presets.gpu(80, 1, depth).base["device_batch_size"]
     assert cost.training_bytes(model_config(depth, 32768), int(rows) * 2048) < 0.95 * 80 * 2**30
+
+
+def test_a_decode_step_by_hand():
+    config = GPTConfig(
+        sequence_len=512, vocab_size=256, n_layer=2, n_head=1, n_kv_head=1, n_embd=128, window_pattern="SL"
+    )
+    linears = sum(m.weight.numel() for m in cost.meta_model(config).modules() if isinstance(m, torch.nn.Linear))
+    flops, moved = cost.decode_cost(config, 3, 200, 2)
+    assert flops == 3 * (2 * linears + 4 * 128 * (128 + 200))
+    assert moved == 2 * linears + 3 * 2 * 2 * 128 * (128 + 200)
