@@ -4,6 +4,8 @@ Everything that depends on the machine is decided here once, in `setup()`, and h
 """
 
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +44,27 @@ PEAKS = {
     "NVIDIA GeForce RTX 5090": Peak(209, 419, 1.792),
     "AMD Instinct MI300X": Peak(1307, 2615, 5.3),
 }
+
+
+def fastest(call: Callable[[], object], repeats: int = 10) -> float:
+    """Seconds of the shortest of some runs."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def limits(machine: str, dtype: torch.dtype) -> tuple[float, float] | None:
+    """(FLOP/s, bytes/s) of a card by its name, or of this CPU as measured now; None for a card that is not known."""
+    if peak := PEAKS.get(machine):
+        return peak.bf16 * 1e12, peak.bandwidth * 1e12
+    if torch.cuda.is_available():
+        return None
+    a = torch.randn(1024, 1024, dtype=dtype)
+    source, copy = torch.zeros(2, 1 << 27, dtype=torch.int8)
+    return 2 * 1024**3 / fastest(lambda: a @ a), 2 * source.numel() / fastest(lambda: copy.copy_(source))
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
+from nanochat import hardware
 from nanochat.cost import decode_cost
 from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
 from nanochat.gpt import GPTConfig
-from nanochat.hardware import DTYPES, PEAKS, device_name
+from nanochat.hardware import DTYPES, device_name
 
 PAUSE = 0.5  # seconds: the other engine's threads still spin for a while after its run
 WORKER = Path(__file__).parent.parent / "benchmarks" / "decode_worker.py"
@@ -43,18 +44,18 @@ class Flags:
     upstream: str = flag("", "a clone of karpathy/nanochat to run beside ours")
 
 
-def start(folder: str, flags: Flags) -> subprocess.Popen:
+def start(folder: str, settings: dict[str, Any], worker: Path = WORKER) -> subprocess.Popen:
     """A process that imports `nanochat` from a folder, and measures when told to."""
-    words = [sys.executable, str(WORKER), folder, json.dumps(asdict(flags))]
+    words = [sys.executable, str(worker), folder, json.dumps(settings)]
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def measure(worker: subprocess.Popen, batch: int) -> dict[str, float]:
-    """One run. Raises UserError when the process has died."""
+def measure(worker: subprocess.Popen, order: int) -> dict[str, Any]:
+    """One run, told a number. Raises UserError when the process has died."""
     assert worker.stdin and worker.stdout
     time.sleep(PAUSE)
     try:
-        worker.stdin.write(f"{batch}\n")
+        worker.stdin.write(f"{order}\n")
         worker.stdin.flush()
     except BrokenPipeError:
         pass
@@ -62,27 +63,6 @@ def measure(worker: subprocess.Popen, batch: int) -> dict[str, float]:
     if not line:
         raise UserError(f"{' '.join(map(str, worker.args[2:3]))} did not run; is it a clone of nanochat?")  # type: ignore
     return json.loads(line)
-
-
-def fastest(call: Any, repeats: int = 10) -> float:
-    """Seconds of the shortest of some runs."""
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return min(times)
-
-
-def limits(machine: str, dtype: torch.dtype) -> tuple[float, float] | None:
-    """(FLOP/s, bytes/s) of a card by its name, or of this CPU as measured now; None for a card that is not known."""
-    if peak := PEAKS.get(machine):
-        return peak.bf16 * 1e12, peak.bandwidth * 1e12
-    if torch.cuda.is_available():
-        return None
-    a = torch.randn(1024, 1024, dtype=dtype)
-    source, copy = torch.zeros(2, 1 << 27, dtype=torch.int8)
-    return 2 * 1024**3 / fastest(lambda: a @ a), 2 * source.numel() / fastest(lambda: copy.copy_(source))
 
 
 def used(flags: Flags, row: dict[str, Any], peaks: dict[torch.dtype, Any], machine: str) -> dict[str, float]:
@@ -93,15 +73,15 @@ def used(flags: Flags, row: dict[str, Any], peaks: dict[torch.dtype, Any], machi
     flops, moved = decode_cost(config, row["batch"], flags.prompt_tokens + flags.new_tokens // 2, dtype.itemsize)
     rates = dict(gflop_per_s=flops / row["token_ms"] / 1e6, gb_per_s=moved / row["token_ms"] / 1e6)
     if dtype not in peaks:
-        peaks[dtype] = limits(machine, dtype)
+        peaks[dtype] = hardware.limits(machine, dtype)
     if peaks[dtype]:
         most, bandwidth = peaks[dtype]
         rates.update(flop_use=rates["gflop_per_s"] * 1e9 / most, bandwidth_use=rates["gb_per_s"] * 1e9 / bandwidth)
     return rates
 
 
-def main() -> None:
-    flags = parse(Flags, __doc__ or "")
+def run(flags: Flags) -> dict[str, Any]:
+    """Measures, and prints a line for each engine and batch. Raises UserError for flags that make no sense."""
     try:
         batches = [int(size) for size in flags.batch_sizes.split(",")]
     except ValueError:
@@ -115,7 +95,7 @@ def main() -> None:
     if flags.upstream and not (Path(flags.upstream) / "nanochat" / "engine.py").is_file():
         raise UserError(f"--upstream {flags.upstream}: there is no nanochat/engine.py in it")
     folders = {"ours": str(Path(__file__).parent.parent), **({"upstream": flags.upstream} if flags.upstream else {})}
-    workers = {name: start(folder, flags) for name, folder in folders.items()}
+    workers = {name: start(folder, asdict(flags)) for name, folder in folders.items()}
     machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     shown = {**asdict(flags), "upstream": bool(flags.upstream)}
     peaks: dict[torch.dtype, Any] = {}
@@ -144,7 +124,11 @@ def main() -> None:
     finally:
         for worker in workers.values():
             worker.kill()
-    print(json.dumps(result))
+    return result
+
+
+def main() -> None:
+    print(json.dumps(run(parse(Flags, __doc__ or ""))))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,128 @@
+"""Trains one implementation, ours or upstream's, in a process of its own: a number of steps a line in, a JSON line out.
+
+Called by benchmarks/vs_upstream.py with the folder from which `nanochat` is imported, and the settings as JSON. Both
+start from the same weights (the names in the state dict are the same), read the same tokens and use the same learning
+rates; each takes the step as its own training script does.
+"""
+
+import itertools
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+folder, settings = sys.argv[1], json.loads(sys.argv[2])
+sys.path[0] = folder  # not this file's own folder
+if settings["dtype"]:
+    os.environ["NANOCHAT_DTYPE"] = settings["dtype"]
+if settings["threads"]:
+    torch.set_num_threads(settings["threads"])
+WARMUP = 40  # steps, as both recipes have it
+B, T, V = settings["batch"], settings["sequence_len"], settings["vocab_size"]
+
+
+def sizes() -> dict[str, Any]:
+    heads = settings["width"] // 128
+    return dict(
+        sequence_len=T, vocab_size=V, n_layer=settings["depth"], n_head=heads, n_kv_head=heads, n_embd=settings["width"]
+    )
+
+
+def rows() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches (B, T) of a language that can be learnt: a word has one usual successor, or a frequent word comes."""
+    draw = np.random.default_rng(0)
+    usual = draw.permutation(V)
+    while True:
+        ids = np.empty((B, T + 1), dtype=np.int64)
+        ids[:, 0] = draw.integers(V, size=B)
+        for t in range(1, T + 1):
+            frequent = np.minimum(draw.zipf(1.3, B) - 1, V - 1)
+            ids[:, t] = np.where(draw.random(B) < 0.5, usual[ids[:, t - 1]], frequent)
+        yield torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(ids[:, 1:].copy())
+
+
+def ours() -> tuple[Callable[[], float], str]:
+    from nanochat import trainer
+    from nanochat.data.loader import Batch
+    from nanochat.gpt import GPT, GPTConfig
+    from nanochat.hardware import can_compile, setup
+    from nanochat.recipe import Schedule
+
+    hardware = setup()
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**sizes()))
+    model.to_empty(device=hardware.device)
+    model.load_state_dict(load_file(settings["weights"]))
+    model.set_dtype(hardware.dtype)
+    optimizer = model.setup_optimizer()
+    steady = Schedule(1 << 30, WARMUP, 0.0, momentum_start=0.95, momentum_peak=0.95)
+    plan = trainer.Settings(1 << 30, B, T, B * T)
+    stage = trainer.Stage(
+        "base", Path(), model, optimizer, steady, plan, hardware,
+        batches=lambda state: [], val_batches=lambda: [], token_bytes=torch.empty(0), meta={},
+    )  # fmt: skip
+    compiled = settings["compile"] and can_compile(hardware.device)[0]
+    runs = torch.compile(model, dynamic=False) if compiled else model
+    data = (Batch(x, y, None) for x, y in rows())  # type: ignore[arg-type]
+    how = f"{str(hardware.dtype)[6:]}, {'compiled' if compiled else 'eager'}"
+    return lambda: trainer.step(stage, runs, data, 1)[0], how
+
+
+def upstream() -> tuple[Callable[[], float], str]:
+    from nanochat.common import COMPUTE_DTYPE
+    from nanochat.flash_attention import USE_FA3
+
+    from nanochat.gpt import GPT, GPTConfig
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**sizes()))
+    model.to_empty(device=device)
+    model.init_weights()
+    model.load_state_dict(load_file(settings["weights"]))
+    optimizer = model.setup_optimizer()
+    runs = torch.compile(model, dynamic=False) if settings["compile"] else model
+    data = rows()
+    numbers = itertools.count(1)
+
+    def step() -> float:
+        x, y = (part.to(device, non_blocking=True) for part in next(data))
+        loss = runs(x, y)
+        loss.backward()
+        warm = min(1.0, next(numbers) / WARMUP)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * warm
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+        return loss.item()
+
+    attention = "FA3" if USE_FA3 else "SDPA"
+    return step, f"{str(COMPUTE_DTYPE)[6:]}, {'compiled' if settings['compile'] else 'eager'}, {attention}"
+
+
+def main() -> None:
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever the trainers print is not a reply
+    step, about = ours() if os.path.exists(os.path.join(folder, "kernels", "__init__.py")) else upstream()
+    for line in sys.stdin:
+        started, losses = time.perf_counter(), [step() for _ in range(int(line))]
+        seconds = time.perf_counter() - started  # each step ends with its loss on the CPU
+        peak = (
+            torch.cuda.max_memory_allocated()
+            if torch.cuda.is_available()
+            else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        )
+        reply = dict(tok_per_s=len(losses) * B * T / seconds, losses=losses, peak_mb=peak / 2**20, about=about)
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()
