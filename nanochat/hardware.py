@@ -40,6 +40,7 @@ PEAKS = {
     "NVIDIA B200": Peak(2250, 4500, 8.0),
     "NVIDIA L40S": Peak(362, 733, 0.864),
     "NVIDIA GeForce RTX 3090": Peak(71, None, 0.936),
+    "NVIDIA GeForce RTX 4070": Peak(58, 117, 0.504),
     "NVIDIA GeForce RTX 4090": Peak(165, 330, 1.008),
     "NVIDIA GeForce RTX 5090": Peak(209, 419, 1.792),
     "AMD Instinct MI300X": Peak(1307, 2615, 5.3),

@@ -1,0 +1,87 @@
+"""The simulator: parts by hand, published points within their bands, levers that save, one sentence for wrong use."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import tiny
+
+from nanochat.errors import UserError
+from nanochat.gpt import GPTConfig
+from nanochat.recipe import model_config
+from profiling import points, simulate
+from profiling.cards import card
+from profiling.simulate import Job
+
+
+@pytest.mark.parametrize("point", points.POINTS, ids=lambda p: f"{p.hardware} {p.what}")
+def test_published_points_are_within_their_bands(point):
+    if point.exception:
+        assert abs(point.error) > point.band, "it is no exception any more"
+    else:
+        assert abs(point.error) <= point.band
+
+
+def test_most_points_were_not_fitted_on():
+    assert sum(p.fitted for p in points.POINTS) <= 7 < sum(not p.fitted and not p.exception for p in points.POINTS)
+
+
+def test_attended_pairs_by_hand():
+    config = GPTConfig(
+        sequence_len=512, vocab_size=256, n_layer=2, n_head=1, n_kv_head=1, n_embd=128, window_pattern="SL"
+    )
+    full, short = sum(range(1, 513)) / 512, sum(min(t, 128) for t in range(1, 513)) / 512
+    assert simulate.attended(config) == pytest.approx(full + short)
+    assert simulate.attended(config, short=512) == pytest.approx(2 * full)
+
+
+def test_products_by_hand():
+    job = Job(model_config(12, 32768), card("H100"), gpus=1, total=65536)
+    weights = 12 * 12 * 768**2 + 768 * 32768
+    took = simulate.step(job)["products"]
+    assert took == pytest.approx(6 * weights * 65536 / (0.94 * 794.5e12), rel=1e-3)  # gates are the rest
+
+
+def test_more_gpus_more_speed_and_only_they_communicate():
+    one = Job(model_config(12, 32768), card("H100"), gpus=1)
+    eight = replace(one, gpus=8)
+    assert "communication, exposed" not in simulate.step(one) and "communication, exposed" in simulate.step(eight)
+    assert 5 < simulate.seconds(one) / simulate.seconds(eight) < 8
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_each_lever_saves_its_own_part(fp8):
+    job = Job(model_config(24, 32768), card("H100"), fp8=fp8)
+    changes = simulate.what_if(job)
+    assert len(changes) == 1 + len(simulate.LEVERS) - (not fp8)
+    assert all(after < before for (_, before), (_, after) in zip(changes, changes[1:]))
+
+
+def test_the_command(capsys):
+    module = tiny.call_module("profiling.simulate", "--depth=4", "--card=RTX 4090", "--gpus=1", "--fp8")
+    assert module == 0
+    text = capsys.readouterr().out
+    assert text.startswith("PREDICTED")
+    said = json.loads(text.strip().split("\n")[-1])
+    assert said["predicted"] and sum(said["parts_s"].values()) == pytest.approx(said["step_s"])
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--card=H300"], "is not known; there are A100"),
+        (["--gpus=9"], "wanted 1 to 8"),
+        (["--card=A100", "--fp8"], "has no fp8 units"),
+        (["--levers=magic"], "none is called magic"),
+        (["--total-batch-size=1000"], "no multiple of"),
+        (["--depth=0"], "--depth is 0"),
+    ],
+)
+def test_wrong_use_is_one_sentence(capsys, flags, words):
+    assert tiny.call_module("profiling.simulate", *flags) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_unknown_card_is_no_look_alike():
+    with pytest.raises(UserError, match="L40' is not known"):
+        card("L40")
