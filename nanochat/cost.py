@@ -32,12 +32,17 @@ def scaling_params(config: GPTConfig) -> int:
     return counts["transformer_matrices"] + counts["lm_head"]
 
 
+def linear_params(config: GPTConfig) -> int:
+    """Weights that every token is multiplied by: those of all Linears."""
+    return sum(m.weight.numel() for m in meta_model(config).modules() if isinstance(m, Linear))
+
+
 def flops_per_token(config: GPTConfig) -> int:
     """Training FLOPs per token as nanochat counts: 6 per parameter of a Linear, 12·H·D·min(window, T) per layer.
 
     Causality does not halve attention here and embeddings are free; see PaLM, arXiv:2204.02311, appendix B.
     """
-    linears = sum(m.weight.numel() for m in meta_model(config).modules() if isinstance(m, Linear))
+    linears = linear_params(config)
     attention = 0
     for layer in range(config.n_layer):
         window = config.window(layer)
@@ -51,7 +56,7 @@ def decode_cost(config: GPTConfig, batch: int, context: int, itemsize: int) -> t
 
     The bytes are the least that must be read: each Linear's weights once, and each row's keys and values in the window.
     """
-    linears = sum(m.weight.numel() for m in meta_model(config).modules() if isinstance(m, Linear))
+    linears = linear_params(config)
     keys = sum(min(config.window(layer) or context, context) for layer in range(config.n_layer))
     flops = batch * (2 * linears + 4 * config.n_embd * keys)
     return flops, itemsize * (linears + 2 * batch * config.n_kv_head * config.head_dim * keys)

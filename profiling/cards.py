@@ -22,6 +22,10 @@ class Card:
     attention: float  # forward, as a share of bf16: FA3 on Hopper, FA2 or Triton elsewhere
     gemm: float  # products of nanochat's sizes, as a share of bf16
 
+    def products(self, fp8: bool = False) -> float:
+        """FLOP/s that a step's matrix products reach."""
+        return GEMM_FP8 * self.fp8 if fp8 else self.gemm * self.bf16
+
 
 GEMM_FP8 = 0.60  # the same in fp8
 STREAMING = 0.92  # of the memory's bandwidth, at 32 MB and more

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nanochat.recipe import model_config
-from profiling.cards import BUS, GEMM_FP8, LAUNCH, STREAMING, card
+from profiling.cards import BUS, LAUNCH, STREAMING, card
 from profiling.simulate import Job, seconds
 
 
@@ -40,13 +40,12 @@ def streamed(name: str, moved: float) -> float:
 
 def multiplied(name: str, flops: float, fp8: bool = False) -> float:
     """Seconds of a matrix product."""
-    chip = card(name)
-    return LAUNCH + flops / (GEMM_FP8 * chip.fp8 if fp8 else chip.gemm * chip.bf16)
+    return LAUNCH + flops / card(name).products(fp8)
 
 
-def best(name: str) -> float:
+def best(name: str, fp8: bool = False) -> float:
     """TFLOP/s that a step's products are taken to reach."""
-    return card(name).gemm * card(name).bf16 / 1e12
+    return card(name).products(fp8) / 1e12
 
 
 H8 = "8 x H100"
@@ -71,7 +70,7 @@ POINTS = [
     Point("A100", "X·Xᵀ of 4096", 0.664, "ms", lambda: 1e3 * multiplied("A100", 2 * 4096**3), 0.35),
     Point("A100", "X·Xᵀ of 8192", 5.16, "ms", lambda: 1e3 * multiplied("A100", 2 * 8192**3), 0.35),
     Point("H100", "best bf16 product", 794.5, "TFLOP/s", lambda: best("H100"), 0.35, fitted=True),
-    Point("H100", "best fp8 product", 1403, "TFLOP/s", lambda: GEMM_FP8 * card("H100").fp8 / 1e12, 0.35),
+    Point("H100", "best fp8 product", 1403, "TFLOP/s", lambda: best("H100", fp8=True), 0.35),
     Point("A100", "best bf16 product", 271, "TFLOP/s", lambda: best("A100"), 0.35, fitted=True),
     Point("B200", "best bf16 product", 1745, "TFLOP/s", lambda: best("B200"), 0.35, fitted=True),
     Point("H100", "copy 16384x32768 bf16", 3003, "GB/s", lambda: STREAMING * card("H100").memory / 1e9, 0.10),

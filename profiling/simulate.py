@@ -10,12 +10,12 @@ nothing was measured on the card (see profiling/points.py for the comparison wit
 import json
 from dataclasses import dataclass, replace
 
-from nanochat.cost import flops_per_token, meta_model, parameter_counts
+from nanochat.cost import flops_per_token, linear_params, parameter_counts
 from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
-from nanochat.gpt import GPTConfig, Linear
+from nanochat.gpt import GPTConfig
 from nanochat.recipe import model_config
-from profiling.cards import BUS, GEMM_FP8, STREAMING, Card, card
+from profiling.cards import BUS, STREAMING, Card, card
 
 BAND = 0.15
 
@@ -71,14 +71,13 @@ def step(job: Job) -> dict[str, float]:
     share = job.total // job.gpus  # tokens of a GPU
     micro = max(1, share // (job.batch * T))
     counts = parameter_counts(config)
-    linears = sum(m.weight.numel() for m in meta_model(config).modules() if isinstance(m, Linear))
+    linears = linear_params(config)
     stream = STREAMING * chip.memory
     unit = share * C * 2 / stream
-    rate = GEMM_FP8 * chip.fp8 if job.fp8 else chip.gemm * chip.bf16
     on = job.levers
     tables = counts["wte"] + counts["value_embeds"]
     matrices = counts["transformer_matrices"]
-    parts = {"products": 6 * share * linears / rate}
+    parts = {"products": 6 * share * linears / chip.products(job.fp8)}
     forward = 4 * config.n_head * config.head_dim * attended(config, job.short) * share
     parts["attention"] = forward / (chip.attention * chip.bf16) * (1 + 2.5 / 0.8)  # backward: 2.5 times the FLOPs
     parts["norms, rotary"] = NORMS * L * unit / (1.0 if "norms" in on else 0.75)
@@ -105,7 +104,7 @@ def optimizer(job: Job, matrices: int, head: int, tables: int) -> float:
     flops = 5 * 2 * matrices * C * 2 + 5 * 2 * C * matrices / 2  # X·Xᵀ and A·X see every entry; A·A the small side
     passes = 40 * matrices + 28 * head + 12 * tables  # bytes: momentum, variance, weights, products' operands
     copies = 0 if "optimizer" in job.levers else 24 * matrices
-    return (flops / (job.card.gemm * job.card.bf16) + (passes + copies) / (STREAMING * job.card.memory)) / job.gpus
+    return (flops / job.card.products() + (passes + copies) / (STREAMING * job.card.memory)) / job.gpus
 
 
 def seconds(job: Job) -> float:
@@ -159,7 +158,8 @@ def main() -> None:
         )
     config = model_config(flags.depth, 32768, flags.max_seq_len, window_pattern=flags.window_pattern)
     job = Job(config, chip, flags.gpus, flags.device_batch_size, flags.total_batch_size, flags.fp8, on)
-    parts, took = step(job), seconds(job)
+    parts = step(job)
+    took = sum(parts.values())
     print(f"PREDICTED, ±{BAND:.0%}: d{flags.depth} on {flags.gpus} x {chip.name}, {'fp8' if flags.fp8 else 'bf16'}\n")
     for name, part in sorted(parts.items(), key=lambda item: -item[1]):
         print(f"  {name:24} {1e3 * part:8.1f} ms  {part / took:6.1%}  {'#' * round(50 * part / took)}")
