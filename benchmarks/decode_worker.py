@@ -6,26 +6,18 @@ both have in common is asked of them: a model of given sizes, and tokens for a b
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from worker import serve, sizes
 
 folder, settings = sys.argv[1], json.loads(sys.argv[2])
 sys.path[0] = folder  # not this file's own folder
 if settings["dtype"]:
     os.environ["NANOCHAT_DTYPE"] = settings["dtype"]
-
-
-def config(cls: Any) -> Any:
-    heads = settings["width"] // 128
-    return cls(
-        sequence_len=settings["sequence_len"], vocab_size=settings["vocab_size"], n_layer=settings["depth"],
-        n_head=heads, n_kv_head=heads, n_embd=settings["width"],
-    )  # fmt: skip
 
 
 def ours() -> tuple[Callable[[int], Any], str]:
@@ -35,7 +27,7 @@ def ours() -> tuple[Callable[[int], Any], str]:
 
     hardware = setup()
     with torch.device("meta"):
-        model = GPT(config(GPTConfig))
+        model = GPT(GPTConfig(**sizes(settings)))
     model.to_empty(device=hardware.device)
     model.init_weights(hardware.dtype)
     engines: dict[int, Engine] = {}
@@ -68,7 +60,7 @@ def upstream() -> tuple[Callable[[int], Any], str]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device("meta"):
-        model = GPT(config(GPTConfig))
+        model = GPT(GPTConfig(**sizes(settings)))
     model.to_empty(device=device)
     model.init_weights()
     engine = Engine(model.eval(), Tokenizer())
@@ -83,32 +75,19 @@ def upstream() -> tuple[Callable[[int], Any], str]:
     return steps, f"{device}, {str(COMPUTE_DTYPE)[6:]}"
 
 
-def main() -> None:
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the engines print is not a reply
-    steps, about = ours() if os.path.exists(os.path.join(folder, "kernels", "__init__.py")) else upstream()
-    for line in sys.stdin:
-        batch = int(line)
-        run = steps(batch)  # the engine is made before the clock starts; the work begins with the first step
-        started, made, first, first_count = time.perf_counter(), 0, 0.0, 0
-        for count in run:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            made += count
-            if not first:
-                first, first_count = time.perf_counter() - started, count
-        seconds = time.perf_counter() - started - first
-        peak = (
-            torch.cuda.max_memory_allocated()
-            if torch.cuda.is_available()
-            else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        )
-        rate = (made - first_count) / seconds
-        reply = dict(
-            first_ms=1e3 * first, tok_per_s=rate, token_ms=1e3 * batch / rate, peak_mb=peak / 2**20, about=about
-        )
-        print(json.dumps(reply), file=replies, flush=True)
+def measure(steps: Callable[[int], Any], batch: int) -> dict[str, float]:
+    """One run: the first token's time, and the rate of the others."""
+    run = steps(batch)  # the engine is made before the clock starts; the work begins with the first step
+    started, made, first, first_count = time.perf_counter(), 0, 0.0, 0
+    for count in run:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        made += count
+        if not first:
+            first, first_count = time.perf_counter() - started, count
+    rate = (made - first_count) / (time.perf_counter() - started - first)
+    return dict(first_ms=1e3 * first, tok_per_s=rate, token_ms=1e3 * batch / rate)
 
 
 if __name__ == "__main__":
-    main()
+    serve(folder, ours, upstream, measure)

@@ -8,7 +8,6 @@ rates; each takes the step as its own training script does.
 import itertools
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from worker import serve, sizes
 
 folder, settings = sys.argv[1], json.loads(sys.argv[2])
 sys.path[0] = folder  # not this file's own folder
@@ -27,13 +27,6 @@ if settings["threads"]:
     torch.set_num_threads(settings["threads"])
 WARMUP = 40  # steps, as both recipes have it
 B, T, V = settings["batch"], settings["sequence_len"], settings["vocab_size"]
-
-
-def sizes() -> dict[str, Any]:
-    heads = settings["width"] // 128
-    return dict(
-        sequence_len=T, vocab_size=V, n_layer=settings["depth"], n_head=heads, n_kv_head=heads, n_embd=settings["width"]
-    )
 
 
 def rows() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -58,7 +51,7 @@ def ours() -> tuple[Callable[[], float], str]:
 
     hardware = setup()
     with torch.device("meta"):
-        model = GPT(GPTConfig(**sizes()))
+        model = GPT(GPTConfig(**sizes(settings)))
     model.to_empty(device=hardware.device)
     model.load_state_dict(load_file(settings["weights"]))
     model.set_dtype(hardware.dtype)
@@ -90,7 +83,7 @@ def upstream() -> tuple[Callable[[], float], str]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device("meta"):
-        model = GPT(GPTConfig(**sizes()))
+        model = GPT(GPTConfig(**sizes(settings)))
     model.to_empty(device=device)
     model.init_weights()
     model.load_state_dict(load_file(settings["weights"]))
@@ -114,21 +107,11 @@ def upstream() -> tuple[Callable[[], float], str]:
     return step, f"{str(COMPUTE_DTYPE)[6:]}, {'compiled' if settings['compile'] else 'eager'}, {attention}"
 
 
-def main() -> None:
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the trainers print is not a reply
-    step, about = ours() if os.path.exists(os.path.join(folder, "kernels", "__init__.py")) else upstream()
-    for line in sys.stdin:
-        started, losses = time.perf_counter(), [step() for _ in range(int(line))]
-        seconds = time.perf_counter() - started  # each step ends with its loss on the CPU
-        peak = (
-            torch.cuda.max_memory_allocated()
-            if torch.cuda.is_available()
-            else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        )
-        reply = dict(tok_per_s=len(losses) * B * T / seconds, losses=losses, peak_mb=peak / 2**20, about=about)
-        print(json.dumps(reply), file=replies, flush=True)
+def measure(step: Callable[[], float], count: int) -> dict[str, Any]:
+    """So many steps; each ends with its loss on the CPU."""
+    started, losses = time.perf_counter(), [step() for _ in range(count)]
+    return dict(tok_per_s=count * B * T / (time.perf_counter() - started), losses=losses)
 
 
 if __name__ == "__main__":
-    main()
+    serve(folder, ours, upstream, measure)

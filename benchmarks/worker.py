@@ -1,0 +1,39 @@
+"""What the processes of a side-by-side measurement have in common: the model's sizes, and orders in, answers out."""
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def sizes(settings: dict[str, Any]) -> dict[str, int]:
+    """The arguments of a GPTConfig, ours or upstream's."""
+    heads = settings["width"] // 128
+    return dict(
+        sequence_len=settings["sequence_len"], vocab_size=settings["vocab_size"], n_layer=settings["depth"],
+        n_head=heads, n_kv_head=heads, n_embd=settings["width"],
+    )  # fmt: skip
+
+
+def serve(
+    folder: str,
+    ours: Callable[[], tuple[Any, str]],
+    upstream: Callable[[], tuple[Any, str]],
+    measure: Callable[[Any, int], dict[str, Any]],
+) -> None:
+    """Builds whichever of the two the folder holds, then answers each number on stdin with a JSON line."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever is printed by what we measure is not a reply
+    built, about = ours() if os.path.exists(os.path.join(folder, "kernels", "__init__.py")) else upstream()
+    for line in sys.stdin:
+        reply = measure(built, int(line))
+        peak = (
+            torch.cuda.max_memory_allocated()
+            if torch.cuda.is_available()
+            else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        )
+        print(json.dumps(dict(reply, peak_mb=peak / 2**20, about=about)), file=replies, flush=True)
