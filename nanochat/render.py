@@ -27,8 +27,16 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A plot drawn elsewhere, as an <svg> element (profiling/plots.py): trusted, not escaped."""
+
+    title: str
+    svg: str
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading and its blocks: Table, Curve, or text."""
+    """A heading and its blocks: Table, Curve, Figure, or text."""
 
     title: str
     blocks: Sequence[Any]
@@ -45,7 +53,9 @@ def markdown(title: str, sections: list[Section]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _markdown_block(block: Table | Curve | str) -> str:
+def _markdown_block(block: Table | Curve | Figure | str) -> str:
+    if isinstance(block, Figure):
+        return f"(plot: {block.title})"
     if isinstance(block, Curve):
         return f"{block.title}: {', '.join(f'{x:g}: {y:.3f}' for x, y in thinned(block.points, 8))}"
     if isinstance(block, str):
@@ -95,9 +105,10 @@ def page(title: str, sections: list[Section]) -> str:
     )
 
 
-def _html_block(block: Table | Curve | str) -> str:
-    if isinstance(block, Curve):
-        return f"<figure>{svg(block)}<figcaption>{html.escape(block.title)}</figcaption></figure>"
+def _html_block(block: Table | Curve | Figure | str) -> str:
+    if isinstance(block, Curve | Figure):
+        drawn = svg(block) if isinstance(block, Curve) else block.svg
+        return f"<figure>{drawn}<figcaption>{html.escape(block.title)}</figcaption></figure>"
     if isinstance(block, str):
         tag = "blockquote" if "\n" in block else "p"
         return f"<{tag}>{html.escape(block)}</{tag}>"

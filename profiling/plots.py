@@ -1,0 +1,31 @@
+"""Plots for the lab's pages: matplotlib figures as <svg> elements that a page can hold, in the page's own colours."""
+
+import io
+from typing import Any
+
+from nanochat.errors import UserError
+
+
+def new_figure(width: float = 8.0, height: float = 4.0) -> tuple[Any, Any]:
+    """(figure, axes), inches; black is drawn in the page's text colour. Raises UserError without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("drawing needs matplotlib: pip install '.[lab]'") from None
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "lab", "font.size": 9})
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def svg(figure: Any) -> str:
+    """The figure as one <svg> element on a transparent ground, without a date: the same figure, the same text."""
+    written = io.StringIO()
+    figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
+    text = written.getvalue()
+    # Black means the text's colour, so that the plot can be read on a dark page too.
+    return text[text.index("<svg") :].replace("#000000", "currentColor")
