@@ -8,7 +8,8 @@ first.
 import itertools
 import json
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -31,21 +32,49 @@ def candidates(config: dict[str, int]) -> list[dict[str, int]]:
     return [dict(zip(config, values)) for values in itertools.product(*ranges)]
 
 
-def timed(calls: list[Callable[[], Any]], repeats: int = REPEATS) -> list[float]:
-    """Median milliseconds of each call, taken in turns; the cache is swept in between."""
-    sweep = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-    times: list[list[float]] = [[] for _ in calls]
-    for turn in range(repeats + 2):
-        for call, taken in zip(calls, times):
+def clock(device: str = "cuda") -> Callable[[Callable[[], Any]], float]:
+    """A function that takes the milliseconds of one call, which finds the caches swept.
+
+    On a GPU, several sweeps are queued before the call, so that its launches wait in line and what is timed is the
+    card's work, not the host's.
+    """
+    on_gpu = device.startswith("cuda")
+    sweep = torch.empty((256 if on_gpu else 64) << 20, dtype=torch.int8, device=device)
+
+    def on_card(call: Callable[[], Any]) -> float:
+        for _ in range(4):
             sweep.zero_()
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            call()
-            end.record()
-            torch.cuda.synchronize()
-            if turn >= 2:
-                taken.append(start.elapsed_time(end))
-    return [statistics.median(taken) for taken in times]
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end)
+
+    def on_host(call: Callable[[], Any]) -> float:
+        sweep.zero_()
+        started = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - started)
+
+    return on_card if on_gpu else on_host
+
+
+def turns(
+    prepared: list[Callable[[], Callable[[], Any]]], clock: Callable[[Callable[[], Any]], float]
+) -> Iterator[list[float]]:
+    """For ever: milliseconds of every call, taken one after the other, so that a change of clocks meets all alike.
+
+    Each of `prepared` does what shall not be timed and returns the call that shall.
+    """
+    while True:
+        yield [clock(prepare()) for prepare in prepared]
+
+
+def timed(calls: list[Callable[[], Any]], repeats: int = REPEATS) -> list[float]:
+    """Median milliseconds of each call on the GPU, after two turns that are not counted."""
+    rounds = turns([lambda call=call: call for call in calls], clock())  # type: ignore[misc]
+    return [statistics.median(taken) for taken in zip(*itertools.islice(rounds, 2, repeats + 2))]
 
 
 def step(op: Op, case: Case, dtype: torch.dtype, setting: str, compiled: bool) -> Callable[[], Any]:
