@@ -80,8 +80,8 @@ def compile_report(flags: argparse.Namespace) -> None:
         raise ValueError("compiling needs Triton (pip install triton)" if not INSTALLED else "unset TRITON_INTERPRET")
     chosen = flags.target.split(",") if flags.target else list(targets.TARGETS)
     for name in chosen:
-        if name not in targets.TARGETS:
-            raise ValueError(f"--target names {name!r}; the targets are {', '.join(targets.TARGETS)}")
+        if name not in targets.ALL_TARGETS:
+            raise ValueError(f"--target names {name!r}; the targets are {', '.join(targets.ALL_TARGETS)}")
     if not any(flags.shape in op.cases for op in kernels.OPS.values()):
         cases = dict.fromkeys(case for op in kernels.OPS.values() for case in op.cases)
         raise ValueError(f"--shape is {flags.shape!r}, which no op has; there are {', '.join(cases)}")

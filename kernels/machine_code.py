@@ -1,0 +1,190 @@
+"""Reading machine code: registers, spills, how wide memory is accessed, and how many instructions of which class.
+
+CUDA cubins are read with the disassembler in Triton's wheel, AMD kernels from the compiler's assembly text. Counts are
+of instructions as written: one in a loop counts once, and `looped` says that there is a loop.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from kernels.triton_utils import triton
+
+
+def tool(name: str) -> str:
+    """Path of a CUDA binary tool out of Triton's wheel."""
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def sass(cubin: bytes) -> tuple[str, str]:
+    """(disassembly, resource usage) of a cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        run = lambda *words: subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        return run(tool("nvdisasm"), "-c", file.name), run(tool("cuobjdump"), "--dump-resource-usage", file.name)
+
+
+# Classes of instructions, the first that fits; memory's have their width in bits behind them (LDG.128). What fits none
+# is "other": moves, branches, waiting.
+CUDA_CLASSES = {
+    r"(LDGSTS|LDG|STG|LDSM|LDS|STSM|STS)\b.*": "memory",
+    r"(UTMALDG|UTMASTG|UTMAREDG|UBLKCP|HGMMA|QGMMA|UTCHMMA|UTCQMMA|HMMA|QMMA|IMMA|DMMA)\b.*": "",  # by their own names
+    r"(RED|ATOM|ATOMG|ATOMS|REDG)\b.*": "atomic",
+    r"MUFU.*": "MUFU",
+    r"SHFL.*": "SHFL",
+    r"BAR\b.*": "BAR",
+    r"FFMA.*": "FP32 fma",
+    r"FADD.*": "FP32 add",
+    r"FMUL.*": "FP32 mul",
+    r"(F2F|F2FP|F2I|I2F|I2FP)\b.*": "convert",
+    r"U?(IADD|IMAD|VIADD|LOP3|SHF|LEA|ISETP|IMNMX|VIMNMX|IABS|SGXT|PRMT|BMSK|POPC|FLO)\w*\b.*": "integer",
+}
+AMD_CLASSES = {
+    r"(?:global|buffer|flat)_(?:load|store)_.*": "memory",
+    r"ds_(?:read|write)\w*": "memory",
+    r"v_(mfma)_.*": "",
+    r"(?:global|buffer|flat|ds)_(?:atomic|add|max|min).*": "atomic",
+    r"v_(?:exp|log|rcp|rsq|sqrt|sin|cos)_f.*": "MUFU",
+    r"ds_(?:bpermute|swizzle).*|v_\w+_dpp": "SHFL",
+    r"s_barrier": "BAR",
+    r"v_(?:pk_)?(?:fma|fmac|mad|mac)_f32.*": "FP32 fma",
+    r"v_(?:pk_)?(?:add|sub)_f32.*": "FP32 add",
+    r"v_(?:pk_)?mul_f32.*": "FP32 mul",
+    r"v_cvt_.*": "convert",
+    r"[vs]_(?:\w+_)?(?:add|sub|mul|mad|lsh|ash|and|or|xor|bfe|bfi|perm|min|max|cmp|abs|not)\w*_?[iub]\d+.*": "integer",
+}
+CUDA_WIDTHS = {"128": 16, "256": 32, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+AMD_WIDTHS = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "b128": 16, "b96": 12, "b64": 8, "b32": 4,
+              "short": 2, "b16": 2, "byte": 1, "u8": 1, "b8": 1}  # fmt: skip
+
+
+def cuda_instructions(text: str) -> list[str]:
+    """Mnemonics with their modifiers (LDG.E.128), in order, without what predicates them and without padding."""
+    words = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text)
+    return [word for word in words if word != "NOP"]
+
+
+def cuda_class(word: str) -> str:
+    kind, found = classify(word, CUDA_CLASSES)
+    if kind != "memory":
+        return kind or found
+    if found in ("LDSM", "STSM"):  # .M88.4: four matrices of 8x8 two-byte values, 16 bytes a thread
+        return f"{found}.{32 * int(word[-1]) if word[-1].isdigit() else 32}"
+    return f"{found}.{8 * cuda_width(word)}"
+
+
+def cuda_width(word: str) -> int:
+    """Bytes that a thread moves by this instruction."""
+    return next((CUDA_WIDTHS[part] for part in word.split(".") if part in CUDA_WIDTHS), 4)
+
+
+def amd_class(word: str) -> str:
+    kind, found = classify(word, AMD_CLASSES)
+    if kind != "memory":
+        return kind or found.upper()
+    pieces = 2 if re.match(r"ds_(read|write)2", word) else 1
+    return f"{'_'.join(re.findall(r'^[a-z]+|load|store|read|write', word))}.{8 * pieces * amd_width(word)}"
+
+
+def amd_width(word: str) -> int:
+    return next((width for part, width in AMD_WIDTHS.items() if part in word), 4)
+
+
+def classify(word: str, classes: dict[str, str]) -> tuple[str, str]:
+    """(class or "" for an instruction that is one of its own, the part of its name in parentheses)."""
+    for pattern, kind in classes.items():
+        if match := re.fullmatch(pattern, word):
+            return kind, match[1] if match.re.groups else word
+    return "other", word
+
+
+# How a jump is written, with its label in parentheses, and what never goes on to the next line.
+CUDA_JUMPS = (r"\bBRA\b.*`\((\.L\w+)\)", r"\*/\s+(BRA|EXIT|RET)\b")
+AMD_JUMPS = (r"\bs_c?branch\w*\s+(\.L\w+)", r"^\s+s_(branch|endpgm)\b")
+
+
+def looped(text: str, branch: str, no_return: str) -> bool:
+    """Whether an instruction can be reached again from itself, but for the endless loop that ends a kernel's code."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    labels = {match[1]: at for at, line in enumerate(lines) if (match := re.match(r"\s*(\.L\w+):", line))}
+    jumps = {at: labels.get(match[1], at) for at, line in enumerate(lines) if (match := re.search(branch, line))}
+
+    def after(at: int) -> list[int]:
+        falls = at + 1 < len(lines) and not re.search(no_return, lines[at])
+        return ([at + 1] if falls else []) + ([jumps[at]] if at in jumps else [])
+
+    for start, back in jumps.items():
+        if back >= start - 1:  # forward, or to the label just above it
+            continue
+        seen, left = {back}, [back]
+        while left:
+            new = [at for at in after(left.pop()) if at not in seen]
+            seen.update(new)
+            left += new
+        if start in seen:
+            return True
+    return False
+
+
+def read_cuda(made: Any) -> dict[str, Any]:
+    """Figures of a compiled CUDA kernel."""
+    text, usage = sass(made.asm["cubin"])
+    resources = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+    words = cuda_instructions(text)
+    moved: dict[str, Counter[int]] = dict(load=Counter(), store=Counter())
+    for word in words:
+        if (name := word.split(".")[0]) in ("LDGSTS", "LDG", "STG"):
+            moved["store" if name == "STG" else "load"][cuda_width(word)] += cuda_width(word)
+    units = [word for word in words if re.match(r"(HGMMA|HMMA|UTCHMMA|UTCQMMA|QGMMA|QMMA)\b", word)]
+    return dict(
+        registers=resources["REG"],
+        stack_bytes=resources["STACK"],
+        spill_bytes=resources["STACK"] + resources.get("LOCAL", 0),
+        access_bytes=usual_width(moved),
+        load_bytes=moved["load"].total(),  # by one thread, as written: a loop counts once
+        tensor_core=units[0].split(".")[0] if units else "",
+        tf32=".TF32" in text,
+        float64_instructions=len(re.findall(r"\bD(?:ADD|MUL|FMA|SETP|MMA)\b|\.F64\b|\bMUFU\.\w*64\w*", text)),
+        mix=dict(Counter(map(cuda_class, words)).most_common()),
+        looped=looped(text, *CUDA_JUMPS),
+    )
+
+
+def read_amd(made: Any) -> dict[str, Any]:
+    """Figures of a compiled AMD kernel, from its assembly text."""
+    text = made.asm["amdgcn"]
+    code = text.split(".section")[0]
+    number = lambda key: int(m[1]) if (m := re.search(rf"\.{key}:\s+(\d+)", text)) else 0
+    words = re.findall(r"^\s+((?:v|s|ds|global|buffer|flat)_\w+)", code, flags=re.MULTILINE)
+    moved: dict[str, Counter[int]] = dict(load=Counter(), store=Counter())
+    for word in words:
+        if match := re.match(r"(?:global|buffer)_(load|store)_", word):
+            moved[match[1]][amd_width(word)] += amd_width(word)
+    units = [word for word in words if word.startswith("v_mfma_")]
+    spilled = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
+    return dict(
+        registers=number("vgpr_count"),
+        stack_bytes=number("private_segment_fixed_size"),
+        spill_bytes=spilled or number("private_segment_fixed_size"),
+        access_bytes=usual_width(moved),
+        load_bytes=moved["load"].total(),  # by one thread, as written: a loop counts once
+        tensor_core="MFMA" if units else "",
+        tf32=any("xf32" in unit for unit in units),
+        float64_instructions=sum(bool(re.match(r"v_\w+_f64", word)) for word in words),
+        mix=dict(Counter(map(amd_class, words)).most_common()),
+        looped=looped(code, *AMD_JUMPS),
+    )
+
+
+def usual_width(moved: dict[str, Counter[int]]) -> int:
+    """Bytes of the access through which most data flows, loads or stores, whichever is narrower.
+
+    Fewer than four narrow accesses of a width are no stream but scalars, or a sum per row: a tile that is accessed in
+    narrow pieces takes many.
+    """
+    streams = [{w: total for w, total in count.items() if w >= 16 or total >= 4 * w} for count in moved.values()]
+    return min((max(stream, key=lambda width: stream[width]) for stream in streams if stream), default=0)
