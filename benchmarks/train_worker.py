@@ -10,12 +10,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
+from our_step import WARMUP, our_step, rows
 from safetensors.torch import load_file
 from worker import serve, sizes
 
@@ -25,54 +24,17 @@ if settings["dtype"]:
     os.environ["NANOCHAT_DTYPE"] = settings["dtype"]
 if settings["threads"]:
     torch.set_num_threads(settings["threads"])
-WARMUP = 40  # steps, as both recipes have it
 B, T, V = settings["batch"], settings["sequence_len"], settings["vocab_size"]
 
 
-def rows() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches (B, T) of a language that can be learnt: a word has one usual successor, or a frequent word comes."""
-    draw = np.random.default_rng(0)
-    usual = draw.permutation(V)
-    while True:
-        ids = np.empty((B, T + 1), dtype=np.int64)
-        ids[:, 0] = draw.integers(V, size=B)
-        for t in range(1, T + 1):
-            frequent = np.minimum(draw.zipf(1.3, B) - 1, V - 1)
-            ids[:, t] = np.where(draw.random(B) < 0.5, usual[ids[:, t - 1]], frequent)
-        yield torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(ids[:, 1:].copy())
-
-
 def ours() -> tuple[Callable[[], float], str]:
-    from nanochat import trainer
-    from nanochat.data.loader import Batch
-    from nanochat.gpt import GPT, GPTConfig
     from nanochat.hardware import can_compile, setup
-    from nanochat.recipe import Schedule
 
     hardware = setup()
-    with torch.device("meta"):
-        model = GPT(GPTConfig(**sizes(settings)))
-    model.to_empty(device=hardware.device)
-    model.load_state_dict(load_file(settings["weights"]))
-    model.set_dtype(hardware.dtype)
-    optimizer = model.setup_optimizer()
-    steady = Schedule(1 << 30, WARMUP, 0.0, momentum_start=0.95, momentum_peak=0.95)
-    plan = trainer.Settings(1 << 30, B, T, B * T)
-    stage = trainer.Stage(
-        "base", Path(), model, optimizer, steady, plan, hardware,
-        batches=lambda state: [], val_batches=lambda: [], token_bytes=torch.empty(0), meta={},
-    )  # fmt: skip
     compiled = settings["compile"] and can_compile(hardware.device)[0]
-    runs = torch.compile(model, dynamic=False) if compiled else model
-    data = (Batch(x, y, None) for x, y in rows())  # type: ignore[arg-type]
-    how = f"{str(hardware.dtype)[6:]}, {'compiled' if compiled else 'eager'}"
-
-    def step() -> float:
-        loss, _ = trainer.step(stage, runs, data, 1)
-        stage.state.step += 1
-        return loss
-
-    return step, how
+    weights = load_file(settings["weights"])
+    step = our_step(sizes(settings), weights, hardware, rows(B, T, V), B, compiled)
+    return step, f"{str(hardware.dtype)[6:]}, {'compiled' if compiled else 'eager'}"
 
 
 def upstream() -> tuple[Callable[[], float], str]:
@@ -89,7 +51,7 @@ def upstream() -> tuple[Callable[[], float], str]:
     model.load_state_dict(load_file(settings["weights"]))
     optimizer = model.setup_optimizer()
     runs = torch.compile(model, dynamic=False) if settings["compile"] else model
-    data = rows()
+    data = rows(B, T, V)
     numbers = itertools.count(1)
 
     def step() -> float:

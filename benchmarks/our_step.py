@@ -1,0 +1,58 @@
+"""Our training step, ready to be timed: a model from given weights, on tokens of a language that can be learnt.
+
+Imported by a worker before `nanochat` can be, so nothing of ours is imported at the top.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+WARMUP = 40  # steps, as nanochat's recipe and ours have it
+
+
+def rows(B: int, T: int, V: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches (B, T), always the same: a word has one usual successor, or a frequent word comes."""
+    draw = np.random.default_rng(0)
+    usual = draw.permutation(V)
+    while True:
+        ids = np.empty((B, T + 1), dtype=np.int64)
+        ids[:, 0] = draw.integers(V, size=B)
+        for t in range(1, T + 1):
+            frequent = np.minimum(draw.zipf(1.3, B) - 1, V - 1)
+            ids[:, t] = np.where(draw.random(B) < 0.5, usual[ids[:, t - 1]], frequent)
+        yield torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(ids[:, 1:].copy())
+
+
+def our_step(
+    sizes: dict[str, int], weights: dict[str, torch.Tensor], hardware: Any,
+    data: Iterator[tuple[torch.Tensor, torch.Tensor]], B: int, compiled: bool,
+) -> Callable[[], float]:  # fmt: skip
+    """A call is one step as scripts.base_train takes it, and returns its loss. sizes: of a GPTConfig."""
+    from nanochat import trainer
+    from nanochat.data.loader import Batch
+    from nanochat.gpt import GPT, GPTConfig
+    from nanochat.recipe import Schedule
+
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**sizes))
+    model.to_empty(device=hardware.device)
+    model.load_state_dict(weights)
+    model.set_dtype(hardware.dtype)
+    T = sizes["sequence_len"]
+    steady = Schedule(1 << 30, WARMUP, 0.0, momentum_start=0.95, momentum_peak=0.95)
+    stage = trainer.Stage(
+        "base", Path(), model, model.setup_optimizer(), steady, trainer.Settings(1 << 30, B, T, B * T), hardware,
+        batches=lambda state: [], val_batches=lambda: [], token_bytes=torch.empty(0), meta={},
+    )  # fmt: skip
+    runs = torch.compile(model, dynamic=False) if compiled else model
+    batches = (Batch(x, y, None) for x, y in data)  # type: ignore[arg-type]
+
+    def step() -> float:
+        loss, _ = trainer.step(stage, runs, batches, 1)
+        stage.state.step += 1
+        return loss
+
+    return step

@@ -1,0 +1,69 @@
+"""What a run of the suite covers: cases, minutes, repeats, and which contenders are left out with what reason.
+
+`smoke` shows on any CPU in a minute that everything works; its shapes are too small to say anything about speed.
+`quick` is for one GPU and 8 minutes: every op, two sizes; `full` takes all sizes and an hour. Being late costs repeats
+(benchmarks/timer.py), never an op.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.ops import SETTINGS, Bench, Machine
+from kernels import OPS, tuning
+from kernels.registry import Case, Op
+from nanochat.errors import UserError
+from nanochat.hardware import PEAKS, compute_dtype, device_name, limits
+
+
+@dataclass(frozen=True)
+class Profile:
+    cases: tuple[str, ...]  # first parts of their names
+    minutes: float
+    most: int  # turns of the timer
+    compile: str  # "all"; "largest": the op's largest case; or the one op that is compiled, at its largest case
+    training: float  # share of the minutes that is kept for the training step
+
+
+PROFILES = {
+    "smoke": Profile(("odd", "d4"), 0.7, 5, "rms_norm", 0.4),
+    "quick": Profile(("d12", "d24"), 7.5, 25, "largest", 0.25),
+    "full": Profile(("d", "head"), 60, 100, "all", 0.1),
+}
+
+
+def machine() -> Machine:
+    """This one: its first GPU where there is one, else the CPU. Its rates are the data sheet's, or measured now."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    dtype, _ = compute_dtype(device)
+    name = device_name(device)
+    known = None if on_gpu and dtype == torch.float32 else limits(name, dtype)  # the sheet's rates are bfloat16's
+    flops, bandwidth = known or (None, None)
+    fp8 = 1e12 * PEAKS[name].fp8 if name in PEAKS and PEAKS[name].fp8 else flops  # type: ignore[operator]
+    return Machine(device, dtype, flops, fp8, bandwidth, tuning.clock(str(device)))
+
+
+def chosen(op: Op, profile: Profile) -> dict[str, Case]:
+    """The op's cases of a profile, the smallest first; its largest where none is named so."""
+    found = {name: case for name, case in op.cases.items() if name.startswith(profile.cases)}
+    size = lambda name: op.bytes(op.cases[name], torch.float32)
+    names = sorted(found, key=size) or [max(op.cases, key=size)]
+    return {name: op.cases[name] for name in names}
+
+
+def benches(names: list[str], profile: Profile) -> list[Bench]:
+    """All that a profile measures. Raises UserError for an op that is not there."""
+    if unknown := [name for name in names if name not in OPS]:
+        raise UserError(f"--op: no op is called {', '.join(unknown)}; there are {', '.join(OPS)}")
+    found = []
+    for name in names:
+        cases = list(chosen(OPS[name], profile))
+        for case in cases:
+            left_out = {}
+            wanted = profile.compile == "all" or (case == cases[-1] and profile.compile in ("largest", name))
+            if not wanted:
+                rest = "the largest case" if profile.compile == "largest" else f"{profile.compile}'s largest case"
+                left_out["compiled"] = f"this profile compiles {rest} only, to be done in time"
+            found += [Bench(OPS[name], case, setting, left_out) for setting in SETTINGS.get(name, {"": {}})]
+    return found

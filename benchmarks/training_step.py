@@ -1,0 +1,159 @@
+"""A training step end to end with our kernels on and off, both under torch.compile, in one process, in turns.
+
+    python -m benchmarks.training_step --depth 12 --batch 16
+
+Both start from the same weights and read the same tokens. The losses of every step are compared first; where they part,
+no speed is printed. On a CPU no kernel of ours runs, so there is nothing to switch: eager is compared with compiled.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks import timer
+from benchmarks.environment import environment
+from benchmarks.our_step import our_step, rows
+from kernels import use
+from nanochat.errors import UserError
+from nanochat.flags import flag, parse, run_script
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.hardware import Hardware, can_compile, setup
+
+PARTED = 0.02  # relative difference of two losses at the same step that rounding does not explain
+
+
+@dataclass
+class Flags:
+    depth: int = flag(12, "layers of the model; 64 channels each, heads of 128 (of 64 below depth 4)")
+    vocab_size: int = flag(32768, "words of the vocabulary")
+    sequence_len: int = flag(2048, "tokens of context")
+    batch: int = flag(16, "rows of a step")
+    steps: int = flag(15, "steps that are timed, after two that compile and warm up")
+    minutes: float = flag(60.0, "time for all of it: what is late takes fewer steps, but at least 3")
+
+
+def config(flags: Flags) -> dict[str, int]:
+    """The arguments of a GPTConfig."""
+    width = 64 * flags.depth
+    heads = max(1, width // (128 if flags.depth >= 4 else 64))
+    return dict(
+        sequence_len=flags.sequence_len, vocab_size=flags.vocab_size, n_layer=flags.depth, n_head=heads,
+        n_kv_head=heads, n_embd=width,
+    )  # fmt: skip
+
+
+def contenders(hardware: Hardware) -> tuple[dict[str, tuple[str, bool]], str]:
+    """(name → (setting of kernels.use, compiled), what is compared). The first is what the others are measured by."""
+    able, why = can_compile(hardware.device)
+    if hardware.device.type == "cuda":
+        how = "compiled" if able else f"eager ({why})"
+        return {"kernels off": ("torch", able), "kernels on": ("auto", able)}, f"our kernels on and off, both {how}"
+    if not able:
+        raise UserError(f"on a CPU eager is compared with compiled, but {why}")
+    said = "no kernel of ours runs on a CPU, so nothing is switched: eager beside compiled"
+    return {"eager": ("torch", False), "compiled": ("torch", True)}, said
+
+
+def under(setting: str, step: Callable[[], float]) -> Callable[[], float]:
+    def call() -> float:
+        with use(setting):
+            return step()
+
+    return call
+
+
+def turns(steps: dict[str, Callable[[], float]], flags: Flags, hardware: Hardware) -> dict[str, dict[str, list[float]]]:
+    """Loss, seconds and memory (MB above what lay there before; empty on a CPU) of every step, in turns."""
+    found = {name: dict(losses=[], seconds=[], extra_mb=[]) for name in steps}  # type: dict[str, dict[str, list[float]]]
+    ends = time.perf_counter() + 60 * flags.minutes
+    for turn in range(flags.steps + 2):
+        for name, step in steps.items():
+            before = 0
+            if hardware.device.type == "cuda":
+                before = torch.cuda.memory_allocated()
+                torch.cuda.reset_peak_memory_stats()
+            started = time.perf_counter()
+            found[name]["losses"].append(step())  # the loss's value: the GPU is done
+            hardware.synchronize()  # and with the optimizer too
+            found[name]["seconds"].append(time.perf_counter() - started)
+            if hardware.device.type == "cuda":
+                found[name]["extra_mb"].append((torch.cuda.max_memory_allocated() - before) / 2**20)
+        if turn >= 4 and time.perf_counter() > ends:
+            break
+    return found
+
+
+def parity(losses: dict[str, list[float]]) -> tuple[float, bool]:
+    """(largest relative difference of the losses at the same step, whether all are as near as rounding explains)."""
+    usual, *others = losses.values()
+    apart = max(abs(a - b) / abs(b) for other in others for a, b in zip(other, usual))
+    return apart, apart <= PARTED  # a NaN is not
+
+
+def run(flags: Flags, hardware: Hardware) -> dict[str, Any]:
+    """The result as JSON-ready data; without speeds when the losses part."""
+    names, what = contenders(hardware)
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**config(flags)))
+    model.to_empty(device="cpu")
+    model.init_weights()
+    weights = model.state_dict()
+    data = lambda: rows(flags.batch, flags.sequence_len, flags.vocab_size)
+    steps = {
+        name: under(setting, our_step(config(flags), weights, hardware, data(), flags.batch, compiled))
+        for name, (setting, compiled) in names.items()
+    }
+    del model, weights
+    found = turns(steps, flags, hardware)
+    apart, together = parity({name: part["losses"] for name, part in found.items()})
+    result: dict[str, Any] = dict(
+        what=what, sizes=config(flags), batch=flags.batch, dtype=str(hardware.dtype)[6:], loss_difference=apart,
+        allowed_difference=PARTED, status="timed" if together else "failed", rows=[],
+    )  # fmt: skip
+    usual = statistics.median(next(iter(found.values()))["seconds"][2:])
+    for name, part in found.items():
+        row: dict[str, Any] = dict(contender=name, losses=part["losses"])
+        if together:
+            low, middle, high = timer.quartiles(part["seconds"][2:])
+            tokens = flags.batch * flags.sequence_len
+            row.update(step_ms=1e3 * middle, q1_ms=1e3 * low, q3_ms=1e3 * high, tok_per_s=tokens / middle)
+            row.update(times_first=usual / middle, first_step_s=part["seconds"][0])
+            if part["extra_mb"]:
+                row["extra_mb"] = max(part["extra_mb"][1:])
+        result["rows"].append(row)
+    return result
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """For the terminal and the report."""
+    said = f"losses differ by at most {result['loss_difference']:.2%} (allowed {result['allowed_difference']:.0%})"
+    found = [f"Training step, {result['what']}; {said}."]
+    if result["status"] == "failed":
+        return [*found, "The losses part: no speed is given."]
+    for row in result["rows"]:
+        memory = f", {row['extra_mb']:,.0f} MB beyond weights and moments" if "extra_mb" in row else ""
+        found.append(
+            f"{row['contender']}: {row['tok_per_s']:,.0f} tok/s, {row['step_ms']:.1f} ms a step, "
+            f"{row['times_first']:.2f} times {result['rows'][0]['contender']}{memory}"
+        )
+    return found
+
+
+def main() -> None:
+    flags = parse(Flags, __doc__ or "")
+    if min(flags.depth, flags.vocab_size, flags.sequence_len, flags.batch) < 1 or flags.steps < 3:
+        raise UserError("--depth, --vocab-size, --sequence-len and --batch want at least 1, --steps at least 3")
+    result = run(flags, setup())
+    print("\n".join(lines(result)))
+    print(json.dumps(dict(environment=environment(), **result)))
+
+
+if __name__ == "__main__":
+    run_script(main)
