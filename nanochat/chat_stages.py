@@ -5,6 +5,7 @@ sft: rows padded, only the assistant's tokens learnt, learning rate falling over
 Both start at the learning rates of base training, with its optimizer moments still warm, and without weight decay.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from nanochat.data import choose
@@ -16,7 +17,7 @@ from nanochat.hardware import setup as look_at_hardware
 from nanochat.recipe import Schedule
 from nanochat.run import Run
 from nanochat.stages import SCALINGS, Setup, run_stage, say, set_fp8
-from nanochat.trainer import Settings
+from nanochat.trainer import Settings, Stage
 
 PROMPTS = [
     [dict(role="user", content=question)]
@@ -36,6 +37,7 @@ class ChatFlags:
     fp8_scaling: str = flag("current", "fp8's scales: of each tensor itself, or of its last 16", choices=SCALINGS)
     fresh: bool = flag(False, "forget what this stage has trained so far")
     wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
+    profile: int = flag(0, "record so many steps, once it is warm, to <run>/<stage>/profile/ (0: none)")
     source: str = flag("", "stage to start from (default: mid for sft where there is one, else base)", "-i")
     load_optimizer: bool = flag(True, "start with the optimizer's moments of the stage before")
     num_iterations: int = flag(-1, "optimizer steps (-1: one epoch, estimated from the first 1,000 conversations)")
@@ -52,8 +54,8 @@ class ChatFlags:
     seed: int = flag(42, "of the draw of the embedded conversations")
 
 
-def run_chat_stage(name: str, flags: ChatFlags) -> None:
-    """Trains stage "mid" or "sft" as the flags say."""
+def run_chat_stage(name: str, flags: ChatFlags, watch: Callable[[Stage], Callable[[], None]] | None = None) -> None:
+    """Trains stage "mid" or "sft" as the flags say. `watch`: as in Setup."""
     hardware = look_at_hardware(flags.device_type)
     run = Run.open(flags.run)
     tokenizer = run.tokenizer()
@@ -117,6 +119,7 @@ def run_chat_stage(name: str, flags: ChatFlags) -> None:
         compile=flags.compile,
         pad=masked,
         wandb=flags.wandb,
+        watch=watch,
     )
     for sentence in left_out:
         say(setup, f"{name}: {sentence}")

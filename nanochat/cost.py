@@ -51,6 +51,32 @@ def flops_per_token(config: GPTConfig) -> int:
     return 6 * linears + attention
 
 
+def attended(config: GPTConfig, short: int | None = None) -> float:
+    """Pairs of query and key per token, summed over the layers, exactly: causal, and within the window.
+
+    `short`: tokens of a short window, where it is not the config's own.
+    """
+    T, pairs = config.sequence_len, 0.0
+    for layer in range(config.n_layer):
+        window = config.window(layer)
+        W = T if window is None else min(short or window, T)
+        pairs += (W * (W + 1) / 2 + (T - W) * W) / T
+    return pairs
+
+
+def training_flops(config: GPTConfig) -> dict[str, float]:
+    """Training FLOPs per token, counted in the three ways in which a share of the peak is given.
+
+    mfu: as nanochat counts. mfu_causal: attention only for the pairs that causality and windows leave. hfu: what is
+    executed of that, with what the backward computes a second time: attention's Q·Kᵀ (FlashAttention,
+    arXiv:2205.14135: 5 products where 4 give the gradients). Nothing else is: the head makes its gradients in forward.
+    The optimizer's products are in none of them.
+    """
+    exact = config.n_head * config.head_dim * attended(config)
+    linears = 6 * linear_params(config)
+    return dict(mfu=flops_per_token(config), mfu_causal=linears + 12 * exact, hfu=linears + 14 * exact)
+
+
 def decode_cost(config: GPTConfig, batch: int, context: int, itemsize: int) -> tuple[int, int]:
     """(FLOPs, bytes) of one decode step: every row a token, with `context` tokens before it.
 

@@ -51,6 +51,7 @@ class Setup:
     compile: str = "auto"
     pad: bool = False
     wandb: bool = False
+    watch: Callable[[Stage], Callable[[], None]] | None = None  # given the stage, what to call after each step
 
 
 def run_stage(setup: Setup) -> None:
@@ -105,6 +106,8 @@ def run_stage(setup: Setup) -> None:
     )
     if hardware.is_main:
         stage.log = _log(setup, stage)
+        if setup.watch:
+            stage.after_step = setup.watch(stage)
     started = time.time()
     trainer.train(stage)
     if hardware.is_main:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.profiler import record_function
 
 from nanochat import checkpoint
 from nanochat.cost import flops_per_token
@@ -95,6 +96,7 @@ class Stage:
     sample: Callable[[], list[str]] = lambda: []
     compile: bool = False
     log: Callable[[dict[str, Any]], None] = lambda row: None
+    after_step: Callable[[], None] = lambda: None  # of whoever watches: profiling/record.py
     state: State = field(default_factory=State)
     saved_step: int = 0  # of the newest checkpoint
     scaler: torch.amp.GradScaler | None = None  # float16 only
@@ -213,6 +215,7 @@ def train(stage: Stage) -> None:
                     "lower the learning rates, or look at the data around there"
                 )
             _account(stage, progress, loss, ok, seconds, flops)
+            stage.after_step()
             if stage.due(settings.save_every) or stage.evaluation_due():
                 save(stage, finished=False)
             if stage.due(settings.sample_every) and hardware.is_main:
@@ -248,16 +251,22 @@ def _account(stage: Stage, progress: Progress, loss: float, ok: bool, seconds: f
 
 
 def step(stage: Stage, model: Any, data: Iterator[Batch], accumulation: int) -> tuple[float, bool]:
-    """One optimizer step: (mean loss over the micro-batches of all ranks, whether the parameters were updated)."""
+    """One optimizer step: (mean loss over the micro-batches of all ranks, whether the parameters were updated).
+
+    Its parts carry names for a profiler (profiling/analysis.py); without one, a name costs some ten microseconds.
+    """
     state, schedule, optimizer, scaler = stage.state, stage.schedule, stage.optimizer, stage.scaler
     total = torch.zeros((), device=stage.hardware.device)
     for _ in range(accumulation):
-        batch = next(data)
-        inputs, targets = batch.to(stage.hardware.device)
+        with record_function("data"):
+            batch = next(data)
+            inputs, targets = batch.to(stage.hardware.device)
         if state.step == 0 and state.loader is None:
             calibrate(stage.model, inputs, targets, stage.hardware.world)
-        loss = model(inputs, targets) / accumulation
-        (scaler.scale(loss) if scaler else loss).backward()
+        with record_function("forward"):
+            loss = model(inputs, targets) / accumulation
+        with record_function("backward"):
+            (scaler.scale(loss) if scaler else loss).backward()
         total += loss.detach()
         state.loader = batch.state
     if stage.hardware.world > 1:
@@ -272,16 +281,17 @@ def step(stage: Stage, model: Any, data: Iterator[Batch], accumulation: int) -> 
             group["weight_decay"] = group["initial_weight_decay"] * schedule.weight_decay(state.step)
     mean = total.item()
     ok = math.isfinite(mean)
-    if scaler:
-        scaler.unscale_(optimizer)
-        for found in scaler._found_inf_per_device(optimizer).values():
-            if stage.hardware.world > 1:
-                dist.all_reduce(found, op=dist.ReduceOp.MAX)
-        scaler.step(optimizer)
-        scaler.update()
-    elif ok:
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    with record_function("optimizer"):
+        if scaler:
+            scaler.unscale_(optimizer)
+            for found in scaler._found_inf_per_device(optimizer).values():
+                if stage.hardware.world > 1:
+                    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+            scaler.step(optimizer)
+            scaler.update()
+        elif ok:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return mean, ok
 
 

@@ -7,7 +7,6 @@ optimizer) in which it was launched. Without a device the CPU's operators are an
 itself without those that it calls; nothing is said about a device then. All times are whole nanoseconds.
 """
 
-import re
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -18,14 +17,11 @@ from typing import Any
 from nanochat.errors import UserError
 from profiling import costs
 from profiling.costs import COMMUNICATION, OPTIMIZER, PRODUCTS
+from profiling.idle import idle_causes
 from profiling.trace import DEVICE, Event, Interval, Trace, both, gaps, length, owners, self_pieces, union
 
 VERSION = 1  # of the JSON
 PHASES = ("data", "forward", "backward", "optimizer")  # the annotations in nanochat/trainer.py
-GC = "garbage collection"  # annotated by profiling/record.py
-WAITING = re.compile(r"(cuda|hip)(Stream|Device|Event)Synchronize|(cuda|hip)Memcpy$")
-SHORT = 3_000  # ns: a pause that the GPU itself needs from one kernel to the next
-LISTED = 20  # idle gaps
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ def analyse(trace: Trace) -> Analysis:
         phase_ns[piece.phase][piece.category] += ns
     ops, products = _ops(pieces, owned)
     busy = union(_clip(((piece.start, piece.end) for piece in pieces), window))
-    causes, longest = _idle(gaps(busy, window), trace, window, on_device)
+    causes, longest = idle_causes(gaps(busy, window), trace, window, on_device)
     return Analysis(
         version=VERSION,
         on_device=on_device,
@@ -262,55 +258,7 @@ def _communication(pieces: list[Piece], window: Interval) -> dict[str, Any]:
     )
 
 
-# ---- what nothing did
-
-
-def _idle(idle: list[Interval], trace: Trace, window: Interval, on_device: bool) -> tuple[dict, list[dict[str, Any]]]:
-    """(cause → count and ns, the longest gaps). A gap has one cause, read off what the host's threads did meanwhile.
-
-    Garbage collection, or waiting for data, where it fills at least half of the gap; synchronisation, where the gap
-    began while the host waited for the device, so that nothing was queued; between kernels, where it is so short that
-    no host could help it; else the host: it launched too slowly.
-    """
-    marks = trace.of("user_annotation")
-    filled = {
-        GC: union(e.interval for e in marks if e.name == GC),
-        "waiting for data": union(e.interval for e in marks if e.name == "data" or "DataLoader" in e.name),
-    }
-    waits = union(e.interval for e in trace.of("cuda_runtime", "cuda_driver") if WAITING.match(e.name))
-    began = [start for start, _ in waits]
-    inside = {cause: _overlaps(idle, when) for cause, when in filled.items()}
-
-    def cause(i: int, gap: Interval) -> str:
-        for name, overlap in inside.items():
-            if 2 * overlap[i] >= gap[1] - gap[0]:
-                return name
-        if on_device and gap[1] - gap[0] < SHORT:
-            return "between kernels"
-        waiting = bisect_right(began, gap[0]) - 1
-        if on_device and waiting >= 0 and gap[0] < waits[waiting][1]:
-            return "synchronisation"
-        return "host"
-
-    causes: dict[str, dict[str, int]] = {}
-    rows: list[dict[str, Any]] = []
-    for i, gap in enumerate(idle):
-        why = cause(i, gap)
-        found = causes.setdefault(why, dict(count=0, ns=0))
-        found["count"] += 1
-        found["ns"] += gap[1] - gap[0]
-        rows.append(dict(start_ns=gap[0] - window[0], ns=gap[1] - gap[0], cause=why))
-    return causes, sorted(rows, key=lambda row: -row["ns"])[:LISTED]
-
-
-def _overlaps(intervals: list[Interval], others: list[Interval]) -> list[int]:
-    """Of each interval, how long it lies in the disjoint others."""
-    starts = [start for start, _ in others]
-    found = []
-    for start, end in intervals:
-        near = others[max(0, bisect_right(starts, start) - 1) : bisect_right(starts, end)]
-        found.append(sum(max(0, min(end, e) - max(start, s)) for s, e in near))
-    return found
+# ---- memory
 
 
 def _memory(trace: Trace) -> dict[str, Any] | None:

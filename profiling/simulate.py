@@ -10,7 +10,7 @@ nothing was measured on the card (see profiling/points.py for the comparison wit
 import json
 from dataclasses import dataclass, replace
 
-from nanochat.cost import flops_per_token, linear_params, parameter_counts
+from nanochat.cost import attended, flops_per_token, linear_params, parameter_counts
 from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
 from nanochat.gpt import GPTConfig
@@ -52,16 +52,6 @@ class Job:
     fp8: bool = False
     levers: frozenset[str] = frozenset()
     short: int | None = None  # tokens of a short window, where it is not the config's quarter of the context
-
-
-def attended(config: GPTConfig, short: int | None = None) -> float:
-    """Pairs of query and key per token, summed over the layers, exactly: causal, and within the window."""
-    T, pairs = config.sequence_len, 0.0
-    for layer in range(config.n_layer):
-        window = config.window(layer)
-        W = T if window is None else min(short or window, T)
-        pairs += (W * (W + 1) / 2 + (T - W) * W) / T
-    return pairs
 
 
 def step(job: Job) -> dict[str, float]:

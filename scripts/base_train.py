@@ -32,6 +32,7 @@ class Flags:
     fp8_scaling: str = flag("current", "fp8's scales: of each tensor itself, or of its last 16", choices=SCALINGS)
     fresh: bool = flag(False, "forget what this stage has trained so far")
     wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
+    profile: int = flag(0, "record so many steps, once it is warm, to <run>/base/profile/ (0: none)")
     depth: int = flag(20, "layers of the model; with the recipe, everything follows from it")
     aspect_ratio: int = flag(64, "width = depth * aspect_ratio, rounded up to whole heads")
     head_dim: int = flag(128, "channels of an attention head")
@@ -59,6 +60,8 @@ class Flags:
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
+    from profiling.record import watcher
+
     hardware = look_at_hardware(flags.device_type)
     run = Run.open(flags.run)
     tokenizer = run.tokenizer()
@@ -121,6 +124,7 @@ def main() -> None:
             prompts=PROMPTS,
             compile=flags.compile,
             wandb=flags.wandb,
+            watch=watcher(flags.profile),
         )
     )
 

@@ -5,7 +5,10 @@ from nanochat.flags import parse, run_script
 
 
 def main() -> None:
-    run_chat_stage("sft", parse(ChatFlags, __doc__ or ""))
+    from profiling.record import watcher
+
+    flags = parse(ChatFlags, __doc__ or "")
+    run_chat_stage("sft", flags, watcher(flags.profile))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ from nanochat.flags import parse, run_script
 
 def main() -> None:
     defaults = ChatFlags(init_lr_frac=1.0, warmdown_ratio=0.2)
-    run_chat_stage("mid", parse(ChatFlags, __doc__ or "", defaults=defaults))
+    from profiling.record import watcher
+
+    flags = parse(ChatFlags, __doc__ or "", defaults=defaults)
+    run_chat_stage("mid", flags, watcher(flags.profile))
 
 
 if __name__ == "__main__":

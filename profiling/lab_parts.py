@@ -1,0 +1,218 @@
+"""The sections of a lab page: each a function from what was found to blocks of nanochat/render.py.
+
+Times are of a step: the window's over its steps. What is missing is a sentence.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat.render import Table
+from profiling import costs, figures, nvml
+from profiling.analysis import Analysis
+from profiling.cards import Card
+from profiling.mfu import light_speed, rates, waterfall
+
+ROWS = 25  # kernels in the table
+ON_CPU = "No device events: times are of CPU operators, each without those that it calls."
+UNKNOWN = "unknown peak"
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What a page is made of. card: None where the peak is not known."""
+
+    found: Analysis
+    card: Card | None
+    source: str
+
+    def ms(self, ns: float) -> float:
+        """Of a step."""
+        return ns / 1e6 / self.found.steps
+
+
+MEANINGS = {
+    "mfu": "as nanochat counts: attention not halved by causality",
+    "mfu_causal": "attention only for the pairs that the mask leaves",
+    "hfu": "with what the backward computes again: attention's Q·Kᵀ",
+}
+
+
+def run(lab: Lab) -> list[Any]:
+    found, about = lab.found, lab.found.meta
+    shares = rates(found, lab.card)
+    per_step = sorted(found.step_ns)
+    rows = [
+        ("device", found.card or about.get("device") or "CPU"),
+        ("steps recorded", str(len(found.step_ns) or "not marked; all of the trace counts as one")),
+        ("time of a step", f"{lab.ms(found.wall_ns):,.2f} ms"),
+    ]
+    if len(per_step) > 1:
+        rows.append(("shortest, longest step", f"{per_step[0] / 1e6:,.2f}, {per_step[-1] / 1e6:,.2f} ms"))
+    if about:
+        rows += [
+            ("tokens per second", f"{shares['tok_per_s']:,.0f} on {about['world']} of these"),
+            ("computes in", f"{about['dtype'].removeprefix('torch.')}{', fp8 products' if about['fp8'] else ''}"),
+            ("compiled", "yes" if about["compiled"] else "no"),
+            ("torch", about["torch"]),
+        ]
+    for name, meaning in MEANINGS.items() if found.on_device else ():
+        value = f"{shares[name]:.1%} of the bf16 peak" if name in shares else UNKNOWN
+        if f"{name}_fp8" in shares:
+            value += f", {shares[f'{name}_fp8']:.1%} of the fp8 peak"
+        rows.append((name, f"{value} ({meaning})" if about else "not known: the trace does not say what was trained"))
+    slower = "Recording itself costs time: outside it, a step is somewhat faster."
+    return [Table(("", lab.source), rows), *([] if found.on_device else [ON_CPU]), slower]
+
+
+def where(lab: Lab) -> list[Any]:
+    bars = [(label, lab.ms(ns), category) for label, ns, category in waterfall(lab.found, lab.card)]
+    whole = lab.ms(lab.found.wall_ns)
+    rows = [(label, f"{ms:,.2f}", f"{ms / whole:.1%}") for label, ms, _ in bars]
+    notes = []
+    if lab.found.on_device and lab.card:
+        best = lab.card.products() / 1e12
+        notes = [
+            f"{lab.card.name}: peak {lab.card.bf16 / 1e12:,.0f} TFLOP/s in bf16; best rate of a step's products taken "
+            f"as {best:,.0f} (profiling/cards.py). A bar below zero says that these products were faster than that."
+        ]
+    elif lab.found.on_device:
+        notes = [f"{UNKNOWN} ({lab.found.card or 'the trace names no card'}): products are not set against one."]
+    return [figures.waterfall(bars), Table(("part", "ms", "share"), [*rows, ("step", f"{whole:,.2f}", "100%")]), *notes]
+
+
+def phases(lab: Lab) -> list[Any]:
+    order = ("data", "forward", "backward", "optimizer", "between")
+    table = {p: {c: lab.ms(ns) for c, ns in lab.found.phase_ns[p].items()} for p in order if p in lab.found.phase_ns}
+    present = [c for c in costs.CATEGORIES if any(row.get(c) for row in table.values())]
+    rows = [
+        (p, *(f"{row[c]:,.2f}" if row.get(c) else "–" for c in present), f"{sum(row.values()):,.2f}")
+        for p, row in table.items()
+    ]
+    text = "Work belongs to the phase in which the host launched it; `between` is outside of all (evaluation, logging)."
+    if not lab.found.on_device:
+        text += " Compiled code shows as one operator, whose own time are its fused loops: they count as pointwise."
+    return [figures.by_phase(table), Table(("ms of a step", *present, "sum"), rows), text]
+
+
+def kernels(lab: Lab) -> list[Any]:
+    chip = lab.card if lab.found.on_device else None
+    rows = []
+    for row in lab.found.ops[:ROWS]:
+        share = light_speed(row, chip)
+        rows.append(
+            (
+                row["name"] if len(row["name"]) <= 80 else row["name"][:79] + "…",
+                row["category"],
+                f"{row['count'] / lab.found.steps:,.4g}",
+                f"{lab.ms(row['ns']):,.3f}",
+                f"{row['bytes'] / row['bytes_ns']:,.0f}" if row["bytes_ns"] else "–",
+                f"{row['flops'] / row['flops_ns'] / 1e3:,.2f}" if row["flops_ns"] else "–",
+                "–" if share is None else f"{share:.0%}",
+            )
+        )
+    head = (
+        "kernel" if lab.found.on_device else "operator",
+        "category",
+        "calls",
+        "ms",
+        "GB/s",
+        "TFLOP/s",
+        "of the limit",
+    )
+    return [
+        Table(head, rows),
+        f"Calls and ms are of a step; {len(lab.found.ops)} different ones were seen. FLOPs are known of matrix "
+        "products, bytes (the least that must move) of those and of torch.compile's Triton kernels, where shapes were "
+        "recorded.",
+    ]
+
+
+def roofline(lab: Lab) -> list[Any]:
+    points = [
+        (row["name"], row["category"], row["flops"] / row["bytes"], 1e9 * row["flops"] / row["flops_ns"])
+        for row in lab.found.ops
+        if row["flops_ns"] and row["bytes_ns"]
+    ]
+    if not points:
+        return ["No kernel has both FLOPs and bytes known: the trace holds no shapes (record_shapes=True)."]
+    chip = lab.card if lab.found.on_device else None
+    return [figures.roofline(points, (chip.bf16, chip.memory) if chip else None)]
+
+
+# ---- waiting
+
+
+def idle(lab: Lab) -> list[Any]:
+    found = lab.found
+    if not found.gaps:
+        return ["There was no gap."]
+    causes = sorted(found.gaps.items(), key=lambda item: -item[1]["ns"])
+    rows = [(name, f"{gap['count'] / found.steps:,.4g}", f"{lab.ms(gap['ns']):,.3f}") for name, gap in causes]
+    longest = [(f"{gap['start_ns'] / 1e6:,.3f}", f"{gap['ns'] / 1e3:,.1f}", gap["cause"]) for gap in found.longest_gaps]
+    meaning = (
+        "host: nothing was launched in time; synchronisation: the host had waited for the device before it launched."
+        if found.on_device
+        else "host: Python between the operators."
+    )
+    return [
+        Table(("cause", "gaps a step", "ms a step"), rows),
+        meaning,
+        Table(("the longest: began at, ms", "µs", "cause"), longest[:10]),
+    ]
+
+
+def communication(lab: Lab) -> list[Any]:
+    said = lab.found.communication
+    if not said["total_ns"]:
+        return ["There was none: one device, or nothing recorded of it."]
+    share = said["overlapped_ns"] / said["total_ns"]
+    rows = [
+        (row["name"], f"{row['count'] / lab.found.steps:,.4g}", f"{lab.ms(row['ns']):,.3f}",
+         "–" if row["bus_gb_per_s"] is None else f"{row['bus_gb_per_s']:,.1f}")
+        for row in said["collectives"]
+    ]  # fmt: skip
+    return [
+        f"{lab.ms(said['total_ns']):,.2f} ms of a step: {lab.ms(said['exposed_ns']):,.2f} exposed, "
+        f"{lab.ms(said['overlapped_ns']):,.2f} ({share:.0%}) beside computing.",
+        Table(("collective", "calls a step", "ms a step", "bus GB/s"), rows),
+    ]
+
+
+def memory(lab: Lab) -> list[Any]:
+    held = lab.found.memory
+    if held is None:
+        return ["The trace holds no allocations (profile_memory=True)."]
+    rows = [(name, f"{count / 2**20:,.1f}") for name, count in sorted(held["by_phase"].items(), key=lambda i: -i[1])]
+    text = (
+        f"At the fullest moment {held['peak_bytes'] / 2**20:,.1f} MiB were allocated, by the phase that allocated them."
+    )
+    if not lab.found.on_device:
+        text += " On a CPU only what was allocated while recording is known."
+    return [text, Table(("allocated in", "MiB"), rows)]
+
+
+def sensors(lab: Lab) -> list[Any]:
+    rows = lab.found.meta.get("nvml") or []
+    said = nvml.summary(rows)
+    blocks: list[Any] = [said["unavailable"]] if "unavailable" in said else []
+    if not said["samples"]:
+        return blocks or ["No sensors were recorded with this trace."]
+    lines = [
+        (name, f"{value['median']:,.6g}", f"{value['min']:,.6g}", f"{value['max']:,.6g}")
+        for name, value in said.items()
+        if isinstance(value, dict)
+    ]
+    return [
+        f"{said['name']}, driver {said['driver']}, power limit {said['power_limit_w']} W; "
+        f"held back by: {', '.join(said['throttle']) or 'nothing'}.",
+        Table(("sensor", "median", "least", "most"), lines),
+        *figures.sensors(rows),
+        *blocks,
+    ]
+
+
+def further(lab: Lab) -> list[Any]:
+    return [
+        f"Open {lab.source} in ui.perfetto.dev or chrome://tracing to see every kernel on its stream.",
+        "`python -m profiling diff A/profile.json B/profile.json` says what got slower or faster between two of these.",
+    ]

@@ -1,0 +1,60 @@
+"""What was reached of the card's peak: the three MFUs, the waterfall of a step, a kernel's share of its limit.
+
+All are None or left out where the peak is not known: a wrong peak is worse than none.
+"""
+
+from typing import Any
+
+from profiling import costs
+from profiling.analysis import Analysis
+from profiling.cards import Card
+from profiling.costs import COMMUNICATION, PRODUCTS
+
+
+def rates(found: Analysis, chip: Card | None) -> dict[str, float]:
+    """Tokens per second, and the shares of the peak where FLOPs and peak are known: of bf16, and of fp8 in fp8 runs."""
+    about = found.meta
+    if not about:
+        return {}
+    seconds = found.wall_ns / 1e9 / found.steps
+    rate = about["tokens_per_step"] / seconds
+    shares: dict[str, float] = dict(step_s=seconds, tok_per_s=rate)
+    if chip is None or not found.on_device:
+        return shares
+    for name, flops in about["flops_per_token"].items():
+        shares[name] = flops * rate / about["world"] / chip.bf16
+        if about["fp8"] and chip.fp8:
+            shares[f"{name}_fp8"] = flops * rate / about["world"] / chip.fp8
+    return shares
+
+
+def waterfall(found: Analysis, chip: Card | None) -> list[tuple[str, int, str]]:
+    """(label, ns, category) that add up to the wall time exactly: from the peak down to what was reached."""
+    products, left = found.products, dict(found.category_ns)
+    bars = []
+    if chip and found.on_device and products["known_ns"] and (chip.fp8 or not products["fp8_flops"]):
+        plain, small = products["flops"], products["fp8_flops"]
+        at_peak = round(1e9 * (plain / chip.bf16 + (small / chip.fp8 if small else 0)))
+        at_best = round(1e9 * (plain / chip.products() + (small / chip.products(True) if small else 0)))
+        bars = [
+            ("matrix products at the peak", at_peak, PRODUCTS),
+            ("… at the best rate this card reaches", at_best - at_peak, PRODUCTS),
+            ("… at the rate of these shapes", products["known_ns"] - at_best, PRODUCTS),
+        ]
+        left[PRODUCTS] = products["unknown_ns"]
+    for name in (PRODUCTS, costs.ATTENTION, costs.STREAMING, costs.LOSS, costs.OTHER, costs.OPTIMIZER, COMMUNICATION):
+        label = "communication, exposed" if name == COMMUNICATION else name
+        label = "matrix products of unknown shape" if bars and name == PRODUCTS else label
+        bars += [(label, left[name], name)] if left.get(name) else []
+    bars += [(costs.COPIES, left[costs.COPIES], costs.COPIES)] if left.get(costs.COPIES) else []
+    return [*bars, ("idle" if found.on_device else "outside of operators", found.idle_ns, "idle")]
+
+
+def light_speed(row: dict[str, Any], chip: Card | None) -> float | None:
+    """The share of the card's limits: the least time that FLOPs and bytes need, over the time taken."""
+    if chip is None or not (row["flops_ns"] or row["bytes_ns"]):
+        return None
+    peak = chip.fp8 if row["fp8"] else chip.bf16
+    computing = row["flops"] / peak / row["flops_ns"] if row["flops_ns"] and peak else 0.0
+    moving = row["bytes"] / chip.memory / row["bytes_ns"] if row["bytes_ns"] else 0.0
+    return 1e9 * max(computing, moving)
