@@ -74,12 +74,12 @@ def all_reduce(chip: Card, size: float, gpus: int) -> float:
 # 1,745), or 0.75 of its peak where none is. Links in GB/s; cards without NVLink have PCIe. Multiprocessors and boost
 # clocks in MHz from the same sheets; Hopper's and B200's clocks are those at which their peaks are stated.
 _GEFORCE = "NVIDIA GeForce"
-_CARDS = {  # driver's name, target, link, memory in GB, SMs, clock, attention, products
+_CARDS = {  # driver's name, target, link, memory in GiB as drivers report it, SMs, clock, attention, products
     "A100": ("NVIDIA A100-SXM4-80GB", "sm_80", 600, 80, 108, 1410, 0.45, 0.94 * 271 / 312),
     "H100": ("NVIDIA H100 80GB HBM3", "sm_90", 900, 80, 132, 1830, 0.57, 0.94 * 794.5 / 989),  # FA3's forward: 566
     "H200": ("NVIDIA H200", "sm_90", 900, 141, 132, 1830, 0.57, 0.94 * 794.5 / 989),
     "B200": ("NVIDIA B200", "sm_100", 1800, 180, 148, 1860, 0.45, 0.94 * 1745 / 2250),
-    "L40S": ("NVIDIA L40S", "sm_89", 32, 48, 142, 2520, 0.45, 0.75),
+    "L40S": ("NVIDIA L40S", "sm_89", 32, 45, 142, 2520, 0.45, 0.75),
     "RTX 3090": (f"{_GEFORCE} RTX 3090", "sm_86", 32, 24, 82, 1695, 0.45, 0.75),
     "RTX 4090": (f"{_GEFORCE} RTX 4090", "sm_89", 32, 24, 128, 2520, 0.45, 0.75),
     "RTX 4070": (f"{_GEFORCE} RTX 4070", "sm_89", 32, 12, 46, 2475, 0.45, 0.75),
@@ -99,7 +99,7 @@ def card(name: str) -> Card:
     peak = PEAKS[driver]
     found = Card(
         name, driver, target, peak.bf16 * 1e12, (peak.fp8 or 0) * 1e12, peak.bandwidth * 1e12, link * 1e9,
-        capacity * 1e9, sms, clock * 1e6, attention, gemm,
+        capacity * 2**30, sms, clock * 1e6, attention, gemm,
     )  # fmt: skip
     path = FOLDER / f"{slug(driver)}.json"
     return calibrated(found, read(path)) if path.exists() else found

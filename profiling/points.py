@@ -1,17 +1,18 @@
 """Published measurements beside what our models predict: `python -m profiling.points`.
 
-Kernels: t = LAUNCH + max(bytes / (STREAMING · bandwidth), FLOPs / (gemm · peak)). Steps: profiling/simulate.py. Points
-that a constant was fitted on are marked; the others say how far the prediction can be trusted, and a test holds them
-to their bands. Sources: nanochat's log and discussions, Liger-Kernel's, quack's, FlashAttention-3's and NVIDIA's
-published benchmarks, as collected in this project's design.
+Kernels: t = launch + max(bytes / streaming bandwidth, FLOPs / (gemm · peak)). Steps: profiling/simulate.py.
+All-reduces: profiling/cards.py. Points that a constant was fitted on are marked; the others say how far the prediction
+can be trusted, and a test holds them to their bands. Sources: nanochat's log and discussions, Liger-Kernel's, quack's,
+FlashAttention-3's and NVIDIA's published benchmarks, as collected in this project's design.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from nanochat.recipe import model_config
-from profiling.cards import BUS, LAUNCH, STREAMING, card
+from profiling.cards import all_reduce, card, names
 from profiling.simulate import Job, seconds
 
 
@@ -35,12 +36,12 @@ class Point:
 
 def streamed(name: str, moved: float) -> float:
     """Seconds of a kernel that moves bytes."""
-    return LAUNCH + moved / (STREAMING * card(name).memory)
+    return card(name).launch + moved / card(name).stream
 
 
 def multiplied(name: str, flops: float, fp8: bool = False) -> float:
     """Seconds of a matrix product."""
-    return LAUNCH + flops / card(name).products(fp8)
+    return card(name).launch + flops / card(name).products(fp8)
 
 
 def best(name: str, fp8: bool = False) -> float:
@@ -48,22 +49,30 @@ def best(name: str, fp8: bool = False) -> float:
     return card(name).products(fp8) / 1e12
 
 
+def trained(name: str, depth: int, **job: Any) -> float:
+    """Seconds of a training step."""
+    return seconds(Job(model_config(depth, 32768), card(name), **job))
+
+
+def bus(size: int) -> float:
+    """GB/s of an all-reduce on 8 H200, counted as NCCL's tests do: 2·(n-1)/n of its bytes."""
+    return 2 * 7 / 8 * size / all_reduce(card("H200"), size, 8) / 1e9
+
+
 H8 = "8 x H100"
-D24 = Job(model_config(24, 32768), card("H100"), short=1024)
-D26 = Job(model_config(26, 32768), card("H100"), fp8=True)
-D26_1M = Job(model_config(26, 32768), card("H100"), total=1 << 20, fp8=True)
-A100_D20 = Job(model_config(20, 32768), card("A100"), short=1024)
-RTX_D12 = Job(model_config(12, 32768), card("RTX 4070"), gpus=1, batch=4)
 MLP = 2 * 65536 * 1664 * 6656
 WIDE = 4096 * 16384 * 2  # bytes
 ROWS = 4096 * 32768 * 2
 
 POINTS = [
-    Point(H8, "d24 bf16, short windows 1024", 655.5, "ms", lambda: 1e3 * seconds(D24), 0.15, fitted=True),
-    Point(H8, "d26 fp8, 0.5M tokens", 705, "ms", lambda: 1e3 * seconds(D26), 0.15),
-    Point(H8, "d26 fp8, 1M tokens", 1373, "ms", lambda: 1e3 * seconds(D26_1M), 0.15),
-    Point("8 x A100", "d20, taken as today's architecture", 990, "ms", lambda: 1e3 * seconds(A100_D20), 0.15),
-    Point("RTX 4070", "d12", 55.7, "K tok/s", lambda: RTX_D12.total / seconds(RTX_D12) / 1e3, 0.15,
+    Point(H8, "d24 bf16, short windows 1024", 655.5, "ms", lambda: 1e3 * trained("H100", 24, short=1024), 0.15,
+          fitted=True),
+    Point(H8, "d26 fp8, 0.5M tokens", 705, "ms", lambda: 1e3 * trained("H100", 26, fp8=True), 0.15),
+    Point(H8, "d26 fp8, 1M tokens", 1373, "ms",
+          lambda: 1e3 * trained("H100", 26, fp8=True, total=1 << 20), 0.15),
+    Point("8 x A100", "d20, taken as today's architecture", 990, "ms",
+          lambda: 1e3 * trained("A100", 20, short=1024), 0.15),
+    Point("RTX 4070", "d12", 55.7, "K tok/s", lambda: 524.288 / trained("RTX 4070", 12, gpus=1, batch=4), 0.15,
           exception="needs about 74% of the assumed peak: this card clocks above its data sheet"),
     Point("H100", "65536x1664 by 1664x6656, bf16", 2.00, "ms", lambda: 1e3 * multiplied("H100", MLP), 0.35),
     Point("H100", "the same in fp8", 1.45, "ms", lambda: 1e3 * multiplied("H100", MLP, fp8=True), 0.35),
@@ -73,8 +82,8 @@ POINTS = [
     Point("H100", "best fp8 product", 1403, "TFLOP/s", lambda: best("H100", fp8=True), 0.35),
     Point("A100", "best bf16 product", 271, "TFLOP/s", lambda: best("A100"), 0.35, fitted=True),
     Point("B200", "best bf16 product", 1745, "TFLOP/s", lambda: best("B200"), 0.35, fitted=True),
-    Point("H100", "copy 16384x32768 bf16", 3003, "GB/s", lambda: STREAMING * card("H100").memory / 1e9, 0.10),
-    Point("H100", "softmax float32 16K x 131K", 3.01, "TB/s", lambda: STREAMING * card("H100").memory / 1e12, 0.10),
+    Point("H100", "copy 16384x32768 bf16", 3003, "GB/s", lambda: card("H100").stream / 1e9, 0.10),
+    Point("H100", "softmax float32 16K x 131K", 3.01, "TB/s", lambda: card("H100").stream / 1e12, 0.10),
     Point("H100", "relu² forward 4096x16384", 94.4, "µs", lambda: 1e6 * streamed("H100", 2 * WIDE), 0.10),
     Point("H100", "relu² backward", 137.1, "µs", lambda: 1e6 * streamed("H100", 3 * WIDE), 0.10),
     Point("H100", "RMSNorm 4096x2048", 17.6, "µs", lambda: 1e6 * streamed("H100", WIDE / 4), 0.25),
@@ -85,12 +94,10 @@ POINTS = [
     Point("RTX 5090", "CE backward", 1466, "GB/s", lambda: 2e-9 * ROWS / streamed("RTX 5090", 2 * ROWS), 0.30),
     Point("H100", "FA3 forward (8, 16, 2048, 128)", 566, "TFLOP/s",
           lambda: card("H100").attention * card("H100").bf16 / 1e12, 0.15, fitted=True),
-    Point("8 x H200", "all-reduce 256 MiB", 436, "GB/s", lambda: BUS * card("H200").link / 1e9, 0.15, fitted=True),
-    Point("8 x H200", "all-reduce 8 GiB", 477, "GB/s", lambda: BUS * card("H200").link / 1e9, 0.15),
-    Point("8 x H200", "all-reduce 16 MiB", 220, "GB/s", lambda: BUS * card("H200").link / 1e9, 0.15,
-          exception="one bandwidth for all sizes: a step's buckets are of tens of MiB and more"),
-    Point("8 x H200", "all-reduce 1 MiB", 40, "GB/s", lambda: BUS * card("H200").link / 1e9, 0.15,
-          exception="as above: latency is not modelled"),
+    Point("8 x H200", "all-reduce 1 MiB", 40, "GB/s", lambda: bus(1 << 20), 0.15, fitted=True),
+    Point("8 x H200", "all-reduce 16 MiB", 220, "GB/s", lambda: bus(16 << 20), 0.15, fitted=True),
+    Point("8 x H200", "all-reduce 256 MiB", 436, "GB/s", lambda: bus(256 << 20), 0.15),
+    Point("8 x H200", "all-reduce 8 GiB", 477, "GB/s", lambda: bus(8 << 30), 0.15, fitted=True),
 ]  # fmt: skip
 
 
@@ -105,6 +112,8 @@ def table() -> str:
 
 
 def main() -> None:
+    used = [f"{name} {card(name).constants}" for name in names() if card(name).calibrated]
+    print(f"PREDICTED with {'; '.join(used) or 'the fitted constants of profiling/cards.py'}.\n")
     print(table())
     rows = [dict(hardware=p.hardware, what=p.what, measured=p.measured, unit=p.unit, predicted=p.predict(),
                  error=p.error, band=p.band, fitted=p.fitted, exception=p.exception) for p in POINTS]  # fmt: skip

@@ -1,21 +1,22 @@
 """A training step predicted from shapes: `python -m profiling.simulate --depth 24 --card H100 --gpus 8`.
 
 Nothing is run. The time of a step is the sum of its parts, each FLOPs or bytes over what the card reaches of its peak
-(profiling/cards.py): matrix products, attention, passes over activations, passes over weights, the optimizer, and
-what of the communication is not hidden. `levers` are the things that can be done about a part; the table at the end
-switches them on one after the other: which change saves how much. Every figure is PREDICTED, ±15% for a step where
-nothing was measured on the card (see profiling/points.py for the comparison with published steps).
+(profiling/cards.py; as measured where the card was calibrated): matrix products, attention, passes over activations
+and weights, the optimizer, and what of the communication is not hidden. `levers` are the things that can be done about
+a part; the table at the end switches them on one after the other: which change saves how much. Every figure is
+PREDICTED, ±15% for a step where nothing was measured on the card (see profiling/points.py for the comparison with
+published steps).
 """
 
 import json
 from dataclasses import dataclass, replace
 
-from nanochat.cost import attended, flops_per_token, linear_params, parameter_counts
+from nanochat.cost import attended, flops_per_token, linear_params, meta_model, parameter_counts, training_bytes
 from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
 from nanochat.gpt import GPTConfig
 from nanochat.recipe import model_config
-from profiling.cards import BUS, STREAMING, Card, card
+from profiling.cards import Card, all_reduce, card
 
 BAND = 0.15
 
@@ -62,7 +63,7 @@ def step(job: Job) -> dict[str, float]:
     micro = max(1, share // (job.batch * T))
     counts = parameter_counts(config)
     linears = linear_params(config)
-    stream = STREAMING * chip.memory
+    stream = chip.stream
     unit = share * C * 2 / stream
     on = job.levers
     tables = counts["wte"] + counts["value_embeds"]
@@ -81,11 +82,25 @@ def step(job: Job) -> dict[str, float]:
     parts["embedding gradients"] = (share * C * 2 * 4 if "embeddings" in on else dense) / stream
     parts["optimizer"] = optimizer(job, matrices, counts["lm_head"], tables)
     if job.gpus > 1:
-        moved = 4 * (matrices + counts["lm_head"]) + 2 * tables  # bytes of gradients; the new values come back
-        wire = 2 * moved * (job.gpus - 1) / job.gpus / (2 * BUS * chip.link)
+        wire = sum(all_reduce(chip, size, job.gpus) for size in messages(config))
         parts["communication, exposed"] = 0.7 * wire  # reductions run beside the updates
     parts["gaps, clocks, the rest"] = REST * sum(parts.values())
     return parts
+
+
+def messages(config: GPTConfig) -> list[int]:
+    """Bytes of the gradients that travel at a time, as nanochat/optim.py has them; the new values come back alike.
+
+    Matrices of one shape go together, in float32; the head and the bfloat16 embedding tables each alone.
+    """
+    stacks: dict[tuple[int, ...], int] = {}
+    alone = []
+    for name, p in meta_model(config).named_parameters():
+        if name.startswith("transformer.h"):
+            stacks[tuple(p.shape)] = stacks.get(tuple(p.shape), 0) + 4 * p.numel()
+        elif p.ndim > 1:
+            alone.append((4 if name.startswith("lm_head") else 2) * p.numel())
+    return [*stacks.values(), *alone]
 
 
 def optimizer(job: Job, matrices: int, head: int, tables: int) -> float:
@@ -94,7 +109,7 @@ def optimizer(job: Job, matrices: int, head: int, tables: int) -> float:
     flops = 5 * 2 * matrices * C * 2 + 5 * 2 * C * matrices / 2  # X·Xᵀ and A·X see every entry; A·A the small side
     passes = 40 * matrices + 28 * head + 12 * tables  # bytes: momentum, variance, weights, products' operands
     copies = 0 if "optimizer" in job.levers else 24 * matrices
-    return (flops / job.card.products() + (passes + copies) / (STREAMING * job.card.memory)) / job.gpus
+    return (flops / job.card.products() + (passes + copies) / job.card.stream) / job.gpus
 
 
 def seconds(job: Job) -> float:
@@ -147,10 +162,19 @@ def main() -> None:
             f"--total-batch-size {flags.total_batch_size} is no multiple of the {rows} tokens run at a time"
         )
     config = model_config(flags.depth, 32768, flags.max_seq_len, window_pattern=flags.window_pattern)
+    needed = training_bytes(config, flags.device_batch_size * flags.max_seq_len, flags.gpus)
+    if needed > chip.capacity:
+        raise UserError(
+            f"--device-batch-size {flags.device_batch_size} at depth {flags.depth} is predicted to need "
+            f"{needed / 2**30:.0f} GiB, and a {chip.name} has {chip.capacity / 2**30:.0f}; take fewer rows or layers"
+        )
     job = Job(config, chip, flags.gpus, flags.device_batch_size, flags.total_batch_size, flags.fp8, on)
     parts = step(job)
     took = sum(parts.values())
-    print(f"PREDICTED, ±{BAND:.0%}: d{flags.depth} on {flags.gpus} x {chip.name}, {'fp8' if flags.fp8 else 'bf16'}\n")
+    print(
+        f"PREDICTED, ±{BAND:.0%}: d{flags.depth} on {flags.gpus} x {chip.name}, {'fp8' if flags.fp8 else 'bf16'}, "
+        f"{job.total // rows} x {flags.device_batch_size} rows a GPU; {chip.constants}\n"
+    )
     for name, part in sorted(parts.items(), key=lambda item: -item[1]):
         print(f"  {name:24} {1e3 * part:8.1f} ms  {part / took:6.1%}  {'#' * round(50 * part / took)}")
     print(f"  {'step':24} {1e3 * took:8.1f} ms, {job.total / took:,.0f} tokens/s, MFU {mfu(job, took):.1%}\n")
@@ -158,7 +182,19 @@ def main() -> None:
     for (name, now), (_, before) in zip(changes, [changes[0], *changes]):
         print(f"  {name:78} {1e3 * now:8.1f} ms  {1e3 * (now - before):+7.1f}")
     steps = [dict(what=name, seconds=value) for name, value in changes]
-    print(json.dumps(dict(vars(flags), predicted=True, band=BAND, step_s=took, parts_s=parts, what_if=steps)))
+    print(
+        json.dumps(
+            dict(
+                vars(flags),
+                predicted=True,
+                calibrated=chip.calibrated,
+                band=BAND,
+                step_s=took,
+                parts_s=parts,
+                what_if=steps,
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -6,12 +6,19 @@ from dataclasses import replace
 import pytest
 import tiny
 
+from nanochat.cost import parameter_counts
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.recipe import model_config
-from profiling import points, simulate
-from profiling.cards import card
+from profiling import cards, points, simulate
+from profiling.cards import all_reduce, card
 from profiling.simulate import Job
+
+
+@pytest.fixture(autouse=True)
+def no_calibration(monkeypatch, tmp_path):
+    """What is tested are the fitted constants, whatever was measured on this machine's card."""
+    monkeypatch.setattr(cards, "FOLDER", tmp_path)
 
 
 @pytest.mark.parametrize("point", points.POINTS, ids=lambda p: f"{p.hardware} {p.what}")
@@ -23,7 +30,7 @@ def test_published_points_are_within_their_bands(point):
 
 
 def test_most_points_were_not_fitted_on():
-    assert sum(p.fitted for p in points.POINTS) <= 7 < sum(not p.fitted and not p.exception for p in points.POINTS)
+    assert sum(p.fitted for p in points.POINTS) <= 9 < sum(not p.fitted and not p.exception for p in points.POINTS)
 
 
 def test_attended_pairs_by_hand():
@@ -47,6 +54,33 @@ def test_more_gpus_more_speed_and_only_they_communicate():
     eight = replace(one, gpus=8)
     assert "communication, exposed" not in simulate.step(one) and "communication, exposed" in simulate.step(eight)
     assert 5 < simulate.seconds(one) / simulate.seconds(eight) < 8
+
+
+def test_small_messages_pay_for_their_start_and_large_ones_for_their_bytes():
+    chip = card("H200")
+    assert all_reduce(chip, 1, 8) == pytest.approx(cards.START, rel=1e-3)
+    assert all_reduce(chip, 1 << 40, 8) == pytest.approx(1.75 * (1 << 40) / (cards.BUS * 900e9), rel=0.01)
+    assert all_reduce(chip, 1 << 24, 2) < all_reduce(chip, 1 << 24, 8) < 2 * all_reduce(chip, 1 << 24, 4)
+
+
+def test_every_gradient_travels_once():
+    config = model_config(12, 32768)
+    counts = parameter_counts(config)
+    wanted = 4 * (counts["transformer_matrices"] + counts["lm_head"]) + 2 * (counts["wte"] + counts["value_embeds"])
+    assert sum(simulate.messages(config)) == pytest.approx(wanted, rel=1e-3)  # a few scalars travel too
+
+
+@pytest.mark.parametrize(
+    "depth, gpus, batch, pattern", [(1, 1, 1, "L"), (8, 2, 4, "SL"), (26, 4, 8, "SSSL"), (32, 8, 4, "L")]
+)
+def test_any_job_has_an_answer(depth, gpus, batch, pattern):
+    config = model_config(depth, 32768, window_pattern=pattern)
+    for fp8 in (False, True):
+        job = Job(config, card("H100"), gpus, batch, fp8=fp8)
+        parts = simulate.step(job)
+        assert all(part > 0 for part in parts.values()) and 0.1 < simulate.mfu(job, sum(parts.values())) < 1
+        more = replace(job, total=2 * job.total)  # twice the accumulation: less than twice the time
+        assert 1.7 < simulate.seconds(more) / simulate.seconds(job) < 2
 
 
 @pytest.mark.parametrize("fp8", [False, True])
@@ -75,6 +109,8 @@ def test_the_command(capsys):
         (["--levers=magic"], "none is called magic"),
         (["--total-batch-size=1000"], "no multiple of"),
         (["--depth=0"], "--depth is 0"),
+        (["--device-batch-size=32"], "GiB, and a H100 has 80; take fewer rows"),
+        (["--card=RTX 4070", "--gpus=1"], "is predicted to need"),
     ],
 )
 def test_wrong_use_is_one_sentence(capsys, flags, words):
