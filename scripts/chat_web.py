@@ -1,23 +1,23 @@
 """Serve a trained model: a chat page, and an API that OpenAI's clients speak (http://127.0.0.1:8000/v1)."""
 
-import asyncio
-import socket
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-import uvicorn
 
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.run import Run
-from nanochat.tokenizer import Tokenizer
 from nanochat.web import metrics, mock
 from nanochat.web.app import Served, make_app
-from nanochat.web.limits import Limits, guarded_protocol
+from nanochat.web.limits import Limits
+from nanochat.web.server import Door, address, listen, listening, until_told_to_end
 from nanochat.web.worker import Pool, Worker
+
+DRAIN_SECONDS = 30.0  # so long answers may still be written after the server was told to end
 
 
 @dataclass
@@ -45,65 +45,49 @@ def main() -> None:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(flags, name)}, wanted {least} to {most}")
     if not 0 <= flags.temperature <= 2 or flags.top_k < 0 or flags.max_waiting < 1:
         raise UserError("--temperature wants 0 to 2, --top-k 0 or more, --max-waiting 1 or more")
-    listening = listen(flags.host, flags.port)
+    everywhere = flags.host in ("0.0.0.0", "::")
+    hosts = frozenset() if everywhere else frozenset({flags.host, "localhost", "127.0.0.1", "::1"})
+    limits, door = Limits(hosts, flags.api_key), Door()
+    with listen(flags.host, flags.port) as at, listening(door, limits, at) as thread:
+        served = load(flags)
+        door.open(make_app(served, limits))
+        where = f"http://{'localhost' if everywhere else address(flags.host)}:{flags.port}"
+        print(f"Serving {served.model}: {where}/ (page), {where}/v1 (API). Ctrl-C ends.", flush=True)
+        if everywhere and not flags.api_key:
+            print("note: anybody who reaches this machine can use it; --api-key asks for a key", flush=True)
+        until_told_to_end(thread)
+        door.closed = "draining"
+        served.pool.drain(DRAIN_SECONDS)
+    served.pool.close()
+
+
+def load(flags: Flags) -> Served:
+    """The model on every device, and what belongs to it. Raises UserError when it cannot be had."""
     hardware = look_at_hardware(flags.device_type)
-    if hardware.device.type == "cuda" and flags.num_gpus > torch.cuda.device_count():
-        raise UserError(f"--num-gpus is {flags.num_gpus}, but there are {torch.cuda.device_count()}")
-    if hardware.device.type != "cuda" and flags.num_gpus > 1:
-        raise UserError(f"--num-gpus is {flags.num_gpus}, but this is {hardware.device.type}: one replica")
     cuda = hardware.device.type == "cuda"
+    if cuda and flags.num_gpus > torch.cuda.device_count():
+        raise UserError(f"--num-gpus is {flags.num_gpus}, but there are {torch.cuda.device_count()}")
+    if not cuda and flags.num_gpus > 1:
+        raise UserError(f"--num-gpus is {flags.num_gpus}, but this is {hardware.device.type}: one replica")
     devices = [torch.device("cuda", i) for i in range(flags.num_gpus)] if cuda else [hardware.device]
     engines: list[Engine | mock.Parrot]
     if flags.mock:
         tokenizer, stage, name = mock.tokenizer(), "mock", "mock"
-        engines = [mock.Parrot(tokenizer, flags.slots)]
+        engines = [mock.Parrot(tokenizer, flags.slots) for _ in devices]
     else:
-        models, tokenizer, stage = load(flags, devices, hardware.dtype)
+        run = Run.open(flags.run)
+        found = run.checkpoint(flags.source or None, flags.step if flags.step >= 0 else None)
+        tokenizer, stage = run.tokenizer(), found.meta["stage"]
+        found.check_tokenizer(tokenizer)
         name = f"{flags.run}-{stage}"
-        engines = [Engine(model, flags.slots) for model in models]
-    pool = Pool([Worker(engine, metrics.ended) for engine in engines], flags.max_waiting)
-    served = Served(
-        pool, tokenizer, name, engines[0].config.sequence_len, stage, flags.temperature, flags.top_k,
-        min(flags.max_tokens, engines[0].config.sequence_len), int(time.time()),
+        engines = [Engine(found.model(device, hardware.dtype), flags.slots) for device in devices]
+    begin = [partial(torch.cuda.set_device, device) if cuda else (lambda: None) for device in devices]
+    pool = Pool([Worker(engine, metrics.ended, b) for engine, b in zip(engines, begin)], flags.max_waiting)
+    context = engines[0].config.sequence_len
+    return Served(
+        pool, tokenizer, name, context, stage, flags.temperature, flags.top_k, min(flags.max_tokens, context),
+        int(time.time()),
     )  # fmt: skip
-    serve(flags, served, listening)
-
-
-def load(flags: Flags, devices: list, dtype: torch.dtype) -> tuple[list, Tokenizer, str]:
-    """A model for each device, the run's tokenizer, and the stage's name."""
-    run = Run.open(flags.run)
-    found = run.checkpoint(flags.source or None, flags.step if flags.step >= 0 else None)
-    tokenizer = run.tokenizer()
-    found.check_tokenizer(tokenizer)
-    return [found.model(device, dtype) for device in devices], tokenizer, found.meta["stage"]
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """The socket, bound before anything is loaded. Raises UserError when port or address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as problem:
-        raise UserError(f"cannot listen on {host}:{port}: {problem.strerror or problem}; try another --port") from None
-    return listening
-
-
-def serve(flags: Flags, served: Served, listening: socket.socket) -> None:
-    """Runs until SIGINT or SIGTERM; answers that are being written are finished first."""
-    everywhere = flags.host in ("0.0.0.0", "::")
-    hosts = frozenset() if everywhere else frozenset({flags.host, "localhost", "127.0.0.1", "::1"})
-    limits = Limits(hosts, flags.api_key)
-    config = uvicorn.Config(
-        make_app(served, limits), http=guarded_protocol(limits), log_level="warning", timeout_graceful_shutdown=30,
-        timeout_keep_alive=15, h11_max_incomplete_event_size=32 << 10, server_header=False, ws="none",
-    )  # fmt: skip
-    where = f"http://{'localhost' if everywhere else flags.host}:{flags.port}"
-    print(f"Serving {served.model}: {where}/ (page), {where}/v1 (API). Ctrl-C ends.", flush=True)
-    if everywhere and not flags.api_key:
-        print("note: anybody who reaches this machine can use it; --api-key asks for a key", flush=True)
-    asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
 
 
 if __name__ == "__main__":

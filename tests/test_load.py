@@ -2,16 +2,22 @@
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import socket
+import threading
+import time
 
+import httpx
 import pytest
 import tiny
 from test_training import home, train  # noqa: F401 (home is a fixture)
+from test_web import say
 
 from benchmarks import load
 from nanochat.run import Run
+from scripts import chat_web
 
 LONG = ("--max-seq-len=256", "--num-iterations=1", "--total-batch-size=1024", "--head-dim=16")
 
@@ -52,7 +58,7 @@ def test_what_cannot_be_served_is_one_sentence(served, capsys):
 
 
 def test_sigterm_lets_answers_end_and_takes_no_more(served):
-    """The answer that was being written comes whole; then the process ends, with code 0."""
+    """The answer that was being written comes whole, others are sent away; then the process ends, with code 0."""
 
     async def scene():
         server = load.Server("a")
@@ -65,13 +71,53 @@ def test_sigterm_lets_answers_end_and_takes_no_more(served):
             rest = await reader.read()
             writer.close()
             assert b"data: [DONE]" in rest and b'"finish_reason": "' in rest
-            assert await asyncio.to_thread(server.process.wait, 20) == -signal.SIGTERM  # as uvicorn passes it on
+            assert await asyncio.to_thread(server.process.wait, 20) == 0
             with pytest.raises(ConnectionRefusedError):
                 await server.get("/health")
         finally:
             server.process.kill()
 
     asyncio.run(scene())
+
+
+def test_503_while_loading_and_while_draining(monkeypatch, capsys):
+    """In this process, with a load that takes as long as we want and a SIGTERM that comes when we want."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    where, long = f"http://127.0.0.1:{port}", dict(messages=say("word " * 30), max_tokens=400)
+    load_mock, plain, before = chat_web.load, chat_web.until_told_to_end, signal.getsignal(signal.SIGTERM)
+    said, answers = [], []
+
+    def slowly(flags):
+        said.append(httpx.get(where + "/health"))
+        said.append(httpx.post(where + "/v1/chat/completions", json=long))
+        return load_mock(flags)
+
+    def end():
+        while signal.getsignal(signal.SIGTERM) is before or not httpx.get(where + "/stats").json()["running"]:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+        while (health := httpx.get(where + "/health")).status_code == 200:
+            time.sleep(0.02)
+        said.append(health)
+        said.append(httpx.get(where + "/v1/models"))
+
+    def client():
+        answers.append(httpx.post(where + "/v1/chat/completions", json=long, timeout=60))
+
+    def clients_come(thread):
+        for one in (end, client):
+            threading.Thread(target=one).start()
+        plain(thread)
+
+    monkeypatch.setattr(chat_web, "load", slowly)
+    monkeypatch.setattr(chat_web, "until_told_to_end", clients_come)
+    assert tiny.call("chat_web", "--mock", f"--port={port}") == 0
+    assert [answer.status_code for answer in said] == [503] * 4
+    assert [said[i].json() for i in (0, 2)] == [dict(status="loading"), dict(status="draining")]
+    assert [said[i].json()["error"]["code"] for i in (1, 3)] == ["loading", "draining"]
+    assert all(answer.headers["retry-after"] for answer in said)
+    assert answers[0].json()["choices"][0]["message"]["content"] == "word " * 30
 
 
 def found(capsys, *flags):

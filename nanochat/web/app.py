@@ -8,7 +8,6 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,14 +77,7 @@ class Asked:
 
 
 def make_app(served: Served, limits: Limits) -> FastAPI:
-    """The application. Its pool is closed when the server shuts down."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        await asyncio.to_thread(served.pool.close)
-
-    app = FastAPI(title="nanochat-kernels", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="nanochat-kernels", docs_url=None, redoc_url=None)
     app.add_middleware(Guard, limits=limits)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
 
@@ -96,7 +88,8 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def http_problem(request: Request, error: HTTPException) -> Response:
         kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
-        return await refused(request, ApiError(error.status_code, f"{request.url.path}: {error.detail}", kind))
+        words, headers = f"{request.url.path}: {error.detail}", dict(error.headers or {})
+        return await refused(request, ApiError(error.status_code, words, kind, headers=headers))
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
@@ -119,8 +112,9 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
 
     @app.get("/health")
     async def health() -> Response:
-        dead = served.pool.problem
-        return JSONResponse(dict(status="dead", problem=dead) if dead else dict(status="ok"), 503 if dead else 200)
+        status, problem = served.pool.status, served.pool.problem
+        body = dict(status=status, **(dict(problem=problem) if problem else {}))
+        return JSONResponse(body, 503 if status == "dead" else 200)
 
     @app.get("/stats")
     async def numbers() -> dict[str, Any]:
@@ -279,10 +273,11 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
         yield "data: [DONE]\n\n"
 
     async def old_stream(asked: Asked) -> AsyncIterator[str]:
+        gpu = served.pool.workers.index(asked.worker)
         try:
             async for _, event in asked.each():
                 if event is not None and event.kind == "text" and event.text:
-                    yield sse(dict(token=event.text, gpu=0))
+                    yield sse(dict(token=event.text, gpu=gpu))
             yield sse(dict(done=True))
         except ApiError as error:
             yield sse(error.body)

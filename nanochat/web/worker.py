@@ -47,18 +47,29 @@ class Job:
     tell: Callable[[Event | Exception | None], None]
     submitted: float = field(default_factory=time.perf_counter)
     first_token: float | None = None  # seconds after it was submitted
+    failed: bool = False  # the engine died
 
     @property
     def reason(self) -> str:
-        """Why the answer ended: "stop", "length" or "cancelled"."""
+        """Why the answer ended: "stop", "length", "cancelled" or "error"."""
+        if self.failed:
+            return "error"
         return "stop" if self.reply.stopped else self.request.ended or "cancelled"
 
 
 class Worker:
-    """An engine in a thread of its own. `on_end(job)` is called there when a job is over, however it ended."""
+    """An engine in a thread of its own, which first calls `begin()` (a GPU is chosen for each thread).
 
-    def __init__(self, engine: Runs, on_end: Callable[[Job], None] = lambda job: None):
-        self.engine, self.on_end = engine, on_end
+    `on_end(job)` is called in that thread when a job is over, however it ended.
+    """
+
+    def __init__(
+        self,
+        engine: Runs,
+        on_end: Callable[[Job], None] = lambda job: None,
+        begin: Callable[[], None] = lambda: None,
+    ):
+        self.engine, self.on_end, self.begin = engine, on_end, begin
         self.problem = ""  # why it is dead
         self.tokens = 0  # made since the start
         self._jobs: dict[Request, Job] = {}
@@ -72,27 +83,29 @@ class Worker:
     @property
     def load(self) -> int:
         """Jobs that run or wait."""
-        return len(self._jobs) + len(self._incoming)
+        with self._wake:  # the thread moves them from one to the other
+            return len(self._jobs) + len(self._incoming)
 
     @property
     def running(self) -> int:
-        return len(self.engine.running)
+        return 0 if self.problem else len(self.engine.running)
 
     def rate(self) -> float:
         """Tokens per second, lately."""
         now = time.perf_counter()
         return sum(count for when, count in list(self._recent) if now - when < RATE_SECONDS) / RATE_SECONDS
 
-    def submit(self, job: Job) -> None:
+    def submit(self, jobs: list[Job]) -> bool:
+        """Takes jobs in; False when it is dead, and then nobody will be told anything."""
         with self._wake:
-            self._incoming.append(job)
-            self._wake.notify()
+            if not self.problem:
+                self._incoming.extend(jobs)
+                self._wake.notify()
+            return not self.problem
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for this job any more; its slot is free within a step."""
-        with self._wake:
-            job.request.finished = True
-            self._wake.notify()
+        job.request.finished = True
 
     def close(self) -> None:
         """Ends the thread after the step it is in."""
@@ -103,25 +116,33 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            while True:
-                with self._wake:
-                    while not self._leaving and not self._incoming and not self._jobs:
-                        self._wake.wait()
-                    if self._leaving:
-                        return
-                    fresh = list(self._incoming)
-                    for job in fresh:
-                        self._jobs[job.request] = job
-                    self._incoming.clear()
-                for job in fresh:
-                    self.engine.submit(job.request)
+            self.begin()
+            while self._take():
                 self._step()
+            why = "the server is shutting down"
         except Exception as problem:  # whatever the model or the card throws: everybody who waits is told
-            self.problem = f"{type(problem).__name__}: {problem}".split("\n")[0]
-            for job in [*self._jobs.values(), *self._incoming]:
-                job.tell(RuntimeError(f"the engine stopped: {self.problem}"))
-                self.on_end(job)
+            why = f"{type(problem).__name__}: {problem}".split("\n")[0]
+        with self._wake:
+            self.problem = why
+            abandoned = [*self._jobs.values(), *self._incoming]
             self._jobs.clear()
+            self._incoming.clear()
+        for job in abandoned:
+            job.failed = True
+            job.tell(RuntimeError(f"the engine stopped: {why}"))
+            self.on_end(job)
+
+    def _take(self) -> bool:
+        """Gives new jobs to the engine, waiting for one when there is nothing to do; False: it is time to leave."""
+        with self._wake:
+            while not self._leaving and not self._incoming and not self._jobs:
+                self._wake.wait()
+            fresh = list(self._incoming)
+            self._jobs.update((job.request, job) for job in fresh)
+            self._incoming.clear()
+        for job in fresh:
+            self.engine.submit(job.request)
+        return not self._leaving
 
     def _step(self) -> None:
         found = self.engine.step()
@@ -140,8 +161,9 @@ class Worker:
                 job.tell(event)
             if job.reply.stopped:
                 self.engine.cancel(request)
-        self.engine.retire()
-        for request in [request for request in self._jobs if request.finished]:
+        over = [request for request in self._jobs if request.finished]  # before retire: who is cancelled after it
+        self.engine.retire()  # keeps a slot, and so must keep the thread awake for one more step
+        for request in over:
             job = self._jobs.pop(request)
             for event in job.reply.finish():
                 job.tell(event)
@@ -162,19 +184,29 @@ class Pool:
 
     @property
     def problem(self) -> str:
+        """Of the first dead worker."""
         return next((worker.problem for worker in self.workers if worker.problem), "")
 
+    @property
+    def status(self) -> str:
+        """ "ok", "degraded" when some workers are dead, "dead" when all are."""
+        alive = sum(not worker.problem for worker in self.workers)
+        return "ok" if alive == len(self.workers) else "degraded" if alive else "dead"
+
     def submit(self, jobs: list[Job]) -> Worker:
-        """Hands jobs that belong together to the least busy worker. Raises Full."""
+        """Hands jobs that belong together to the least busy worker. Raises Full; RuntimeError when all are dead."""
         if self.load + len(jobs) > self.most:
             raise Full(max(1, min(30, round(self.load / 10))))
-        alive = [worker for worker in self.workers if not worker.problem]
-        if not alive:
-            raise RuntimeError(f"the engine stopped: {self.problem}")
-        worker = min(alive, key=lambda worker: worker.load)
-        for job in jobs:
-            worker.submit(job)
-        return worker
+        for worker in sorted(self.workers, key=lambda worker: worker.load):
+            if worker.submit(jobs):
+                return worker
+        raise RuntimeError(f"the engine stopped: {self.problem}")
+
+    def drain(self, seconds: float) -> None:
+        """Waits so long, at most, until nothing runs or waits."""
+        ends = time.monotonic() + seconds
+        while self.load and time.monotonic() < ends:
+            time.sleep(0.05)
 
     def close(self) -> None:
         for worker in self.workers:
@@ -183,10 +215,12 @@ class Pool:
 
 def stats(pool: Pool) -> dict[str, Any]:
     """What is going on, in numbers."""
-    slots = sum(len(worker.engine.slots.lengths) for worker in pool.workers)
+    alive = [worker for worker in pool.workers if not worker.problem]
+    slots = sum(len(worker.engine.slots.lengths) for worker in alive)
     running = sum(worker.running for worker in pool.workers)
     return dict(
         replicas=len(pool.workers),
+        alive=len(alive),
         slots=slots,
         running=running,
         waiting=max(0, pool.load - running),

@@ -1,0 +1,213 @@
+"""Several replicas behind one queue: jobs are spread, a dead replica is nobody else's trouble, numbers add up."""
+
+import threading
+
+import httpx
+import pytest
+import tiny
+from test_web import client, say, serving, wait_until
+
+from nanochat import chat
+from nanochat.chat import Reply
+from nanochat.engine import Engine, Request, Sampling
+from nanochat.web import metrics, mock
+from nanochat.web.worker import Full, Job, Pool, Worker, stats
+
+TOKENIZER = tiny.tokenizer()
+
+
+class Told:
+    """A job that says these words, and what its owner was told."""
+
+    def __init__(self, words="the dog", seed=1, max_tokens=400):
+        prompt = TOKENIZER.render_for_completion(say(words))
+        self.events = []
+        request = Request(prompt, max_tokens, Sampling(1.0, 50, seed), chat.ends(TOKENIZER))
+        self.job = Job(request, Reply(TOKENIZER, request), self.events.append)
+
+    @property
+    def over(self):
+        return bool(self.events) and (self.events[-1] is None or isinstance(self.events[-1], Exception))
+
+    @property
+    def text(self):
+        return chat.visible_text([event for event in self.events if event is not None])
+
+
+class Dying(mock.Parrot):
+    """Falls off when it is told to."""
+
+    def __init__(self, slots=4):
+        super().__init__(TOKENIZER, slots)
+        self.falls = threading.Event()
+
+    def step(self):
+        if self.falls.is_set():
+            raise RuntimeError("the card fell off")
+        return super().step()
+
+
+@pytest.fixture
+def pool():
+    made = Pool([Worker(Dying(), metrics.ended) for _ in range(3)], most=24)
+    yield made
+    made.close()
+
+
+def submit(pool, *told):
+    return [pool.submit([one.job]) for one in told]
+
+
+def test_jobs_are_spread_evenly_and_all_answered(pool):
+    told = [Told(f"number {i}") for i in range(12)]
+    workers = submit(pool, *told)
+    assert [workers.count(worker) for worker in pool.workers] == [4, 4, 4]
+    assert wait_until(lambda: all(one.over for one in told), 10)
+    assert [one.text for one in told] == [f"number {i}" for i in range(12)]
+
+
+def test_jobs_that_belong_together_stay_together_and_full_is_full(pool):
+    together = [Told() for _ in range(20)]
+    worker = pool.submit([one.job for one in together])
+    assert worker.load == 20 == pool.load
+    with pytest.raises(Full):
+        pool.submit([Told().job for _ in range(5)])
+    assert submit(pool, Told())[0] is not worker
+
+
+def test_a_dead_replica_leaves_the_others_alone(pool):
+    told = [Told("word " * 20) for _ in range(6)]
+    workers = submit(pool, *told)
+    dead = pool.workers[1]
+    dead.engine.falls.set()
+    assert wait_until(lambda: all(one.over for one in told), 10)
+    for one, worker in zip(told, workers):
+        if worker is dead:
+            assert str(one.events[-1]) == "the engine stopped: RuntimeError: the card fell off"
+            assert one.job.reason == "error"
+        else:
+            assert one.text == "word " * 20 and one.job.reason == "stop"
+    assert pool.status == "degraded" and dead.load == dead.running == 0
+    more = [Told() for _ in range(4)]
+    assert dead not in submit(pool, *more)
+    assert wait_until(lambda: all(one.over for one in more), 10)
+    assert stats(pool)["alive"] == 2 and stats(pool)["slots"] == 8 and stats(pool)["running"] == 0
+    for worker in pool.workers:
+        worker.engine.falls.set()
+    submit(pool, Told(), Told())
+    assert wait_until(lambda: pool.status == "dead")
+    with pytest.raises(RuntimeError, match="the card fell off"):
+        submit(pool, Told())
+
+
+def test_nobody_waits_for_ever_who_comes_while_it_dies():
+    """The worker is in its last step when the second job comes; a third comes after its end."""
+    inside, go = threading.Event(), threading.Event()
+
+    class Blocked(mock.Parrot):
+        def step(self):
+            inside.set()
+            go.wait(5)
+            raise RuntimeError("gone")
+
+    worker = Worker(Blocked(TOKENIZER, 2))
+    first, second, third = Told(), Told(), Told()
+    assert worker.submit([first.job])
+    assert inside.wait(5) and worker.submit([second.job])
+    go.set()
+    assert wait_until(lambda: first.over and second.over)
+    assert not worker.submit([third.job]) and worker.load == 0
+
+
+def test_closing_tells_those_who_still_wait():
+    worker = Worker(mock.Parrot(TOKENIZER, 1))
+    told = Told("word " * 40), Told()
+    worker.submit([one.job for one in told])
+    worker.close()
+    assert all(isinstance(one.events[-1], RuntimeError) for one in told)
+    assert not worker.submit([Told().job])
+
+
+def test_begin_is_called_in_the_thread_and_its_failure_is_told():
+    where = []
+    worker = Worker(mock.Parrot(TOKENIZER, 1), begin=lambda: where.append(threading.current_thread().name))
+    assert wait_until(lambda: where == ["engine"])
+    worker.close()
+
+    def no_card():
+        raise RuntimeError("no such card")
+
+    failed = Worker(mock.Parrot(TOKENIZER, 1), begin=no_card)
+    assert wait_until(lambda: failed.problem == "RuntimeError: no such card")
+
+
+def test_cancelling_reaches_the_right_replica(pool):
+    told = [Told("word " * 30) for _ in range(3)]
+    workers = submit(pool, *told)
+    assert wait_until(lambda: all(one.events for one in told))
+    workers[1].cancel(told[1].job)
+    assert wait_until(lambda: [worker.running for worker in workers] == [1, 0, 1], 1)
+    assert told[1].over and told[1].job.reason == "cancelled" and told[1].text != "word " * 30
+    assert wait_until(lambda: told[0].over and told[2].over, 10)
+    assert told[0].text == told[2].text == "word " * 30
+
+
+def test_a_client_that_leaves_at_any_moment_gives_its_slot_back():
+    """Cancelled just after a step's finished rows were retired: the thread must not fall asleep with a row taken."""
+    told = Told("word " * 20)
+
+    class Left(mock.Parrot):
+        def retire(self):
+            super().retire()
+            if len(told.job.request.output) == 3:
+                told.job.request.finished = True
+
+    worker = Worker(Left(TOKENIZER, 2))
+    worker.submit([told.job])
+    assert wait_until(lambda: told.over) and wait_until(lambda: worker.running == 0, 1)
+    worker.close()
+
+
+def test_numbers_are_those_of_all_replicas(pool):
+    def made():
+        found = [sample for m in (*metrics.MADE.collect(), *metrics.FINISHED.collect()) for sample in m.samples]
+        return sum(sample.value for sample in found if sample.name.endswith("_total"))
+
+    before = made()
+    told = [Told(f"number {i} " * 8) for i in range(6)]
+    submit(pool, *told)
+    assert wait_until(lambda: stats(pool)["running"] == 6)
+    assert stats(pool)["slots"] == 12 and stats(pool)["replicas"] == 3
+    assert wait_until(lambda: all(one.over for one in told), 10)
+    tokens = sum(len(one.job.request.output) for one in told)
+    assert stats(pool)["tokens"] == tokens and made() - before == tokens + 6
+    assert stats(pool)["tok_per_s"] == pytest.approx(tokens / 10, abs=0.1)
+
+
+def test_real_engines_answer_as_one_would():
+    alone, several = (Pool([Worker(Engine(tiny.model(), 4)) for _ in range(n)], 64) for n in (1, 2))
+    answers = []
+    for pool in (alone, several):
+        told = [Told(seed=i, max_tokens=20) for i in range(6)]
+        submit(pool, *told)
+        assert wait_until(lambda told=told: all(one.over for one in told), 20)
+        answers.append([one.text for one in told])
+        pool.close()
+    assert answers[0] == answers[1] and len(set(answers[0])) > 1
+
+
+def test_the_server_goes_on_with_one_replica_dead():
+    dying, well = Dying(), mock.Parrot(TOKENIZER, 4)
+    with serving([dying, well], TOKENIZER, 500) as server:
+        dying.falls.set()
+        lost = httpx.post(server[0] + "/v1/chat/completions", json=dict(messages=say("x")))
+        assert lost.status_code == 503 and "the card fell off" in lost.json()["error"]["message"]
+        health = httpx.get(server[0] + "/health")
+        assert health.status_code == 200
+        assert health.json() == dict(status="degraded", problem="RuntimeError: the card fell off")
+        for i in range(3):
+            answer = client(server).chat.completions.create(model="tiny", messages=say(f"word {i}"))
+            assert answer.choices[0].message.content == f"word {i}"
+        with httpx.stream("POST", server[0] + "/chat/completions", json=dict(messages=say("old"))) as old:
+            assert '"gpu": 1' in next(old.iter_lines())
+        assert httpx.get(server[0] + "/stats").json()["alive"] == 1
