@@ -22,11 +22,11 @@ class Profile:
     minutes: float
     most: int  # turns of the timer
     compile: str  # "all"; "largest": the op's largest case; or the one op that is compiled, at its largest case
-    training: float  # share of the minutes that is kept for the training step
+    training: float  # share of the minutes that is kept for the training step; 0: without it
 
 
 PROFILES = {
-    "smoke": Profile(("odd", "d4"), 0.7, 5, "rms_norm", 0.4),
+    "smoke": Profile(("odd", "d4"), 0.6, 5, "rms_norm", 0.0),
     "quick": Profile(("d12", "d24"), 7.5, 25, "largest", 0.25),
     "full": Profile(("d", "head"), 60, 100, "all", 0.1),
 }

@@ -4,14 +4,13 @@ python -m pytest benchmarks/test_attention.py --benchmark-only      (or python -
 """
 
 import json
-import statistics
-import time
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels import use
+from benchmarks import timer
+from kernels import tuning, use
 from kernels.attention import flash_attention
 
 T, WINDOW, H, D = 2048, 512, 6, 64
@@ -47,21 +46,16 @@ def test_forward_and_backward(benchmark, attention):
 
 
 def main() -> None:
-    """Medians of interleaved runs, and their ratio, as one line of JSON."""
+    """Medians of runs in turns, and their ratio, as one line of JSON."""
     result: dict[str, object] = dict(T=T, window=WINDOW, heads=H, head_dim=D, threads=torch.get_num_threads())
+    clock = tuning.clock("cpu")
     for dtype in (torch.float32, torch.bfloat16):
         tensors = inputs(dtype)
         for name, call in (("forward", lambda a, t=tensors: a(*t)), ("both", lambda a, t=tensors: step(a, t))):
-            times: dict[str, list[float]] = dict(blocked=[], masked=[])
-            for _ in range(12):
-                for attention in (blocked, masked):
-                    started = time.perf_counter()
-                    call(attention)
-                    times[attention.__name__].append(time.perf_counter() - started)
-            mine, theirs = (statistics.median(taken[2:]) for taken in times.values())
-            result[f"{str(dtype)[6:]} {name}"] = dict(
-                blocked_ms=mine * 1e3, masked_ms=theirs * 1e3, ratio=theirs / mine
-            )
+            calls = {a.__name__: lambda a=a, call=call: lambda: call(a) for a in (blocked, masked)}
+            samples = timer.in_turns(calls, 60.0, 11, clock)
+            mine, theirs = (timer.quartiles(samples[key])[1] for key in ("blocked", "masked"))
+            result[f"{str(dtype)[6:]} {name}"] = dict(blocked_ms=mine, masked_ms=theirs, ratio=theirs / mine)
     print(json.dumps(result))
 
 

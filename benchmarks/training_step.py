@@ -24,6 +24,7 @@ from nanochat.flags import flag, parse, run_script
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import Hardware, can_compile, setup
 
+SMALL = dict(depth=4, vocab_size=4096, sequence_len=256, batch=4)  # the defaults on a CPU
 PARTED = 0.02  # relative difference of two losses at the same step that rounding does not explain
 
 
@@ -147,7 +148,7 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    flags = parse(Flags, __doc__ or "")
+    flags = parse(Flags, __doc__ or "", defaults=Flags() if torch.cuda.is_available() else Flags(**SMALL))
     if min(flags.depth, flags.vocab_size, flags.sequence_len, flags.batch) < 1 or flags.steps < 3:
         raise UserError("--depth, --vocab-size, --sequence-len and --batch want at least 1, --steps at least 3")
     result = run(flags, setup())
