@@ -21,9 +21,12 @@ COLOURS = {
 }
 
 
+WIDTH = 5.5  # inches: letters can still be read when a phone shows it 343 pixels wide
+
+
 def waterfall(bars: Sequence[tuple[str, float, str]]) -> Figure:
     """(label, ms, category): each bar begins where the one above ends; the last ends at the step time."""
-    figure, axes = new_figure(8.0, 0.9 + 0.32 * len(bars))
+    figure, axes = new_figure(WIDTH, 0.8 + 0.26 * len(bars))
     at = 0.0
     whole = sum(ms for _, ms, _ in bars)
     for row, (_, ms, category) in enumerate(bars):
@@ -39,7 +42,7 @@ def waterfall(bars: Sequence[tuple[str, float, str]]) -> Figure:
 
 def by_phase(table: dict[str, dict[str, float]]) -> Figure:
     """phase → category → ms."""
-    figure, axes = new_figure(8.0, 1.6 + 0.35 * len(table))
+    figure, axes = new_figure(WIDTH, 1.4 + 0.26 * len(table))
     left = [0.0] * len(table)
     for category in costs.CATEGORIES:
         widths = [row.get(category, 0.0) for row in table.values()]
@@ -49,28 +52,31 @@ def by_phase(table: dict[str, dict[str, float]]) -> Figure:
     axes.set_yticks(range(len(table)), list(table))
     axes.invert_yaxis()
     axes.set_xlabel("ms of a step")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.35 - 0.4 / len(table)), ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return Figure("Time by phase and category", svg(figure))
 
 
-def roofline(points: Sequence[tuple[str, str, float, float]], peaks: tuple[float, float] | None) -> Figure:
-    """(name, category, FLOPs a byte, FLOP/s) of kernels; peaks: (FLOP/s, bytes/s) of the card, for its roof."""
-    figure, axes = new_figure(8.0, 4.2)
+def roofline(points: Sequence[tuple[str, str, float, float]], peaks: Sequence[float], bandwidth: float) -> Figure:
+    """(name, category, FLOPs a byte, FLOP/s) of kernels, a roof for each peak (FLOP/s); bandwidth in bytes/s."""
+    figure, axes = new_figure(WIDTH, 3.6)
     for category in dict.fromkeys(category for _, category, _, _ in points):
         chosen = [(x, y / 1e12) for _, of, x, y in points if of == category]
         axes.scatter(*zip(*chosen), s=30, alpha=0.85, color=COLOURS[category], label=category)
-    if peaks:
-        most, bandwidth = peaks
-        xs = [x for _, _, x, _ in points] + [most / bandwidth]
-        ends = [min(xs) / 2, most / bandwidth, max(xs) * 2]
-        axes.plot(ends, [min(most, x * bandwidth) / 1e12 for x in ends], color="#000000", linewidth=1)
+    xs, ys = [x for _, _, x, _ in points], [y / 1e12 for _, _, _, y in points]
+    for peak in peaks:
+        ridge = peak / bandwidth
+        xs, ys = [*xs, ridge], [*ys, peak / 1e12]
+        ends = [min(xs) / 3, ridge, max(xs) * 3]
+        axes.plot(ends, [min(peak, x * bandwidth) / 1e12 for x in ends], color="#000000", linewidth=1)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_xlim(min(xs) / 3, max(xs) * 3)
+    axes.set_ylim(min(ys) / 3, max(ys) * 3)
     axes.set_xlabel("FLOPs per byte that must be moved")
     axes.set_ylabel("TFLOP/s")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return Figure(
-        "Roofline: " + ("kernels below the card's roof" if peaks else "no roof, the peak is unknown"), svg(figure)
+        "Roofline: kernels under " + ("the card's roof" if peaks else "no roof, the peak is unknown"), svg(figure)
     )
 
 
@@ -83,7 +89,7 @@ def sensors(rows: Sequence[dict[str, Any]]) -> list[Figure]:
     for key, label in SENSORS:
         points = [(row["t"], row[key]) for row in rows if row.get(key) is not None]
         if points:
-            figure, axes = new_figure(8.0, 2.0)
+            figure, axes = new_figure(WIDTH, 2.0)
             axes.plot(*zip(*points), color="#3b82f6")
             axes.set_xlabel("seconds")
             axes.set_ylabel(label)

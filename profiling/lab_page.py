@@ -36,7 +36,7 @@ def write(path: Path, folder: Path, card_name: str = "") -> tuple[Path, Lab]:
     """
     chip = card(card_name) if card_name else None
     found = analyse(trace.read(path))
-    lab = Lab(found, chip or by_driver(found.card), path.name)
+    lab = Lab(found, chip or by_driver(found.card or ""), path.name)
     where = folder / "profile.html"
     write_atomically(folder / "profile.json", json.dumps(found.json(), indent=1).encode())
     write_atomically(where, render.page(title(found), sections(lab)).encode())

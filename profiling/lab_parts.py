@@ -73,7 +73,7 @@ def where(lab: Lab) -> list[Any]:
         best = lab.card.products() / 1e12
         notes = [
             f"{lab.card.name}: peak {lab.card.bf16 / 1e12:,.0f} TFLOP/s in bf16; best rate of a step's products taken "
-            f"as {best:,.0f} (profiling/cards.py). A bar below zero says that these products were faster than that."
+            f"as {best:,.0f} ({lab.card.constants}). A bar below zero says that these products were faster than that."
         ]
     elif lab.found.on_device:
         notes = [f"{UNKNOWN} ({lab.found.card or 'the trace names no card'}): products are not set against one."]
@@ -88,7 +88,7 @@ def phases(lab: Lab) -> list[Any]:
         (p, *(f"{row[c]:,.2f}" if row.get(c) else "–" for c in present), f"{sum(row.values()):,.2f}")
         for p, row in table.items()
     ]
-    text = "Work belongs to the phase in which the host launched it; `between` is outside of all (evaluation, logging)."
+    text = "Work belongs to the phase in which the host launched it; between: outside of all (evaluation, logging)."
     if not lab.found.on_device:
         text += " Compiled code shows as one operator, whose own time are its fused loops: they count as pointwise."
     return [figures.by_phase(table), Table(("ms of a step", *present, "sum"), rows), text]
@@ -136,7 +136,8 @@ def roofline(lab: Lab) -> list[Any]:
     if not points:
         return ["No kernel has both FLOPs and bytes known: the trace holds no shapes (record_shapes=True)."]
     chip = lab.card if lab.found.on_device else None
-    return [figures.roofline(points, (chip.bf16, chip.memory) if chip else None)]
+    peaks = [] if chip is None else [chip.bf16, *([chip.fp8] if any(row["fp8"] for row in lab.found.ops) else [])]
+    return [figures.roofline(points, peaks, chip.memory if chip else 0.0)]
 
 
 # ---- waiting
@@ -197,11 +198,12 @@ def sensors(lab: Lab) -> list[Any]:
     blocks: list[Any] = [said["unavailable"]] if "unavailable" in said else []
     if not said["samples"]:
         return blocks or ["No sensors were recorded with this trace."]
-    lines = [
-        (name, f"{value['median']:,.6g}", f"{value['min']:,.6g}", f"{value['max']:,.6g}")
-        for name, value in said.items()
-        if isinstance(value, dict)
-    ]
+    lines = []
+    for name, value in said.items():
+        if isinstance(value, dict):
+            scale = 2**30 if name == "memory_used_bytes" else 1
+            numbers = (f"{value[key] / scale:,.1f}" for key in ("median", "min", "max"))
+            lines.append((name.replace("bytes", "gib").replace("_", " "), *numbers))
     return [
         f"{said['name']}, driver {said['driver']}, power limit {said['power_limit_w']} W; "
         f"held back by: {', '.join(said['throttle']) or 'nothing'}.",
@@ -214,5 +216,5 @@ def sensors(lab: Lab) -> list[Any]:
 def further(lab: Lab) -> list[Any]:
     return [
         f"Open {lab.source} in ui.perfetto.dev or chrome://tracing to see every kernel on its stream.",
-        "`python -m profiling diff A/profile.json B/profile.json` says what got slower or faster between two of these.",
+        "python -m profiling diff A/profile.json B/profile.json says what got slower or faster between two of these.",
     ]

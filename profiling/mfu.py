@@ -37,9 +37,9 @@ def waterfall(found: Analysis, chip: Card | None) -> list[tuple[str, int, str]]:
         at_peak = round(1e9 * (plain / chip.bf16 + (small / chip.fp8 if small else 0)))
         at_best = round(1e9 * (plain / chip.products() + (small / chip.products(True) if small else 0)))
         bars = [
-            ("matrix products at the peak", at_peak, PRODUCTS),
-            ("… at the best rate this card reaches", at_best - at_peak, PRODUCTS),
-            ("… at the rate of these shapes", products["known_ns"] - at_best, PRODUCTS),
+            ("matrix products, at the peak", at_peak, PRODUCTS),
+            ("… lost to the best rate of this card", at_best - at_peak, PRODUCTS),
+            ("… lost by these shapes", products["known_ns"] - at_best, PRODUCTS),
         ]
         left[PRODUCTS] = products["unknown_ns"]
     for name in (PRODUCTS, costs.ATTENTION, costs.STREAMING, costs.LOSS, costs.OTHER, costs.OPTIMIZER, COMMUNICATION):

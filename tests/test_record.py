@@ -1,0 +1,282 @@
+"""--profile through the scripts, the page about a trace made by hand, the three MFUs, and two recordings compared."""
+
+import gc
+import json
+
+import pytest
+import tiny
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_trace import GEMM, NORM, REDUCE, event, kernel, mark, step
+from torch.profiler import ProfilerActivity, profile
+
+from nanochat import trainer
+from nanochat.cost import flops_per_token, linear_params, training_flops
+from nanochat.errors import UserError
+from nanochat.gpt import GPTConfig
+from nanochat.run import Run
+from profiling import diff, lab_page, lab_parts, record
+from profiling.analysis import analyse
+from profiling.cards import card
+from profiling.lab_parts import Lab
+from profiling.mfu import light_speed, rates, waterfall
+from profiling.trace import parse
+
+SIZES = (
+    "--depth=1 --aspect-ratio=16 --head-dim=16 --max-seq-len=32 --device-batch-size=4 --total-batch-size=256 "
+    "--num-iterations=7 --eval-tokens=256 --compile=no"
+).split()
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A base directory with text, conversations, and a tokenizer in the runs "a" and "b"."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "home"))
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(dict(text=t)) + "\n" for t in tiny.sentences(600)))
+    talks = [
+        dict(messages=[dict(role="user", content=q), dict(role="assistant", content=a)])
+        for q, a in zip(tiny.sentences(200, 1), tiny.sentences(200, 2))
+    ]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    for name in ("a", "b"):
+        tiny.tokenizer().save(Run.open(name).stage("tokenizer"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # models this small wait longer for threads than they compute
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def losses(name, stage):
+    return [row["loss"] for row in trainer.read_log(Run.open(name).stage(stage) / "log.jsonl") if "loss" in row]
+
+
+def test_recording_changes_no_loss_and_leaves_a_page(home, capsys):
+    data = f"--data={home / 'text.jsonl'}"
+    assert tiny.call("base_train", "--run=a", data, *SIZES) == 0
+    assert tiny.call("base_train", "--run=b", data, *SIZES, "--profile=2") == 0
+    assert losses("a", "base") == losses("b", "base")
+    one, two = (Run.open(name).checkpoint("base").tensors("model") for name in ("a", "b"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    folder = Run.open("b").stage("base") / "profile"
+    assert not (Run.open("a").stage("base") / "profile").exists()
+    assert {path.name for path in folder.iterdir()} == {"trace-rank0.json.gz", "profile.json", "profile.html"}
+    assert f"base: 2 steps recorded: {folder / 'profile.html'}" in capsys.readouterr().out
+    found = diff.load(folder / "profile.json")
+    assert len(found.step_ns) == 2 and not found.on_device
+    assert {"data", "forward", "backward", "optimizer"} <= found.phase_ns.keys()
+    about = found.meta
+    assert (about["stage"], about["first_step"], about["tokens_per_step"], about["fp8"]) == ("base", 4, 256, None)
+    page = (folder / "profile.html").read_text()
+    assert "Profile of base, steps 5 to 6" in page and lab_parts.ON_CPU in page
+    assert "could not be made" not in page and "MFU" not in page.upper() and 'src="http' not in page
+    assert about["nvml"], "the sensors' rows, or why there are none, are in the trace"
+
+    flags = (f"--data={home / 'chat.jsonl'}", "--num-iterations=6", "--eval-tokens=256", "--compile=no", "--profile=1")
+    assert tiny.call("chat_sft", "--run=b", *flags) == 0
+    assert "Profile of sft, steps 5 to 5" in (Run.open("b").stage("sft") / "profile" / "profile.html").read_text()
+
+
+def test_a_page_that_fails_does_not_end_training(home, capsys, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("out of ink")
+
+    monkeypatch.setattr(lab_page, "write", fails)
+    assert tiny.call("base_train", "--run=a", f"--data={home / 'text.jsonl'}", *SIZES, "--profile=1") == 0
+    assert "trace-rank0.json.gz, but its page could not be made: out of ink" in capsys.readouterr().out
+    assert len(losses("a", "base")) == 7 and not gc.callbacks
+
+
+@pytest.mark.parametrize("steps, words", [(4, "--profile 4 needs 8 steps"), (-1, "--profile is -1")])
+def test_too_few_steps_are_refused_before_training(home, capsys, steps, words):
+    assert tiny.call("base_train", "--run=a", f"--data={home / 'text.jsonl'}", *SIZES, f"--profile={steps}") == 2
+    assert words in capsys.readouterr().err and not losses("a", "base")
+
+
+def test_garbage_collections_are_marked(tmp_path):
+    mark = record._collections()
+    gc.callbacks.append(mark)
+    try:
+        with profile(activities=[ProfilerActivity.CPU]) as made:
+            gc.collect()
+    finally:
+        gc.callbacks.remove(mark)
+    assert sum(e.name == "garbage collection" for e in made.events()) == 1
+
+
+# ---- MFU
+
+
+def test_flops_are_counted_in_three_ways():
+    config = GPTConfig(512, 256, 2, 2, 2, 256, window_pattern="SL")  # windows 128 and 512
+    pairs = sum(min(t, 128) for t in range(1, 513)) / 512 + sum(range(1, 513)) / 512
+    found = training_flops(config)
+    assert found["mfu"] == flops_per_token(config) == 6 * linear_params(config) + 12 * 256 * (128 + 512)
+    assert found["mfu_causal"] == pytest.approx(6 * linear_params(config) + 12 * 256 * pairs)
+    assert found["hfu"] - found["mfu_causal"] == pytest.approx(2 * 256 * pairs)
+
+
+def about(**more):
+    flops = dict(mfu=4e9, mfu_causal=3e9, hfu=3.5e9)
+    return dict(stage="base", first_step=3, tokens_per_step=1000, world=2, device=H100, dtype="torch.bfloat16",
+                fp8=None, compiled=True, torch="2", flops_per_token=flops, **more)  # fmt: skip
+
+
+SHAPES = {"Input Dims": [[4096, 4096], [4096, 4096]], "Input type": ["c10::BFloat16", "c10::BFloat16"]}
+
+
+def gpu_trace(name=H100, **more):
+    """A step of 1 ms: a product of 200 µs, a norm, an all-reduce half hidden, 300 µs idle."""
+    listed = [
+        step(0, 1000),
+        mark("forward", 0, 500),
+        mark("optimizer", 500, 1000),
+        event("aten::mm", "cpu_op", 1, 9, **{"External id": 3, **SHAPES}),
+        *kernel(GEMM, 100, 300, **{"External id": 3}),
+        *kernel(NORM, 300, 500),
+        *kernel(REDUCE, 400, 600, stream=9, launched=390),
+        *kernel(GEMM, 600, 800),
+    ]
+    return dict(traceEvents=listed, deviceProperties=[dict(name=name)], nanochat={**about(), **more})
+
+
+def test_mfu_by_hand():
+    found = analyse(parse(gpu_trace()))
+    said = rates(found, card("H100"))
+    assert said["tok_per_s"] == pytest.approx(1e6)
+    for name, flops in found.meta["flops_per_token"].items():
+        assert said[name] == pytest.approx(flops * 1e6 / 2 / 989e12)  # two cards
+    assert not any(name.endswith("fp8") for name in said)
+    small = rates(analyse(parse(gpu_trace(fp8="current"))), card("H100"))
+    assert small["mfu_fp8"] == pytest.approx(small["mfu"] * 989 / 1979)
+
+
+def test_the_bars_are_the_step():
+    found = analyse(parse(gpu_trace()))
+    chip = card("H100")
+    bars = {label: ns for label, ns, _ in waterfall(found, chip)}
+    assert sum(bars.values()) == found.wall_ns == 1_000_000
+    flops = 2 * 4096**3
+    assert bars["matrix products, at the peak"] == pytest.approx(1e9 * flops / 989e12, abs=1)
+    assert sum(ns for label, ns in bars.items() if label.startswith("…")) == pytest.approx(
+        200_000 - 1e9 * flops / 989e12, abs=1
+    )
+    assert bars["communication, exposed"] == 100_000 and bars["idle"] == 300_000 and bars["optimizer"] == 200_000
+    unknown = waterfall(found, None)
+    assert sum(ns for _, ns, _ in unknown) == found.wall_ns and unknown[0][0] == "matrix products"
+
+
+@given(st.lists(st.tuples(st.sampled_from([GEMM, NORM, REDUCE]), st.integers(0, 900), st.integers(1, 300)), min_size=1))
+def test_the_bars_are_the_step_whatever_ran(drawn):
+    listed = [step(0, 1000), event("aten::mm", "cpu_op", 1, 9, **{"External id": 3, **SHAPES})]
+    for i, (name, at, took) in enumerate(drawn):
+        listed += kernel(name, at, at + took, **({"External id": 3} if i % 2 else {}))
+    found = analyse(parse(dict(traceEvents=listed)))
+    for chip in (None, card("H100")):
+        assert sum(ns for _, ns, _ in waterfall(found, chip)) == found.wall_ns
+
+
+def test_share_of_the_limit_by_hand():
+    row = dict(flops=int(989e12 / 1e3), flops_ns=2_000_000, bytes=int(3.35e12 / 1e3), bytes_ns=4_000_000, fp8=False)
+    assert light_speed(row, card("H100")) == pytest.approx(0.5)
+    assert light_speed(dict(row, flops=0, flops_ns=0), card("H100")) == pytest.approx(0.25)
+    assert light_speed(row, None) is None
+
+
+# ---- the page
+
+
+@pytest.fixture
+def page(tmp_path):
+    """page(trace, card): the page's text, through the command."""
+
+    def make(content, *flags):
+        path = tmp_path / "trace.json"
+        path.write_text(json.dumps(content))
+        code = tiny.call_module("profiling.__main__", "trace", str(path), *flags)
+        return code, (tmp_path / "profile.html").read_text() if code == 0 else ""
+
+    return make
+
+
+def test_the_page_of_a_gpu_trace(page, capsys):
+    row = dict(name=H100, driver="1", power_limit_w=700.0, sm_clock_mhz=1500, memory_clock_mhz=2619, power_w=690.0,
+               temperature_c=60, memory_used_bytes=1 << 34, throttle=["software power cap"])  # fmt: skip
+    code, text = page(gpu_trace(nvml=[dict(row, t=0.0), dict(row, t=0.1)]))
+    assert code == 0 and "could not be made" not in text
+    said = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
+    assert said["card"] == "H100" and said["step_ms"] == 1.0 and said["mfu"] == pytest.approx(4e9 * 1e6 / 2 / 989e12)
+    for words in (f"{said['mfu']:.1%} of the bf16 peak", "software power cap", "the card&#x27;s roof", GEMM, "16.0"):
+        assert words in text, words
+
+
+def test_an_unknown_card_has_an_unknown_peak(page, capsys):
+    code, text = page(gpu_trace("NVIDIA H100 80GB HBM3e"))
+    assert code == 0 and text.count("unknown peak") == 4 and "of the bf16 peak" not in text
+    said = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
+    assert said["card"] is None and "mfu" not in said
+    code, text = page(gpu_trace("NVIDIA H100 80GB HBM3e"), "--card=H200")
+    assert code == 0 and "unknown peak" not in text
+    assert page(gpu_trace(), "--card=H300")[0] == 2
+    assert "--card 'H300' is not known" in capsys.readouterr().err
+
+
+def test_a_trace_of_somebody_elses(page):
+    listed = [entry for entry in kernel(GEMM, 0, 100) if entry["cat"] == "kernel"]  # no steps, no names, no shapes
+    code, text = page(listed)
+    assert code == 0 and "could not be made" not in text
+    for words in (
+        "Profile of a recorded trace",
+        "the trace does not say what was trained",
+        "No kernel has both FLOPs and bytes known",
+        "The trace holds no allocations",
+        "No sensors were recorded with this trace",
+        "unknown peak (the trace names no card)",
+        "There was no gap",
+    ):
+        assert words in text, words
+
+
+def test_a_part_that_fails_leaves_the_others(monkeypatch):
+    def fails(*_):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(lab_parts.figures, "waterfall", fails)
+    made = {s.title: s.blocks for s in lab_page.sections(Lab(analyse(parse(gpu_trace())), card("H100"), "x"))}
+    assert made["Where a step goes"] == ["This part could not be made: no ink"]
+    assert len(made) == 10 and not any("could not" in str(b) for t, b in made.items() if t != "Where a step goes")
+
+
+# ---- two recordings
+
+
+def test_diff_says_what_got_slower(tmp_path, capsys):
+    for name, took in (("a", 100), ("b", 250)):
+        made = [*kernel(GEMM, 0, took), *kernel(NORM, 500, 600), step(0, 1000)]
+        (tmp_path / name).write_text(json.dumps(analyse(parse(made)).json()))
+    assert tiny.call_module("profiling.__main__", "diff", str(tmp_path / "a"), str(tmp_path / "b")) == 0
+    out = capsys.readouterr().out
+    assert f"| {GEMM} | 0.100 | 0.250 | +0.150 |" in out and NORM not in out.split("\n{")[0]
+    changes = {row["name"]: row["change_ms"] for row in json.loads(out.strip().split("\n")[-1])["categories"]}
+    assert changes == pytest.approx({"matrix products": 0.15, "idle": -0.15, "norms, pointwise": 0, "step": 0})
+
+
+def test_diff_refuses_what_cannot_be_compared(tmp_path, capsys):
+    good = analyse(parse([*kernel(GEMM, 0, 10), step(0, 100)]))
+    on_cpu = analyse(parse([event("aten::mm", "cpu_op", 0, 10), step(0, 100)]))
+    with pytest.raises(UserError, match="one of the two was recorded on a GPU"):
+        diff.compare(good, on_cpu)
+    files = dict(good=json.dumps(good.json()), old=json.dumps(dict(good.json(), version=0)), no="{", other="{}")
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    for name, words in dict(old="is of version 0", no="is no JSON", other="no profile.json", gone="be read").items():
+        code = tiny.call_module("profiling.__main__", "diff", str(tmp_path / "good"), str(tmp_path / name))
+        assert code == 2 and words in capsys.readouterr().err
+
+
+def test_the_other_commands_are_handed_on(capsys):
+    flags = ("simulate", "--depth=4", "--card=RTX 4090", "--gpus=1")
+    assert tiny.call_module("profiling.__main__", *flags) == 0
+    assert capsys.readouterr().out.startswith("PREDICTED")
