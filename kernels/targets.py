@@ -219,16 +219,25 @@ def faults(row: dict[str, Any], dtype: torch.dtype) -> list[str]:
     return found
 
 
+def case_of(op: Op, shape: str, dtype: torch.dtype) -> str:
+    """The case of this name, or the op's largest where it has none."""
+    return shape if shape in op.cases else max(op.cases, key=lambda case: op.bytes(op.cases[case], dtype))
+
+
+def runs_on(name: str, target: str, dtype: torch.dtype) -> bool:
+    """Whether an op's kernels are for this target and dtype."""
+    return not (name.startswith("fp8_") and target in NO_FP8) and not (dtype == torch.float16 and name in NO_FLOAT16)
+
+
 def report(ops: list[str], targets: list[str], shape: str, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Rows for every launch of these ops at the named case (or an op's largest), on these targets."""
     rows = []
     for name in ops:
         op = OPS[name]
-        case = shape if shape in op.cases else max(op.cases, key=lambda c: op.bytes(op.cases[c], dtype))
+        case = case_of(op, shape, dtype)
         for target in targets:
-            if (name.startswith("fp8_") and target in NO_FP8) or (dtype == torch.float16 and name in NO_FLOAT16):
-                continue
-            rows += [build(name, case, launch, target) for launch in launches(op, op.cases[case], dtype, target)]
+            if runs_on(name, target, dtype):
+                rows += [build(name, case, launch, target) for launch in launches(op, op.cases[case], dtype, target)]
     for row in rows:
         row["faults"] = faults(row, dtype)
     return rows
