@@ -43,6 +43,8 @@ def measured(flags: Flags, profile: profiles.Profile) -> dict[str, Any]:
     wanted = profiles.benches(flags.op.split(",") if flags.op else list(OPS), profile)
     of_training = profile.training * 60 * profile.minutes if not flags.op else 0.0
     ends = started + 60 * profile.minutes - of_training
+    each = (ends - started) / len(wanted)
+    print(f"{len(wanted)} times an op at a case, {each:.1f} s each on average; what is late costs repeats, no op")
     rows: list[dict[str, Any]] = []
     for i, bench in enumerate(wanted):
         begun = time.perf_counter()

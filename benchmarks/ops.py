@@ -137,7 +137,7 @@ def on_gpu(op: Op, way: str, prepare: timer.Prepared) -> dict[str, Any]:
     found: dict[str, Any] = dict(peak_mb=peak_mb(prepare))
     if way != "backward":
         try:
-            found["graph_ms"] = timer.replayed(prepare())
+            found["graph_ms"] = timer.replayed(prepare)
         except Exception as problem:  # a host read or a library call that a capture forbids
             torch.cuda.synchronize()
             found.update(graph_ms=None, graph_why=sentence(problem))
@@ -149,12 +149,21 @@ def sentence(problem: Exception) -> str:
     return f"{type(problem).__name__}: {lines[0] if lines else ''}"
 
 
+def whole(op: Op, inputs: Inputs) -> list[Tensor]:
+    """The eager reference's answers at full size; none where they do not fit: others must then only run there."""
+    try:
+        return answers(op, Contender(op.reference), inputs)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return []
+
+
 def judged(bench: Bench, contenders: Mapping[str, Contender], inputs: Inputs, machine: Machine) -> dict[str, dict]:
     """Status, why and gate of every contender. Nothing is timed yet."""
     op, case = bench.op, bench.op.cases[bench.case]
     small = narrow(case)
     gate = Gate(op, bench.inputs(small, machine), machine.dtype)
-    usual = answers(op, Contender(op.reference), inputs) if small != case else None
+    usual = None if small == case else whole(op, inputs)
     found: dict[str, dict] = {}
     for name, contender in contenders.items():
         why = bench.left_out.get(name) or obstacle(contender, inputs, machine.device)
@@ -163,7 +172,9 @@ def judged(bench: Bench, contenders: Mapping[str, Contender], inputs: Inputs, ma
             continue
         try:
             verdict = gate.judge(contender)
-            why = verdict.why or (agreement(op, contender, inputs, usual, machine.dtype) if usual else "")
+            why = verdict.why
+            if not why and usual is not None:
+                why = agreement(op, contender, inputs, usual, machine.dtype)
             errors = dict(
                 error=verdict.error, reference_error=verdict.reference_error, allowed=verdict.allowed,
                 ratio=verdict.error / max(verdict.reference_error, torch.finfo(machine.dtype).eps),
@@ -190,7 +201,12 @@ def measure(
             if state[name]["status"] == "passed" and contender.early and way not in ways(op, True):
                 state[name].update(status="skipped", why="its forward makes the gradients already: see both")
             elif state[name]["status"] == "passed":
-                running[name] = prepared(op, contender, own[name], way)
+                try:
+                    prepare = prepared(op, contender, own[name], way)
+                    prepare()()  # what breaks here would break the others' turns
+                    running[name] = prepare
+                except Exception as problem:
+                    state[name].update(status="failed", why=sentence(problem))
         samples = timer.in_turns(running, seconds() / (len(wanted) - i), most, machine.clock)
         for name in contenders:
             row = dict(op=op.name, setting=bench.setting, case=bench.case, way=way, contender=name, **state[name])

@@ -88,7 +88,7 @@ def cells(row: Row, gpu: bool) -> tuple[str, ...]:
     times = f"{row['times_eager']:.2f}" if "times_eager" in row else "–"
     rates = (number(row["gb_per_s"]), number(row["tflop_per_s"]), share(row))
     more = (number(row.get("graph_ms")), number(row["peak_mb"])) if gpu else ()
-    return (*first, ms, times, *rates, *more, f"{row['gate']['error']:.1e}")
+    return (*first, ms.replace(" ", "\u00a0"), times, *rates, *more, f"{row['gate']['error']:.1e}")
 
 
 def op_blocks(name: str, rows: list[Row]) -> list[Any]:
@@ -124,14 +124,14 @@ def summary(by_op: dict[str, list[Row]], result: dict[str, Any]) -> list[Any]:
     for i, (name, its) in enumerate(by_op.items(), 1):
         whole = best(its, "both") or best(its, "forward")
         if whole is None:
-            rows.append((str(i), name, "–", "–", "no contender passed", "", "", ""))
+            rows.append((str(i), name, "–", "–", "no contender passed", "", "", "", ""))
             continue
         others = [row for row in its if row["status"] == "timed" and row is not whole]
         others = [row for row in others if (row["case"], row["way"]) == (whole["case"], whole["way"])]
         rival = min(others, key=lambda row: row["median_ms"]) if others else None
         ratio = f"{rival['median_ms'] / whole['median_ms']:.2f} ({rival['contender']})" if rival else "–"
         times = f"{whole['times_eager']:.2f}" if "times_eager" in whole else "–"
-        rows.append((str(i), name, whole["case"], WAY[whole["way"]], whole["contender"], number(whole["median_ms"]),
+        rows.append((str(i), name, whole["case"], whole["way"], whole["contender"], number(whole["median_ms"]),
                      times, ratio, share(whole)))  # fmt: skip
         points.append((str(i), whole))
     head = (
@@ -172,7 +172,7 @@ def left_out(rows: list[Row]) -> list[Any]:
 
 def by_size(title: str, rows: list[Row]) -> Figure:
     """Milliseconds over the bytes that a call must move, a line per contender."""
-    figure, axes = plots.new_figure(7.0, 3.2)
+    figure, axes = plots.new_figure(5.0, 3.0)
     lines: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         lines[row["contender"]].append(row)
@@ -192,7 +192,7 @@ def logarithmic(axes: Any, x: str, y: str) -> None:
 
 def roofline(points: list[tuple[str, Row]], limits: dict[str, float | None]) -> Figure:
     """TFLOP/s over FLOPs per byte; numbers are the summary's."""
-    figure, axes = plots.new_figure(7.0, 4.0)
+    figure, axes = plots.new_figure(5.0, 3.6)
     at = [(row["least_flops"] / row["least_bytes"], row["tflop_per_s"], label) for label, row in points]
     flops, bandwidth = limits["flops"], limits["bandwidth"]
     if flops and bandwidth:

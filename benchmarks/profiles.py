@@ -27,7 +27,7 @@ class Profile:
 
 PROFILES = {
     "smoke": Profile(("odd", "d4"), 0.6, 5, "rms_norm", 0.0),
-    "quick": Profile(("d12", "d24"), 7.5, 25, "largest", 0.25),
+    "quick": Profile(("d12", "d24"), 7, 25, "largest", 0.35),
     "full": Profile(("d", "head"), 60, 100, "all", 0.1),
 }
 

@@ -15,7 +15,7 @@ import torch
 
 from kernels import tuning
 
-WARMUP = 1  # turns that are not counted; the gate has run everything before
+WARMUP = 1  # turns that are not counted; everything has run before
 LEAST = 3  # turns that are counted however late it is
 REPLAYS = 20
 
@@ -43,14 +43,14 @@ def quartiles(samples: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def replayed(call: Callable[[], Any]) -> float:
+def replayed(prepare: Prepared) -> float:
     """Milliseconds of one of many replays of the call as a CUDA graph, L2 warm. Raises what capturing raises."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # a graph must not be the first to run it
-        call()
+        prepare()()
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
+    call, graph = prepare(), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
