@@ -19,7 +19,7 @@ PARTS = (
     ("The run", lab_parts.run),
     ("Where a step goes", lab_parts.where),
     ("By phase and category", lab_parts.phases),
-    ("Top kernels", lab_parts.kernels),
+    ("Top kernels or operators", lab_parts.kernels),
     ("Roofline", lab_parts.roofline),
     ("Idle", lab_parts.idle),
     ("Communication", lab_parts.communication),

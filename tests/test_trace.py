@@ -202,7 +202,8 @@ def test_each_gap_has_its_cause():
         kernel(GEMM, 400, 500),  # 100 µs
         event("cudaStreamSynchronize", "cuda_runtime", 450, 510),
         kernel(GEMM, 560, 600, launched=512),  # 60 µs: the queue ran dry while the host waited
-        kernel(GEMM, 640, 1000, launched=635),  # 40 µs: the host came late
+        mark("data", 600, 615),
+        kernel(GEMM, 640, 1000, launched=635),  # 40 µs, 15 of them for data: the host came late
     )
     assert found.gaps == {
         "waiting for data": dict(count=1, ns=100_000),
