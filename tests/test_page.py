@@ -13,6 +13,7 @@ playwright = pytest.importorskip(
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (Debian: apt-get install chromium)")
+playwright.expect.set_options(timeout=30_000)
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -51,7 +52,7 @@ def page(server, browser, request):
         "console", lambda m: wrong.append(m.text) if m.type == "error" and "net::ERR_FAILED" not in m.text else None
     )
     opened.on("request", lambda r: None if r.url.startswith((server, "data:")) else wrong.append(r.url))
-    opened.set_default_timeout(8000)
+    opened.set_default_timeout(30_000)
     opened.goto(server)
     yield opened
     context.close()
@@ -178,10 +179,11 @@ def test_a_server_that_is_away_is_said_and_tried_again(page):
 
 
 def test_damaged_storage_is_forgotten(page):
-    page.evaluate("localStorage.setItem('nanochat-conversations', '[{\"id\": 3}, ')")
-    page.reload()
-    send(page, "say: fine")
-    assert answers(page).inner_text() == "fine"
+    for damage in ('[{"id": 3}, ', '[{"id": "a", "messages": [{"role": "user", "parts": [{"type": "text"}]}]}]', "7"):
+        page.evaluate("value => localStorage.setItem('nanochat-conversations', value)", damage)
+        page.reload()
+        send(page, "say: fine")
+        assert answers(page).inner_text() == "fine"
 
 
 PHONE = dict(viewport=dict(width=375, height=700), color_scheme="dark")
@@ -211,3 +213,37 @@ def test_accessible(page):
     found += axe.Axe().run(page).response["violations"]
     serious = [(v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")]
     assert not serious
+
+
+def test_a_question_without_an_answer_is_offered_again_and_joins_the_next(page):
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    page.get_by_test_id("composer").fill("say: lost")
+    page.keyboard.press("Enter")
+    page.locator('[data-role="error"]').wait_for()
+    page.reload()
+    assert "not answered" in page.locator('[data-role="error"]').inner_text()
+    page.unroute("**/v1/chat/completions")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        send(page, "say: found")
+    assert [m["content"] for m in sent.value.post_data_json["messages"]] == ["say: lost\n\nsay: found"]
+    assert page.locator('[data-role="error"]').count() == 0 and answers(page).count() == 1
+
+
+def test_two_tabs_keep_each_others_conversations(page):
+    other = page.context.new_page()
+    other.goto(page.url)
+    send(page, "say: first")
+    playwright.expect(other.get_by_test_id("conversation")).to_have_count(1)
+    other.get_by_test_id("new-chat").click()
+    send(other, "say: second")
+    playwright.expect(page.get_by_test_id("conversation")).to_have_count(2)
+    send(page, "say: third")
+    page.reload()
+    assert page.get_by_test_id("conversation").all_inner_texts() == ["say: first", "say: second"]
+
+
+def test_deep_quotations_do_not_overflow(page):
+    send(page, "say: " + ">" * 1200)
+    assert answers(page).locator("blockquote").count() == 8
+    page.reload()
+    assert ">>>" in answers(page).inner_text()

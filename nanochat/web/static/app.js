@@ -4,7 +4,7 @@ import { answer, models } from "./api.js";
 import { byId, button, make } from "./dom.js";
 import { assistantMessage, failure, note, textOf, userMessage, welcome } from "./messages.js";
 import { openSettings, startSettings } from "./settings.js";
-import { key, load, newConversation, save, saveSettings, settings, titleOf } from "./store.js";
+import { CONVERSATIONS, key, load, newConversation, save, saveSettings, settings, titleOf } from "./store.js";
 
 let conversations = load();
 let current = conversations[0] ?? newConversation();
@@ -19,9 +19,14 @@ const HELP = "- `/temperature x`: 0 always takes the likeliest token\n- `/topk n
 
 // ---- sending
 
-function wire(message) { // as the server wants it: the calculator's calls stay in their places
-  const plain = message.parts.every((part) => part.type === "text");
-  return { role: message.role, content: plain ? textOf(message) : message.parts };
+function wire(messages) { // as the server wants them: the calculator's calls stay in their places
+  const sent = [];
+  for (const { role, parts } of messages) {
+    const content = parts.every((part) => part.type === "text") ? textOf({ parts }) : parts;
+    if (sent.at(-1)?.role === role) sent.at(-1).content += `\n\n${content}`; // a question that got no answer
+    else sent.push({ role, content });
+  }
+  return sent;
 }
 
 function grow(message, piece) {
@@ -36,10 +41,11 @@ function grow(message, piece) {
 
 async function ask(fresh = false) {
   const conversation = current;
+  const asked = conversation.messages.at(-1);
   const message = { role: "assistant", parts: [], tokens: [] };
   const system = settings.system.trim() ? [{ role: "system", content: settings.system.trim() }] : [];
   const request = {
-    ...(model && { model }), messages: [...system, ...conversation.messages.map(wire)], temperature: settings.temperature,
+    ...(model && { model }), messages: [...system, ...wire(conversation.messages)], temperature: settings.temperature,
     top_k: settings.topK, max_tokens: settings.maxTokens,
   };
   if (settings.seed !== null && !fresh) request.seed = settings.seed;
@@ -62,28 +68,31 @@ async function ask(fresh = false) {
     if (problem.name !== "AbortError") {
       shown.element.remove();
       const words = problem instanceof TypeError ? "the server cannot be reached" : problem.message;
-      show(failure(words[0].toUpperCase() + words.slice(1) + ".", (event) => {
-        event.target.closest("article").remove();
-        ask();
-      }));
+      show(failure(words[0].toUpperCase() + words.slice(1) + ".", retry));
       return;
     }
     [stats.reason, stats.seconds] = ["stopped", seconds()];
   } finally {
     if (running === control) { running = null; busy(false); }
   }
+  if (conversation.messages.at(-1) !== asked) return; // edited meanwhile: this answers nothing any more
   conversation.messages.push(message);
-  keep();
+  keep(conversation);
   shown.update(true);
   onlyLastRegenerates();
   byId("said").textContent = textOf(message);
   follow();
 }
 
+function retry(event) {
+  event.target.closest("article").remove();
+  ask();
+}
+
 function say(text) {
   if (running) return;
   current.messages.push({ role: "user", parts: [{ type: "text", text }] });
-  keep();
+  keep(current);
   draw();
   ask();
 }
@@ -166,6 +175,11 @@ function draw() {
   }
   onlyLastRegenerates();
   if (!current.messages.length) list.append(welcome(say));
+  drawHistory();
+  follow(true);
+}
+
+function drawHistory() {
   const entries = conversations.map((conversation) => {
     const chosen = conversation === current ? "page" : undefined;
     const open = button(titleOf(conversation), "conversation", () => start(conversation), { "aria-current": chosen });
@@ -174,14 +188,20 @@ function draw() {
     return make("li", {}, open, remove);
   });
   byId("conversations").replaceChildren(...entries);
-  follow(true);
 }
 
 // ---- conversations
 
-function keep() {
-  conversations = [current, ...conversations.filter((c) => c !== current)];
+function keep(changed) { // unless it was deleted while its answer came
+  if (changed !== current && !conversations.includes(changed)) return;
+  conversations = [changed, ...conversations.filter((c) => c !== changed)];
   save(conversations);
+}
+
+function reread() { // another tab has changed the history
+  const mine = current.messages.length ? [current] : [];
+  conversations = [...mine, ...load().filter((c) => c.id !== current.id)];
+  drawHistory();
 }
 
 function start(conversation = newConversation()) {
@@ -189,7 +209,12 @@ function start(conversation = newConversation()) {
   current = conversation;
   document.body.classList.remove("history-open");
   byId("history-toggle").setAttribute("aria-expanded", "false");
+  open();
+}
+
+function open() {
   draw();
+  if (current.messages.at(-1)?.role === "user") show(failure("This was not answered.", retry));
   composer.focus();
 }
 
@@ -239,13 +264,13 @@ byId("history-toggle").addEventListener("click", () => {
   byId("history-toggle").setAttribute("aria-expanded", String(open));
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && running) running.abort();
+  if (event.key === "Escape" && running && !byId("settings").open) running.abort();
   if (event.key.toLowerCase() === "o" && event.shiftKey && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     start();
   }
 });
+window.addEventListener("storage", (event) => { if (event.key === CONVERSATIONS) reread(); });
 startSettings(greet);
-draw();
+open();
 greet();
-composer.focus();

@@ -3,7 +3,7 @@
 
 import { button, copy, make } from "./dom.js";
 
-const INLINE = /`([^`]+)`|\*\*([^*]+)\*\*|\*([^*\s][^*]*)\*|\[([^\]]+)\]\(([^()\s]+)\)/g;
+const INLINE = /`([^`]+)`|\*\*([^*]+)\*\*|\*([^*\s][^*]*)\*|\[([^\][]+)\]\(([^()\s]+)\)/g;
 
 function safe(address) {
   try {
@@ -66,7 +66,9 @@ function kindOf(lines, i) {
   return KINDS.find(([, pattern]) => pattern.test(lines[i]))?.[0] ?? "text";
 }
 
-export function markdown(text) {
+const DEEPEST = 8; // quotations within quotations; what is deeper stays text
+
+export function markdown(text, depth = 0) {
   const lines = text.split("\n");
   const blocks = document.createDocumentFragment();
   let i = 0;
@@ -76,7 +78,8 @@ export function markdown(text) {
     return lines.slice(start, i);
   };
   while (i < lines.length) {
-    const kind = kindOf(lines, i);
+    const found = kindOf(lines, i);
+    const kind = found === "quote" && depth === DEEPEST ? "text" : found;
     const same = (line) => KINDS.find(([name]) => name === kind)[1].test(line);
     const bare = (line) => line.replace(KINDS.find(([name]) => name === kind)[1], "");
     if (!lines[i].trim()) i += 1;
@@ -88,7 +91,7 @@ export function markdown(text) {
       const [, marks, words] = lines[i].match(KINDS[1][1]);
       blocks.append(make(`h${Math.min(6, marks.length + 2)}`, {}, ...inline(words)));
       i += 1;
-    } else if (kind === "quote") blocks.append(make("blockquote", {}, markdown(take(same).map(bare).join("\n"))));
+    } else if (kind === "quote") blocks.append(make("blockquote", {}, markdown(take(same).map(bare).join("\n"), depth + 1)));
     else if (kind === "bullets" || kind === "numbers") {
       const items = take(same).map((line) => make("li", {}, ...inline(bare(line))));
       blocks.append(make(kind === "bullets" ? "ul" : "ol", {}, ...items));

@@ -1,7 +1,7 @@
 // What the browser keeps: conversations and settings in localStorage, the API key for this tab only. Storage that is
 // full, damaged or forbidden costs the history, never the chat.
 
-const CONVERSATIONS = "nanochat-conversations";
+export const CONVERSATIONS = "nanochat-conversations";
 const SETTINGS = "nanochat-settings";
 const WITH_TOKENS = 4; // answers of a conversation whose tokens are kept: they are large
 
@@ -22,7 +22,9 @@ function write(name, value) {
   }
 }
 
-const isMessage = (message) => ["user", "assistant"].includes(message?.role) && Array.isArray(message.parts);
+const isPart = (part) => ["text", "python", "python_output"].includes(part?.type) && typeof part.text === "string";
+const isMessage = (message) =>
+  ["user", "assistant"].includes(message?.role) && Array.isArray(message.parts) && message.parts.every(isPart);
 
 export function load() {
   const found = read(CONVERSATIONS, []);

@@ -6,11 +6,12 @@ const visible = (text) => text.replace(/ /g, "·").replace(/\n/g, "↵").replace
 const percent = (logprob) => `${(100 * Math.exp(logprob)).toFixed(1)}%`;
 
 function alternatives(token) {
-  const rows = token.top_logprobs.map((other) => {
+  const same = (other) => other.bytes.join() === token.bytes.join(); // half characters look all the same
+  const drawnBelow = token.top_logprobs.some(same) ? [] : [token];
+  const rows = [...token.top_logprobs, ...drawnBelow].map((other) => {
     const bar = make("span", { class: "bar", "aria-hidden": "true" });
     bar.style.setProperty("--p", Math.exp(other.logprob).toFixed(4));
-    const taken = other.token === token.token ? "taken" : "";
-    return make("li", { class: taken }, make("code", {}, visible(other.token)), bar, percent(other.logprob));
+    return make("li", same(other) ? { class: "taken", "aria-current": "true" } : {}, make("code", {}, visible(other.token)), bar, percent(other.logprob));
   });
   return make("ol", {}, ...rows);
 }
