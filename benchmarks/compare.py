@@ -48,6 +48,8 @@ def warnings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     found = []
     if a["machine"] != b["machine"]:
         found.append(f"these are different machines ({a['machine']}; {b['machine']}): the ratios are not of the code")
+    if "smoke" in (before.get("profile"), after.get("profile")):
+        found.append("the smoke profile's shapes and repeats are too few to say anything about speed")
     for key in ("torch", "triton", "driver", "threads"):
         if a.get(key) != b.get(key):
             found.append(f"{key} is {a.get(key)} in the one and {b.get(key)} in the other")

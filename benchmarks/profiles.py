@@ -18,7 +18,8 @@ from nanochat.hardware import PEAKS, compute_dtype, device_name, limits
 
 @dataclass(frozen=True)
 class Profile:
-    cases: tuple[str, ...]  # first parts of their names
+    cases: tuple[str, ...]  # by name; where an op has none so called, those whose names begin so
+    most_bytes: float  # that a case may have to move; larger ones are left out
     minutes: float
     most: int  # turns of the timer
     compile: str  # "all"; "largest": the op's largest case; or the one op that is compiled, at its largest case
@@ -26,9 +27,9 @@ class Profile:
 
 
 PROFILES = {
-    "smoke": Profile(("odd", "d4"), 0.6, 5, "rms_norm", 0.0),
-    "quick": Profile(("d12", "d24"), 7, 25, "largest", 0.35),
-    "full": Profile(("d", "head"), 60, 100, "all", 0.1),
+    "smoke": Profile(("odd", "d4"), 1e8, 0.6, 3, "rms_norm", 0.0),
+    "quick": Profile(("d12", "d24", "d24_full"), 3e9, 7, 25, "largest", 0.35),
+    "full": Profile(("d", "head"), 1e11, 60, 100, "all", 0.1),
 }
 
 
@@ -45,11 +46,11 @@ def machine() -> Machine:
 
 
 def chosen(op: Op, profile: Profile) -> dict[str, Case]:
-    """The op's cases of a profile, the smallest first; its largest where none is named so."""
-    found = {name: case for name, case in op.cases.items() if name.startswith(profile.cases)}
-    size = lambda name: op.bytes(op.cases[name], torch.float32)
-    names = sorted(found, key=size) or [max(op.cases, key=size)]
-    return {name: op.cases[name] for name in names}
+    """The op's cases of a profile, the smallest first; its largest that is small enough where none is called so."""
+    size = lambda name: op.bytes(op.cases[name], torch.bfloat16)
+    fit = sorted((name for name in op.cases if size(name) <= profile.most_bytes), key=size)
+    named = [name for name in fit if name in profile.cases] or [name for name in fit if name.startswith(profile.cases)]
+    return {name: op.cases[name] for name in named or fit[-1:]}
 
 
 def benches(names: list[str], profile: Profile) -> list[Bench]:

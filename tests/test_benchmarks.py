@@ -107,6 +107,14 @@ def test_every_op_has_contenders_cases_and_costs():
         assert {bench.op.name for bench in found} == set(OPS), name
 
 
+def test_cases_of_a_profile():
+    quick = profiles.PROFILES["quick"]
+    assert set(profiles.chosen(OPS["flash_attention"], quick)) == {"d12", "d24", "d24_full"}
+    assert list(profiles.chosen(OPS["cross_entropy"], quick)) == ["d24"]  # d12 has 4.3 GB of logits
+    assert list(profiles.chosen(OPS["polar_express"], quick)) == ["d24_attn", "d24_mlp"]
+    assert list(profiles.chosen(OPS["flash_attention_decode"], profiles.PROFILES["smoke"])) == ["odd"]
+
+
 def test_the_largest_case_is_the_one_compiled():
     found = profiles.benches(["rms_norm"], profiles.PROFILES["quick"])
     assert [(bench.case, "compiled" in bench.left_out) for bench in found] == [("d12", True), ("d24", False)]

@@ -59,6 +59,9 @@ def test_another_machine_is_a_warning(write, capsys):
     a, b = write("a.json", [row(1.0)]), write("b.json", [row(1.0)], machine="another card")
     assert tiny.call_module("benchmarks.__main__", "compare", a, b) == 0
     assert "warning: these are different machines (a card; another card)" in capsys.readouterr().out
+    smoke = write("smoke.json", [row(1.0)], profile="smoke")
+    assert tiny.call_module("benchmarks.__main__", "compare", a, smoke) == 0
+    assert "warning: the smoke profile" in capsys.readouterr().out
 
 
 BROKEN = {
