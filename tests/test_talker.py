@@ -9,7 +9,7 @@ import talker
 import test_page
 import torch
 from test_page import answers, browser, page, playwright, send  # noqa: F401 (browser and page are fixtures)
-from test_web import serving
+from test_web import serving, wait_until
 
 from nanochat.engine import Engine
 from nanochat.run import Run
@@ -114,7 +114,7 @@ def test_whoever_leaves_or_stops_frees_the_engine(page, slow, engine):  # noqa: 
     playwright.expect(answers(page)).to_contain_text("1 2 3")
     assert len(engine.running) == 1
     page.get_by_test_id("new-chat").click()
-    page.wait_for_function("fetch('/stats').then((r) => r.json()).then((s) => s.running === 0)")
+    assert wait_until(lambda: not engine.running)
     page.get_by_test_id("conversation").click()
     assert said("Count.").startswith(answers(page).inner_text().strip())  # what had come is kept
 

@@ -131,7 +131,7 @@ def test_the_same_seed_says_the_same(real):
 
 @pytest.mark.parametrize(
     "change, error, words",
-    [
+    [  # fmt: skip
         (dict(model="gpt-4"), openai.NotFoundError, "there is no model"),
         (dict(temperature=3), openai.BadRequestError, "temperature"),
         (dict(top_logprobs=2), openai.BadRequestError, "logprobs: true"),
@@ -144,6 +144,13 @@ def test_the_same_seed_says_the_same(real):
         (dict(extra_body=dict(top_k=-1)), openai.BadRequestError, "top_k"),
         (dict(n=17), openai.BadRequestError, "n:"),
         (dict(stop=[""]), openai.BadRequestError, "stop"),
+        (dict(logit_bias={"5": 100}), openai.BadRequestError, "logit_bias is not supported"),
+        (dict(functions=[dict(name="f")]), openai.BadRequestError, "calls its own calculator"),
+        (
+            dict(messages=[dict(role="user", content=[dict(type="image_url", image_url=dict(url="x"))])]),
+            openai.BadRequestError,
+            r"messages.0.content.0.type: Input should be 'text'",
+        ),
     ],
 )
 def test_bad_input_is_openais_exception(parrot, change, error, words):
@@ -208,6 +215,45 @@ def test_a_key_is_asked_for():
         right = openai.OpenAI(base_url=server[0] + "/v1", api_key="secret")
         assert right.models.list().data
         assert httpx.get(server[0] + "/health").status_code == httpx.get(server[0] + "/").status_code == 200
+
+
+@pytest.mark.parametrize("junk", [b"\x16\x03\x01\0\0\r\n\r\n", b"GET /health HTTP/1.1\r\n\r\n", b"GET\r\n\r\n"])
+def test_what_is_no_http_is_refused_in_openais_form_too(parrot, junk):
+    status, body = exchange(parrot, junk)
+    assert status == 400 and json.loads(body)["error"]["type"] == "invalid_request_error"
+
+
+def exchange(server, content):
+    """(status, body) of bytes sent on a socket of their own."""
+    host, port = server[0][7:].split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as one:
+        one.sendall(content)
+        head, _, body = b"".join(iter(lambda: one.recv(65536), b"")).partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+def test_too_many_connections_are_refused_and_room_comes_back():
+    tokenizer = tiny.tokenizer()
+    with serving(mock.Parrot(tokenizer, 2), tokenizer, 500, limits=Limits(HOSTS, connections=3)) as server:
+        host, port = server[0][7:].split(":")
+        held = [socket.create_connection((host, int(port))) for _ in range(3)]
+        assert exchange(server, b"")[0] == 503  # said before anything is asked
+        for one in held:
+            one.close()
+
+        def answered():
+            try:
+                return httpx.get(server[0] + "/health").status_code == 200
+            except httpx.TransportError:  # refused while it was still writing
+                return False
+
+        assert wait_until(answered)
+
+
+def test_head_is_get_without_a_body(parrot):
+    for path in ("/", "/health"):
+        answer = httpx.head(parrot[0] + path)
+        assert answer.status_code == 200 and not answer.content
 
 
 def wait_until(done, seconds=3.0):

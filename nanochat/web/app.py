@@ -106,10 +106,11 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
             response.headers.setdefault(name, value)
         return response
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
         return FileResponse(STATIC / "index.html")
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Response:
         status, problem = served.pool.status, served.pool.problem
@@ -164,7 +165,7 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
         elif max(ids) >= served.tokenizer.vocab_size:
             raise ApiError(400, f"prompt: token {max(ids)} is not below {served.tokenizer.vocab_size}", param="prompt")
         limit = asked.max_tokens or 16
-        check_length(ids, limit)
+        check_length(ids, limit, "prompt")
         jobs = start(asked, ids, limit, asked.logprobs, tools=False)
         form = answers.TextForm(
             served.tokenizer, f"cmpl-{secrets.token_hex(12)}", served.model, asked.logprobs is not None
@@ -206,14 +207,14 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
         if asked.truncation == "auto":
             return chat.prompt_within(served.tokenizer, messages, limit or served.max_tokens, served.context)
         prompt = served.tokenizer.render_for_completion(messages)
-        check_length(prompt, limit or 1)
+        check_length(prompt, limit or 1, "messages")
         return prompt
 
-    def check_length(prompt: list[int], limit: int) -> None:
+    def check_length(prompt: list[int], limit: int, param: str) -> None:
         if len(prompt) + limit > served.context:
             raise ApiError(
                 400, f"the prompt has {len(prompt)} tokens; with max_tokens {limit} that is more than the model's "
-                f"context of {served.context}", param="messages", code="context_length_exceeded",
+                f"context of {served.context}", param=param, code="context_length_exceeded",
             )  # fmt: skip
 
     def start(settings: Settings, prompt: list[int], limit: int | None, logprobs: int | None, tools: bool) -> Asked:

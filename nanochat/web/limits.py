@@ -10,6 +10,7 @@ import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import anyio
@@ -120,8 +121,7 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
             super().connection_made(transport)
             opened, self.counted = opened + 1, True
             if opened > limits.connections:
-                transport.write(b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\r\n")
-                transport.close()
+                self.refuse(ApiError(503, "too many connections", "server_error", headers={"retry-after": "1"}))
             else:
                 self.wait()
 
@@ -139,6 +139,17 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
                 self.ready()  # a request's headers are here
             elif before is None or before.response_complete:
                 self.wait()  # some of the next one's
+
+        def send_400_response(self, msg: str) -> None:
+            self.refuse(ApiError(400, "this is no HTTP that we understand"))
+
+        def refuse(self, error: ApiError) -> None:
+            """Answers before there is a request, and closes."""
+            answer = JSONResponse(error.body, error.status, {**error.headers, "connection": "close"})
+            head = b"".join(b"%s: %s\r\n" % pair for pair in answer.raw_headers)
+            phrase = HTTPStatus(error.status).phrase.encode()
+            self.transport.write(b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (error.status, phrase, head, answer.body))
+            self.transport.close()
 
         def wait(self) -> None:
             if self.deadline is None:

@@ -69,6 +69,8 @@ class Settings(BaseModel):
     stream_options: Options | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Any] | None = None
+    best_of: int | None = Field(None, ge=1)
 
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -91,6 +93,10 @@ class Settings(BaseModel):
         for name in ("presence_penalty", "frequency_penalty"):
             if getattr(self, name):
                 raise ApiError(400, f"{name} is not supported; use repetition_penalty", param=name)
+        if self.logit_bias:
+            raise ApiError(400, "logit_bias is not supported", param="logit_bias")
+        if (self.best_of or 1) > (self.n or 1):
+            raise ApiError(400, "best_of is not supported; use n", param="best_of")
         if self.stream_options is not None and not self.stream:
             raise ApiError(400, "stream_options is only allowed with stream: true", param="stream_options")
 
@@ -105,12 +111,14 @@ class ChatRequest(Settings):
         None, description="auto: drop the oldest turns when the context is full"
     )
     tools: list[Any] | None = None
+    functions: list[Any] | None = None
     response_format: dict[str, Any] | None = None
 
     def check(self) -> None:
         super().check()
-        if self.tools:
-            raise ApiError(400, "tools are not supported: the model calls its own calculator", param="tools")
+        for name in ("tools", "functions"):
+            if getattr(self, name):
+                raise ApiError(400, f"{name} are not supported: the model calls its own calculator", param=name)
         if self.response_format and self.response_format.get("type") not in (None, "text"):
             raise ApiError(400, "response_format is not supported but for text", param="response_format")
         if self.top_logprobs and not self.logprobs:
@@ -147,8 +155,13 @@ class OldRequest(BaseModel):
     max_tokens: int | None = Field(None, ge=1, le=4096)
 
 
-def problem(error: ValidationError, prefix: int = 0) -> ApiError:
-    """The first thing that is wrong with a body, in a sentence."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"][prefix:] if not str(part).startswith(("list[", "constrained-")))
-    return ApiError(400, f"{where or 'the body'}: {first['msg'][:300]}", param=where or None)
+def problem(error: ValidationError) -> ApiError:
+    """The first thing that is wrong with a body, in a sentence; where it may be of two kinds, what is wrong deepest."""
+    found = []
+    for one in error.errors(include_url=False, include_context=False):
+        kept = [str(part) for part in one["loc"] if not str(part).startswith(("list[", "constrained-"))]
+        found.append((kept, one["msg"][:300]))
+    within = [(kept, words) for kept, words in found if kept[: len(found[0][0])] == found[0][0]]
+    kept, words = max(within, key=lambda item: len(item[0]))
+    where = ".".join(kept)
+    return ApiError(400, f"{where or 'the body'}: {words}", param=where or None)

@@ -21,7 +21,7 @@ function partNodes(parts) {
 
 export function statsOf(message) {
   const { tokens, seconds, first, reason } = message.stats;
-  const rate = seconds > first ? ` · ${(Math.max(0, tokens - 1) / (seconds - first)).toFixed(0)} tokens/s` : "";
+  const rate = seconds - first > 0.05 ? ` · ${(Math.max(0, tokens - 1) / (seconds - first)).toFixed(0)} tokens/s` : "";
   const end = { length: " · cut off: longest answer", stopped: " · stopped" }[reason] ?? "";
   return `${tokens} tokens${rate} · first after ${(1000 * first).toFixed(0)} ms${end}`;
 }
