@@ -1,5 +1,6 @@
 """Serve a trained model: a chat page, and an API that OpenAI's clients speak (http://127.0.0.1:8000/v1)."""
 
+import threading
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -80,7 +81,9 @@ def load(flags: Flags) -> Served:
         tokenizer, stage = run.tokenizer(), found.meta["stage"]
         found.check_tokenizer(tokenizer)
         name = f"{flags.run}-{stage}"
-        engines = [Engine(found.model(device, hardware.dtype), flags.slots) for device in devices]
+        engines = [engine := Engine(found.model(device, hardware.dtype), flags.slots) for device in devices]
+        if not cuda:  # compiled beside the first answers, and then taken over
+            threading.Thread(target=engine.compile, name="compiler", daemon=True).start()
     begin = [partial(torch.cuda.set_device, device) if cuda else (lambda: None) for device in devices]
     pool = Pool([Worker(engine, metrics.ended, b) for engine, b in zip(engines, begin)], flags.max_waiting)
     context = engines[0].config.sequence_len

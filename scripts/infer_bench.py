@@ -67,7 +67,7 @@ def measure(worker: subprocess.Popen, order: int) -> dict[str, Any]:
 
 def used(flags: Flags, row: dict[str, Any], peaks: dict[torch.dtype, Any], machine: str) -> dict[str, float]:
     """Rates of a step and, where the limits are known, their shares."""
-    dtype = DTYPES[row["about"].split()[-1]]
+    dtype = DTYPES[row["about"].split(", ")[1]]
     heads = flags.width // 128
     config = GPTConfig(flags.sequence_len, flags.vocab_size, flags.depth, heads, heads, flags.width)
     flops, moved = decode_cost(config, row["batch"], flags.prompt_tokens + flags.new_tokens // 2, dtype.itemsize)

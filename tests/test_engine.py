@@ -378,3 +378,27 @@ def test_answers_of_several_conversations_at_once():
     together = chat.answers(engine, tokenizer, talks, 12, GREEDY)
     alone = [list(chat.stream(engine, tokenizer, talk, 12, GREEDY)) for talk in talks]
     assert list(map(chat.visible_text, together)) == list(map(chat.visible_text, alone))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_the_compiled_step_is_the_eager_one(sizes):
+    """One row, as many as it was compiled for, and other numbers; longer and longer; compiled once for each kind."""
+    from torch._dynamo.utils import counters
+
+    model = tiny.model(**sizes)
+    engines = [Engine(model, slots=12) for _ in range(2)]
+    assert engines[0].decoding == "eager" and engines[0].compile() == "" and engines[0].decoding == "compiled"
+    compiled = counters["stats"]["unique_graphs"]
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, model.config.sequence_len - 20, (12,), generator=draw).tolist()
+    with torch.inference_mode():
+        for slots in (engine.slots for engine in engines):
+            values = torch.randn(slots.k.shape, generator=draw.manual_seed(1))
+            slots.k.copy_(values), slots.v.copy_(values.roll(1))
+            slots.lengths = list(lengths)
+        for rows in (1, 2, 8, 5, 12, 1):
+            tokens = torch.randint(300, (rows,), generator=draw).tolist()
+            found, wanted = (engine._decode(tokens) for engine in engines)
+            assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    assert counters["stats"]["unique_graphs"] == compiled

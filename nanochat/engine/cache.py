@@ -1,6 +1,7 @@
 """The KV cache: one slot per running request, the running ones always in the first slots.
 
-Keys and values are (L, slots, S, K, D) in the compute dtype. The slots behind the running ones keep what ended requests
+Keys and values are (L, slots, S, K, D) in the compute dtype; on a CPU in float32 and with each head's in a piece, which
+decode.py reads much faster. The slots behind the running ones keep what ended requests
 left: a new request whose prompt begins like one of them, or like a running one's, starts from there. A chat sends its
 history again with each turn, and a server's system prompt is the same for everybody, so most prompts do.
 """
@@ -15,9 +16,15 @@ class Slots:
     """Storage for `count` rows of up to sequence_len tokens each."""
 
     def __init__(self, config: GPTConfig, count: int, device: torch.device, dtype: torch.dtype):
-        shape = (config.n_layer, count, config.sequence_len, config.n_kv_head, config.head_dim)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        L, S, K, D = config.n_layer, config.sequence_len, config.n_kv_head, config.head_dim
+
+        def store() -> Tensor:  # (L, slots, S, K, D)
+            if device.type == "cpu":
+                wide = torch.promote_types(dtype, torch.float32)
+                return torch.zeros((L, count, K, S, D), dtype=wide).transpose(2, 3)
+            return torch.zeros((L, count, S, K, D), device=device, dtype=dtype)
+
+        self.k, self.v = store(), store()
         self.lengths = [0] * count  # tokens in each slot
         self.previous = torch.zeros((count, 1, config.n_embd), device=device, dtype=dtype)
         self.tokens: list[list[int]] = [[] for _ in range(count)]  # what ended or begun requests left in each slot
@@ -85,9 +92,9 @@ class View:
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k, v (B, T, K, D) at each row's end; returns everything up to the longest row's end."""
         keys, values = self.slots.k[layer, self.first : self.last], self.slots.v[layer, self.first : self.last]
-        keys[self._rows, self._columns] = k
-        values[self._rows, self._columns] = v
-        return keys[:, : self.seen], values[:, : self.seen]
+        keys[self._rows, self._columns] = k.to(keys.dtype)
+        values[self._rows, self._columns] = v.to(keys.dtype)
+        return keys[:, : self.seen].to(k.dtype), values[:, : self.seen].to(k.dtype)
 
     def advance(self) -> None:
         """Counts the new tokens in, and keeps the last embedding for the next token's smear."""

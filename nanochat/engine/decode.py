@@ -1,125 +1,217 @@
 """One more token for every running row on a CPU: the model of gpt.py, written out for T = 1 and for little else.
 
 A step of a small model is bound by reading the weights once and by the cost of starting operations, a few microseconds
-each. So here: weights packed once for oneDNN (in bfloat16; q, k and v as one), scalars as numbers, one mask a step, no
-mask at all for a single row, no module in between. tests/test_engine.py holds it to gpt.py's answers; prefill and GPUs
-run gpt.py itself.
+each. So here: weights packed once for oneDNN (in bfloat16; q, k, v and the gate as one), residual additions and ReLU
+inside its products, scalars as numbers, one mask a step, no module in between; and attention in float32 over a float32
+cache: for one query a row, PyTorch's takes three times as long in bfloat16. `compile` has the same code fused by
+torch.compile: half the time of a step, after half a minute.
+
+tests/test_engine.py holds all of it to gpt.py's answers; prefill and GPUs run gpt.py itself.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch._inductor import config as inductor
 
-from kernels.rms_norm import default_eps
 from nanochat.engine.cache import Slots
-from nanochat.gpt import GPT
+from nanochat.gpt import GPT, VE_GATE_CHANNELS
+
+SEVERAL = 8  # rows: where there is more than one, a compiled step has its weights laid out for so many
+EPS = 1e-6  # added to a mean square, where gpt.py adds its dtype's epsilon: both are nothing beside it
 
 
-class Packed:
+class Packed(nn.Module):
     """x·weightᵀ for few rows: oneDNN's own layout where it has one for the dtype, else as it is."""
 
-    def __init__(self, weight: Tensor):
+    def __init__(self, weight: Tensor, pack: bool):
+        super().__init__()
         weight = weight.detach().contiguous()
-        self.packed = weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
+        self.packed = pack and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
+        self.weight: Any = (
+            torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else nn.Parameter(weight, False)
+        )
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
-        return F.linear(x, self.weight)
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "relu" if relu else "none", [], "")
+        return F.relu(F.linear(x, self.weight)) if relu else F.linear(x, self.weight)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """other + x·weightᵀ."""
+        if self.packed:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, None, "add")
+        return other + F.linear(x, self.weight)
 
 
-def normed(x: Tensor, root: float, eps: float) -> Tensor:
-    """x / rms(x) over the last dimension, statistics in float32 at least; root = √(its size)."""
-    wide = torch.float32 if x.dtype != torch.float64 else torch.float64
-    length = torch.linalg.vector_norm(x, 2, -1, True, dtype=wide)
-    return (x * (root / (length + root * eps))).to(x.dtype)
+def normed(x: Tensor) -> Tensor:
+    """x / rms(x) over the last dimension of (B, C).
+
+    Where nothing fuses it: as the first half of LayerNorm of (x, −x), whose mean is 0. That is one operation with
+    float32 inside; RMSNorm on a CPU is seven.
+    """
+    C = x.size(-1)
+    if torch.compiler.is_compiling():
+        return F.rms_norm(x, (C,), None, EPS)
+    return F.layer_norm(torch.cat((x, -x), -1), (2 * C,), None, None, EPS)[:, :C]
 
 
-class Layer:
+def attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """q (B, H, D) over keys, values (B, K, S, D), with mask (B, 1, 1, S) added to the scores; gives (B, H, D)."""
+    B, H, D = q.shape
+    K = keys.size(1)
+    if torch.compiler.is_compiling():
+        q = q.view(B, K, H // K, 1, D)
+        scores = (q * keys[:, :, None]).sum(-1) * D**-0.5 + mask  # (B, K, H/K, S)
+        p = torch.softmax(scores, -1)
+        return (p[..., None] * values[:, :, None]).sum(3).view(B, H, D)
+    return F.scaled_dot_product_attention(q[:, :, None], keys, values, mask, enable_gqa=H != K)[:, :, 0]
+
+
+class Layer(nn.Module):
     """What a step needs of a block."""
 
-    def __init__(self, model: GPT, i: int):
+    def __init__(self, model: GPT, i: int, pack: bool):
+        super().__init__()
         config, block = model.config, model.transformer["h"][i]
         attn, mlp = block.attn, block.mlp
-        self.qkv = Packed(torch.cat([attn.c_q.weight, attn.c_k.weight, attn.c_v.weight]))
-        self.out, self.fc, self.proj = (Packed(linear.weight) for linear in (attn.c_proj, mlp.c_fc, mlp.c_proj))
-        self.window = config.window(i)
-        self.ve = self.gate = None
+        first = [attn.c_q.weight, attn.c_k.weight, attn.c_v.weight]
+        self.ve = None
         if config.has_value_embed(i):
-            self.ve, self.gate = model.value_embeds[str(i)].weight.detach(), attn.ve_gate.weight.detach()
+            self.ve = model.value_embeds[str(i)].weight.detach()
+            gate = attn.ve_gate.weight
+            first.append(F.pad(gate, (0, config.n_embd - VE_GATE_CHANNELS)))  # (K, C): zero for the other channels
+        self.qkv = Packed(torch.cat(first), pack)
+        self.out, self.fc, self.proj = (Packed(linear.weight, pack) for linear in (attn.c_proj, mlp.c_fc, mlp.c_proj))
+        self.window = config.window(i)
         self.a, self.b = 1.0, 0.0
         if config.residual_mix:
             self.a, self.b = model.resid_lambdas[i].item(), model.x0_lambdas[i].item()
 
 
-class Decoder:
-    """Decode steps over the first rows of the slots. Copies the model's weights: change them, and make another."""
+class Step(nn.Module):
+    """The step as a function of tensors. Copies the model's weights: change them, and make another."""
 
-    @torch.inference_mode()
-    def __init__(self, model: GPT, slots: Slots):
-        self.config, self.slots, self.model = model.config, slots, model
-        self.layers = [Layer(model, i) for i in range(model.config.n_layer)]
-        self.head = Packed(model.lm_head.weight)
-        self.eps = math.sqrt(default_eps(model.dtype)) * 1e-3  # added to the rms, not under its root
-        self.rows = torch.arange(slots.k.size(1))
-        self.positions = torch.arange(model.config.sequence_len)
+    def __init__(self, model: GPT, pack: bool):
+        super().__init__()
+        self.config, self.dtype = model.config, model.dtype
+        self.layers: Any = nn.ModuleList(Layer(model, i, pack) for i in range(model.config.n_layer))
+        self.head = Packed(model.lm_head.weight, pack)
+        self.wte = model.transformer["wte"].weight.detach()
         if model.config.smear:
-            self.smear = model.smear_lambda.item()
+            self.smear_gate, self.smear = model.smear_gate.weight.detach(), model.smear_lambda.item()
+        self.backout = model.backout_lambda.item() if model.config.backout else 0.0
 
-    def __call__(self, tokens: list[int]) -> Tensor:
-        """Raw logits (B, V), before the softcap, after one more token for each of the first B slots; they advance."""
-        config, slots, model, eps = self.config, self.slots, self.model, self.eps
-        B, H, K, D = len(tokens), config.n_head, config.n_kv_head, config.head_dim
-        C, dtype = math.sqrt(config.n_embd), model.dtype
-        idx, start = torch.tensor(tokens), torch.tensor(slots.lengths[:B])
-        rows, seen = self.rows[:B], max(slots.lengths[:B]) + 1
-        cos, sin = model.cos[start][:, None], model.sin[start][:, None]  # (B, 1, D/2)
-        masks = self._masks(start, seen) if B > 1 else {}
-        x = normed(model.transformer["wte"].weight[idx].to(dtype), C, eps)  # (B, C)
+    def forward(
+        self, idx: Tensor, start: Tensor, rows: Tensor, cos: Tensor, sin: Tensor, masks: dict[int | None, Tensor],
+        previous: Tensor, k: list[Tensor], v: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """idx, start, rows (B,); cos, sin (B, 1, D); masks by window (B, 1, 1, S); previous (B, C); k and v of each
+        layer (slots, S, K, D), which get one more key and value a row. Returns raw logits (B, V) and the next previous.
+        """
+        config, dtype, wide = self.config, self.dtype, k[0].dtype
+        H, K, D = config.n_head, config.n_kv_head, config.head_dim
+        x = now = normed(F.embedding(idx, self.wte).to(dtype))  # (B, C)
         if config.smear:
-            gate = torch.sigmoid(F.linear(x[:, : model.smear_gate.in_features], model.smear_gate.weight))  # (B, 1)
-            x, slots.previous[:B, 0] = torch.addcmul(x, gate, slots.previous[:B, 0], value=self.smear), x
+            gate = torch.sigmoid(F.linear(x[:, : self.smear_gate.size(1)], self.smear_gate))  # (B, 1)
+            x = torch.addcmul(x, gate, previous, value=self.smear)
         x0 = middle = x
         for i, layer in enumerate(self.layers):
             if config.residual_mix:
                 x = torch.add(x * layer.a, x0, alpha=layer.b)
-            h = normed(x, C, eps)
-            qkv = layer.qkv(h).view(B, H + 2 * K, D)
-            qk, v = qkv[:, : H + K], qkv[:, H + K :]
-            if layer.gate is not None and layer.ve is not None:
-                gate = 3 * torch.sigmoid(F.linear(h[:, : layer.gate.size(1)], layer.gate))  # (B, K)
-                v = torch.addcmul(v, gate[..., None], layer.ve[idx].to(dtype).view(B, K, D))
-            x1, x2 = qk.chunk(2, dim=-1)  # turning a head does not change its length: norm and turn may swap
-            qk = torch.cat((torch.addcmul(x1 * cos, x2, sin), torch.addcmul(x2 * cos, x1, sin, value=-1)), -1)
-            qk = normed(qk, math.sqrt(D) * config.qk_scale, eps)
-            keys, values = slots.k[i], slots.v[i]  # (slots, S, K, D)
-            keys[rows, start], values[rows, start] = qk[:, H:], v
-            first = 0 if B > 1 or layer.window is None else max(0, seen - 1 - layer.window)
-            y = F.scaled_dot_product_attention(
-                qk[:, :H, None],  # (B, H, 1, D)
-                keys[:B, first:seen].transpose(1, 2),
-                values[:B, first:seen].transpose(1, 2),
-                masks.get(layer.window),
-                enable_gqa=H != K,
-            )
-            x = x + layer.out(y.reshape(B, H * D))
-            x = x + layer.proj(F.relu(layer.fc(normed(x, C, eps))).square_())
+            made = layer.qkv(normed(x)).to(wide)  # (B, (H + 2·K)·D, and K gates where there is a value embedding)
+            heads = made[:, : (H + 2 * K) * D].unflatten(1, (-1, D))
+            qk, value = heads[:, : H + K], heads[:, H + K :]
+            if layer.ve is not None:
+                gate = torch.sigmoid(made[:, (H + 2 * K) * D :])[..., None]  # (B, K, 1)
+                value = torch.addcmul(value, gate, F.embedding(idx, layer.ve).to(wide).unflatten(1, (K, D)), value=3)
+            qk = F.normalize(qk, dim=-1)
+            qk = torch.addcmul(qk * cos, qk.roll(D // 2, -1), sin)
+            k[i][rows, start], v[i][rows, start] = qk[:, H:], value
+            mask = masks[layer.window]
+            keys, values = (c[i][: idx.size(0), : mask.size(-1)].transpose(1, 2) for c in (k, v))  # (B, K, S, D)
+            y = attention(qk[:, :H], keys, values, mask)
+            x = layer.out.plus(y.flatten(1).to(dtype), x)
+            hidden = layer.fc(normed(x), relu=True)
+            x = layer.proj.plus(hidden * hidden, x)
             if i == config.n_layer // 2:
                 middle = x
         if config.backout:
-            x = torch.sub(x, middle, alpha=model.backout_lambda.item())
-        slots.lengths[:B] = [length + 1 for length in slots.lengths[:B]]
-        return self.head(normed(x, C, eps))[:, : config.vocab_size]
+            x = torch.sub(x, middle, alpha=self.backout)
+        return self.head(normed(x))[:, : config.vocab_size], now
 
-    def _masks(self, start: Tensor, seen: int) -> dict[int | None, Tensor]:
-        """By window, (B, 1, 1, S): which keys each row's new token sees."""
-        j, i = self.positions[:seen], start[:, None]
-        whole = j <= i
-        masks: dict[int | None, Tensor] = {None: whole[:, None, None]}
-        for window in {layer.window for layer in self.layers}:
-            if window is not None:
-                masks[window] = (whole & (j >= i - window))[:, None, None]
-        return masks
+
+class Decoder:
+    """Decode steps over the first rows of the slots."""
+
+    @torch.no_grad()
+    def __init__(self, model: GPT, slots: Slots):
+        self.model, self.slots = model, slots
+        self.step: Callable[..., tuple[Tensor, Tensor]] = Step(model, pack=True)
+        self.compiled: dict[bool, Callable[..., tuple[Tensor, Tensor]]] = {}  # by whether there are several rows
+        self.windows = {model.config.window(i) for i in range(model.config.n_layer)}
+        self.rows = torch.arange(slots.k.size(1))
+        self.positions = torch.arange(model.config.sequence_len)
+        # x·cos + (halves swapped)·sin turns a head; both tables hold the length that a head gets after its norm.
+        length = math.sqrt(model.config.head_dim) * model.config.qk_scale
+        wide = slots.k.dtype
+        self.cos = length * torch.cat((model.cos, model.cos), -1).to(wide)  # (S, D)
+        self.sin = length * torch.cat((model.sin, -model.sin), -1).to(wide)
+
+    def __call__(self, tokens: list[int]) -> Tensor:
+        """Raw logits (B, V), before the softcap, after one more token for each of the first B slots; they advance."""
+        slots, B = self.slots, len(tokens)
+        step = self.compiled.get(B > 1, self.step)
+        logits, now = step(*self._inputs(slots, tokens))
+        slots.previous[:B, 0] = now
+        slots.lengths[:B] = [length + 1 for length in slots.lengths[:B]]
+        return logits
+
+    def _inputs(self, slots: Slots, tokens: list[int]) -> tuple[Any, ...]:
+        B = len(tokens)
+        idx, start = torch.tensor(tokens), torch.tensor(slots.lengths[:B])
+        j, i = self.positions[: max(slots.lengths[:B]) + 1], start[:, None]
+        hidden = torch.tensor(-math.inf, dtype=slots.k.dtype)
+        masks: dict[int | None, Tensor] = {}  # (B, 1, 1, S): 0 for the keys that a row's new token sees
+        for window in self.windows:
+            visible = j <= i if window is None else (j <= i) & (j >= i - window)
+            masks[window] = torch.where(visible, 0, hidden)[:, None, None]
+        cos, sin = self.cos[start][:, None], self.sin[start][:, None]
+        previous = slots.previous[:B, 0].clone()
+        return idx, start, self.rows[:B], cos, sin, masks, previous, list(slots.k), list(slots.v)
+
+    @torch.inference_mode()
+    def compile(self) -> None:
+        """Compiles the step, first for one row; steps of so many rows go over to it as soon as it is ready.
+
+        May be called in a thread of its own, beside running steps. Needs torch.compile to work
+        (nanochat.hardware.can_compile).
+        """
+        with torch.inference_mode(False), torch.no_grad():  # tensors of the kind that those in use are
+            plain = Step(self.model, pack=False)
+            room = Slots(self.model.config, self.slots.k.size(1), self.slots.k.device, self.model.dtype)
+        most, length = self.slots.k.size(1), self.slots.k.size(2) // 2
+        for rows in dict.fromkeys((1, min(SEVERAL, most))):
+            # One row is a product of a matrix and a vector, for which the compiler's own code is the fastest; oneDNN's
+            # is for several. Freezing makes the weights constants, which can be packed.
+            own: dict[str, Any] = {} if rows > 1 else dict(max_autotune=True, max_autotune_gemm_backends="CPP")
+            with inductor.patch(freezing=True, **own):
+                # Only the sizes of tensors change from call to call: nothing else needs to be looked at.
+                made = torch.compile(plain, options=dict(guard_filter_fn=torch.compiler.keep_tensor_guards_unsafe))
+                room.lengths = [length] * most
+                made(*self._dynamic(self._inputs(room, [0] * rows)))
+            self.compiled[rows > 1] = made
+
+    def _dynamic(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Marks what may change from step to step without compiling again: the rows, but for one, and the keys."""
+        *tensors, masks, previous, _, _ = inputs
+        for tensor in (*tensors, *masks.values(), previous):
+            if tensor.size(0) > 1:
+                torch._dynamo.mark_dynamic(tensor, 0)
+        for mask in masks.values():
+            torch._dynamo.mark_dynamic(mask, 3)
+        return inputs

@@ -16,6 +16,7 @@ from nanochat.engine.decode import Decoder
 from nanochat.engine.graphs import Graphs
 from nanochat.engine.sampling import LogProbs, Sampling, log_probabilities, sample
 from nanochat.gpt import GPT
+from nanochat.hardware import can_compile, compile_cache, mark_compiling
 
 
 @dataclass(eq=False)
@@ -59,6 +60,28 @@ class Engine:
     @property
     def idle(self) -> bool:
         return not self.running and not self.waiting
+
+    def compile(self) -> str:
+        """On a CPU: has decoding compiled, in half a minute, beside running steps if a thread of its own calls.
+
+        Returns why decoding stays as it is, or "". (GPUs replay graphs, which need no such call.)
+        """
+        if not isinstance(self._decode, Decoder):
+            return "not on a CPU"
+        works, why = can_compile(self.device)
+        if works:
+            compiling = mark_compiling(compile_cache())
+            try:
+                self._decode.compile()
+            except Exception as problem:  # whatever the tool chain throws: steps go on as they are
+                why = f"{type(problem).__name__}: {str(problem).strip().splitlines()[0]}"
+            compiling.unlink(missing_ok=True)
+        return why
+
+    @property
+    def decoding(self) -> str:
+        """How it decodes now: "graphs" on a GPU, "compiled" or "eager" on a CPU."""
+        return "graphs" if isinstance(self._decode, Graphs) else "compiled" if self._decode.compiled else "eager"
 
     def submit(self, request: Request) -> Request:
         """Queues a request. Raises ValueError when its prompt is empty or leaves no room for a token."""

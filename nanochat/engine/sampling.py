@@ -90,7 +90,7 @@ def penalised(logits: Tensor, owner: Drawing) -> Tensor:
 
 def _draw(logits: Tensor, softcap: float | None, k: int | None, owners: Sequence[Drawing]) -> list[int]:
     if k == 1:
-        return logits.argmax(-1).tolist()
+        return best(logits, 1)[1][:, 0].tolist()
     values, ids = logits.sort(-1, descending=True) if k is None else best(logits, k)  # (n, k), best first
     warmth = torch.tensor([owner.sampling.temperature or 1.0 for owner in owners])[:, None]
     p = torch.softmax(capped(values, softcap) / warmth, -1)
@@ -109,14 +109,17 @@ GROUP = 64  # logits whose maximum is taken together
 
 
 def best(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As topk(k) of (n, V): the k groups with the largest maxima hold the k largest logits, and maxima are cheap."""
+    """As topk(k) of (n, V): the k groups with the largest maxima hold the k largest logits, and maxima are cheap.
+
+    A group is every (V/GROUP)-th logit: maxima over rows of a table are vectorised, those along a row are not.
+    """
     n, V = logits.shape
     if V % GROUP or V < 4 * k * GROUP:
         return logits.topk(k, -1)
-    groups = logits.reshape(n, V // GROUP, GROUP)
-    chosen = groups.amax(-1).topk(k, -1, sorted=False).indices.sort(-1).values  # (n, k)
-    values, at = groups.gather(1, chosen[..., None].expand(n, k, GROUP)).flatten(1).topk(k, -1)
-    return values, chosen.gather(1, at // GROUP) * GROUP + at % GROUP
+    table, apart = logits.reshape(n, GROUP, V // GROUP), V // GROUP
+    chosen = table.amax(1).topk(k, -1, sorted=False).indices.sort(-1).values  # (n, k)
+    values, at = table.gather(2, chosen[:, None].expand(n, GROUP, k)).flatten(1).topk(k, -1)
+    return values, at // k * apart + chosen.gather(1, at % k)
 
 
 def log_probabilities(logits: Tensor, softcap: float | None, token: int, alternatives: int) -> LogProbs:

@@ -37,6 +37,8 @@ class Parrot:
     class config:
         sequence_len = CONTEXT
 
+    decoding = "parrot"
+
     def __init__(self, tokenizer: Tokenizer, slots: int):
         self.tokenizer = tokenizer
         self.slots = SimpleNamespace(lengths=[0] * slots)

@@ -24,6 +24,9 @@ class Runs(Protocol):
     running: list[Request]
     slots: Any
 
+    @property
+    def decoding(self) -> str: ...
+
     def submit(self, request: Request) -> Request: ...
     def cancel(self, request: Request) -> None: ...
     def retire(self) -> None: ...
@@ -227,4 +230,5 @@ def stats(pool: Pool) -> dict[str, Any]:
         most=pool.most,
         tokens=sum(worker.tokens for worker in pool.workers),
         tok_per_s=round(sum(worker.rate() for worker in pool.workers), 1),
+        decoding=sorted({worker.engine.decoding for worker in alive}),
     )
