@@ -1,11 +1,12 @@
 """How long a call of an op should take on a card, before anything was run: a PREDICTION with its band, always.
 
-    t = t0 + max(bytes / bandwidth, FLOPs / (products' rate) · waves, instructions / issue slots, shared-memory bytes)
+    t = t0 + max(bytes / bandwidth, FLOPs / products' rate · waves, instructions / issue slots, shared-memory bytes)
 
 Rates are of profiling/cards.py, or of the card's own calibration file. Instructions are counted in the machine code
-(kernels/machine_code.py); where a kernel loops they count once, so that its time can only be longer than said. The
-bands are what published measurements left of such predictions (profiling/points.py): a streaming kernel is within 30%
-on a card that nobody calibrated and 10% on one that was, a product usually within 15%, one in ten is off by 35%.
+(kernels/machine_code.py) of kernels without a loop; of one that loops, only what it must move or multiply is known, and
+its time can only be longer than said. The bands are what published measurements left of such predictions
+(profiling/points.py): a streaming kernel is within 30% on a card that nobody calibrated and 10% on one that was, a
+product usually within 15%, one in ten is off by more than 35%.
 """
 
 import math
@@ -55,6 +56,12 @@ class Prediction:
             said += f" (±{self.band:.0%} in nine of ten)" if self.band > self.usual else ""
         return f"{said}, bound by {self.bound}"
 
+    def cell(self) -> str:
+        """The same on two lines that do not break, for a table."""
+        said, _, bound = str(self).partition(", bound by ")
+        said, _, wide = said.partition(" (")
+        return f"{said}\n{bound}{', ' if wide else ''}{wide[:-1]}".replace(" ", "\u00a0")
+
 
 def time_text(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} µs"
@@ -69,10 +76,11 @@ def predict(
     parts = {"memory": moved / chip.stream}
     product = flops > PRODUCTS * moved
     if product:
-        parts["tensor cores"] = flops / chip.products(op.startswith("fp8_")) * waves(chip, kernels)
-    if issued := sum(instructions(row) for row in kernels):
+        rate = chip.attention * chip.bf16 if "attention" in op else chip.products(op.startswith("fp8_"))
+        parts["tensor cores"] = flops / rate * waves(chip, kernels)
+    if issued := sum(instructions(row) for row in kernels if not row["looped"]):
         parts["issue slots"] = issued / (slots(chip) * chip.sms * chip.clock)
-    if shared := sum(shared_bytes(row) for row in kernels):
+    if shared := sum(shared_bytes(row) for row in kernels if not row["looped"]):
         parts["shared memory"] = shared / (128 * chip.sms * chip.clock)
     bound = max(parts, key=lambda part: parts[part])
     if product:
@@ -93,12 +101,12 @@ def slots(chip: Card) -> int:
 
 
 def instructions(row: dict[str, Any]) -> float:
-    """Warp instructions of all its launches, loops counted once."""
+    """Warp instructions of all its launches."""
     return sum(row["mix"].values()) * row["warps"] * row["programs"] * row["times"]
 
 
 def shared_bytes(row: dict[str, Any]) -> float:
-    """Bytes to and from shared memory of all its launches, loops counted once."""
+    """Bytes to and from shared memory of all its launches."""
     of_thread = sum(
         count * int(name.split(".")[1]) / 8
         for name, count in row["mix"].items()

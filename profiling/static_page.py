@@ -1,13 +1,15 @@
 """The static report as a page: rooflines, registers and occupancy, predicted times, and every kernel's machine code."""
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nanochat.render import Figure, Section, Table
 from profiling.cards import Card
 from profiling.figures import WIDTH
 from profiling.plots import new_figure, svg
-from profiling.predict import Prediction
+from profiling.predict import PRODUCTS, Prediction
 
 # One colour a target, of middle lightness: to be told from a white page and from a black one.
 COLOURS = {
@@ -63,7 +65,7 @@ def predicted_times(
                 call["shape"],
                 *facts,
                 f"{call['flops'] / 1e9:,.1f}",
-                *(str(one) if one else "–" for one in said),
+                *(one.cell() if one else "–" for one in said),
             )
         )
     head = ("op", "case", "least MB", "asked / least", "GFLOP", *(chip.name for chip in cards.values()))
@@ -120,9 +122,9 @@ def rooflines(report: dict[str, Any], cards: dict[str, Card], calls: dict[tuple[
 
 def roofline(chip: Card, target: str, dots: Sequence[tuple[str, float, float]]) -> Figure:
     """dots: (op, FLOPs a byte, FLOP/s)."""
-    figure, axes = new_figure(WIDTH, 4.2)
+    figure, axes = new_figure(WIDTH, 4.6)
     xs, ys = [x for _, x, _ in dots], [y / 1e12 for _, _, y in dots]
-    left, right = min(xs) / 4, max(max(xs) * 4, 4 * chip.bf16 / chip.memory)
+    left, right = min(xs) / 2, max(max(xs) * 5, 4 * chip.bf16 / chip.memory)
     for peak, name in ((chip.bf16, "bf16"), (chip.fp8, "fp8")):
         if peak and (name == "bf16" or any(op.startswith("fp8_") for op, _, _ in dots)):
             ends = [left, peak / chip.memory, right]
@@ -132,7 +134,7 @@ def roofline(chip: Card, target: str, dots: Sequence[tuple[str, float, float]]) 
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(left, right)
-    axes.set_ylim(min(ys) / 4, 4 * max(chip.bf16, chip.fp8) / 1e12)
+    axes.set_ylim(min(ys) / 2, 20 * max(chip.bf16, chip.fp8) / 1e12)
     axes.set_xlabel("FLOPs per byte that must be moved")
     axes.set_ylabel("predicted TFLOP/s")
     label(axes, [(op, x, y) for (op, x, _), y in zip(dots, ys)])
@@ -140,19 +142,21 @@ def roofline(chip: Card, target: str, dots: Sequence[tuple[str, float, float]]) 
 
 
 def label(axes: Any, dots: Sequence[tuple[str, float, float]]) -> None:
-    """Names beside dots, pushed down until none covers another, a line from each to its dot."""
-    place = axes.transData
-    taken: list[tuple[float, float, float]] = []  # left, right, y of what stands there, in points of the figure
-    for name, x, y in sorted(dots, key=lambda dot: -dot[2]):
-        at_x, at_y = place.transform((x, y))
-        start, row = at_x + 14, at_y
-        end = start + 5.6 * len(name)
-        while any(start < right and left < end and abs(row - other) < 11 for left, right, other in taken):
-            row -= 2
-        taken.append((start, end, row))
-        goal = place.inverted().transform((start, row))
-        axes.annotate(name, (x, y), xytext=tuple(goal), va="center", fontsize=7,
-                      arrowprops=dict(arrowstyle="-", linewidth=0.5, alpha=0.6))  # fmt: skip
+    """Names of the dots: of streaming ops in a column beside the slope, of products aslant at their dots."""
+    at: dict[tuple[float, float], list[str]] = {}  # dots that cannot be told apart share a label
+    for name, x, y in dots:
+        at.setdefault((round(math.log10(x), 1), round(math.log10(y), 1)), []).append(name)
+    first = {name: ", ".join(names) for names in at.values() for name in names[:1]}
+    named = sorted(((y, x, first[name]) for name, x, y in dots if name in first), reverse=True)
+    column = [(x, y, text) for y, x, text in named if x < PRODUCTS]
+    for row, (x, y, text) in enumerate(column):
+        axes.annotate(text, (x, y), xytext=(0.36, 0.40 - 0.048 * row), textcoords="axes fraction", va="center",
+                      fontsize=8, arrowprops=dict(arrowstyle="-", linewidth=0.4, relpos=(0, 0.5)))  # fmt: skip
+    for y, x, text in named:
+        if x >= PRODUCTS:
+            up = text.startswith("fp8_")  # the roof of fp8 leaves room above the dots
+            axes.annotate(text, (x, y), xytext=(3, 4 if up else -4), textcoords="offset points", fontsize=8,
+                          rotation=50 if up else -60, rotation_mode="anchor", va="center")  # fmt: skip
 
 
 def registers(rows: Sequence[dict[str, Any]]) -> Figure:
@@ -179,30 +183,60 @@ def registers(rows: Sequence[dict[str, Any]]) -> Figure:
     return Figure("Registers and occupancy of every kernel, by target", svg(figure))
 
 
-HEAD = ("kernel", "op", "pass", "case", "registers", "spilled B", "stack B", "shared B", "occupancy", "access",
-        "tensor core", "float64", "instructions, as written")  # fmt: skip
+HEAD = ("registers", "spilled B", "stack B", "shared B", "occupancy", "access", "tensor core", "float64")
+CLASSES = ("MUFU", "SHFL", "BAR", "atomic", "FP32 fma", "FP32 add", "FP32 mul", "convert", "integer", "other")
 
 
 def kernels(target: str, rows: Sequence[dict[str, Any]]) -> Section:
-    """A table of a target's kernels; cases and passes that became the same machine code share a row."""
-    merged: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}
+    """Two tables of a target's kernels: resources, and instructions by class as they stand in the code."""
+    blocks: list[Any] = [Table(("kernel", "op", "pass", "case", *HEAD), merged(rows, resources))]
+    reasons = dict.fromkeys(f"{row['kernel']}: {row['spill_reason']}." for row in rows if row["spill_reason"])
+    if reasons:
+        blocks.append(f"Spills that are accepted. {' '.join(reasons)}")
+    compiled = [row for row in rows if not row["error"]]
+    head = (
+        "instructions of",
+        "op",
+        "pass",
+        "case",
+        "loops",
+        "global memory",
+        "shared memory",
+        "TMA, products",
+        *CLASSES,
+    )
+    blocks.append(Table(head, merged(compiled, instructions)))
+    return Section(f"Machine code: {target}", blocks)
+
+
+def merged(rows: Sequence[dict[str, Any]], cells: Callable[[dict[str, Any]], tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Lines of a table; passes and cases with the same figures share one."""
+    found: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}
     for row in rows:
-        figures = (row["error"], *[""] * 8) if row["error"] else cells(row)
-        ways, cases = merged.setdefault((row["kernel"], row["op"], *figures), ([], []))
+        ways, cases = found.setdefault((row["kernel"], row["op"], *cells(row)), ([], []))
         ways.append(row["way"])
         cases.append(row["shape"])
     join = lambda words: ", ".join(dict.fromkeys(words))
-    lines = [(*head[:2], join(ways), join(cases), *head[2:]) for head, (ways, cases) in merged.items()]
-    return Section(f"Machine code: {target}", [Table(HEAD, lines)])
+    return [(*line[:2], join(ways), join(cases), *line[2:]) for line, (ways, cases) in found.items()]
 
 
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    spilled = f"{row['spill_bytes']}" + (f" ({row['spill_reason']})" if row["spill_reason"] else "")
-    mix = ", ".join(f"{name} {count}" for name, count in row["mix"].items()) + (" (loops)" if row["looped"] else "")
+def resources(row: dict[str, Any]) -> tuple[str, ...]:
+    if row["error"]:
+        return (row["error"], *[""] * (len(HEAD) - 1))
     return (
-        f"{row['registers']}", spilled, f"{row['stack_bytes']}", f"{row['shared_bytes']:,}", f"{row['occupancy']:.0%}",
-        f"{row['access_bytes']} B", row["tensor_core"] or "–", f"{row['float64_instructions']}", mix,
+        f"{row['registers']}", f"{row['spill_bytes']}", f"{row['stack_bytes']}", f"{row['shared_bytes']:,}",
+        f"{row['occupancy']:.0%}", f"{row['access_bytes']} B", row["tensor_core"] or "–",
+        f"{row['float64_instructions']}",
     )  # fmt: skip
+
+
+def instructions(row: dict[str, Any]) -> tuple[str, ...]:
+    mix = dict(row["mix"])
+    numbers = [f"{mix.pop(name, 0)}" for name in CLASSES]
+    shared = {name: mix.pop(name) for name in list(mix) if re.match(r"LDS|STS|ds_", name)}
+    memory = {name: mix.pop(name) for name in list(mix) if "." in name}
+    listed = lambda part: ", ".join(f"{name} {count}" for name, count in part.items()).replace(" ", "\u00a0") or "–"
+    return "yes" if row["looped"] else "–", listed(memory), listed(shared), listed(mix), *numbers
 
 
 def side_by_side(rows: Sequence[dict[str, Any]], peers: Sequence[dict[str, Any]]) -> Section:
@@ -210,15 +244,6 @@ def side_by_side(rows: Sequence[dict[str, Any]], peers: Sequence[dict[str, Any]]
     asked = {(row["op"], row["target"]) for row in peers}
     both = [row for row in rows if (row["op"], row["target"]) in asked and row["shape"] == "d24"] + list(peers)
     both.sort(key=lambda row: (row["op"], row["target"], row["whose"] != "ours"))
-    lines = [
-        (
-            row["op"],
-            row["target"],
-            row["whose"],
-            row["kernel"],
-            *(cells(row)[:7] if not row["error"] else [row["error"]]),
-        )
-        for row in both
-    ]
-    head = ("op", "target", "whose", "kernel", *HEAD[4:11])
+    lines = [(row["op"], row["target"], row["whose"], row["kernel"], *resources(row)) for row in both]
+    head = ("op", "target", "whose", "kernel", *HEAD)
     return Section("Beside Liger-Kernel", ["Not a speed. Both sides are compiled and read alike.", Table(head, lines)])

@@ -53,6 +53,8 @@ def test_products_loop_too_but_their_flops_are_known():
 def test_products_by_hand():
     said = predict(H100, "linear_relu2", 1e6, 989e9)
     assert said.seconds == pytest.approx(6e-6 + 1e-3 / 0.75)
+    attention = predict(H100, "flash_attention", 1e6, 989e9)
+    assert attention.lower_bound and attention.parts["tensor cores"] == pytest.approx(1e-3 / H100.attention)
     assert predict(H100, "fp8_linear", 1e6, 989e9).parts["tensor cores"] == pytest.approx(989e9 / (0.6 * 1979e12))
 
 
@@ -76,6 +78,10 @@ def test_instructions_and_shared_memory_by_hand():
     assert amd.parts["issue slots"] == pytest.approx(10 * 4 * 1000 / (304 * 2.1e9))
 
 
+def test_instructions_of_a_loop_are_not_known():
+    assert set(predict(H100, "rms_norm", 1e6, 1e6, [row(looped=True)]).parts) == {"memory"}
+
+
 @pytest.mark.parametrize("name, moved, measured", [
     ("H100", 2 * 4096 * 16384 * 2, 94.4e-6), ("H100", 3 * 4096 * 16384 * 2, 137.1e-6),
     ("H100", 2 * 4096 * 2048 * 2, 17.6e-6), ("A100", 2 * 2048 * 16384 * 2, 95.3e-6),
@@ -90,5 +96,11 @@ def test_published_streaming_kernels_are_within_the_band(name, moved, measured, 
 def test_it_always_says_predicted():
     for op, flops in (("rms_norm", 1e9), ("linear_relu2", 1e13), ("cross_entropy", 1e9)):
         for chip in (H100, MEASURED_HERE, card("MI300X")):
-            text = str(predict(chip, op, 1e9, flops, [row(target=chip.target)]))
-            assert text.startswith("predicted ") and "bound by" in text and ("±" in text or "at least" in text)
+            said = predict(chip, op, 1e9, flops, [row(target=chip.target)])
+            text, cell = str(said), said.cell()
+            assert (
+                text.startswith("predicted ")
+                and cell.startswith("predicted\u00a0")
+                and "bound by" in text
+                and ("±" in text or "at least" in text)
+            )
