@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 
 import httpx
@@ -131,7 +132,7 @@ def test_the_same_seed_says_the_same(real):
 
 @pytest.mark.parametrize(
     "change, error, words",
-    [  # fmt: skip
+    [
         (dict(model="gpt-4"), openai.NotFoundError, "there is no model"),
         (dict(temperature=3), openai.BadRequestError, "temperature"),
         (dict(top_logprobs=2), openai.BadRequestError, "logprobs: true"),
@@ -335,19 +336,44 @@ def test_stop_strings_over_token_borders():
         assert visible_text(events + reply.finish()) == shown and reply.stopped == (shown != text)
 
 
-@pytest.mark.slow
-def test_thousands_of_random_requests_never_break_it(parrot):
-    schemathesis = pytest.importorskip("schemathesis")
+def asked_at_random(operation, mode, statuses, **right):
+    """Hundreds of requests of one kind; `right` are fields of the body that are put right, so that it gets further."""
     from hypothesis import HealthCheck, given, settings
 
-    schema = schemathesis.openapi.from_url(parrot[0] + "/openapi.json")
-    for operation in schema.get_all_operations():
-        case = operation.ok().as_strategy()
+    @given(operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    def never(found):
+        if right:
+            found.body.update(right)
+        answer = found.call(timeout=30)
+        statuses[answer.status_code] += 1
+        assert answer.status_code < 500, answer.text
+        assert answer.status_code < 400 or set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
-        @given(case)
-        @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
-        def never(found):
-            answer = found.call(timeout=30)
-            assert answer.status_code < 500, answer.text
+    never()
 
-        never()
+
+@pytest.mark.slow
+def test_thousands_of_random_requests_never_break_it(real):
+    """Every endpoint of the schema: what fits the schema, what does not, and what gets as far as the model."""
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    from schemathesis import GenerationMode
+
+    seen = {}
+    for result in schemathesis.openapi.from_url(real[0] + "/openapi.json").get_all_operations():
+        operation = result.ok()
+        post = operation.method == "post"
+        statuses = seen[f"{operation.method.upper()} {operation.path}"] = Counter()
+        asked_at_random(operation, GenerationMode.POSITIVE, statuses)
+        if post:
+            asked_at_random(operation, GenerationMode.NEGATIVE, statuses)
+            right = dict(prompt="the dog") if operation.path == "/v1/completions" else dict(messages=say("a"))
+            asked_at_random(operation, GenerationMode.POSITIVE, statuses, model="tiny", **right)
+        assert statuses[404 if "{name}" in operation.path else 200] and (statuses[400] or not post), statuses
+    print(seen)
+    assert set(seen) == {
+        "GET /health", "GET /stats", "GET /v1/models", "GET /v1/models/{name}", "POST /chat/completions",
+        "POST /v1/chat/completions", "POST /v1/completions",
+    }  # fmt: skip
+    assert httpx.get(real[0] + "/health").json() == dict(status="ok")
+    assert wait_until(lambda: real[1].load == 0)

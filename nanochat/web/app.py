@@ -172,7 +172,7 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
         )
         return await respond(request, asked, jobs, form)
 
-    @app.post("/chat/completions", include_in_schema=False)
+    @app.post("/chat/completions", openapi_extra=body_of(OldRequest))
     async def old_chat(request: Request) -> Response:
         asked = await parsed(request, OldRequest)
         total = sum(len(message.content) for message in asked.messages)
