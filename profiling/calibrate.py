@@ -114,9 +114,7 @@ class Flags:
 def main() -> None:
     parse(Flags, __doc__ or "")
     if not torch.cuda.is_available():
-        raise UserError(
-            "calibrating measures a GPU, and torch sees no CUDA device here; fitted constants are used"
-        )
+        raise UserError("calibrating measures a GPU, and torch sees no CUDA device here; fitted constants are used")
     name = torch.cuda.get_device_name()
     before = nvml.snapshot()
     environment = dict(torch=torch.__version__, cuda=torch.version.cuda, hip=torch.version.hip,
