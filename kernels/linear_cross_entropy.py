@@ -40,7 +40,9 @@ from kernels.cross_entropy import (
 from kernels.dispatch import triton_runs
 from kernels.fp8.quantize import E4M3, E5M2, product, quantize
 from kernels.registry import Case, Op, check_device, itemsize, randint, randn, register, without_autocast
+from kernels.triton_utils import operator
 
+ADDED = 1 << 17  # elements that a CPU widens and adds at a time, so that the wide copy stays in its cache
 CHUNK_LOGITS = 1 << 23  # logits alive at a time: 32 MB in float32, fits a server CPU's last-level cache
 
 
@@ -79,6 +81,22 @@ def _loss_and_gradient(
     return total, dz.to(logits.dtype)
 
 
+@operator(mutates=("dw",))
+def _add_product(dw: Tensor, dlogits: Tensor, x: Tensor) -> None:
+    """dw += dlogitsᵀ·x, where dw is wider: a GPU multiplies into float32.
+
+    An operator, because a compiler that sees the sum puts the additions of all chunks off to the end, and keeps every
+    chunk's product until then.
+    """
+    if dlogits.is_cuda and dlogits.dtype != dw.dtype and not torch.version.hip:
+        dw += torch.mm(dlogits.T, x, out_dtype=dw.dtype)
+        return
+    product = dlogits.T @ x
+    rows = ADDED // dw.size(1) + 1 if product.device.type == "cpu" else dw.size(0)
+    for total, part in zip(dw.split(rows), product.split(rows)):
+        total += part
+
+
 class _Head:
     """The products of a chunk (a slice of tokens) with the weight; backward's at once."""
 
@@ -89,12 +107,9 @@ class _Head:
         return self.x[at] @ self.w.T
 
     def gradients(self, at: slice, dlogits: Tensor, bound: Tensor, wx: bool, dw: Tensor | None) -> Tensor:
-        """dx of the chunk, of no rows unless wanted. Adds to dw, which is wider: a GPU multiplies into float32."""
+        """dx of the chunk, of no rows unless wanted. Adds to dw."""
         if dw is not None:
-            if dlogits.is_cuda and dlogits.dtype != dw.dtype and not torch.version.hip:
-                dw += torch.mm(dlogits.T, self.x[at], out_dtype=dw.dtype)
-            else:
-                dw += dlogits.T @ self.x[at]
+            _add_product(dw, dlogits, self.x[at])
         return (dlogits if wx else dlogits[:0]) @ self.w
 
 
