@@ -1,10 +1,11 @@
 """Puts load on `scripts.chat_web`, started here in a process of its own, and says what the clients saw.
 
-    python -m benchmarks.load --run speedrun          # streaming, leaving, soak: a minute each but for the second
+    python -m benchmarks.load --run speedrun          # streaming, leaving, soak, batching: a minute each, about
 
 `stream`: many clients read answers for a while. `leave`: clients disconnect in mid-answer; how long are slots taken?
-`soak`: slow, huge, misdirected and idle connections, while an honest client goes on asking. During the first and the
-last, /health is asked all the time. Clients are bare sockets: they must leave the machine to the server.
+`soak`: slow, huge, misdirected and idle connections, while an honest client goes on asking. `batch`: the same requests
+one after the other and all at once, of a larger model of random weights. During the first and the third, /health is
+asked all the time. Clients are bare sockets: they must leave the machine to the server.
 """
 
 import asyncio
@@ -18,38 +19,50 @@ from collections import Counter
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
+from nanochat import checkpoint
 from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
+from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import device_name
+from nanochat.run import Run
+from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 ROOT = Path(__file__).parent.parent
 HEALTH_EVERY = 0.05  # seconds
 BODY_LIMIT = 2 << 20  # bytes; the server's own
+BATCH_MODEL = dict(sequence_len=512, vocab_size=32768, n_layer=6, n_head=6, n_kv_head=6, n_embd=384)
+BATCH_ROUNDS = 3
 
 
 @dataclass
 class Flags:
     run: str = flag("speedrun", "name of the run whose model is served")
-    what: str = flag("stream,leave,soak", "which of them, comma-separated")
+    what: str = flag("stream,leave,soak,batch", "which of them, comma-separated")
     clients: int = flag(64, "clients that stream at once")
     leavers: int = flag(200, "clients that disconnect in mid-answer")
     seconds: float = flag(60.0, "how long streaming and soak take")
     max_tokens: int = flag(100, "tokens of an answer")
+    batch: int = flag(32, "requests that are answered one after the other, then all at once")
 
 
 class Server:
     """`python -m scripts.chat_web` on a free port, and the few requests that we make of it."""
 
-    def __init__(self, run: str):
+    def __init__(self, run: str, **environment: str):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         words = [sys.executable, "-m", "scripts.chat_web", f"--run={run}", f"--port={self.port}"]
-        self.process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment
+        )
         assert self.process.stdout
         said = []
         for line in self.process.stdout:
@@ -58,6 +71,10 @@ class Server:
             said.append(line)
         else:
             raise UserError(f"the server did not start: {''.join(said[-1:]).strip()}")
+
+    def end(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=60)
 
     async def ready(self) -> None:
         while True:
@@ -262,31 +279,87 @@ async def soak(server: Server, flags: Flags) -> dict[str, Any]:
     )  # fmt: skip
 
 
-SCENES = dict(stream=stream, leave=leave, soak=soak)
+def random_run(base_dir: Path) -> str:
+    """A run of untrained weights, as large as a small speedrun's; the vocabulary's merges are pairs of bytes."""
+    made = Run("random", base_dir / "runs" / "random")
+    single = [bytes([i]) for i in range(256)]
+    pairs = (first + second for first in single for second in single)
+    tokenizer = Tokenizer([*single, *islice(pairs, BATCH_MODEL["vocab_size"] - len(SPECIAL_TOKENS) - 256)])
+    tokenizer.save(made.stage("tokenizer"))
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**BATCH_MODEL))
+    model.init_weights()
+    torch.nn.init.normal_(model.lm_head.weight, std=0.02)  # it begins with zeros: every draw would be a tie
+    meta = dict(stage="base", step=0, finished=True, tokenizer=tokenizer.fingerprint)
+    checkpoint.save(made.stage("base"), meta, model, {})
+    return made.name
+
+
+async def batch(flags: Flags) -> dict[str, Any]:
+    """On a server of its own, in turns; medians. The prompts are new each time, so that no cache helps."""
+    rates: dict[int, list[float]] = {1: [], flags.batch: []}
+    asked = 0
+    with TemporaryDirectory() as folder:
+        server = Server(random_run(Path(folder)), NANOCHAT_BASE_DIR=folder)
+        try:
+            await server.ready()
+            for _ in range(BATCH_ROUNDS):
+                for at_once, found in rates.items():
+                    free = asyncio.Semaphore(at_once)
+
+                    async def one(i: int, free: asyncio.Semaphore = free) -> Answer:
+                        async with free:
+                            return await ask(server, i, flags.max_tokens)
+
+                    started, before = time.perf_counter(), await tokens(server)
+                    answers = await asyncio.gather(*map(one, range(asked, asked + flags.batch)))
+                    found.append((await tokens(server) - before) / (time.perf_counter() - started))
+                    asked += flags.batch
+                    if not all(answer.whole for answer in answers):
+                        raise UserError(f"of {flags.batch} answers, {at_once} at once, some did not end as they should")
+        finally:
+            server.end()
+    alone, together = median(rates[1]), median(rates[flags.batch])
+    return dict(
+        requests=flags.batch, model=BATCH_MODEL, alone_tok_per_s=alone, together_tok_per_s=together,
+        ratio=together / alone, alone_rounds=rates[1], together_rounds=rates[flags.batch],
+    )  # fmt: skip
+
+
+SCENES = dict(stream=stream, leave=leave, soak=soak)  # on one server, of --run
+NAMES = (*SCENES, "batch")
 
 
 async def play(flags: Flags, names: list[str]) -> dict[str, Any]:
-    server = Server(flags.run)
-    try:
-        await server.ready()
-        found = {}
-        for name in names:
-            found[name] = await SCENES[name](server, flags)
-            shown = (f"{k} {round(v, 1) if isinstance(v, float) else v}" for k, v in found[name].items())
-            print(f"{name}: {', '.join(shown)}", flush=True)
-        return found
-    finally:
-        server.process.terminate()
-        server.process.wait(timeout=60)
+    found = {}
+
+    def tell(name: str) -> None:
+        shown = (f"{k} {round(v, 1) if isinstance(v, float) else v}" for k, v in found[name].items())
+        print(f"{name}: {', '.join(shown)}", flush=True)
+
+    if set(names) & set(SCENES):
+        server = Server(flags.run)
+        try:
+            await server.ready()
+            for name in SCENES:
+                if name in names:
+                    found[name] = await SCENES[name](server, flags)
+                    tell(name)
+        finally:
+            server.end()
+    if "batch" in names:
+        found["batch"] = await batch(flags)
+        tell("batch")
+    return found
 
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
     names = flags.what.split(",")
-    if not set(names) <= set(SCENES):
-        raise UserError(f"--what is {flags.what!r}, wanted some of {','.join(SCENES)}")
-    if min(flags.clients, flags.leavers, flags.max_tokens) < 1 or flags.seconds <= 0:
-        raise UserError("--clients, --leavers, --max-tokens and --seconds want more than 0")
+    if not set(names) <= set(NAMES):
+        raise UserError(f"--what is {flags.what!r}, wanted some of {','.join(NAMES)}")
+    if min(flags.clients, flags.leavers, flags.max_tokens, flags.batch - 1) < 1 or flags.seconds <= 0:
+        raise UserError("--clients, --leavers, --max-tokens and --seconds want more than 0, --batch more than 1")
     found = asyncio.run(play(flags, names))
     machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(json.dumps(dict(machine=machine, cores=os.cpu_count(), torch=torch.__version__, run=flags.run, **found)))

@@ -140,18 +140,32 @@ def check(scenes):
 
 
 def test_load_in_short(served, capsys):
-    check(found(capsys, "--seconds=2", "--clients=8", "--leavers=20", "--max-tokens=20"))
+    check(found(capsys, "--what=stream,leave,soak", "--seconds=2", "--clients=8", "--leavers=20", "--max-tokens=20"))
+
+
+def test_batching_in_short(home, monkeypatch, capsys):  # noqa: F811
+    small = dict(sequence_len=128, vocab_size=600, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
+    monkeypatch.setattr(load, "BATCH_MODEL", small)
+    batch = found(capsys, "--what=batch", "--batch=4", "--max-tokens=20")["batch"]
+    assert batch["requests"] == 4 and batch["model"] == small
+    assert batch["ratio"] == pytest.approx(batch["together_tok_per_s"] / batch["alone_tok_per_s"])
+    assert len(batch["alone_rounds"]) == len(batch["together_rounds"]) == load.BATCH_ROUNDS
+    assert batch["alone_tok_per_s"] > 0
 
 
 @pytest.mark.slow
 def test_load_in_full(served, capsys):
     scenes = found(capsys)
     check(scenes)
-    assert scenes["leave"]["freed_ms"] < 1000
+    assert scenes["leave"]["freed_ms"] < 1000 and scenes["batch"]["requests"] == 32
 
 
 def test_load_refuses_what_makes_no_sense(capsys):
-    for flags, words in ((["--what=dance"], "--what is"), (["--clients=0"], "want more than 0")):
+    for flags, words in (
+        (["--what=dance"], "--what is"),
+        (["--clients=0"], "want more than 0"),
+        (["--batch=1"], "more than 1"),
+    ):
         assert tiny.call_module("benchmarks.load", *flags) == 2
         assert words in capsys.readouterr().err
     assert tiny.call_module("benchmarks.load", "--run=missing") == 2
