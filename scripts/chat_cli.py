@@ -1,5 +1,6 @@
 """Talk to a trained model in the terminal. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the chat."""
 
+import os
 import sys
 from dataclasses import dataclass, replace
 
@@ -40,6 +41,11 @@ def sampling_of(temperature: float, top_k: int, seed: int) -> Sampling:
     return Sampling(temperature, top_k or None, seed)
 
 
+def printable(text: str) -> str:
+    """Without what a terminal would obey: a model may write any bytes."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+
+
 def answer(engine: Engine, tokenizer: Tokenizer, messages: list[dict], max_tokens: int, sampling: Sampling) -> list:
     """Streams one answer to the terminal; returns its events, also when Ctrl-C cut it short."""
     events: list[chat.Event] = []
@@ -47,7 +53,7 @@ def answer(engine: Engine, tokenizer: Tokenizer, messages: list[dict], max_token
         for event in chat.stream(engine, tokenizer, messages, max_tokens, sampling):
             events.append(event)
             shown = {"text": "{}", "python": "[python: {}", "python_output": " = {}] "}[event.kind]
-            print(shown.format(event.text), end="", flush=True)
+            print(shown.format(printable(event.text)), end="", flush=True)
     except KeyboardInterrupt:
         print(" [stopped]", end="")
     print()
@@ -123,10 +129,13 @@ def main() -> None:
     if flags.prompt:
         answer(engine, tokenizer, [dict(role="user", content=flags.prompt)], flags.max_tokens, sampling)
         return
-    print(f"Talking to the {found.meta['stage']} model of run {run.name!r}. /help lists the commands.")
-    if not sys.stdin.isatty():
-        print("(reading from a pipe: one message a line)")
-    converse(engine, tokenizer, flags, sampling)
+    try:
+        print(f"Talking to the {found.meta['stage']} model of run {run.name!r}. /help lists the commands.")
+        if not sys.stdin.isatty():
+            print("(reading from a pipe: one message a line)")
+        converse(engine, tokenizer, flags, sampling)
+    except BrokenPipeError:  # whoever read this has gone; Python would complain once more when it flushes at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

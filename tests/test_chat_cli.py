@@ -1,0 +1,41 @@
+"""`scripts.chat_cli` as a process, with a model that was really trained: pipes, and what a terminal must not see."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import talker
+from test_training import ROOT
+
+from scripts.chat_cli import printable
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    environment = dict(os.environ, NANOCHAT_DTYPE="float32")
+    environment["NANOCHAT_BASE_DIR"] = str(talker.train(tmp_path_factory.getbasetemp()))
+
+    def run(typed, *flags, shell=""):
+        words = [sys.executable, "-m", "scripts.chat_cli", f"--run={talker.RUN}", *flags]
+        command = ["bash", "-c", f"set -o pipefail; {' '.join(words)} {shell}"] if shell else words
+        return subprocess.run(command, cwd=ROOT, env=environment, input=typed, capture_output=True, text=True)
+
+    return run
+
+
+def test_a_conversation_through_a_pipe(chat):
+    ended = chat("/temperature 0\nWhat is 27 + 58?\n\nWho are you?\n/nonsense\n/clear\nHello!\n")
+    assert ended.returncode == 0 and not ended.stderr
+    for said in ("[python: 27 + 58 = 85] 27 + 58 is 85.", talker.ANSWERS["Who are you?"], talker.ANSWERS["Hello!"],
+                 "There is no command /nonsense", "one message a line"):  # fmt: skip
+        assert said in ended.stdout
+
+
+def test_whoever_stops_reading_gets_no_traceback(chat):
+    ended = chat("Count.\n" * 50, shell="| head -c 10")
+    assert ended.returncode == 0 and ended.stdout.startswith("Talking to") and not ended.stderr
+
+
+def test_a_terminal_is_never_commanded():
+    assert printable("a\x1b]0;title\x07b\tc\nd\x9b31m\u202e é 春 🙂") == "a]0;titleb\tc\nd31m é 春 🙂"
