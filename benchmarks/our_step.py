@@ -45,9 +45,9 @@ def our_step(
     steady = Schedule(1 << 30, WARMUP, 0.0, momentum_start=0.95, momentum_peak=0.95)
     stage = trainer.Stage(
         "base", Path(), model, model.setup_optimizer(), steady, trainer.Settings(1 << 30, B, T, B * T), hardware,
-        batches=lambda state: [], val_batches=lambda: [], token_bytes=torch.empty(0), meta={},
+        batches=lambda state: [], val_batches=lambda: [], token_bytes=torch.empty(0), meta={}, compile=compiled,
     )  # fmt: skip
-    runs = torch.compile(model, dynamic=False) if compiled else model
+    runs = trainer.runnable(stage)
     batches = (Batch(x, y, None) for x, y in data)  # type: ignore[arg-type]
 
     def step() -> float:

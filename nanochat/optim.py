@@ -1,8 +1,8 @@
 """Muon for matrices and AdamW for the rest, in one optimizer, on one process or sharded over ranks.
 
-Every parameter belongs to a group of kind "adamw" or "muon"; a Muon group holds matrices of one shape, which are
-stacked and updated together. On several ranks nothing wraps the model: `step()` itself averages the gradients, and each
-rank keeps moments for, and updates, only its share (ZeRO-2):
+Every parameter belongs to a group of kind "adamw" or "muon"; a Muon group holds matrices of one shape, which live in
+one tensor, the group's bank, and are updated together. On several ranks nothing wraps the model: `step()` itself
+averages the gradients, and each rank keeps moments for, and updates, only its share (ZeRO-2):
 
     reduce-scatter all gradients   →   update own share, group by group   →   all-gather the new values
 
@@ -88,20 +88,54 @@ class MuonAdamW(torch.optim.Optimizer):
         self._adamw = torch.compile(adamw_, dynamic=False, fullgraph=True) if on_gpu else adamw_
         self._muon = torch.compile(_muon_step_, dynamic=False, fullgraph=True) if on_gpu else _muon_step_
         self._scalars: dict[tuple[str, str], Tensor] = {}
+        self._banks = {group["params"][0]: self._bank(group["params"]) for group in self.param_groups if is_muon(group)}
+        self._gradients: dict[Tensor, Tensor] = {}  # banks of gradients by a group's first matrix, where there are any
+        self._shadows: list[tuple[Tensor, Tensor]] = []  # (parameter, its copy)
+
+    def _bank(self, params: list[Tensor]) -> Tensor:
+        """Moves matrices into one tensor (K, m, n); every rank owns the same number of them, some of them padding."""
+        bank = params[0].new_zeros((len(params) + -len(params) % self.world, *params[0].shape))
+        for p, place in zip(params, bank):
+            place.copy_(p.detach())
+            p.data = place
+        return bank
+
+    def shadow(self, param: Tensor, dtype: torch.dtype) -> Tensor:
+        """A copy of a matrix of a Muon group to compute with, refreshed by `step`: instead of a cast at every use.
+
+        Its gradients are added to the parameter's, in the parameter's dtype, in the bank from which `step` takes them.
+        """
+        group = next(group for group in self.param_groups if any(p is param for p in group["params"]))
+        first, at = group["params"][0], next(i for i, p in enumerate(group["params"]) if p is param)
+        if first not in self._gradients:
+            self._gradients[first] = torch.zeros_like(self._banks[first])
+        copy = param.detach().to(dtype, copy=True).requires_grad_()
+        place = self._gradients[first][at]
+
+        def add(copy: Tensor) -> None:
+            assert copy.grad is not None
+            if param.grad is None:
+                param.grad = place.copy_(copy.grad)
+            else:
+                param.grad += copy.grad
+            copy.grad = None
+
+        copy.register_post_accumulate_grad_hook(add)
+        self._shadows.append((param, copy))
+        return copy
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter from its gradient; averages the gradients over the ranks."""
         reduced = [self._reduce(group) for group in self.param_groups]
-        gathers: list[tuple[Any, Tensor | None, list[Tensor]]] = []
+        gathers: list[Any] = []
         for group, shares in zip(self.param_groups, reduced):
-            update = self._adamw_group if group["kind"] == "adamw" else self._muon_group
-            gathers += update(group, shares)
-        for work, stack, params in gathers:
-            if work is not None:
-                work.wait()
-            if stack is not None:
-                torch._foreach_copy_(params, list(stack[: len(params)].unbind()))
+            gathers += (self._muon_group if is_muon(group) else self._adamw_group)(group, shares)
+        for work in gathers:
+            work.wait()
+        if self._shadows:
+            params, copies = zip(*self._shadows)
+            torch._foreach_copy_(list(copies), list(params))
 
     # ---- communication: what each rank owns
 
@@ -110,11 +144,13 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _reduce(self, group: dict[str, Any]) -> list[tuple[Any, Tensor]]:
         """Starts averaging a group's gradients: (work, this rank's gradient) for each parameter, or for the stack."""
-        if group["kind"] == "adamw":
+        if not is_muon(group):
             return [self._average(p.grad, scatter=self._divides(p)) for p in group["params"]]
-        grads = [p.grad for p in group["params"]]
-        padding = -len(grads) % self.world  # every rank owns the same number of matrices, some of them empty
-        stack = torch.stack(grads + [torch.zeros_like(grads[0])] * padding)  # (K, m, n)
+        first = group["params"][0]
+        stack = self._gradients.get(first)  # (K, m, n)
+        if stack is None:
+            grads = [p.grad for p in group["params"]]
+            stack = torch.stack(grads + [torch.zeros_like(first)] * (self._banks[first].size(0) - len(grads)))
         return [self._average(stack, scatter=self.world > 1)]
 
     def _average(self, grad: Tensor, scatter: bool) -> tuple[Any, Tensor]:
@@ -161,18 +197,16 @@ class MuonAdamW(torch.optim.Optimizer):
                     self._scalar(p, "weight_decay", group["weight_decay"]),
                 )
             if sharded:
-                gathers.append((dist.all_gather_into_tensor(p, mine.clone(), async_op=True), None, [p]))
+                gathers.append(dist.all_gather_into_tensor(p, mine.clone(), async_op=True))
         return gathers
 
     def _muon_group(self, group: dict[str, Any], shares: list[tuple[Any, Tensor]]) -> list:
-        params, (work, grad) = group["params"], shares[0]
+        first, (work, grad) = group["params"][0], shares[0]
         if work is not None:
             work.wait()
-        first = params[0]
         m, n = first.shape
-        padded = grad.size(0) * self.world  # matrices on all ranks, padding included
-        owned = range(self.rank * grad.size(0), (self.rank + 1) * grad.size(0))
-        mine = torch.stack([params[i] if i < len(params) else torch.zeros_like(first) for i in owned])  # (K', m, n)
+        bank = self._banks[first]
+        mine = self._mine(bank)  # (K', m, n)
         state = self.state[first]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(mine)
@@ -189,10 +223,7 @@ class MuonAdamW(torch.optim.Optimizer):
             group["steps"],
             self.dtype,
         )
-        if self.world == 1:
-            return [(None, mine, params)]
-        stack = mine.new_empty((padded, m, n))
-        return [(dist.all_gather_into_tensor(stack, mine, async_op=True), stack, params)]
+        return [dist.all_gather_into_tensor(bank, mine.clone(), async_op=True)] if self.world > 1 else []
 
     def _scalar(self, param: Tensor, name: str, value: float) -> float | Tensor:
         """Compiled updates take scalars as 0-d tensors, so that a new learning rate does not compile again."""
@@ -236,6 +267,10 @@ class MuonAdamW(torch.optim.Optimizer):
             if self.world > 1 and (group["kind"] == "muon" or self._divides(p)):
                 value = self._mine(value)
             self.state[p][name] = value.to(p.device, copy=True)
+
+
+def is_muon(group: dict[str, Any]) -> bool:
+    return group["kind"] == "muon"
 
 
 def _muon_step_(

@@ -186,7 +186,7 @@ def train(stage: Stage) -> None:
     """Runs the stage to its end and leaves a finished checkpoint. Raises KeyboardInterrupt when stopped by a signal."""
     settings, state, hardware = stage.settings, stage.state, stage.hardware
     accumulation = settings.accumulation(hardware.world)
-    model = torch.compile(stage.model, dynamic=False) if stage.compile else stage.model
+    model = runnable(stage)
     flops = flops_per_token(stage.model.config) * settings.total_batch_size
     data = Prefetch(iter(stage.batches(state.loader)))
     progress = Progress(stage.name, settings.num_iterations, state.step, hardware.is_main)
@@ -231,6 +231,13 @@ def train(stage: Stage) -> None:
         progress.close()
         interrupt.restore()
         data.close()
+
+
+def runnable(stage: Stage) -> Any:
+    """The model as the loop calls it: compiled where asked for; on a GPU, with its weights cast once a step."""
+    if stage.hardware.device.type == "cuda" and stage.model.dtype != torch.float32 and not stage.model.fp8:
+        stage.model.keep_shadows(stage.optimizer)
+    return torch.compile(stage.model, dynamic=False) if stage.compile else stage.model
 
 
 def _account(stage: Stage, progress: Progress, loss: float, ok: bool, seconds: float, flops: int) -> None:

@@ -19,6 +19,8 @@ CPU = "benchmarks/results/vs-upstream-cpu.json"
 BUILT = {
     "relu2": "[linear_relu2](../kernels/linear_relu2.py)",
     "norms": "[rms_norm](../kernels/rms_norm.py), [rotary](../kernels/rotary.py)",
+    "weights": "[MuonAdamW.shadow](../nanochat/optim.py), on GPUs",
+    "optimizer": "[MuonAdamW](../nanochat/optim.py)",
     "head": "[linear_cross_entropy](../kernels/linear_cross_entropy.py)",
     "fp8_glue": "[fp8](../kernels/fp8/)",
 }

@@ -161,3 +161,49 @@ def test_three_ranks_go_on_from_what_two_saved(tmp_path):
 
 def test_one_process_makes_no_communication():
     assert MuonAdamW(parameter_groups(tiny.model())).world == 1
+
+
+def test_matrices_of_a_group_lie_in_one_tensor(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = tiny.model()
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    optimizer = model.setup_optimizer()
+    for group in optimizer.param_groups:
+        if group["kind"] == "muon":
+            size = group["params"][0].numel() * group["params"][0].itemsize
+            first = group["params"][0].data_ptr()
+            assert [p.data_ptr() - first for p in group["params"]] == [i * size for i in range(len(group["params"]))]
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    loaded = load_file(tmp_path / "model.safetensors")
+    assert loaded.keys() == before.keys() and all(torch.equal(p, before[name]) for name, p in loaded.items())
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_weights_cast_once_a_step_are_those_cast_at_every_use(compiled):
+    """Losses, gradients and weights to the bit, over steps of two micro-batches."""
+    draw = torch.Generator().manual_seed(0)
+    batches = torch.randint(300, (3, 2, 4, 33), generator=draw)
+    results = []
+    for shadows in (False, True):
+        model = tiny.model()
+        model.set_dtype(torch.bfloat16)
+        optimizer = model.setup_optimizer(weight_decay=0.1)
+        if shadows:
+            model.keep_shadows(optimizer)
+        runs = torch.compile(model, dynamic=False) if compiled else model
+        losses, gradients = [], []
+        for step in batches:
+            for ids in step:
+                loss = runs(ids[:, :-1], ids[:, 1:]) / 2
+                loss.backward()
+                losses.append(loss.detach())
+            gradients += [p.grad.clone() for p in model.parameters()]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        results.append([*losses, *gradients, *model.state_dict().values()])
+        casts = [m for m in model.modules() if getattr(m, "shadow", None) is not None]
+        assert len(casts) == (len(list(model.transformer["h"].parameters())) if shadows else 0)
+        assert all(torch.equal(m.shadow, m.weight.to(torch.bfloat16)) and m.shadow.grad is None for m in casts)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
