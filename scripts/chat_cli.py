@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from nanochat import chat
@@ -88,10 +89,8 @@ def command(line: str, sampling: Sampling, messages: list[dict]) -> Sampling:
 
 def converse(engine: Engine, tokenizer: Tokenizer, flags: Flags, sampling: Sampling) -> None:
     """The interactive loop."""
-    try:
+    with suppress(ImportError):
         import readline  # noqa: F401 (line editing and history for input())
-    except ImportError:
-        pass
     messages: list[dict] = []
     turns = 0
     while True:
@@ -130,9 +129,8 @@ def main() -> None:
         answer(engine, tokenizer, [dict(role="user", content=flags.prompt)], flags.max_tokens, sampling)
         return
     try:
-        print(f"Talking to the {found.meta['stage']} model of run {run.name!r}. /help lists the commands.")
-        if not sys.stdin.isatty():
-            print("(reading from a pipe: one message a line)")
+        piped = "" if sys.stdin.isatty() else "\n(reading from a pipe: one message a line)"
+        print(f"Talking to the {found.meta['stage']} model of run {run.name!r}. /help lists the commands.{piped}")
         converse(engine, tokenizer, flags, sampling)
     except BrokenPipeError:  # whoever read this has gone; Python would complain once more when it flushes at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
