@@ -24,6 +24,15 @@ BUILT = {
     "head": "[linear_cross_entropy](../kernels/linear_cross_entropy.py)",
     "fp8_glue": "[fp8](../kernels/fp8/)",
 }
+# Lever, or part of one → why it is not built.
+NOT_BUILT = {
+    "embedding gradients by the rows that occur": "needs a kernel that sorts tokens and sums equal ones in float32: "
+    "atomic additions in bfloat16 lose a frequent word's gradient, and no GPU was there to write it on",
+    "weight gradients added to float32 inside the product": "needs a product with a float32 result and an addend for "
+    "every op that has a weight; as it is built, the sum is a pass of its own",
+    "no reading of the loss in every step": "a step whose loss is no number is skipped, so the optimizer must know; "
+    "the host waits while the backward runs, and queues the optimizer and the next step without waiting again",
+}
 MEASURED: dict[str, str] = {}  # lever → ms saved, and the result file
 
 HEAD = """# The ledger: what each change should save, and what it did
@@ -61,9 +70,14 @@ def on_cpu(result: dict[str, Any]) -> str:
     return text
 
 
+def not_built() -> str:
+    """What is missing, and why."""
+    return "\n## Not built, and why\n\n" + "".join(f"- {what}: {why}.\n" for what, why in NOT_BUILT.items())
+
+
 def main() -> None:
     result = json.loads((ROOT / CPU).read_text())
-    text = HEAD.format(band=BAND) + predicted(False) + predicted(True) + on_cpu(result)
+    text = HEAD.format(band=BAND) + predicted(False) + predicted(True) + on_cpu(result) + not_built()
     (ROOT / "profiling" / "LEDGER.md").write_text(text)
     print(text)
 

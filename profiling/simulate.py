@@ -33,7 +33,7 @@ REST = 0.115
 LEVERS = {
     "relu2": "relu² inside the products",
     "norms": "norm kernels at full bandwidth instead of 75% of it",
-    "weights": "weights cast once a step, gradients added in float32 in place",
+    "weights": "weights cast once a step, gradients added where they are kept",
     "embeddings": "embedding gradients by the rows that occur",
     "optimizer": "optimizer banks without copies",
     "head": "the head and its loss in chunks",
@@ -76,7 +76,9 @@ def step(job: Job) -> dict[str, float]:
     if job.fp8:
         parts["fp8 glue"] = (FP8_GLUE_FUSED if "fp8_glue" in on else FP8_GLUE) * L * unit
     parts["loss"] = share * config.vocab_size * (6 if "head" in on else 10) / stream
-    casts = 4 if "weights" in on else 18  # bytes a parameter and micro-step
+    # Bytes a parameter and micro-step: cast (6), gradient widened (6), added to those before it (12); or one cast a
+    # step (6), and the gradient written (6) or added (10) where it is kept.
+    casts = (6 + 6 + 10 * (micro - 1)) / micro if "weights" in on else (12 * micro + 12 * (micro - 1)) / micro
     parts["weights, gradients"] = micro * casts * (matrices + counts["lm_head"]) / stream
     dense = 2 * tables * 4 * micro  # zeros, scatter, accumulate: about four passes in bfloat16
     parts["embedding gradients"] = (share * C * 2 * 4 if "embeddings" in on else dense) / stream
