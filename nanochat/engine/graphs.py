@@ -82,7 +82,7 @@ class Graphs:
                     self._run(static)
                 torch.cuda.synchronize()
                 made = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(made):
+                with torch.cuda.graph(made, capture_error_mode="thread_local"):  # other replicas allocate meanwhile
                     logits = self._run(static)
                 graph = made
             except RuntimeError as problem:
