@@ -234,10 +234,13 @@ def train(stage: Stage) -> None:
 
 
 def runnable(stage: Stage) -> Any:
-    """The model as the loop calls it: compiled where asked for; on a GPU, with its weights cast once a step."""
+    """The model as the loop calls it: compiled where asked for, as is the optimizer; weights cast once a step on GPUs."""
     if stage.hardware.device.type == "cuda" and stage.model.dtype != torch.float32 and not stage.model.fp8:
         stage.model.keep_shadows(stage.optimizer)
-    return torch.compile(stage.model, dynamic=False) if stage.compile else stage.model
+    if not stage.compile:
+        return stage.model
+    stage.optimizer.compile()
+    return torch.compile(stage.model, dynamic=False)
 
 
 def _account(stage: Stage, progress: Progress, loss: float, ok: bool, seconds: float, flops: int) -> None:

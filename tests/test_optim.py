@@ -207,3 +207,28 @@ def test_weights_cast_once_a_step_are_those_cast_at_every_use(compiled):
         assert len(casts) == (len(list(model.transformer["h"].parameters())) if shadows else 0)
         assert all(torch.equal(m.shadow, m.weight.to(torch.bfloat16)) and m.shadow.grad is None for m in casts)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.slow
+def test_compiled_updates_of_large_tables_are_the_eager_ones(monkeypatch):
+    """Over steps with other learning rates, which compile nothing anew."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr("nanochat.optim.LARGE", 300 * 32)
+    results = []
+    for compiled in (False, True):
+        model = tiny.model()
+        optimizer = model.setup_optimizer(weight_decay=0.1)
+        if compiled:
+            optimizer.compile()
+        for step in range(4):
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * (step + 1) / 4
+            before = counters["stats"]["unique_graphs"]
+            gradients(model, step)
+            optimizer.step()
+        results.append(model.state_dict())
+        assert counters["stats"]["unique_graphs"] == before
+    for name, wanted in results[0].items():
+        assert (results[1][name] - wanted).norm() <= 1e-6 * wanted.norm(), name
+    assert counters["stats"]["unique_graphs"] > 0
