@@ -220,7 +220,7 @@ def can_compile(device: torch.device) -> tuple[bool, str]:
     except Exception as error:  # any failure of the tool chain means the same: run eagerly
         if device.type == "cpu" and "compiler" in str(error).lower():
             return False, "no working C++ compiler was found (install g++ or clang to compile)"
-        return False, f"torch.compile failed: {str(error).strip().splitlines()[0][:120]}"
+        return False, f"torch.compile failed: {type(error).__name__}: {error}".strip().splitlines()[0][:140]
     return True, ""
 
 

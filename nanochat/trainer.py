@@ -234,7 +234,7 @@ def train(stage: Stage) -> None:
 
 
 def runnable(stage: Stage) -> Any:
-    """The model as the loop calls it: compiled where asked for, as is the optimizer; weights cast once a step on GPUs."""
+    """The model as the loop calls it: compiled where asked for, as is the optimizer; GPUs cast weights once a step."""
     if stage.hardware.device.type == "cuda" and stage.model.dtype != torch.float32 and not stage.model.fp8:
         stage.model.keep_shadows(stage.optimizer)
     if not stage.compile:

@@ -83,7 +83,7 @@ def load(flags: Flags) -> Served:
         name = f"{flags.run}-{stage}"
         engines = [engine := Engine(found.model(device, hardware.dtype), flags.slots) for device in devices]
         if not cuda:  # compiled beside the first answers, and then taken over
-            threading.Thread(target=engine.compile, name="compiler", daemon=True).start()
+            threading.Thread(target=compile_decoding, args=(engine,), name="compiler", daemon=True).start()
     begin = [partial(torch.cuda.set_device, device) if cuda else (lambda: None) for device in devices]
     pool = Pool([Worker(engine, metrics.ended, b) for engine, b in zip(engines, begin)], flags.max_waiting)
     context = engines[0].config.sequence_len
@@ -91,6 +91,11 @@ def load(flags: Flags) -> Served:
         pool, tokenizer, name, context, stage, flags.temperature, flags.top_k, min(flags.max_tokens, context),
         int(time.time()),
     )  # fmt: skip
+
+
+def compile_decoding(engine: Engine) -> None:
+    if why := engine.compile():
+        print(f"note: answers are written without compiled code, at half the speed: {why}", flush=True)
 
 
 if __name__ == "__main__":

@@ -107,14 +107,16 @@ class Step(nn.Module):
         self.backout = model.backout_lambda.item() if model.config.backout else 0.0
 
     def forward(
-        self, idx: Tensor, start: Tensor, rows: Tensor, cos: Tensor, sin: Tensor, masks: dict[int | None, Tensor],
-        previous: Tensor, k: list[Tensor], v: list[Tensor],
+        self, idx: Tensor, start: Tensor, rows: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, previous: Tensor,
+        k: list[Tensor], v: list[Tensor],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """idx, start, rows (B,); cos, sin (B, 1, D); masks by window (B, 1, 1, S); previous (B, C); k and v of each
-        layer (slots, S, K, D), which get one more key and value a row. Returns raw logits (B, V) and the next previous.
+        """idx, start, rows (B,); keys (S,): the positions that any row sees; cos, sin (sequence_len, D); previous
+        (B, C); k and v of each layer (slots, sequence_len, K, D), which get one more key and value a row. Returns raw
+        logits (B, V) and the next previous.
         """
         config, dtype, wide = self.config, self.dtype, k[0].dtype
         H, K, D = config.n_head, config.n_kv_head, config.head_dim
+        masks, cos, sin = self._masks(keys, start, wide), cos[start][:, None], sin[start][:, None]
         x = now = normed(F.embedding(idx, self.wte).to(dtype))  # (B, C)
         if config.smear:
             gate = torch.sigmoid(F.linear(x[:, : self.smear_gate.size(1)], self.smear_gate))  # (B, 1)
@@ -144,6 +146,15 @@ class Step(nn.Module):
             x = torch.sub(x, middle, alpha=self.backout)
         return self.head(normed(x))[:, : config.vocab_size], now
 
+    def _masks(self, keys: Tensor, start: Tensor, dtype: torch.dtype) -> dict[int | None, Tensor]:
+        """By window, (B, 1, 1, S): 0 for the keys that a row's new token sees, −∞ for the others."""
+        j, i = keys, start[:, None]
+        masks = {}
+        for window in {layer.window for layer in self.layers}:
+            visible = j <= i if window is None else (j <= i) & (j >= i - window)
+            masks[window] = torch.where(visible, 0.0, -math.inf).to(dtype)[:, None, None]
+        return masks
+
 
 class Decoder:
     """Decode steps over the first rows of the slots."""
@@ -153,7 +164,6 @@ class Decoder:
         self.model, self.slots = model, slots
         self.step: Callable[..., tuple[Tensor, Tensor]] = Step(model, pack=True)
         self.compiled: dict[bool, Callable[..., tuple[Tensor, Tensor]]] = {}  # by whether there are several rows
-        self.windows = {model.config.window(i) for i in range(model.config.n_layer)}
         self.rows = torch.arange(slots.k.size(1))
         self.positions = torch.arange(model.config.sequence_len)
         # x·cos + (halves swapped)·sin turns a head; both tables hold the length that a head gets after its norm.
@@ -174,27 +184,24 @@ class Decoder:
     def _inputs(self, slots: Slots, tokens: list[int]) -> tuple[Any, ...]:
         B = len(tokens)
         idx, start = torch.tensor(tokens), torch.tensor(slots.lengths[:B])
-        j, i = self.positions[: max(slots.lengths[:B]) + 1], start[:, None]
-        hidden = torch.tensor(-math.inf, dtype=slots.k.dtype)
-        masks: dict[int | None, Tensor] = {}  # (B, 1, 1, S): 0 for the keys that a row's new token sees
-        for window in self.windows:
-            visible = j <= i if window is None else (j <= i) & (j >= i - window)
-            masks[window] = torch.where(visible, 0, hidden)[:, None, None]
-        cos, sin = self.cos[start][:, None], self.sin[start][:, None]
-        previous = slots.previous[:B, 0].clone()
-        return idx, start, self.rows[:B], cos, sin, masks, previous, list(slots.k), list(slots.v)
+        keys = self.positions[: max(slots.lengths[:B]) + 1]
+        return (
+            idx, start, self.rows[:B], keys, self.cos, self.sin, slots.previous[:B, 0], list(slots.k), list(slots.v)
+        )  # fmt: skip
 
     @torch.inference_mode()
     def compile(self) -> None:
         """Compiles the step, first for one row; steps of so many rows go over to it as soon as it is ready.
 
         May be called in a thread of its own, beside running steps. Needs torch.compile to work
-        (nanochat.hardware.can_compile).
+        (nanochat.hardware.can_compile), and memory for two more copies of the weights and, meanwhile, for a little of
+        another cache.
         """
+        most = self.slots.k.size(1)
         with torch.inference_mode(False), torch.no_grad():  # tensors of the kind that those in use are
             plain = Step(self.model, pack=False)
-            room = Slots(self.model.config, self.slots.k.size(1), self.slots.k.device, self.model.dtype)
-        most, length = self.slots.k.size(1), self.slots.k.size(2) // 2
+            room = Slots(self.model.config, most, self.slots.k.device, self.model.dtype)
+        length = self.slots.k.size(2) // 2
         for rows in dict.fromkeys((1, min(SEVERAL, most))):
             # One row is a product of a matrix and a vector, for which the compiler's own code is the fastest; oneDNN's
             # is for several. Freezing makes the weights constants, which can be packed.
@@ -206,12 +213,16 @@ class Decoder:
                 made(*self._dynamic(self._inputs(room, [0] * rows)))
             self.compiled[rows > 1] = made
 
+    @property
+    def ready(self) -> bool:
+        """Whether every step is a compiled one."""
+        return len(self.compiled) == min(2, self.slots.k.size(1))
+
     def _dynamic(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Marks what may change from step to step without compiling again: the rows, but for one, and the keys."""
-        *tensors, masks, previous, _, _ = inputs
-        for tensor in (*tensors, *masks.values(), previous):
-            if tensor.size(0) > 1:
+        idx, start, rows, keys, _, _, previous, _, _ = inputs
+        for tensor in (idx, start, rows, previous):
+            if tensor.size(0) > 1 and self.slots.k.size(1) > 2:  # of two slots, several rows are always two
                 torch._dynamo.mark_dynamic(tensor, 0)
-        for mask in masks.values():
-            torch._dynamo.mark_dynamic(mask, 3)
+        torch._dynamo.mark_dynamic(keys, 0)
         return inputs

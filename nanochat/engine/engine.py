@@ -74,14 +74,15 @@ class Engine:
             try:
                 self._decode.compile()
             except Exception as problem:  # whatever the tool chain throws: steps go on as they are
-                why = f"{type(problem).__name__}: {str(problem).strip().splitlines()[0]}"
-            compiling.unlink(missing_ok=True)
+                why = f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
+            finally:
+                compiling.unlink(missing_ok=True)
         return why
 
     @property
     def decoding(self) -> str:
         """How it decodes now: "graphs" on a GPU, "compiled" or "eager" on a CPU."""
-        return "graphs" if isinstance(self._decode, Graphs) else "compiled" if self._decode.compiled else "eager"
+        return "graphs" if isinstance(self._decode, Graphs) else "compiled" if self._decode.ready else "eager"
 
     def submit(self, request: Request) -> Request:
         """Queues a request. Raises ValueError when its prompt is empty or leaves no room for a token."""
