@@ -111,6 +111,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """A copy of a matrix of a Muon group to compute with, refreshed by `step`: instead of a cast at every use.
 
         Its gradients are added to the parameter's, in the parameter's dtype, in the bank from which `step` takes them.
+        Whoever changes the parameter otherwise, as by loading a state dict, makes shadows after it.
         """
         group = next(group for group in self.param_groups if any(p is param for p in group["params"]))
         first, at = group["params"][0], next(i for i, p in enumerate(group["params"]) if p is param)
@@ -154,8 +155,10 @@ class MuonAdamW(torch.optim.Optimizer):
         if not is_muon(group):
             return [self._average(p.grad, scatter=self._divides(p)) for p in group["params"]]
         first = group["params"][0]
+        if first.data_ptr() != self._banks[first].data_ptr():
+            raise RuntimeError("MuonAdamW: the model was moved or cast after its optimizer was made; make it again")
         stack = self._gradients.get(first)  # (K, m, n)
-        if stack is None:
+        if stack is None or any(p.grad is None for p in group["params"]):
             grads = [p.grad for p in group["params"]]
             stack = torch.stack(grads + [torch.zeros_like(first)] * (self._banks[first].size(0) - len(grads)))
         return [self._average(stack, scatter=self.world > 1)]
