@@ -30,10 +30,13 @@ def load(path: str) -> dict[str, Any]:
         raise UserError(
             f"{path} has format {result['format']}, wanted {FORMAT}; run the benchmark again with this code"
         )
+    where, rows = result.get("environment"), result.get("rows")
+    if not isinstance(where, dict) or not isinstance(where.get("machine"), str) or not isinstance(rows, list):
+        raise UserError(f"{path} is damaged: it lacks its rows, or the machine it was made on; run the benchmark again")
     try:
-        for row in result["rows"]:
+        for row in rows:
             key = [row[part] for part in KEY]
-            if not all(isinstance(part, str) for part in [*key, row["status"], result["environment"]["machine"]]):
+            if not all(isinstance(part, str) for part in [*key, row["status"], row["why"]]):
                 raise ValueError
             if row["status"] == "timed" and not all(0 < row[f"{q}_ms"] < math.inf for q in ("q1", "median", "q3")):
                 raise ValueError

@@ -68,7 +68,11 @@ BROKEN = {
     "no JSON": ('{"format": 1, "rows": [', "is damaged: it is no JSON"),
     "a list": ("[]", "has no format number"),
     "another format": ('{"format": 99}', "has format 99, wanted 1"),
-    "no rows": ('{"format": 1}', "is damaged"),
+    "no rows": ('{"format": 1}', "is damaged: it lacks its rows"),
+    "no machine": ('{"format": 1, "rows": []}', "is damaged: it lacks its rows, or the machine"),
+    "no reason": (
+        json.dumps(dict(format=1, environment=dict(machine="m"), rows=[{**row(1.0), "why": 1}])), "is damaged: a row",
+    ),
     "half a row": (json.dumps(dict(format=1, environment=dict(machine="m"), rows=[KEY])), "is damaged: a row of it"),
     "a time that is none": (
         json.dumps(dict(format=1, environment=dict(machine="m"), rows=[row(float("nan"))])), "is damaged: a row of it",
