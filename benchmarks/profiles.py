@@ -1,8 +1,8 @@
 """What a run of the suite covers: cases, minutes, repeats, and which contenders are left out with what reason.
 
 `smoke` shows on any CPU in a minute that everything works; its shapes are too small to say anything about speed.
-`quick` is for one GPU and 8 minutes: every op, two sizes; `full` takes all sizes and an hour. Being late costs repeats
-(benchmarks/timer.py), never an op.
+`quick` is for one GPU and planned for 8 minutes: every op, two sizes; `full` takes all sizes and about an hour. Being
+late costs repeats (benchmarks/timer.py), never an op; how long a compiler takes is not bounded.
 """
 
 from dataclasses import dataclass
