@@ -3,7 +3,7 @@
     python -m benchmarks run --profile quick --out results/mine.json     # also writes mine.md and mine.html
     python -m benchmarks compare before.json after.json
 
-Without --profile: quick on a GPU (8 minutes at most), smoke on a CPU (a minute, to see that it works).
+Without --profile: quick on a GPU (planned for 8 minutes), smoke on a CPU (a minute, to see that it works).
 """
 
 import json
@@ -50,13 +50,18 @@ def measured(flags: Flags, profile: profiles.Profile) -> dict[str, Any]:
         begun = time.perf_counter()
         until = begun + max(ends - begun, 0.0) / (len(wanted) - i)  # what is left, shared by those that are left
         seconds: Callable[[], float] = lambda until=until: max(LEAST_SECONDS, until - time.perf_counter())  # type: ignore
-        rows += ops.measure(bench, CONTENDERS[bench.op.name], machine, seconds, profile.most)
+        contenders = CONTENDERS[bench.op.name]
+        try:
+            rows += ops.measure(bench, contenders, machine, seconds, profile.most)
+        except Exception as problem:  # out of memory, say: what was measured before is not lost with it
+            rows += ops.failed(bench, contenders, machine, problem)
         print(f"{i + 1:3}/{len(wanted)} {bench.op.name} {bench.setting} {bench.case}: {said(rows, bench)}", flush=True)
-        if machine.device.type == "cuda":
-            torch.cuda.empty_cache()
     training = None
     if of_training:
-        training = training_step.run(training_step.Flags(minutes=of_training / 60), setup())
+        try:
+            training = training_step.run(training_step.Flags(minutes=of_training / 60), setup())
+        except Exception as problem:
+            training = dict(status="failed", why=ops.sentence(problem), rows=[])
         print("\n".join(training_step.lines(training)))
     limits = dict(flops=machine.flops, fp8_flops=machine.fp8_flops, bandwidth=machine.bandwidth)
     return dict(

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import OPS, tuned, use
+from kernels import OPS, tuned
 from kernels.attention import backends
 from kernels.registry import Op
 from kernels.rms_norm import default_eps
@@ -32,6 +32,7 @@ Inputs = dict[str, Any]
 class Contender:
     """`call` takes the op's inputs and what `extra` makes of them; `refuses` says why it cannot take some ("": can).
 
+    setting: of kernels.use, in force during its forward and its backward.
     overwrites: it changes its inputs, so it gets copies of its own. early: its forward computes the gradients already,
     so that only forward and backward together can be compared.
     """
@@ -40,6 +41,7 @@ class Contender:
     extra: Callable[[Inputs], Inputs] = lambda inputs: {}
     refuses: Callable[[Inputs, torch.device], str] = lambda inputs, device: ""
     needs: str = ""  # a package
+    setting: str = "torch"
     overwrites: bool = False
     early: bool = False
 
@@ -57,16 +59,12 @@ def obstacle(contender: Contender, inputs: Inputs, device: torch.device) -> str:
 
 
 def triton(op: Op) -> Contender:
-    def call(**inputs: Any) -> Any:
-        with use(f"torch,{op.name}=triton"):
-            return op.fn(**inputs)
-
     def refuses(inputs: Inputs, device: torch.device) -> str:
         if op.name not in tuned.ops():
             return "there is no Triton kernel for it"
         return "" if device.type == "cuda" else "our kernels need a CUDA device: interpreted, they have no speed"
 
-    return Contender(call, refuses=refuses, early=op.name in EARLY)
+    return Contender(op.fn, refuses=refuses, setting=f"torch,{op.name}=triton", early=op.name in EARLY)
 
 
 @functools.cache
@@ -148,15 +146,11 @@ def no_mask_needed(inputs: Inputs, device: torch.device) -> str:
 def flash(name: str) -> Contender:
     """FlashAttention 2, 3 or 4, as kernels/attention/backends.py calls it."""
 
-    def call(**inputs: Any) -> Tensor:
-        with use(f"torch,flash_attention={name}"):
-            return OPS["flash_attention"].fn(**inputs)
-
     def refuses(inputs: Inputs, device: torch.device) -> str:
         q = inputs["q"]
         return backends.obstacle(backends.BACKENDS[name], q.dtype, q.size(3), device)
 
-    return Contender(call, refuses=refuses)
+    return Contender(OPS["flash_attention"].fn, refuses=refuses, setting=f"torch,flash_attention={name}")
 
 
 def fused_adamw(inputs: Inputs) -> Inputs:

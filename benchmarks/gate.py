@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contenders import Contender, Inputs
+from kernels import use
 from kernels.registry import Case, Op, tensors
 
 ROWS, MATRICES = 1024, 2  # of a case that is checked in float64
@@ -59,12 +60,12 @@ def directions(outputs: list[Tensor]) -> list[Tensor]:
 def answers(op: Op, contender: Contender, inputs: Inputs, upcast: bool = False) -> list[Tensor]:
     """Results, what was updated in place, and gradients."""
     mine = copied(op, inputs, upcast)
-    result = contender.call(**mine, **contender.extra(mine))
-    outputs = tensors(result)
-    learnt = [output for output in outputs if output.requires_grad]
     grads: list[Tensor] = []
-    if op.differentiable:
-        grads = list(torch.autograd.grad(learnt, [mine[name] for name in op.differentiable], directions(learnt)))
+    with use(contender.setting):
+        outputs = tensors(contender.call(**mine, **contender.extra(mine)))
+        learnt = [output for output in outputs if output.requires_grad]
+        if op.differentiable:
+            grads = list(torch.autograd.grad(learnt, [mine[name] for name in op.differentiable], directions(learnt)))
     return [output.detach() for output in outputs] + [mine[name] for name in op.mutates] + grads
 
 

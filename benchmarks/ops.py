@@ -6,7 +6,7 @@ backward alone has its forward outside the clock. Rates are of the least bytes a
 roofline is the share of the time that this machine needs for them at its peaks.
 """
 
-import math
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks import timer
 from benchmarks.contenders import Contender, Inputs, obstacle
 from benchmarks.gate import Gate, agreement, answers, copied, directions, narrow
+from kernels import use
 from kernels.registry import Op, tensors
 
 WAYS = ("forward", "backward", "both")
@@ -73,10 +74,12 @@ def prepared(op: Op, contender: Contender, inputs: Inputs, way: str) -> timer.Pr
     extra = contender.extra(inputs)
     grads: list[Tensor] = []
 
+    @use(contender.setting)
     def forward() -> list[Tensor]:
         result = contender.call(**inputs, **extra)
         return [output for output in tensors(result) if output.requires_grad] if op.differentiable else []
 
+    @use(contender.setting)
     def backward(outputs: list[Tensor]) -> None:
         if not grads:
             grads.extend(directions(outputs))
@@ -124,6 +127,7 @@ def rates(bench: Bench, way: str, machine: Machine, samples: list[float]) -> dic
 
 def peak_mb(prepare: timer.Prepared) -> float:
     """Most memory allocated during a call, its forward included, above what lay there before."""
+    prepare()  # drops the gradients of the call before: they would lie there now, and be freed before the peak
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -190,10 +194,13 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rows of all ways and contenders. `seconds()`: what is left for the timing once everything is checked."""
     torch._dynamo.reset()  # or the compiler, after eight shapes of a function, silently runs it as it is
+    if machine.device.type == "cuda":
+        torch.cuda.empty_cache()
     op = bench.op
     inputs = copied(op, bench.inputs(op.cases[bench.case], machine))
     verdicts = judged(bench, contenders, inputs, machine)
-    own = {name: copied(op, inputs) if c.overwrites else inputs for name, c in contenders.items()}
+    passed = {name: c for name, c in contenders.items() if verdicts[name]["status"] == "passed"}
+    own = {name: copied(op, inputs) if c.overwrites else inputs for name, c in passed.items()}
     rows, wanted = [], ways(op, contenders["eager"].early)
     for i, way in enumerate(wanted):
         running, state = {}, {name: dict(verdict) for name, verdict in verdicts.items()}
@@ -217,6 +224,19 @@ def measure(
                     row["times_eager"] = timer.quartiles(samples["eager"])[1] / row["median_ms"]
                 if machine.device.type == "cuda":
                     row.update(on_gpu(op, way, running[name]))
-            assert all(math.isfinite(v) for v in row.values() if isinstance(v, float)), row
+            json.dumps(row, allow_nan=False)  # raises for what the file could not hold, while it is known whose it is
             rows.append(row)
     return rows
+
+
+def failed(
+    bench: Bench, contenders: Mapping[str, Contender], machine: Machine, problem: Exception
+) -> list[dict[str, Any]]:
+    """The rows of a bench whose `measure` raised: all of them failed, with the reason."""
+    return [
+        dict(
+            op=bench.op.name, setting=bench.setting, case=bench.case, way=way, contender=name, status="failed",
+            why=sentence(problem), dtype=str(machine.dtype)[6:],
+        )
+        for way in ways(bench.op, contenders["eager"].early) for name in contenders if name not in bench.left_out
+    ]  # fmt: skip

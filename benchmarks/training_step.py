@@ -7,10 +7,11 @@ no speed is printed. On a CPU no kernel of ours runs, so there is nothing to swi
 """
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import Hardware, can_compile, setup
+from nanochat.recipe import model_config
 
 SMALL = dict(depth=4, vocab_size=4096, sequence_len=256, batch=4)  # the defaults on a CPU
 PARTED = 0.02  # relative difference of two losses at the same step that rounding does not explain
@@ -30,7 +32,7 @@ PARTED = 0.02  # relative difference of two losses at the same step that roundin
 
 @dataclass
 class Flags:
-    depth: int = flag(12, "layers of the model; 64 channels each, heads of 128 (of 64 below depth 4)")
+    depth: int = flag(12, "layers of the model; 64 channels each, rounded up to whole heads of 128")
     vocab_size: int = flag(32768, "words of the vocabulary")
     sequence_len: int = flag(2048, "tokens of context")
     batch: int = flag(16, "rows of a step")
@@ -38,14 +40,9 @@ class Flags:
     minutes: float = flag(60.0, "time for all of it: what is late takes fewer steps, but at least 3")
 
 
-def config(flags: Flags) -> dict[str, int]:
-    """The arguments of a GPTConfig."""
-    width = 64 * flags.depth
-    heads = max(1, width // (128 if flags.depth >= 4 else 64))
-    return dict(
-        sequence_len=flags.sequence_len, vocab_size=flags.vocab_size, n_layer=flags.depth, n_head=heads,
-        n_kv_head=heads, n_embd=width,
-    )  # fmt: skip
+def config(flags: Flags) -> dict[str, Any]:
+    """The arguments of a GPTConfig: a training's of this depth."""
+    return asdict(model_config(flags.depth, flags.vocab_size, flags.sequence_len))
 
 
 def contenders(hardware: Hardware) -> tuple[dict[str, tuple[str, bool]], str]:
@@ -58,14 +55,6 @@ def contenders(hardware: Hardware) -> tuple[dict[str, tuple[str, bool]], str]:
         raise UserError(f"on a CPU eager is compared with compiled, but {why}")
     said = "no kernel of ours runs on a CPU, so nothing is switched: eager beside compiled"
     return {"eager": ("torch", False), "compiled": ("torch", True)}, said
-
-
-def under(setting: str, step: Callable[[], float]) -> Callable[[], float]:
-    def call() -> float:
-        with use(setting):
-            return step()
-
-    return call
 
 
 def turns(steps: dict[str, Callable[[], float]], flags: Flags, hardware: Hardware) -> dict[str, dict[str, list[float]]]:
@@ -90,10 +79,15 @@ def turns(steps: dict[str, Callable[[], float]], flags: Flags, hardware: Hardwar
 
 
 def parity(losses: dict[str, list[float]]) -> tuple[float, bool]:
-    """(largest relative difference of the losses at the same step, whether all are as near as rounding explains)."""
+    """(largest relative difference of the losses at the same step, whether all are as near as rounding explains).
+
+    The difference is of losses that are finite; one that is not is never near.
+    """
     usual, *others = losses.values()
-    apart = max(abs(a - b) / abs(b) for other in others for a, b in zip(other, usual))
-    return apart, apart <= PARTED  # a NaN is not
+    pairs = [(a, b) for other in others for a, b in zip(other, usual)]
+    finite = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
+    together = len(finite) == len(pairs) and all(abs(a - b) <= PARTED * abs(b) for a, b in pairs)
+    return max((abs(a - b) / abs(b) for a, b in finite if b), default=0.0), together
 
 
 def run(flags: Flags, hardware: Hardware) -> dict[str, Any]:
@@ -108,19 +102,21 @@ def run(flags: Flags, hardware: Hardware) -> dict[str, Any]:
     weights = model.state_dict()
     data = lambda: rows(flags.batch, flags.sequence_len, flags.vocab_size)
     steps = {
-        name: under(setting, our_step(config(flags), weights, hardware, data(), flags.batch, compiled))
+        name: use(setting)(our_step(config(flags), weights, hardware, data(), flags.batch, compiled))
         for name, (setting, compiled) in names.items()
     }
     del model, weights
     found = turns(steps, flags, hardware)
     apart, together = parity({name: part["losses"] for name, part in found.items()})
+    parted = f"the losses part by up to {apart:.2%}" if apart > PARTED else "a loss is not finite"
     result: dict[str, Any] = dict(
         what=what, sizes=config(flags), batch=flags.batch, dtype=str(hardware.dtype)[6:], loss_difference=apart,
-        allowed_difference=PARTED, status="timed" if together else "failed", rows=[],
+        allowed_difference=PARTED, status="timed" if together else "failed", why="" if together else parted, rows=[],
     )  # fmt: skip
     usual = statistics.median(next(iter(found.values()))["seconds"][2:])
     for name, part in found.items():
-        row: dict[str, Any] = dict(contender=name, losses=part["losses"])
+        losses = [loss if math.isfinite(loss) else None for loss in part["losses"]]  # JSON has no NaN
+        row: dict[str, Any] = dict(contender=name, losses=losses)
         if together:
             low, middle, high = timer.quartiles(part["seconds"][2:])
             tokens = flags.batch * flags.sequence_len
@@ -134,12 +130,12 @@ def run(flags: Flags, hardware: Hardware) -> dict[str, Any]:
 
 def lines(result: dict[str, Any]) -> list[str]:
     """For the terminal and the report."""
+    if result["status"] == "failed":
+        return [f"Training step: no speed is given, {result['why']}."]
     said = f"losses differ by at most {result['loss_difference']:.2%} (allowed {result['allowed_difference']:.0%})"
     found = [f"Training step, {result['what']}; {said}."]
-    if result["status"] == "failed":
-        return [*found, "The losses part: no speed is given."]
     for row in result["rows"]:
-        memory = f", {row['extra_mb']:,.0f} MB beyond weights and moments" if "extra_mb" in row else ""
+        memory = f", {row['extra_mb']:,.0f} MB beyond what lies there between steps" if "extra_mb" in row else ""
         found.append(
             f"{row['contender']}: {row['tok_per_s']:,.0f} tok/s, {row['step_ms']:.1f} ms a step, "
             f"{row['times_first']:.2f} times {result['rows'][0]['contender']}{memory}"

@@ -13,11 +13,14 @@ import pytest
 import tiny
 import torch
 
-from benchmarks import ops, profiles, timer, training_step
+from benchmarks import __main__ as command
+from benchmarks import ops, pages, profiles, timer, training_step
 from benchmarks.contenders import CONTENDERS, PEERS, Contender, obstacle
 from benchmarks.gate import Gate, agreement, answers, narrow
-from kernels import OPS, tuning
+from kernels import OPS, dispatch, tuning
+from nanochat.gpt import GPTConfig
 from nanochat.hardware import setup
+from nanochat.render import markdown
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -90,6 +93,34 @@ def test_wrong_use_is_one_sentence(capsys, monkeypatch, flags, words):
     assert tiny.call_module("benchmarks.__main__", *flags) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
+
+
+def test_what_breaks_costs_its_own_rows_alone(monkeypatch):
+    real = ops.measure
+
+    def measure(bench, *more):
+        if bench.op.name == "rotary":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(bench, *more)
+
+    def no_training(*_):
+        raise AssertionError("no such card")
+
+    monkeypatch.setattr(ops, "measure", measure)
+    monkeypatch.setattr(profiles, "machine", lambda: MACHINE)
+    monkeypatch.setattr(profiles, "benches", lambda *_: [no_compiler("rotary"), no_compiler("adamw_")])
+    monkeypatch.setattr(training_step, "run", no_training)
+    profile = replace(profiles.PROFILES["smoke"], minutes=0.01, training=0.1)
+    result = command.measured(command.Flags(profile="smoke"), profile)
+    lost = [row for row in result["rows"] if row["op"] == "rotary"]
+    assert {(row["way"], row["contender"]) for row in lost} == {
+        (way, name) for way in ops.WAYS for name in CONTENDERS["rotary"] if name != "compiled"
+    }
+    assert {(row["status"], row["why"]) for row in lost} == {("failed", "OutOfMemoryError: CUDA out of memory")}
+    assert any(row["op"] == "adamw_" and row["status"] == "timed" for row in result["rows"])
+    text = markdown("", pages.sections({**result, "sensors": {}}))
+    assert "OutOfMemoryError: CUDA out of memory" in text and "AssertionError: no such card" in text
+    json.dumps(result, allow_nan=False)
 
 
 # ---- what is measured
@@ -261,6 +292,57 @@ def test_backward_is_timed_without_its_forward():
             assert passes == during
 
 
+def test_the_setting_is_in_force_in_backward_too():
+    seen = []
+
+    class Noted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            seen.append(dispatch.mode("rms_norm"))
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            seen.append(dispatch.mode("rms_norm"))
+            return 2 * grad
+
+    op, inputs = replace(OPS["rms_norm"], differentiable=("x",)), dict(x=torch.ones(3, requires_grad=True))
+    contender = Contender(lambda x: Noted.apply(x), setting="torch,rms_norm=triton")
+    for way in ("backward", "both"):
+        ops.prepared(op, contender, inputs, way)()()
+    answers(op, contender, inputs)
+    assert seen == ["triton"] * 6 and dispatch.mode("rms_norm") != "triton"
+
+
+def test_peak_memory_is_above_what_lies_there_without_the_last_gradients(monkeypatch):
+    now = dict(weights=1000, grads=300, peak=0)  # MB; the gradients are the call's before
+
+    def prepare():
+        now["grads"] = 0
+
+        def call():
+            now.update(grads=300, peak=max(now["peak"], now["weights"] + 300))
+
+        return call
+
+    def reset():
+        now["peak"] = now["weights"] + now["grads"]
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: (now["weights"] + now["grads"]) * 2**20)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: now["peak"] * 2**20)
+    assert ops.peak_mb(prepare) == 300
+
+
+def test_only_who_passed_gets_copies_of_its_own(monkeypatch):
+    made, real = [], ops.copied
+    monkeypatch.setattr(ops, "copied", lambda *args: made.append(1) or real(*args))
+    contenders = dict(eager=CONTENDERS["rms_norm"]["eager"], wrong=Contender(wrong_result, overwrites=True))
+    ops.measure(no_compiler(), contenders, MACHINE, lambda: 0.0, 3)
+    assert len(made) == 1
+
+
 def test_rates_by_hand():
     row = ops.rates(no_compiler(case="d4"), "both", MACHINE, [1.0, 2.0, 3.0])
     moved = 5 / 2 * 2 * 2048 * 256 * 4  # x twice, y, dy and dx in float32
@@ -316,7 +398,37 @@ def test_no_speed_when_the_losses_part(monkeypatch):
     assert result["status"] == "failed" and result["loss_difference"] > training_step.PARTED
     assert all(set(row) == {"contender", "losses"} for row in result["rows"])
     assert "tok/s" not in " ".join(training_step.lines(result))
-    assert not training_step.parity(dict(a=[1.0], b=[float("nan")]))[1]
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    "other, apart, together",
+    [
+        ([4.0, 2.02], 0.01, True), ([4.0, 2.2], 0.1, False), ([NAN, 2.0], 0.0, False), ([4.004, NAN], 0.001, False),
+        ([4.0, INF], 0.0, False), ([NAN, NAN], 0.0, False),
+    ],
+)  # fmt: skip
+def test_parity(other, apart, together):
+    assert training_step.parity(dict(a=[4.0, 2.0], b=other)) == (pytest.approx(apart), together)
+    if not together and apart < training_step.PARTED:
+        assert not training_step.parity(dict(a=other, b=[4.0, 2.0]))[1]  # nor when the first is no number
+
+
+def test_a_loss_that_is_no_number_is_null_in_the_file(monkeypatch):
+    monkeypatch.setattr(training_step, "can_compile", lambda device: (True, ""))
+    losses = [3.0, 3.0, NAN, 2.0, 2.0]
+    monkeypatch.setattr(training_step, "our_step", lambda *_: iter(losses).__next__)
+    result = training_step.run(TINY, setup("cpu"))
+    assert json.loads(json.dumps(result, allow_nan=False))["rows"][1]["losses"] == [3.0, 3.0, None, 2.0, 2.0]
+    assert result["status"] == "failed" and "a loss is not finite" in training_step.lines(result)[0]
+
+
+@pytest.mark.parametrize("depth, width", [(1, 128), (4, 256), (5, 384), (7, 512), (12, 768)])
+def test_every_depth_has_whole_heads(depth, width):
+    sizes = GPTConfig(**training_step.config(training_step.Flags(depth)))
+    assert (sizes.n_embd, sizes.n_layer, sizes.n_embd // sizes.n_head) == (width, depth, 128)
 
 
 @pytest.mark.slow
