@@ -77,9 +77,11 @@ class Server:
         self.process.wait(timeout=60)
 
     async def ready(self) -> None:
+        """Waits until it answers and, if it compiles, has done so."""
         while True:
             with suppress(OSError):
-                if (await self.get("/health"))[0] == 200:
+                status, stats = await self.get("/stats")
+                if status == 200 and "compiling" not in json.loads(stats)["decoding"]:
                     return
             await asyncio.sleep(0.05)
 

@@ -139,13 +139,15 @@ def check(scenes):
     assert set(seen["slow_body"]) <= {"408", "0"} and seen["flood"]
 
 
-def test_load_in_short(served, capsys):
+def test_load_in_short(served, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")  # the server's own half minute is not what is tested
     check(found(capsys, "--what=stream,leave,soak", "--seconds=2", "--clients=8", "--leavers=20", "--max-tokens=20"))
 
 
 def test_batching_in_short(home, monkeypatch, capsys):  # noqa: F811
     small = dict(sequence_len=128, vocab_size=600, n_layer=2, n_head=2, n_kv_head=2, n_embd=32)
     monkeypatch.setattr(load, "BATCH_MODEL", small)
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
     batch = found(capsys, "--what=batch", "--batch=4", "--max-tokens=20")["batch"]
     assert batch["requests"] == 4 and batch["model"] == small
     assert batch["ratio"] == pytest.approx(batch["together_tok_per_s"] / batch["alone_tok_per_s"])

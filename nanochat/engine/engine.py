@@ -55,7 +55,7 @@ class Engine:
         self.running: list[Request] = []  # the i-th is in slot i
         self.waiting: deque[Request] = deque()
         self._decode = Decoder(self.model, self.slots) if self.device.type == "cpu" else Graphs(self.model, self.slots)
-        self._capacity = slots
+        self._capacity, self._compiling = slots, False
 
     @property
     def idle(self) -> bool:
@@ -68,6 +68,7 @@ class Engine:
         """
         if not isinstance(self._decode, Decoder):
             return "not on a CPU"
+        self._compiling = True
         works, why = can_compile(self.device)
         if works:
             compiling = mark_compiling(compile_cache())
@@ -77,12 +78,15 @@ class Engine:
                 why = f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
             finally:
                 compiling.unlink(missing_ok=True)
+        self._compiling = False
         return why
 
     @property
     def decoding(self) -> str:
-        """How it decodes now: "graphs" on a GPU, "compiled" or "eager" on a CPU."""
-        return "graphs" if isinstance(self._decode, Graphs) else "compiled" if self._decode.ready else "eager"
+        """How it decodes now: "graphs" on a GPU; on a CPU "eager", "compiling" (still eagerly) or "compiled"."""
+        if isinstance(self._decode, Graphs):
+            return "graphs"
+        return "compiled" if self._decode.ready else "compiling" if self._compiling else "eager"
 
     def submit(self, request: Request) -> Request:
         """Queues a request. Raises ValueError when its prompt is empty or leaves no room for a token."""
