@@ -10,6 +10,7 @@ asked all the time. Clients are bare sockets: they must leave the machine to the
 
 import asyncio
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -357,6 +358,7 @@ async def play(flags: Flags, names: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # the soak writes into connections that are closed
     names = flags.what.split(",")
     if not set(names) <= set(NAMES):
         raise UserError(f"--what is {flags.what!r}, wanted some of {','.join(NAMES)}")
