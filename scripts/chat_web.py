@@ -95,7 +95,7 @@ def load(flags: Flags) -> Served:
 
 def compile_decoding(engine: Engine) -> None:
     if why := engine.compile():
-        print(f"note: answers are written without compiled code, at half the speed: {why}", flush=True)
+        print(f"note: answers are written without compiled code, and so more slowly: {why}", flush=True)
 
 
 if __name__ == "__main__":
