@@ -54,13 +54,14 @@ def flops_per_token(config: GPTConfig) -> int:
 def attended(config: GPTConfig, short: int | None = None) -> float:
     """Pairs of query and key per token, summed over the layers, exactly: causal, and within the window.
 
-    `short`: tokens of a short window, where it is not the config's own.
+    In a window of W a query sees its own key and the W before it. `short`: a short window, where it is not the
+    config's own.
     """
     T, pairs = config.sequence_len, 0.0
     for layer in range(config.n_layer):
         window = config.window(layer)
-        W = T if window is None else min(short or window, T)
-        pairs += (W * (W + 1) / 2 + (T - W) * W) / T
+        most = T if window is None else min((short or window) + 1, T)  # keys of a query
+        pairs += (most * (most + 1) / 2 + (T - most) * most) / T
     return pairs
 
 

@@ -26,7 +26,7 @@ PHASES = ("data", "forward", "backward", "optimizer")  # the annotations in nano
 
 @dataclass(frozen=True)
 class Analysis:
-    """See the module. `ops` are rows by name and category, longest first; `gaps` are idle times by their cause."""
+    """See the module. `ops` are rows by name, category and fp8, longest first; `gaps` are idle times by their cause."""
 
     version: int
     on_device: bool
@@ -96,7 +96,7 @@ def analyse(trace: Trace) -> Analysis:
     for piece, ns in zip(pieces, owned):
         category_ns[piece.category] += ns
         phase_ns[piece.phase][piece.category] += ns
-    ops, products = _ops(pieces, owned)
+    ops, products = _ops(pieces, owned, window)
     busy = union(_clip(((piece.start, piece.end) for piece in pieces), window))
     causes, longest = idle_causes(gaps(busy, window), trace, window, on_device)
     return Analysis(
@@ -110,7 +110,7 @@ def analyse(trace: Trace) -> Analysis:
         category_ns={name: category_ns[name] for name in costs.CATEGORIES if category_ns[name]},
         phase_ns={name: dict(found) for name, found in phase_ns.items() if any(found.values())},
         products=products,
-        communication=_communication(pieces, window),
+        communication=_communication([piece for piece in pieces if _inside(piece, window)], window),
         ops=ops,
         gaps=causes,
         longest_gaps=longest,
@@ -124,7 +124,10 @@ def _window(trace: Trace, steps: Sequence[Event]) -> Interval:
     if not steps:
         work += trace.of("cpu_op")
     start = steps[0].start if steps else min(event.start for event in work)
-    return start, max(event.end for event in (*work, *steps))
+    end = max(event.end for event in (*work, *steps))
+    if end <= start:
+        raise UserError("nothing in the trace took any time (every dur is 0); record it again")
+    return start, end
 
 
 def _clip(intervals: Any, window: Interval) -> list[Interval]:
@@ -195,35 +198,57 @@ def _operators(trace: Trace) -> list[Piece]:
 # ---- what they did
 
 
-def _ops(pieces: list[Piece], owned: list[int]) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """(rows by name and category, what is known of the matrix products outside the optimizer)."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
+def _inside(piece: Piece, window: Interval) -> int:
+    """How much of the piece lies in the window, ns."""
+    return max(0, min(piece.end, window[1]) - max(piece.start, window[0]))
+
+
+def _multiplies(piece: Piece) -> bool:
+    """Whether it is a matrix product's own work: a split product has several kernels, and others convert for it."""
+    return piece.op is not None and (piece.op is piece.event or costs.category(piece.event.name) == PRODUCTS)
+
+
+def _ops(pieces: list[Piece], owned: list[int], window: Interval) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """(rows by name, category and fp8; what is known of the matrix products outside the optimizer), in the window.
+
+    A product's FLOPs and bytes are in the row of its first kernel, over the time of all its kernels; where the window
+    cuts it, as much of them counts as of its time.
+    """
+    rows: dict[tuple[str, str, bool], dict[str, Any]] = {}
     products = dict(flops=0, fp8_flops=0, known_ns=0, unknown_ns=0)
-    ran: dict[int, int] = defaultdict(int)  # time of each event
+    ran: Counter[int] = Counter()  # time in the window of each event
+    whole: Counter[int] = Counter()  # of all kernels of each product, and what of it is in the window
+    within: Counter[int] = Counter()
     for piece in pieces:
-        ran[id(piece.event)] += piece.end - piece.start
+        inside = _inside(piece, window)
+        ran[id(piece.event)] += inside
+        if _multiplies(piece):
+            whole[id(piece.op)] += piece.end - piece.start
+            within[id(piece.op)] += inside
     counted: set[int] = set()  # events, and operators whose FLOPs were given to their first kernel
     for piece, ns in zip(pieces, owned):
-        zero = dict(count=0, ns=0, owned_ns=0, flops=0, flops_ns=0, fp8=False, bytes=0, bytes_ns=0)
-        row = rows.setdefault(
-            (piece.event.name, piece.category), dict(name=piece.event.name, category=piece.category, **zero)
-        )
-        row["owned_ns"] += ns
-        op = piece.op
+        if not _inside(piece, window):
+            continue
+        op, event, took = piece.op, piece.event, ran[id(piece.event)]
         cost = costs.product(op.name, op.args) if op else None
+        fp8 = bool(cost and cost[2] and _multiplies(piece))
+        zero = dict(count=0, ns=0, owned_ns=0, flops=0, flops_ns=0, fp8=fp8, bytes=0, bytes_ns=0)
+        row = rows.setdefault((event.name, piece.category, fp8), dict(name=event.name, category=piece.category, **zero))
+        row["owned_ns"] += ns
         if piece.category == PRODUCTS:
             products["known_ns" if cost else "unknown_ns"] += ns
-        if id(piece.event) in counted:
+        if id(event) in counted:
             continue
-        counted.add(id(piece.event))
-        took = ran[id(piece.event)]
+        first = op is event or id(op) not in counted
+        counted.add(id(event))
         row["count"] += 1
         row["ns"] += took
-        multiplies = op is piece.event or costs.category(piece.event.name) == PRODUCTS
-        if cost and multiplies and op and (op is piece.event or id(op) not in counted):
+        if cost and first and _multiplies(piece):
             counted.add(id(op))
-            flops, moved, fp8 = cost
-            row.update(flops=row["flops"] + flops, flops_ns=row["flops_ns"] + took, fp8=fp8)
+            flops, moved, _ = cost
+            took, share = within[id(op)], within[id(op)] / whole[id(op)]
+            flops, moved = round(flops * share), moved and round(moved * share)
+            row.update(flops=row["flops"] + flops, flops_ns=row["flops_ns"] + took)
             if piece.category == PRODUCTS:
                 products["fp8_flops" if fp8 else "flops"] += flops
         else:

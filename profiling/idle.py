@@ -20,12 +20,7 @@ LISTED = 20  # gaps
 def idle_causes(
     idle: list[Interval], trace: Trace, window: Interval, on_device: bool
 ) -> tuple[dict, list[dict[str, Any]]]:
-    """(cause → count and ns, the longest gaps). A gap has one cause, read off what the host's threads did meanwhile.
-
-    Garbage collection, or waiting for data, where it fills at least half of the gap; synchronisation, where the gap
-    began while the host waited for the device, so that nothing was queued; between kernels, where it is so short that
-    no host could help it; else the host: it launched too slowly.
-    """
+    """(cause → count and ns, the longest gaps). See the module."""
     marks = trace.of("user_annotation")
     filled = {
         GC: union(e.interval for e in marks if e.name == GC),

@@ -102,7 +102,7 @@ def kernels(lab: Lab) -> list[Any]:
         rows.append(
             (
                 row["name"] if len(row["name"]) <= 80 else row["name"][:79] + "…",
-                row["category"],
+                f"{row['category']}{', fp8' if row['fp8'] else ''}",
                 f"{row['count'] / lab.found.steps:,.4g}",
                 f"{lab.ms(row['ns']):,.3f}",
                 f"{row['bytes'] / row['bytes_ns']:,.0f}" if row["bytes_ns"] else "–",

@@ -242,6 +242,20 @@ def test_two_tabs_keep_each_others_conversations(page):
     assert page.get_by_test_id("conversation").all_inner_texts() == ["say: first", "say: second"]
 
 
+def test_an_answer_is_kept_though_another_tab_changed_the_history(page):
+    send(page, "say: " + "word " * 300, wait=False)
+    playwright.expect(answers(page)).to_contain_text("word word")
+    page.evaluate("""() => {
+        document.querySelector('[data-testid="new-chat"]').click();  // the answer ends only after both of these
+        window.dispatchEvent(new StorageEvent("storage", { key: "nanochat-conversations" }));
+    }""")
+    page.wait_for_function("JSON.parse(localStorage['nanochat-conversations'])[0].messages.length === 2")
+    page.get_by_test_id("conversation").click()
+    playwright.expect(answers(page)).to_contain_text("word word")
+    page.reload()
+    playwright.expect(answers(page)).to_contain_text("word word")
+
+
 def test_deep_quotations_do_not_overflow(page):
     send(page, "say: " + ">" * 1200)
     assert answers(page).locator("blockquote").count() == 8

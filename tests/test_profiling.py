@@ -37,7 +37,7 @@ def test_attended_pairs_by_hand():
     config = GPTConfig(
         sequence_len=512, vocab_size=256, n_layer=2, n_head=1, n_kv_head=1, n_embd=128, window_pattern="SL"
     )
-    full, short = sum(range(1, 513)) / 512, sum(min(t, 128) for t in range(1, 513)) / 512
+    full, short = sum(range(1, 513)) / 512, sum(min(t, 129) for t in range(1, 513)) / 512
     assert simulate.attended(config) == pytest.approx(full + short)
     assert simulate.attended(config, short=512) == pytest.approx(2 * full)
 

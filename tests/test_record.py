@@ -12,7 +12,7 @@ from test_trace import GEMM, NORM, REDUCE, event, kernel, mark, step
 from torch.profiler import ProfilerActivity, profile
 
 from nanochat import trainer
-from nanochat.cost import flops_per_token, linear_params, training_flops
+from nanochat.cost import attended, flops_per_token, linear_params, training_flops
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.run import Run
@@ -112,11 +112,23 @@ def test_garbage_collections_are_marked(tmp_path):
 
 def test_flops_are_counted_in_three_ways():
     config = GPTConfig(512, 256, 2, 2, 2, 256, window_pattern="SL")  # windows 128 and 512
-    pairs = sum(min(t, 128) for t in range(1, 513)) / 512 + sum(range(1, 513)) / 512
+    pairs = sum(min(t, 129) for t in range(1, 513)) / 512 + sum(range(1, 513)) / 512  # its own key and 128 before
     found = training_flops(config)
     assert found["mfu"] == flops_per_token(config) == 6 * linear_params(config) + 12 * 256 * (128 + 512)
     assert found["mfu_causal"] == pytest.approx(6 * linear_params(config) + 12 * 256 * pairs)
     assert found["hfu"] - found["mfu_causal"] == pytest.approx(2 * 256 * pairs)
+
+
+def test_pairs_are_those_of_the_mask():
+    """A window as the attention understands it, at the standard pattern and context: 2371.125 keys a token."""
+    config = GPTConfig(2048, 256, 4, 2, 2, 256, window_pattern="SSSL")
+    queries, keys = torch.arange(2048)[:, None], torch.arange(2048)
+    pairs = 0
+    for layer in range(4):
+        window = config.window(layer)
+        seen = (keys <= queries) & (keys >= queries - (2048 if window is None else window))
+        pairs += seen.sum().item()
+    assert attended(config) == pairs / 2048 == 2371.125
 
 
 def about(**more):

@@ -142,11 +142,46 @@ def test_shapes_give_flops_and_bytes_once_per_operator():
     )
     flops = 2 * 8 * 16 * 32
     rows = {row["name"]: row for row in found.ops}
-    assert (rows[GEMM]["flops"], rows[GEMM]["flops_ns"]) == (flops, 20_000)
+    assert (rows[GEMM]["flops"], rows[GEMM]["flops_ns"]) == (flops, 22_000)  # the product took both kernels
     assert rows[GEMM]["bytes"] == 2 * (8 * 16 + 16 * 32 + 8 * 32)
     assert rows["cublasLt::splitKreduce_kernel"]["flops"] == 0
+    assert rows[GEMM]["bytes_ns"] == 22_000
     assert rows[NORM]["bytes"] == 64 * 32 * 6
     assert found.products == dict(flops=flops, fp8_flops=0, known_ns=22_000, unknown_ns=0)
+
+
+def test_what_lies_outside_of_the_marked_steps_is_not_counted():
+    shapes = {"Input Dims": [[8, 16], [16, 32]], "Input type": ["c10::BFloat16", "c10::BFloat16"]}
+    listed = [
+        step(100, 200),
+        *(event("aten::mm", "cpu_op", at, at + 2, **{"External id": i, **shapes}) for i, at in enumerate((1, 60, 110))),
+        *kernel(GEMM, 10, 40, **{"External id": 0}),  # before the first step
+        *kernel(GEMM, 80, 120, **{"External id": 1}),  # half of it
+        *kernel(GEMM, 130, 150, **{"External id": 2}),
+        *kernel(REDUCE, 20, 50),
+    ]
+    found = analysed(*listed)
+    (row,) = found.ops
+    flops = 2 * 8 * 16 * 32
+    assert (row["count"], row["ns"], row["flops"], row["flops_ns"]) == (2, 40_000, 1.5 * flops, 40_000)
+    assert found.products == dict(flops=1.5 * flops, fp8_flops=0, known_ns=40_000, unknown_ns=0)
+    assert not found.communication["collectives"]
+    on_cpu = analysed(step(100, 200), *(event("aten::mm", "cpu_op", at, at + 10, **shapes) for at in (50, 150, 250)))
+    assert on_cpu.products == dict(flops=flops, fp8_flops=0, known_ns=10_000, unknown_ns=0)
+
+
+def test_a_kernel_in_two_precisions_has_two_rows():
+    listed = [step(0, 100)]
+    for i, dtype in enumerate(("c10::Float8_e4m3fn", "c10::BFloat16")):
+        args = {"External id": i, "Input Dims": [[8, 16], [16, 32]], "Input type": [dtype, dtype]}
+        listed += [
+            event("aten::_scaled_mm", "cpu_op", i, i + 1, **args),
+            *kernel(GEMM, 10 + 20 * i, 30 + 20 * i, **args),
+        ]
+    found = analysed(*listed)
+    assert sorted((row["fp8"], row["count"], row["flops_ns"]) for row in found.ops) == [
+        (False, 1, 20_000), (True, 1, 20_000),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

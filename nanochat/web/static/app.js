@@ -193,9 +193,12 @@ function drawHistory() {
 // ---- conversations
 
 function keep(changed) { // unless it was deleted while its answer came
-  if (changed !== current && !conversations.includes(changed)) return;
-  conversations = [changed, ...conversations.filter((c) => c !== changed)];
+  const same = (c) => c.id === changed.id; // by id: `reread` puts copies in the places of all but the current one
+  const listed = conversations.find(same);
+  if (!listed && !same(current)) return;
+  conversations = [changed, ...conversations.filter((c) => !same(c))];
   save(conversations);
+  if (listed && listed !== changed) drawHistory();
 }
 
 function reread() { // another tab has changed the history
