@@ -63,7 +63,7 @@ def show(path: Path, folder: Path, card: str) -> None:
     parts = {name: lab.ms(ns) for name, ns in found.category_ns.items()}
     print(json.dumps(dict(page=str(where), on_device=found.on_device, card=lab.card.name if lab.card else None,
                           step_ms=lab.ms(found.wall_ns), idle_ms=lab.ms(found.idle_ns), category_ms=parts,
-                          **rates(found, lab.card))))  # fmt: skip
+                          beside=found.meta.get("beside", []), **rates(found, lab.card))))  # fmt: skip
 
 
 def compare(first: Path, second: Path) -> None:

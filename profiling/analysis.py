@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from nanochat.errors import UserError
 from profiling import costs
 from profiling.costs import COMMUNICATION, OPTIMIZER, PRODUCTS
 from profiling.idle import idle_causes
-from profiling.trace import DEVICE, Event, Interval, Trace, both, gaps, length, owners, self_pieces, union
+from profiling.trace import DEVICE, Event, Interval, Trace, both, first, gaps, length, owners, self_pieces, union
 
 VERSION = 1  # of the JSON
 PHASES = ("data", "forward", "backward", "optimizer")  # the annotations in nanochat/trainer.py
@@ -61,7 +63,14 @@ class Analysis:
                 f"{where} is of version {content['version']}, and this code reads version {VERSION}; make it again "
                 "from its trace with `python -m profiling trace FILE`"
             )
-        return cls(**{name: content[name] for name in cls.__dataclass_fields__})
+        again = "make it again from its trace with `python -m profiling trace FILE`"
+        try:
+            made = TypeAdapter(cls).validate_python(content)
+        except ValidationError as problem:
+            raise UserError(f"{where} is damaged: {first(problem)}; {again}") from None
+        if not all(isinstance(row.get("name"), str) and isinstance(row.get("ns"), int) for row in made.ops):
+            raise UserError(f"{where} is damaged: a row of ops has no name or ns; {again}")
+        return made
 
 
 @dataclass(frozen=True)
@@ -239,11 +248,11 @@ def _ops(pieces: list[Piece], owned: list[int], window: Interval) -> tuple[list[
             products["known_ns" if cost else "unknown_ns"] += ns
         if id(event) in counted:
             continue
-        first = op is event or id(op) not in counted
+        fresh = op is event or id(op) not in counted
         counted.add(id(event))
         row["count"] += 1
         row["ns"] += took
-        if cost and first and _multiplies(piece):
+        if cost and fresh and _multiplies(piece):
             counted.add(id(op))
             flops, moved, _ = cost
             took, share = within[id(op)], within[id(op)] / whole[id(op)]

@@ -60,8 +60,10 @@ def run(lab: Lab) -> list[Any]:
         if f"{name}_fp8" in shares:
             value += f", {shares[f'{name}_fp8']:.1%} of the fp8 peak"
         rows.append((name, f"{value} ({meaning})" if about else "not known: the trace does not say what was trained"))
-    slower = "Recording itself costs time: outside it, a step is somewhat faster."
-    return [Table(("", lab.source), rows), *([] if found.on_device else [ON_CPU]), slower]
+    notes = ["Recording itself costs time: outside it, a step is somewhat faster."]
+    if about.get("beside"):
+        notes.append(f"Not training alone: inside the recorded time lie {', '.join(about['beside'])}.")
+    return [Table(("", lab.source), rows), *([] if found.on_device else [ON_CPU]), *notes]
 
 
 def where(lab: Lab) -> list[Any]:

@@ -47,9 +47,12 @@ class Recorder:
         self.path = stage.folder / "profile" / "trace-rank0.json.gz"
         self.sampler = Sampler(stage.hardware.device.index or 0)
         self.open = ExitStack()  # what is undone when the recording ends
+        self.beside: list[str] = []  # what training does between the recorded steps: it lies inside their time
 
     def after_step(self) -> None:
         self.done += 1
+        if WARM < self.done <= WARM + self.steps:
+            self.beside += self._due()
         if self.done == WARM:
             self._start()
         elif WARM < self.done <= WARM + 1 + self.steps:
@@ -61,6 +64,13 @@ class Recorder:
             self.profiler.step()
             if last:
                 self._finish()
+
+    def _due(self) -> list[str]:
+        """What nanochat/trainer.py does after this step, before the next."""
+        stage = self.stage
+        saved = stage.due(stage.settings.save_every) or stage.evaluation_due()
+        due = dict(checkpoint=saved, samples=stage.due(stage.settings.sample_every), evaluation=stage.evaluation_due())
+        return [f"{what} after step {stage.state.step}" for what, now in due.items() if now]
 
     def _start(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +103,7 @@ class Recorder:
             torch=torch.__version__,
             flops_per_token=training_flops(stage.model.config),
             nvml=list(self.sampler.rows),
+            beside=self.beside,
         )
 
     def _finish(self) -> None:

@@ -14,7 +14,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from nanochat.errors import UserError
 
@@ -36,6 +38,24 @@ class Event:
     @property
     def interval(self) -> Interval:
         return self.start, self.end
+
+
+@dataclass(frozen=True)
+class Run:
+    """What profiling/record.py writes about the run into a trace, as `nanochat`; what is read is checked against it."""
+
+    stage: str
+    first_step: int
+    tokens_per_step: Annotated[int, Field(ge=1)]
+    world: Annotated[int, Field(ge=1)]
+    device: str
+    dtype: str
+    fp8: str | None
+    compiled: bool
+    torch: str
+    flops_per_token: dict[str, float]
+    nvml: list[dict[str, Any]] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)  # what was done between the recorded steps
 
 
 @dataclass(frozen=True)
@@ -78,28 +98,39 @@ def parse(content: Any, where: str = "the trace") -> Trace:
             if raw.get("ph") == "X":
                 start = round(float(raw["ts"]) * 1000)
                 end = start + max(0, round(float(raw.get("dur", 0)) * 1000))
+                args = dict(raw.get("args") or {})
                 thread = (raw.get("pid"), raw.get("tid"))
-                events.append(
-                    Event(str(raw["name"]), str(raw.get("cat", "")), start, end, thread, raw.get("args") or {})
-                )
+                hash((thread, args.get("External id"), args.get("correlation")))  # they are looked up by these
+                events.append(Event(str(raw["name"]), str(raw.get("cat", "")), start, end, thread, args))
             elif raw.get("name") == "[memory]":
                 args = raw["args"]
                 at = (args["Device Type"], args["Device Id"])
-                memory.append(
-                    (round(float(raw["ts"]) * 1000), args["Total Allocated"], args["Bytes"], args["Addr"], at)
-                )
+                hash((at, args["Addr"]))
+                total, count = int(args["Total Allocated"]), int(args["Bytes"])
+                memory.append((round(float(raw["ts"]) * 1000), total, count, args["Addr"], at))
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-            raise UserError(f"{where}: event {number} is damaged (name, ts or dur); record the trace again") from None
+            raise UserError(f"{where}: event {number} is damaged (name, ts, dur or args); record it again") from None
     if not any(event.kind in (*DEVICE, "cpu_op") for event in events):
         raise UserError(f"{where} holds no kernel and no operator; was anything run while it was recorded?")
     events.sort(key=lambda event: (event.start, -event.end))
     about = content if isinstance(content, dict) else {}
-    cards = about.get("deviceProperties") or [{}]
+    cards, run = about.get("deviceProperties") or [{}], about.get("nanochat") or {}
+    if not isinstance(cards, list) or not isinstance(cards[0], dict):
+        raise UserError(f"{where}: deviceProperties is no list of devices; record the trace again")
+    try:
+        if run:
+            TypeAdapter(Run).validate_python(run)
+    except ValidationError as problem:
+        raise UserError(f"{where} is damaged: nanochat.{first(problem)}; record the trace again") from None
     on_gpu = [row for row in memory if row[4][0] == 1]  # where there is a GPU, its memory is what is short
     rows = sorted((on_gpu or memory), key=lambda row: row[0])
-    return Trace(
-        events, [row[:4] for row in rows if row[4] == rows[0][4]], cards[0].get("name"), about.get("nanochat") or {}
-    )
+    return Trace(events, [row[:4] for row in rows if row[4] == rows[0][4]], cards[0].get("name"), run)
+
+
+def first(problem: ValidationError) -> str:
+    """What is wrong first, in a few words."""
+    error = problem.errors()[0]
+    return f"{'.'.join(map(str, error['loc']))}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 # ---- intervals

@@ -74,9 +74,14 @@ def test_recording_changes_no_loss_and_leaves_a_page(home, capsys):
     assert "could not be made" not in page and "MFU" not in page.upper() and 'src="http' not in page
     assert about["nvml"], "the sensors' rows, or why there are none, are in the trace"
 
-    flags = (f"--data={home / 'chat.jsonl'}", "--num-iterations=6", "--eval-tokens=256", "--compile=no", "--profile=1")
+    assert not about["beside"] and "Not training alone" not in page
+
+    flags = (f"--data={home / 'chat.jsonl'}", "--num-iterations=6", "--eval-tokens=256", "--compile=no", "--profile=1",
+             "--save-every=4", "--eval-every=4")  # fmt: skip
     assert tiny.call("chat_sft", "--run=b", *flags) == 0
-    assert "Profile of sft, steps 5 to 5" in (Run.open("b").stage("sft") / "profile" / "profile.html").read_text()
+    page = (Run.open("b").stage("sft") / "profile" / "profile.html").read_text()
+    assert "Profile of sft, steps 5 to 5" in page
+    assert "inside the recorded time lie checkpoint after step 4, evaluation after step 4." in page
 
 
 def test_a_page_that_fails_does_not_end_training(home, capsys, monkeypatch):
@@ -281,10 +286,12 @@ def test_diff_refuses_what_cannot_be_compared(tmp_path, capsys):
     on_cpu = analyse(parse([event("aten::mm", "cpu_op", 0, 10), step(0, 100)]))
     with pytest.raises(UserError, match="one of the two was recorded on a GPU"):
         diff.compare(good, on_cpu)
-    files = dict(good=json.dumps(good.json()), old=json.dumps(dict(good.json(), version=0)), no="{", other="{}")
+    files = dict(good=json.dumps(good.json()), old=json.dumps(dict(good.json(), version=0)), no="{", other="{}",
+                 part='{"version": 1, "category_ns": {}, "ops": []}')  # fmt: skip
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    for name, words in dict(old="is of version 0", no="is no JSON", other="no profile.json", gone="be read").items():
+    wanted = dict(old="is of version 0", no="is no JSON", other="no profile.json", gone="be read", part="is damaged")
+    for name, words in wanted.items():
         code = tiny.call_module("profiling.__main__", "diff", str(tmp_path / "good"), str(tmp_path / name))
         assert code == 2 and words in capsys.readouterr().err
 

@@ -344,6 +344,15 @@ def test_a_real_trace_of_a_training_step(tmp_path):
 # ---- no traces
 
 
+def changed(entry, about=None, **fields):
+    return json.dumps(dict(traceEvents=[{**entry, **fields}], **(about or {}))).encode()
+
+
+def test_a_trace_in_which_nothing_took_time_is_refused():
+    with pytest.raises(UserError, match="nothing in the trace took any time"):
+        analysed(kernel(GEMM, 5, 5))
+
+
 @pytest.mark.parametrize(
     "content, words",
     [
@@ -358,6 +367,12 @@ def test_a_real_trace_of_a_training_step(tmp_path):
         (b'{"traceEvents": [{"ph": "X", "name": "a", "cat": "kernel", "dur": 1}]}', "event 0 is damaged"),
         (b'{"traceEvents": [{"ph": "X", "name": "a", "cat": "kernel", "ts": "?", "dur": 1}]}', "event 0 is damaged"),
         (b'{"traceEvents": [7]}', "event 0 is damaged"),
+        (changed(kernel(GEMM, 1, 2)[1], args=[1]), "event 0 is damaged"),
+        (changed(kernel(GEMM, 1, 2)[1], args={"External id": [1]}), "event 0 is damaged"),
+        (changed(kernel(GEMM, 1, 2)[1], tid=[1]), "event 0 is damaged"),
+        (changed(kernel(GEMM, 1, 2)[1], about=dict(deviceProperties={"name": "x"})), "deviceProperties is no list"),
+        (changed(kernel(GEMM, 1, 2)[1], about=dict(nanochat={"x": 1})), "is damaged: nanochat.stage: field required"),
+        (changed(kernel(GEMM, 1, 2)[1], about=dict(nanochat=[1])), "is damaged: nanochat"),
         (json.dumps(dict(traceEvents=[step(0, 10)])).encode(), "holds no kernel and no operator"),
     ],
 )
@@ -375,3 +390,8 @@ def test_results_of_another_version_are_refused():
         Analysis.load(dict(made, version=99), "here")
     with pytest.raises(UserError, match="here is no profile.json"):
         Analysis.load([1], "here")
+    damaged = [{"version": VERSION, "category_ns": {}, "ops": []}, dict(made, wall_ns="x"), dict(made, ops=[{}])]
+    damaged += [dict(made, category_ns={"a": "b"}), dict(made, step_ns=None)]
+    for content in damaged:
+        with pytest.raises(UserError, match="here is damaged: .* make it again"):
+            Analysis.load(content, "here")
