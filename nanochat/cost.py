@@ -84,7 +84,8 @@ def decode_cost(config: GPTConfig, batch: int, context: int, itemsize: int) -> t
     The bytes are the least that must be read: each Linear's weights once, and each row's keys and values in the window.
     """
     linears = linear_params(config)
-    keys = sum(min(config.window(layer) or context, context) for layer in range(config.n_layer))
+    windows = [config.window(layer) for layer in range(config.n_layer)]
+    keys = sum(context if window is None else min(window + 1, context) for window in windows)
     flops = batch * (2 * linears + 4 * config.n_embd * keys)
     return flops, itemsize * (linears + 2 * batch * config.n_kv_head * config.head_dim * keys)
 

@@ -113,5 +113,5 @@ def test_a_decode_step_by_hand():
     )
     linears = sum(m.weight.numel() for m in cost.meta_model(config).modules() if isinstance(m, torch.nn.Linear))
     flops, moved = cost.decode_cost(config, 3, 200, 2)
-    assert flops == 3 * (2 * linears + 4 * 128 * (128 + 200))
-    assert moved == 2 * linears + 3 * 2 * 2 * 128 * (128 + 200)
+    assert flops == 3 * (2 * linears + 4 * 128 * (129 + 200))  # the window is of 128 keys before the token's own
+    assert moved == 2 * linears + 3 * 2 * 2 * 128 * (129 + 200)
