@@ -39,12 +39,13 @@ def test_no_tile_out_of_sight_is_visited(T, S, window):
 
 
 @needs_interpreter
-def test_tiles_of_the_window_pattern_at_2048():
+@pytest.mark.parametrize("T", [512, pytest.param(2048, marks=pytest.mark.slow)])
+def test_tiles_of_the_window_pattern(T):
     """SSSL: what is visited is at most 1.15 times what is needed, and much less than four full layers."""
-    for found, fewest in tiles(2048, (512, 512, 512, None)).values():
+    for found, fewest in tiles(T, (T // 4, T // 4, T // 4, None)).values():
         assert found <= 1.15 * fewest
-    full = tiles(2048, (None,))["forward"][0]
-    assert tiles(2048, (512,))["forward"][0] < 0.5 * full
+    full = tiles(T, (None,))["forward"][0]
+    assert tiles(T, (T // 4,))["forward"][0] < (0.5 if T == 2048 else 0.7) * full  # tiles are coarse for a short T
 
 
 @needs_interpreter

@@ -231,7 +231,7 @@ def test_a_model_on_the_kernels(scaling):
     assert max(abs(a - b) for a, b in zip(mine, theirs)) < 2e-3
 
 
-@pytest.mark.parametrize("scaling", ["current", "delayed"])
+@pytest.mark.parametrize("scaling", ["delayed", pytest.param("current", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("setting", ["torch", pytest.param(EVERYTHING, marks=needs_triton, id="triton")])
 def test_a_model_is_traced_whole_and_its_histories_move(scaling, setting):
     traced, model = losses(scaling, setting, "aot_eager", steps=3)
