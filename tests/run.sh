@@ -8,4 +8,5 @@ EXTRA=dev
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest "$@"
+# A file of tests at a time on each of two processes; their tensors are too small for more than one thread to pay.
+OMP_NUM_THREADS=1 exec python -m pytest -n 2 --dist loadfile "$@"
