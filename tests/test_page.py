@@ -201,18 +201,22 @@ def test_on_a_phone(page):
 LOOKS = [dict(color_scheme=scheme, bypass_csp=True) for scheme in ("light", "dark")]
 
 
+def serious(page):
+    """What axe finds serious or worse, in the conversation and in the settings."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    found = axe.Axe().run(page).response["violations"]
+    page.get_by_test_id("settings-open").click()
+    found += axe.Axe().run(page).response["violations"]
+    return [(v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")]
+
+
 @pytest.mark.parametrize("page", LOOKS, indirect=True, ids=["light", "dark"])
 def test_accessible(page):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     send(page, "What is 1 + 1?")
     send(page, "say: # Title\n\n- a [link](https://example.org)\n\n```\ncode\n```\n\n> quoted")
     page.get_by_test_id("tokens-toggle").first.click()
     page.get_by_test_id("token").first.click()
-    found = axe.Axe().run(page).response["violations"]
-    page.get_by_test_id("settings-open").click()
-    found += axe.Axe().run(page).response["violations"]
-    serious = [(v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")]
-    assert not serious
+    assert not serious(page)
 
 
 def test_a_question_without_an_answer_is_offered_again_and_joins_the_next(page):

@@ -108,6 +108,29 @@ def test_stop_edit_while_it_answers_and_regenerate(page, slow):  # noqa: F811
     assert answers(page).all_inner_texts() == [said("Who are you?"), said("Hello!")]
 
 
+@pytest.mark.parametrize(
+    "page",
+    [dict(test_page.PHONE, bypass_csp=True), dict(color_scheme="light", bypass_csp=True)],
+    indirect=True,
+    ids=["phone, dark", "light"],
+)
+def test_by_keyboard_alone_at_every_width_and_for_everybody(page):  # noqa: F811
+    settle(page)
+    for question in ("What is the capital of France?", "Show a list."):
+        page.keyboard.type(question)
+        page.keyboard.press("Enter")
+        page.get_by_test_id("send").wait_for()
+        playwright.expect(answers(page).last).to_contain_text(said(question)[:3])
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    page.keyboard.press("Control+Shift+O")
+    assert answers(page).count() == 0 and page.evaluate("document.activeElement.id") == "composer"
+    page.keyboard.type("Show a list.")
+    page.keyboard.press("Enter")
+    page.get_by_test_id("tokens-toggle").first.click()
+    page.get_by_test_id("token").first.press("Enter")
+    assert not test_page.serious(page)
+
+
 def test_whoever_leaves_or_stops_frees_the_engine(page, slow, engine):  # noqa: F811
     settle(page)
     send(page, "Count.", wait=False)
