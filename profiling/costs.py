@@ -2,12 +2,12 @@
 
 The table is read from the top, the first match counts. FLOPs are known of matrix products (a multiply and an add are
 two), bytes of products and of torch.compile's Triton kernels (whose every pointer is among the inputs); of everything
-else neither is guessed.
+else neither is guessed. Shapes and types are whatever a file holds: of those that cannot be, the cost is not known.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 PRODUCTS, ATTENTION, STREAMING, LOSS = "matrix products", "attention", "norms, pointwise", "cross-entropy"
@@ -54,6 +54,29 @@ def itemsize(dtype: str) -> int | None:
     return 1 if "float8" in dtype.lower() else ITEMSIZE.get(dtype.lower())
 
 
+Tensor = tuple[list[int], str]  # sizes, dtype
+MOST = 1 << 62  # elements: no tensor has more
+
+
+def inputs(args: dict[str, Any]) -> list[Tensor | None]:
+    """An event's inputs by their "Input Dims" and "Input type"; None where one is no tensor, or is damaged."""
+    dims, types = args.get("Input Dims"), args.get("Input type")
+    if not isinstance(dims, list):
+        return []
+    dtypes = types if isinstance(types, list) else []
+    return [_tensor(shape, dtype) for shape, dtype in zip_longest(dims, dtypes[: len(dims)])]
+
+
+def _tensor(shape: Any, dtype: Any) -> Tensor | None:
+    if not isinstance(shape, list) or not all(map(_is_count, shape)):
+        return None
+    return (shape, dtype if isinstance(dtype, str) else "") if math.prod(shape) < MOST else None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MOST
+
+
 # Which two inputs an operator multiplies.
 _FACTORS = {"aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::_scaled_mm": (0, 1), "aten::addmm": (1, 2),
             "aten::baddbmm": (1, 2), "mkldnn::_linear_pointwise": (0, 1)}  # fmt: skip
@@ -63,47 +86,47 @@ def product(name: str, args: dict[str, Any]) -> tuple[int, int | None, bool] | N
     """(FLOPs, least bytes or None, whether in fp8) of an operator that is a matrix product with known shapes."""
     if name not in _FACTORS:
         return None
-    dims, types = args.get("Input Dims") or [], args.get("Input type") or []
-    try:
-        a, b = (dims[i] for i in _FACTORS[name])
-        dtypes = [types[i] for i in _FACTORS[name] if i < len(types)]
-        *rows, inner = a
-        columns = b[0] if name.startswith("mkldnn") else b[-1]  # a Linear's weight is (out, in)
-        if not rows or not b or inner not in b[-2:]:
-            return None
-        flops = 2 * math.prod(rows) * inner * columns
-    except (IndexError, TypeError, ValueError):
+    given = dict(enumerate(inputs(args)))
+    a, b = (given.get(i) for i in _FACTORS[name])
+    if not a or not b or len(a[0]) < 2 or len(b[0]) < 2:
         return None
-    sizes = [itemsize(dtype) for dtype in dtypes]
+    *rows, inner = a[0]
+    columns = b[0][0] if name.startswith("mkldnn") else b[0][-1]  # a Linear's weight is (out, in)
+    if inner not in b[0][-2:]:
+        return None
+    flops = 2 * math.prod(rows) * inner * columns
     moved = None
-    if len(sizes) == 2 and all(sizes):
-        out = max(2, *sizes)  # type: ignore[type-var]  # fp8 products write bfloat16 or wider
-        moved = math.prod(a) * sizes[0] + math.prod(b) * sizes[1] + math.prod(rows) * columns * out  # type: ignore
-    return flops, moved, any("float8" in dtype.lower() for dtype in dtypes)
+    if (of_a := itemsize(a[1])) and (of_b := itemsize(b[1])):
+        out = max(2, of_a, of_b)  # fp8 products write bfloat16 or wider
+        moved = math.prod(a[0]) * of_a + math.prod(b[0]) * of_b + math.prod(rows) * columns * out
+    return flops, moved, any("float8" in dtype.lower() for _, dtype in (a, b))
 
 
 def streamed(name: str, args: dict[str, Any]) -> int | None:
     """Bytes of the tensors that a kernel of torch.compile is given, each read or written once; None for others."""
     if not name.startswith("triton_"):
         return None
-    dims: Sequence[Any] = args.get("Input Dims") or []
-    types: Sequence[str] = args.get("Input type") or []
-    sizes = [(math.prod(shape), itemsize(dtype)) for shape, dtype in zip(dims, types) if shape]
-    if not sizes or not all(size for _, size in sizes):
-        return None
-    return sum(count * size for count, size in sizes if size)
+    moved = 0
+    for given in inputs(args):
+        shape, dtype = given or (None, "")
+        if shape == []:  # a scalar
+            continue
+        size = itemsize(dtype)
+        if not shape or not size:
+            return None
+        moved += math.prod(shape) * size
+    return moved or None
 
 
 # Bytes on the wire over bytes of the message, for n ranks in a ring: what makes collectives comparable with a link.
 def bus_bytes(args: dict[str, Any]) -> float | None:
     """(n−1)/n or 2(n−1)/n of a collective's message, from its event; None without the sizes."""
     name = str(args.get("Collective name", "")).replace("_", "").lower()
-    size, ranks = itemsize(str(args.get("dtype", ""))), args.get("Group size")
-    counts = [args.get(key) for key in ("In msg nelems", "Out msg nelems")]
-    whole = [count for count in counts if isinstance(count, int)]
-    if not name or not size or not isinstance(ranks, int) or len(whole) < 2:
+    size = itemsize(str(args.get("dtype", "")))
+    said: list[Any] = [args.get(key) for key in ("Group size", "In msg nelems", "Out msg nelems")]
+    if not name or not size or not all(map(_is_count, said)) or not said[0]:
         return None
-    message = max(whole) * size  # an all-gather's output, a reduce-scatter's input
+    ranks, message = said[0], max(said[1:]) * size  # an all-gather's output, a reduce-scatter's input
     if name.startswith("allreduce"):
         return 2 * (ranks - 1) / ranks * message
     if name.startswith(("allgather", "reducescatter", "alltoall")):

@@ -206,6 +206,58 @@ def test_shapes_that_were_not_recorded_are_not_guessed():
     assert found.products == dict(flops=0, fp8_flops=0, known_ns=0, unknown_ns=20_000)
 
 
+# Whatever a JSON file can hold, and what looks like shapes and types.
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 40),
+    st.just(10**400),
+    st.floats(),
+    st.sampled_from(["float", "c10::Half"]),
+)
+junk = st.recursive(values, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner))
+shapes = st.lists(st.lists(st.integers(0, 40) | values, min_size=1, max_size=3) | junk, min_size=2, max_size=3) | junk
+dtypes = st.lists(st.sampled_from(["float", "c10::BFloat16", "Float8_e4m3fn", "?"]) | junk, max_size=3) | junk
+names = st.sampled_from([*costs._FACTORS, NORM])
+
+
+@settings(max_examples=300, deadline=None)
+@given(names, shapes, dtypes, junk, junk)
+def test_shapes_that_cannot_be_are_not_known(name, dims, types, ranks, count):
+    args = {"Input Dims": dims, "Input type": types, "External id": 3, "Group size": ranks, "dtype": "float",
+            "Collective name": "allreduce", "In msg nelems": count, "Out msg nelems": 8}  # fmt: skip
+    for found in (costs.product(name, args) or (), [costs.streamed(name, args), costs.bus_bytes(args)]):
+        assert all(number is None or 0 <= number < 1e100 for number in found)
+    op = event(name, "cpu_op", 1, 9, **args)
+    for ran in ([], kernel(GEMM, 10, 30, **{"External id": 3}), kernel(REDUCE, 10, 30, **args)):
+        found = analysed(step(0, 100), op, ran)
+        assert Analysis.load(json.loads(json.dumps(found.json())), "here").ops
+
+
+@pytest.mark.parametrize(
+    "dims, types",
+    [
+        ([[8, 16], [16, "32"]], ["float"] * 2),
+        ([[8, 16], [16, 32.0]], ["float"] * 2),
+        ([[8, 16], [16, -32]], ["float"] * 2),
+        ([[8, 16], [[16, 32]]], ["float"] * 2),
+        ([[8, 16], [16, True]], ["float"] * 2),
+        ([[8, 1 << 60], [1 << 60, 32]], ["float"] * 2),
+        ([[8, 16], None], ["float"] * 2),
+        ("8, 16", "float"),
+    ],
+)
+def test_damaged_shapes_leave_the_cost_unknown(dims, types):
+    args = {"Input Dims": dims, "Input type": types}
+    assert costs.product("aten::mm", args) is None and costs.streamed(NORM, args) is None
+
+
+@pytest.mark.parametrize("types", [None, "float", ["float"], [None, "float"], [["float"], 1], {}])
+def test_damaged_types_leave_the_bytes_unknown(types):
+    args = {"Input Dims": [[8, 16], [16, 32]], "Input type": types}
+    assert costs.product("aten::mm", args) == (2 * 8 * 16 * 32, None, False) and costs.streamed(NORM, args) is None
+
+
 @pytest.mark.parametrize(
     "collective, sizes, wire",
     [
