@@ -2,12 +2,11 @@
 
 Every instant of the window is counted once: it belongs to a category (profiling/costs.py) or it is idle, so categories
 and idle add up to the wall time exactly. Where streams overlap, computing owns the instant, then communication, then
-copies; so the time that `communication` owns is the exposed one. A kernel belongs to the phase (forward, backward,
-optimizer) in which it was launched. Without a device the CPU's operators are analysed, by the time that each takes
-itself without those that it calls; nothing is said about a device then. All times are whole nanoseconds.
+copies; so the time that `communication` owns is the exposed one. What a piece of work is, and of which category and
+phase, is in pieces.py. Without a device the CPU's operators are analysed, and nothing is said about a device. All times
+are whole nanoseconds.
 """
 
-from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,12 +17,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from nanochat.errors import UserError
 from profiling import costs
-from profiling.costs import COMMUNICATION, OPTIMIZER, PRODUCTS
+from profiling.costs import COMMUNICATION, PRODUCTS
 from profiling.idle import idle_causes
-from profiling.trace import DEVICE, Event, Interval, Trace, both, first, gaps, length, owners, self_pieces, union
+from profiling.pieces import Phases, Piece, kernels, operators
+from profiling.trace import DEVICE, Event, Interval, Trace, both, first, gaps, length, owners, union
 
 VERSION = 1  # of the JSON
-PHASES = ("data", "forward", "backward", "optimizer")  # the annotations in nanochat/trainer.py
 
 
 @dataclass(frozen=True)
@@ -73,25 +72,13 @@ class Analysis:
         return made
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A stretch of work: a kernel, or what an operator did itself between two that it called."""
-
-    start: int
-    end: int
-    event: Event
-    op: Event | None  # the operator that launched it, or itself
-    category: str
-    phase: str
-
-
 def analyse(trace: Trace) -> Analysis:
     on_device = bool(trace.of(*DEVICE))
     steps = sorted(
         (e for e in trace.of("user_annotation") if e.name.startswith("ProfilerStep#")), key=lambda e: e.start
     )
     window = _window(trace, steps)
-    pieces = _kernels(trace) if on_device else _operators(trace)
+    pieces = kernels(trace) if on_device else operators(trace)
     ranked = [(piece.start, piece.end, costs.RANK[piece.category]) for piece in pieces]
     owned = [0] * len(pieces)
     idle_ns = 0
@@ -119,7 +106,7 @@ def analyse(trace: Trace) -> Analysis:
         category_ns={name: category_ns[name] for name in costs.CATEGORIES if category_ns[name]},
         phase_ns={name: dict(found) for name, found in phase_ns.items() if any(found.values())},
         products=products,
-        communication=_communication([piece for piece in pieces if _inside(piece, window)], window),
+        communication=_communication([piece for piece in pieces if piece.inside(window)], window),
         ops=ops,
         gaps=causes,
         longest_gaps=longest,
@@ -143,78 +130,7 @@ def _clip(intervals: Any, window: Interval) -> list[Interval]:
     return [(max(start, window[0]), min(end, window[1])) for start, end in intervals]
 
 
-# ---- pieces of work
-
-
-class _Phases:
-    """The phase in which an instant of the host's time lies."""
-
-    def __init__(self, trace: Trace):
-        marks = [e for e in trace.of("user_annotation") if e.name in PHASES]
-        if not any(e.name == OPTIMIZER for e in marks):  # torch marks Optimizer.step itself
-            marks += [e for e in trace.of("user_annotation") if e.name.startswith("Optimizer.step#")]
-        self.marks = sorted(marks, key=lambda e: e.start)
-        self.starts = [e.start for e in self.marks]
-
-    def at(self, instant: int) -> str:
-        i = bisect_right(self.starts, instant) - 1
-        if i < 0 or instant >= self.marks[i].end:
-            return "between"
-        return self.marks[i].name if self.marks[i].name in PHASES else OPTIMIZER
-
-
-def _category(event: Event, op: Event | None, phase: str) -> str:
-    """By the kernel's name, then by its operator's; whatever computes in the optimizer is the optimizer's."""
-    if event.kind in ("gpu_memcpy", "gpu_memset"):
-        return costs.COPIES
-    found = costs.category(event.name)
-    if found in (costs.STREAMING, costs.OTHER) and op is not None and op is not event:
-        of_op = costs.category(op.name)
-        found = of_op if of_op in (costs.LOSS, costs.ATTENTION, PRODUCTS) or found == costs.OTHER else found
-        if found == costs.COPIES:  # aten::copy_ as a kernel converts or moves within the GPU: a pass like any other
-            found = costs.STREAMING
-    return OPTIMIZER if phase == OPTIMIZER and found != COMMUNICATION else found
-
-
-def _kernels(trace: Trace) -> list[Piece]:
-    """What ran on the device, with the operator that launched it and the phase of the launch."""
-    phases = _Phases(trace)
-    ops = {event.args["External id"]: event for event in trace.of("cpu_op") if "External id" in event.args}
-    launches = {
-        event.args["correlation"]: event
-        for event in trace.of("cuda_runtime", "cuda_driver")
-        if "correlation" in event.args
-    }
-    pieces = []
-    for event in trace.of(*DEVICE):
-        op = ops.get(event.args.get("External id"))
-        launch = launches.get(event.args.get("correlation")) or op
-        phase = phases.at(launch.start) if launch else "between"
-        pieces.append(Piece(event.start, event.end, event, op, _category(event, op, phase), phase))
-    return pieces
-
-
-def _operators(trace: Trace) -> list[Piece]:
-    phases = _Phases(trace)
-    events = trace.of("cpu_op")
-    pieces = []
-    for start, end, i in self_pieces(events):
-        phase = phases.at(start)
-        pieces.append(Piece(start, end, events[i], events[i], _category(events[i], events[i], phase), phase))
-    return pieces
-
-
-# ---- what they did
-
-
-def _inside(piece: Piece, window: Interval) -> int:
-    """How much of the piece lies in the window, ns."""
-    return max(0, min(piece.end, window[1]) - max(piece.start, window[0]))
-
-
-def _multiplies(piece: Piece) -> bool:
-    """Whether it is a matrix product's own work: a split product has several kernels, and others convert for it."""
-    return piece.op is not None and (piece.op is piece.event or costs.category(piece.event.name) == PRODUCTS)
+# ---- what the pieces did
 
 
 def _ops(pieces: list[Piece], owned: list[int], window: Interval) -> tuple[list[dict[str, Any]], dict[str, int]]:
@@ -229,18 +145,18 @@ def _ops(pieces: list[Piece], owned: list[int], window: Interval) -> tuple[list[
     whole: Counter[int] = Counter()  # of all kernels of each product, and what of it is in the window
     within: Counter[int] = Counter()
     for piece in pieces:
-        inside = _inside(piece, window)
+        inside = piece.inside(window)
         ran[id(piece.event)] += inside
-        if _multiplies(piece):
+        if piece.multiplies:
             whole[id(piece.op)] += piece.end - piece.start
             within[id(piece.op)] += inside
     counted: set[int] = set()  # events, and operators whose FLOPs were given to their first kernel
     for piece, ns in zip(pieces, owned):
-        if not _inside(piece, window):
+        if not piece.inside(window):
             continue
         op, event, took = piece.op, piece.event, ran[id(piece.event)]
         cost = costs.product(op.name, op.args) if op else None
-        fp8 = bool(cost and cost[2] and _multiplies(piece))
+        fp8 = bool(cost and cost[2] and piece.multiplies)
         zero = dict(count=0, ns=0, owned_ns=0, flops=0, flops_ns=0, fp8=fp8, bytes=0, bytes_ns=0)
         row = rows.setdefault((event.name, piece.category, fp8), dict(name=event.name, category=piece.category, **zero))
         row["owned_ns"] += ns
@@ -252,7 +168,7 @@ def _ops(pieces: list[Piece], owned: list[int], window: Interval) -> tuple[list[
         counted.add(id(event))
         row["count"] += 1
         row["ns"] += took
-        if cost and fresh and _multiplies(piece):
+        if cost and fresh and piece.multiplies:
             counted.add(id(op))
             flops, moved, _ = cost
             took, share = within[id(op)], within[id(op)] / whole[id(op)]
@@ -299,7 +215,7 @@ def _memory(trace: Trace) -> dict[str, Any] | None:
     """At the moment of most allocated bytes: how many there were, by the phase that allocated them."""
     if not trace.memory:
         return None
-    phases = _Phases(trace)
+    phases = Phases(trace)
     top = max(range(len(trace.memory)), key=lambda i: trace.memory[i][1])
     live: dict[Any, tuple[int, str]] = {}
     for when, _, count, address in trace.memory[: top + 1]:
