@@ -32,6 +32,7 @@ class Peak:
 # papers (bf16 with float32 accumulation), GA102 white paper, CDNA 3 white paper.
 PEAKS = {
     "NVIDIA A100-SXM4-40GB": Peak(312, None, 1.555),
+    "NVIDIA A100-PCIE-40GB": Peak(312, None, 1.555),
     "NVIDIA A100-SXM4-80GB": Peak(312, None, 2.039),
     "NVIDIA A100 80GB PCIe": Peak(312, None, 1.935),
     "NVIDIA H100 80GB HBM3": Peak(989, 1979, 3.35),

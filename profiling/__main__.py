@@ -32,7 +32,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("trace", help="the page about a recorded trace")
     one.add_argument("file", type=Path, help="a .json or .json.gz of torch.profiler")
-    one.add_argument("--card", default="", help="which card it was, where the trace does not say (as in cards.py)")
+    one.add_argument(
+        "--card", default="", help="which card it was, where the trace does not say: H100, or the driver's name"
+    )
     one.add_argument("--out", type=Path, help="folder of page and JSON (default: the trace's)")
     two = commands.add_parser("diff", help="two profile.json side by side")
     two.add_argument("a", type=Path)

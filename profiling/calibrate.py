@@ -131,7 +131,7 @@ def main() -> None:
     for row in made["measurements"]:
         speed = f"{row['per_s'] / 1e12:9.3f} T/s" if "per_s" in row else ""
         print(f"{row['what']:10} {str(tuple(row['sizes'])):32} {1e6 * row['seconds']:10.1f} µs {speed}")
-    if cards.by_driver(name) is None:
+    if not isinstance(cards.by_driver(name), cards.Card):
         print(f"profiling/cards.py has no row for {name!r} yet: until then no report can use the file")
     print(f"written: {path}")
     print(json.dumps(dict(gpu=name, file=str(path), date=made["date"], **made["rates"])))

@@ -1,8 +1,9 @@
 """The cards that a step or a kernel can be predicted for: data-sheet peaks, and what fraction of them is reached.
 
-Peaks are dense, from the vendors' data sheets (the sources are beside nanochat/hardware.py's table); NVLink is both
-directions together. Fractions are fitted on published measurements; profiling/points.py shows how well they do. Where
-`python -m profiling.calibrate` was run on a card, its file in profiling/calibration/ replaces them.
+Peaks are dense, of nanochat/hardware.py's table with its sources; NVLink is both directions together. Fractions are
+fitted on published measurements; profiling/points.py shows how well they do. Where `python -m profiling.calibrate` was
+run on a card, its file in profiling/calibration/ replaces them. A card that has peaks and no fractions is a `Sheet`:
+what was reached can be set against its peaks, and nothing is predicted for it.
 """
 
 import json
@@ -58,6 +59,19 @@ class Card:
         return f"calibrated on {self.calibrated}" if self.calibrated else "constants fitted on published measurements"
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A card of which no more than the peaks is known; units as in Card."""
+
+    name: str  # as the driver reports it
+    bf16: float
+    fp8: float
+    memory: float
+
+
+Known = Card | Sheet
+
+
 # An all-reduce takes START + SQRT·√x + x / (BUS · link) seconds for x = 2·(n-1)/n of its bytes: what is cut into pieces
 # pays for each piece and for filling the pipe with one, and with the best number of pieces both grow as √x. Fitted on
 # 8 H200 at 1 MiB, 16 MiB and 8 GiB; profiling/points.py has 256 MiB beside it.
@@ -96,13 +110,15 @@ def card(name: str) -> Card:
     if name not in _CARDS:
         raise UserError(f"--card {name!r} is not known; there are {', '.join(_CARDS)}")
     driver, target, link, capacity, sms, clock, attention, gemm = _CARDS[name]
-    peak = PEAKS[driver]
-    found = Card(
-        name, driver, target, peak.bf16 * 1e12, (peak.fp8 or 0) * 1e12, peak.bandwidth * 1e12, link * 1e9,
-        capacity * 2**30, sms, clock * 1e6, attention, gemm,
-    )  # fmt: skip
+    found = Card(name, driver, target, *_peaks(driver), link * 1e9, capacity * 2**30, sms, clock * 1e6, attention, gemm)
     path = FOLDER / f"{slug(driver)}.json"
     return calibrated(found, read(path)) if path.exists() else found
+
+
+def _peaks(driver: str) -> tuple[float, float, float]:
+    """bf16 and fp8 in FLOP/s (fp8 0: none), memory in bytes/s."""
+    peak = PEAKS[driver]
+    return peak.bf16 * 1e12, (peak.fp8 or 0) * 1e12, peak.bandwidth * 1e12
 
 
 def names() -> list[str]:
@@ -147,6 +163,7 @@ def calibrated(chip: Card, made: dict[str, Any]) -> Card:
     )
 
 
-def by_driver(driver: str) -> Card | None:
+def by_driver(driver: str) -> Known | None:
     """By the exact name that the driver reports; None for a card that is not known."""
-    return next((card(name) for name, row in _CARDS.items() if row[0] == driver), None)
+    full = next((card(name) for name, row in _CARDS.items() if row[0] == driver), None)
+    return full or (Sheet(driver, *_peaks(driver)) if driver in PEAKS else None)

@@ -32,9 +32,9 @@ PARTS = (
 def write(path: Path, folder: Path, card_name: str = "") -> tuple[Path, Lab]:
     """Analyses a trace and writes page and JSON; (the page's path, what it shows).
 
-    Raises UserError for what is no trace, and for a card that is not known.
+    card_name: a short name, or the driver's. Raises UserError for what is no trace, and for a card that is not known.
     """
-    chip = card(card_name) if card_name else None
+    chip = (by_driver(card_name) or card(card_name)) if card_name else None
     found = analyse(trace.read(path))
     lab = Lab(found, chip or by_driver(found.card or ""), path.name)
     where = folder / "profile.html"

@@ -9,7 +9,7 @@ from typing import Any
 from nanochat.render import Table
 from profiling import costs, figures, nvml
 from profiling.analysis import Analysis
-from profiling.cards import Card
+from profiling.cards import Card, Known
 from profiling.mfu import light_speed, rates, waterfall
 
 ROWS = 25  # kernels in the table
@@ -22,7 +22,7 @@ class Lab:
     """What a page is made of. card: None where the peak is not known."""
 
     found: Analysis
-    card: Card | None
+    card: Known | None
     source: str
 
     def ms(self, ns: float) -> float:
@@ -72,11 +72,14 @@ def where(lab: Lab) -> list[Any]:
     rows = [(label, f"{ms:,.2f}", f"{ms / whole:.1%}") for label, ms, _ in bars]
     notes = []
     if lab.found.on_device and lab.card:
-        best = lab.card.products() / 1e12
-        notes = [
-            f"{lab.card.name}: peak {lab.card.bf16 / 1e12:,.0f} TFLOP/s in bf16; best rate of a step's products taken "
-            f"as {best:,.0f} ({lab.card.constants}). A bar below zero says that these products were faster than that."
-        ]
+        peak = f"{lab.card.name}: peak {lab.card.bf16 / 1e12:,.0f} TFLOP/s in bf16"
+        if isinstance(lab.card, Card):
+            notes = [
+                f"{peak}; best rate of a step's products taken as {lab.card.products() / 1e12:,.0f} "
+                f"({lab.card.constants}). A bar below zero says that these products were faster than that."
+            ]
+        else:
+            notes = [f"{peak}; how much of it products can reach is not known, and nothing is predicted for this card."]
     elif lab.found.on_device:
         notes = [f"{UNKNOWN} ({lab.found.card or 'the trace names no card'}): products are not set against one."]
     return [figures.waterfall(bars), Table(("part", "ms", "share"), [*rows, ("step", f"{whole:,.2f}", "100%")]), *notes]

@@ -7,11 +7,11 @@ from typing import Any
 
 from profiling import costs
 from profiling.analysis import Analysis
-from profiling.cards import Card
+from profiling.cards import Card, Known
 from profiling.costs import COMMUNICATION, PRODUCTS
 
 
-def rates(found: Analysis, chip: Card | None) -> dict[str, float]:
+def rates(found: Analysis, chip: Known | None) -> dict[str, float]:
     """Tokens per second, and the shares of the peak where FLOPs and peak are known: of bf16, and of fp8 in fp8 runs."""
     about = found.meta
     if not about:
@@ -28,19 +28,25 @@ def rates(found: Analysis, chip: Card | None) -> dict[str, float]:
     return shares
 
 
-def waterfall(found: Analysis, chip: Card | None) -> list[tuple[str, int, str]]:
-    """(label, ns, category) that add up to the wall time exactly: from the peak down to what was reached."""
+def waterfall(found: Analysis, chip: Known | None) -> list[tuple[str, int, str]]:
+    """(label, ns, category) that add up to the wall time exactly: from the peak down to what was reached.
+
+    What products lose is in two bars where it is known what they can reach on this card.
+    """
     products, left = found.products, dict(found.category_ns)
     bars = []
     if chip and found.on_device and products["known_ns"] and (chip.fp8 or not products["fp8_flops"]):
         plain, small = products["flops"], products["fp8_flops"]
         at_peak = round(1e9 * (plain / chip.bf16 + (small / chip.fp8 if small else 0)))
-        at_best = round(1e9 * (plain / chip.products() + (small / chip.products(True) if small else 0)))
-        bars = [
-            ("matrix products, at the peak", at_peak, PRODUCTS),
-            ("… lost to the best rate of this card", at_best - at_peak, PRODUCTS),
-            ("… lost by these shapes", products["known_ns"] - at_best, PRODUCTS),
-        ]
+        bars = [("matrix products, at the peak", at_peak, PRODUCTS)]
+        if isinstance(chip, Card):
+            at_best = round(1e9 * (plain / chip.products() + (small / chip.products(True) if small else 0)))
+            bars += [
+                ("… lost to the best rate of this card", at_best - at_peak, PRODUCTS),
+                ("… lost by these shapes", products["known_ns"] - at_best, PRODUCTS),
+            ]
+        else:
+            bars += [("… lost by this card and these shapes", products["known_ns"] - at_peak, PRODUCTS)]
         left[PRODUCTS] = products["unknown_ns"]
     for name in (PRODUCTS, costs.ATTENTION, costs.STREAMING, costs.LOSS, costs.OTHER, costs.OPTIMIZER, COMMUNICATION):
         label = "communication, exposed" if name == COMMUNICATION else name
@@ -50,7 +56,7 @@ def waterfall(found: Analysis, chip: Card | None) -> list[tuple[str, int, str]]:
     return [*bars, ("idle" if found.on_device else "outside of operators", found.idle_ns, "idle")]
 
 
-def light_speed(row: dict[str, Any], chip: Card | None) -> float | None:
+def light_speed(row: dict[str, Any], chip: Known | None) -> float | None:
     """The share of the card's limits: the least time that FLOPs and bytes need, over the time taken."""
     if chip is None or not (row["flops_ns"] or row["bytes_ns"]):
         return None

@@ -124,7 +124,9 @@ def parse(content: Any, where: str = "the trace") -> Trace:
         raise UserError(f"{where} is damaged: nanochat.{first(problem)}; record the trace again") from None
     on_gpu = [row for row in memory if row[4][0] == 1]  # where there is a GPU, its memory is what is short
     rows = sorted((on_gpu or memory), key=lambda row: row[0])
-    return Trace(events, [row[:4] for row in rows if row[4] == rows[0][4]], cards[0].get("name"), run)
+    card = cards[0].get("name")
+    card = card if isinstance(card, str) else None
+    return Trace(events, [row[:4] for row in rows if row[4] == rows[0][4]], card, run)
 
 
 def first(problem: ValidationError) -> str:

@@ -15,10 +15,11 @@ from nanochat import trainer
 from nanochat.cost import attended, flops_per_token, linear_params, training_flops
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
+from nanochat.hardware import PEAKS
 from nanochat.run import Run
 from profiling import diff, lab_page, lab_parts, record
 from profiling.analysis import analyse
-from profiling.cards import card
+from profiling.cards import Sheet, by_driver, card
 from profiling.lab_parts import Lab
 from profiling.mfu import light_speed, rates, waterfall
 from profiling.trace import parse
@@ -192,7 +193,7 @@ def test_the_bars_are_the_step_whatever_ran(drawn):
     for i, (name, at, took) in enumerate(drawn):
         listed += kernel(name, at, at + took, **({"External id": 3} if i % 2 else {}))
     found = analyse(parse(dict(traceEvents=listed)))
-    for chip in (None, card("H100")):
+    for chip in (None, card("H100"), by_driver("NVIDIA H100 PCIe")):
         assert sum(ns for _, ns, _ in waterfall(found, chip)) == found.wall_ns
 
 
@@ -239,6 +240,29 @@ def test_an_unknown_card_has_an_unknown_peak(page, capsys):
     assert code == 0 and "unknown peak" not in text
     assert page(gpu_trace(), "--card=H300")[0] == 2
     assert "--card 'H300' is not known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, peak", [("NVIDIA H100 PCIe", 756), ("NVIDIA A100-PCIE-40GB", 312)])
+def test_a_card_of_which_only_the_peak_is_known_has_its_mfu_and_no_prediction(page, capsys, name, peak):
+    code, text = page(gpu_trace(name))
+    said = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
+    assert code == 0 and said["card"] == name and said["mfu"] == pytest.approx(4e9 * 1e6 / 2 / (peak * 1e12))
+    assert f"{said['mfu']:.1%} of the bf16 peak" in text and "unknown peak" not in text
+    assert f"{name}: peak {peak} TFLOP/s in bf16; how much of it products can reach is not known" in text
+    assert "could not be made" not in text and "the card&#x27;s roof" in text and "best rate" not in text
+    assert page(gpu_trace("?"), f"--card={name}")[0] == 0
+    assert json.loads(capsys.readouterr().out.strip().split("\n")[-1])["mfu"] == said["mfu"]
+
+
+def test_all_tables_of_cards_agree():
+    for name, peak in PEAKS.items():
+        chip = by_driver(name)
+        assert chip and (chip.bf16, chip.fp8, chip.memory) == pytest.approx(
+            (peak.bf16 * 1e12, (peak.fp8 or 0) * 1e12, peak.bandwidth * 1e12)
+        )
+        assert isinstance(chip, Sheet) or chip == card(chip.name) and chip.driver == name
+    for name in ("NVIDIA H100", "NVIDIA H100 PCIE", "NVIDIA H100 80GB HBM3 ", "nvidia h200", ""):
+        assert by_driver(name) is None, "a look-alike"
 
 
 def test_a_trace_of_somebody_elses(page):

@@ -400,6 +400,11 @@ def changed(entry, about=None, **fields):
     return json.dumps(dict(traceEvents=[{**entry, **fields}], **(about or {}))).encode()
 
 
+@pytest.mark.parametrize("name", [None, 7, ["NVIDIA H200"], {}])
+def test_a_card_whose_name_is_no_text_is_unknown(name):
+    assert analysed(step(0, 9), kernel(GEMM, 1, 5), deviceProperties=[dict(name=name)]).card is None
+
+
 def test_a_trace_in_which_nothing_took_time_is_refused():
     with pytest.raises(UserError, match="nothing in the trace took any time"):
         analysed(kernel(GEMM, 5, 5))
