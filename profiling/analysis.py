@@ -27,7 +27,10 @@ VERSION = 1  # of the JSON
 
 @dataclass(frozen=True)
 class Analysis:
-    """See the module. `ops` are rows by name, category and fp8, longest first; `gaps` are idle times by their cause."""
+    """See the module. `ops` are rows by name, category and fp8, longest first; `gaps` are idle times by their cause.
+
+    A row's `shapes` are those of its calls whose time profiling/predict.py can say: flops, bytes, count and ns of each.
+    """
 
     version: int
     on_device: bool
@@ -137,9 +140,10 @@ def _ops(pieces: list[Piece], owned: list[int], window: Interval) -> tuple[list[
     """(rows by name, category and fp8; what is known of the matrix products outside the optimizer), in the window.
 
     A product's FLOPs and bytes are in the row of its first kernel, over the time of all its kernels; where the window
-    cuts it, as much of them counts as of its time.
+    cuts it, as much of them counts as of its time, and it is none of the row's shapes.
     """
     rows: dict[tuple[str, str, bool], dict[str, Any]] = {}
+    shapes: dict[tuple[str, str, bool], dict[tuple[int, int], list[int]]] = {}  # → (FLOPs, bytes) → count, ns
     products = dict(flops=0, fp8_flops=0, known_ns=0, unknown_ns=0)
     ran: Counter[int] = Counter()  # time in the window of each event
     whole: Counter[int] = Counter()  # of all kernels of each product, and what of it is in the window
@@ -156,9 +160,10 @@ def _ops(pieces: list[Piece], owned: list[int], window: Interval) -> tuple[list[
             continue
         op, event, took = piece.op, piece.event, ran[id(piece.event)]
         cost = costs.product(op.name, op.args) if op else None
-        fp8 = bool(cost and cost[2] and piece.multiplies)
+        fp8 = bool(cost and cost.fp8 and piece.multiplies)
         zero = dict(count=0, ns=0, owned_ns=0, flops=0, flops_ns=0, fp8=fp8, bytes=0, bytes_ns=0)
-        row = rows.setdefault((event.name, piece.category, fp8), dict(name=event.name, category=piece.category, **zero))
+        key = (event.name, piece.category, fp8)
+        row = rows.setdefault(key, dict(name=event.name, category=piece.category, **zero))
         row["owned_ns"] += ns
         if piece.category == PRODUCTS:
             products["known_ns" if cost else "unknown_ns"] += ns
@@ -170,16 +175,25 @@ def _ops(pieces: list[Piece], owned: list[int], window: Interval) -> tuple[list[
         row["ns"] += took
         if cost and fresh and piece.multiplies:
             counted.add(id(op))
-            flops, moved, _ = cost
             took, share = within[id(op)], within[id(op)] / whole[id(op)]
-            flops, moved = round(flops * share), moved and round(moved * share)
+            known = share == 1 and (cost.half or cost.fp8)
+            flops, moved = round(cost.flops * share), cost.bytes and round(cost.bytes * share)
             row.update(flops=row["flops"] + flops, flops_ns=row["flops_ns"] + took)
             if piece.category == PRODUCTS:
                 products["fp8_flops" if fp8 else "flops"] += flops
         else:
-            moved = costs.streamed(op.name, op.args) if op else None
+            flops, moved = 0, costs.streamed(op.name, op.args) if op else None
+            known = took == event.end - event.start and bool(costs.STREAMS.match(event.name))
         if moved:
             row.update(bytes=row["bytes"] + moved, bytes_ns=row["bytes_ns"] + took)
+        if moved and known:
+            seen = shapes.setdefault(key, {}).setdefault((flops, moved), [0, 0])
+            seen[:] = seen[0] + 1, seen[1] + took
+    for key, row in rows.items():
+        row["shapes"] = [
+            dict(flops=flops, bytes=moved, count=count, ns=ns)
+            for (flops, moved), (count, ns) in shapes.get(key, {}).items()
+        ]
     return sorted(rows.values(), key=lambda row: -row["ns"]), products
 
 

@@ -8,7 +8,7 @@ else neither is guessed. Shapes and types are whatever a file holds: of those th
 import math
 import re
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 PRODUCTS, ATTENTION, STREAMING, LOSS = "matrix products", "attention", "norms, pointwise", "cross-entropy"
 OPTIMIZER, COMMUNICATION, COPIES, OTHER = "optimizer", "communication", "copies", "other"
@@ -82,8 +82,17 @@ _FACTORS = {"aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::_scaled_mm": (0, 1),
             "aten::baddbmm": (1, 2), "mkldnn::_linear_pointwise": (0, 1)}  # fmt: skip
 
 
-def product(name: str, args: dict[str, Any]) -> tuple[int, int | None, bool] | None:
-    """(FLOPs, least bytes or None, whether in fp8) of an operator that is a matrix product with known shapes."""
+class Product(NamedTuple):
+    """A matrix product: FLOPs; the least bytes that must move, None where types are not known; fp8 or half: of what."""
+
+    flops: int
+    bytes: int | None
+    fp8: bool
+    half: bool  # both factors have 16 bits: what peaks are stated for
+
+
+def product(name: str, args: dict[str, Any]) -> Product | None:
+    """What an operator multiplies, if it is a matrix product with known shapes."""
     if name not in _FACTORS:
         return None
     given = dict(enumerate(inputs(args)))
@@ -96,10 +105,16 @@ def product(name: str, args: dict[str, Any]) -> tuple[int, int | None, bool] | N
         return None
     flops = 2 * math.prod(rows) * inner * columns
     moved = None
-    if (of_a := itemsize(a[1])) and (of_b := itemsize(b[1])):
+    of_a, of_b = itemsize(a[1]), itemsize(b[1])
+    if of_a and of_b:
         out = max(2, of_a, of_b)  # fp8 products write bfloat16 or wider
         moved = math.prod(a[0]) * of_a + math.prod(b[0]) * of_b + math.prod(rows) * columns * out
-    return flops, moved, any("float8" in dtype.lower() for _, dtype in (a, b))
+    small = ["float8" in dtype.lower() for _, dtype in (a, b)]
+    return Product(flops, moved, any(small), of_a == of_b == 2 and "int" not in a[1] + b[1])
+
+
+# Kernels of torch.compile that do nothing but stream: pointwise, reductions, lists; no templates of products.
+STREAMS = re.compile(r"triton_(poi|per|red|for)_")
 
 
 def streamed(name: str, args: dict[str, Any]) -> int | None:

@@ -10,7 +10,7 @@ from nanochat.render import Table
 from profiling import costs, figures, nvml
 from profiling.analysis import Analysis
 from profiling.cards import Card, Known
-from profiling.mfu import light_speed, rates, waterfall
+from profiling.mfu import foretold, light_speed, rates, waterfall
 
 ROWS = 25  # kernels in the table
 ON_CPU = "No device events: times are of CPU operators, each without those that it calls."
@@ -103,7 +103,7 @@ def kernels(lab: Lab) -> list[Any]:
     chip = lab.card if lab.found.on_device else None
     rows = []
     for row in lab.found.ops[:ROWS]:
-        share = light_speed(row, chip)
+        share, said = light_speed(row, chip), foretold(row, chip)
         rows.append(
             (
                 row["name"] if len(row["name"]) <= 80 else row["name"][:79] + "…",
@@ -113,6 +113,7 @@ def kernels(lab: Lab) -> list[Any]:
                 f"{row['bytes'] / row['bytes_ns']:,.0f}" if row["bytes_ns"] else "–",
                 f"{row['flops'] / row['flops_ns'] / 1e3:,.2f}" if row["flops_ns"] else "–",
                 "–" if share is None else f"{share:.0%}",
+                "–" if said is None else f"≥ {said[0]:.2f}" if said[1] is None else f"{said[0]:.2f} ±{said[1]:.0%}",
             )
         )
     head = (
@@ -123,13 +124,26 @@ def kernels(lab: Lab) -> list[Any]:
         "GB/s",
         "TFLOP/s",
         "of the limit",
+        "predicted / actual",
     )
     return [
         Table(head, rows),
         f"Calls and ms are of a step; {len(lab.found.ops)} different ones were seen. FLOPs are known of matrix "
         "products, bytes (the least that must move) of those and of torch.compile's Triton kernels, where shapes were "
         "recorded.",
+        *([prediction(chip)] if chip else []),
     ]
+
+
+def prediction(chip: Known) -> str:
+    """What the last column of the kernels says."""
+    if not isinstance(chip, Card):
+        return f"Nothing is predicted for a {chip.name}: only its peaks are known."
+    return (
+        f"Predicted / actual: the time PREDICTED for these shapes on a {chip.name} ({chip.constants}), without a "
+        "launch, over the time taken, and the prediction's band. 0.5: it took twice as long as predicted. ≥: only the "
+        "least time that it needs is. Known of bf16 and fp8 products, and of torch.compile's streaming kernels."
+    )
 
 
 def roofline(lab: Lab) -> list[Any]:

@@ -1,14 +1,16 @@
 """What was reached of the card's peak: the three MFUs, the waterfall of a step, a kernel's share of its limit.
 
-All are None or left out where the peak is not known: a wrong peak is worse than none.
+And of what was predicted. All are None or left out where the card is not known: a wrong peak is worse than none.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from profiling import costs
 from profiling.analysis import Analysis
 from profiling.cards import Card, Known
 from profiling.costs import COMMUNICATION, PRODUCTS
+from profiling.predict import predict
 
 
 def rates(found: Analysis, chip: Known | None) -> dict[str, float]:
@@ -64,3 +66,22 @@ def light_speed(row: dict[str, Any], chip: Known | None) -> float | None:
     computing = row["flops"] / peak / row["flops_ns"] if row["flops_ns"] and peak else 0.0
     moving = row["bytes"] / chip.memory / row["bytes_ns"] if row["bytes_ns"] else 0.0
     return 1e9 * max(computing, moving)
+
+
+# What profiling/predict.py is to take a category for: of these it says a lower bound only.
+_LOOPED = {costs.LOSS: "cross_entropy", costs.ATTENTION: "attention"}
+
+
+def foretold(row: dict[str, Any], chip: Known | None) -> tuple[float, float | None] | None:
+    """(PREDICTED time over the time taken, the band of the prediction, None for a lower bound) of a row of `ops`.
+
+    Of its calls whose shapes are known, without launches: a kernel's time in a trace has none in it. None where nothing
+    can be predicted.
+    """
+    if not isinstance(chip, Card) or not row["shapes"] or (row["fp8"] and not chip.fp8):
+        return None
+    bare, op = replace(chip, launch=0.0), "fp8_" if row["fp8"] else _LOOPED.get(row["category"], "")
+    made = [(predict(bare, op, shape["bytes"], shape["flops"]), shape["count"]) for shape in row["shapes"]]
+    lower = row["name"].startswith("triton_red_") or any(said.lower_bound for said, _ in made)
+    ratio = 1e9 * sum(said.seconds * count for said, count in made) / sum(shape["ns"] for shape in row["shapes"])
+    return ratio, None if lower else max(said.band for said, _ in made)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -17,11 +18,11 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.hardware import PEAKS
 from nanochat.run import Run
-from profiling import diff, lab_page, lab_parts, record
+from profiling import cards, diff, lab_page, lab_parts, record
 from profiling.analysis import analyse
 from profiling.cards import Sheet, by_driver, card
 from profiling.lab_parts import Lab
-from profiling.mfu import light_speed, rates, waterfall
+from profiling.mfu import foretold, light_speed, rates, waterfall
 from profiling.trace import parse
 
 SIZES = (
@@ -73,6 +74,7 @@ def test_recording_changes_no_loss_and_leaves_a_page(home, capsys):
     page = (folder / "profile.html").read_text()
     assert "Profile of base, steps 5 to 6" in page and lab_parts.ON_CPU in page
     assert "could not be made" not in page and "MFU" not in page.upper() and 'src="http' not in page
+    assert "PREDICTED" not in page and "Nothing is predicted" not in page, "a CPU's operators are not foretold"
     assert about["nvml"], "the sensors' rows, or why there are none, are in the trace"
 
     assert not about["beside"] and "Not training alone" not in page
@@ -204,6 +206,66 @@ def test_share_of_the_limit_by_hand():
     assert light_speed(row, None) is None
 
 
+NORM_SHAPES = {"Input Dims": [[4096, 16384], [4096, 16384]], "Input type": ["c10::BFloat16", "c10::BFloat16"]}
+
+
+def predicted_rows(*listed, card_name="H100"):
+    """name → what is foretold of it, on a card without a calibration."""
+    found = analyse(parse(dict(traceEvents=[step(0, 1000), *(e for entry in listed for e in entry)])))
+    return {row["name"]: foretold(row, replace(card(card_name), calibrated="")) for row in found.ops}
+
+
+def launched(name, op, at, took, shapes, number):
+    """A kernel of an operator with shapes."""
+    about = {"External id": number, **shapes}
+    return [event(op, "cpu_op", 1 + number, 2 + number, **about), *kernel(name, at, at + took, **about)]
+
+
+def test_predicted_over_actual_by_hand(monkeypatch, tmp_path):
+    monkeypatch.setattr(cards, "FOLDER", tmp_path)  # fitted constants
+    streaming = "triton_poi_fused_relu_0"
+    said = predicted_rows(
+        launched(GEMM, "aten::mm", 100, 200, SHAPES, 1),
+        launched(GEMM, "aten::mm", 300, 100, SHAPES, 2),
+        launched(streaming, streaming, 400, 100, NORM_SHAPES, 3),
+        launched(NORM, NORM, 500, 100, NORM_SHAPES, 4),  # a reduction in a loop
+    )
+    chip = card("H100")
+    once = 2 * 4096**3 / chip.products()
+    assert said[GEMM] == (pytest.approx(2 * once / 300e-6), 0.35)
+    moved = 2 * 2 * 4096 * 16384
+    assert said[streaming] == (pytest.approx(moved / chip.stream / 100e-6), 0.30)
+    assert said[NORM] == (said[streaming][0], None)
+
+
+@pytest.mark.parametrize(
+    "name, op, shapes",
+    [
+        (GEMM, "aten::mm", {}),
+        (GEMM, "aten::mm", {**SHAPES, "Input type": ["float", "float"]}),  # at another rate than the peak's
+        (GEMM, "aten::mm", {**SHAPES, "Input type": ["short int", "short int"]}),
+        (GEMM, "aten::mm", {"Input Dims": SHAPES["Input Dims"]}),
+        ("triton_tem_fused_mm_0", "triton_tem_fused_mm_0", NORM_SHAPES),  # multiplies, nobody knows how much
+        ("elementwise_kernel", "aten::add", NORM_SHAPES),
+    ],
+)
+def test_where_the_cost_is_not_known_nothing_is_predicted(name, op, shapes):
+    assert predicted_rows(launched(name, op, 100, 200, shapes, 1))[name] is None
+
+
+def test_a_call_that_the_window_cuts_is_not_compared():
+    whole, cut = launched(GEMM, "aten::mm", 500, 200, SHAPES, 1), launched(GEMM, "aten::mm", -100, 200, SHAPES, 2)
+    assert predicted_rows(whole, cut) == predicted_rows(whole) and predicted_rows(cut)[GEMM] is None
+
+
+def test_fp8_products_are_predicted_at_their_own_rate_or_not():
+    small = {**SHAPES, "Input type": ["c10::Float8_e4m3fn"] * 2}
+    ran = launched(GEMM, "aten::_scaled_mm", 100, 200, small, 1)
+    chip = card("H100")
+    assert predicted_rows(ran)[GEMM][0] == pytest.approx(2 * 4096**3 / chip.products(fp8=True) / 200e-6)
+    assert predicted_rows(ran, card_name="A100")[GEMM] is None
+
+
 # ---- the page
 
 
@@ -227,6 +289,8 @@ def test_the_page_of_a_gpu_trace(page, capsys):
     assert code == 0 and "could not be made" not in text
     said = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
     assert said["card"] == "H100" and said["step_ms"] == 1.0 and said["mfu"] == pytest.approx(4e9 * 1e6 / 2 / 989e12)
+    ratio = 2 * 4096**3 / card("H100").products() / 200e-6
+    assert f"<td>{ratio:.2f} ±35%</td>" in text and "PREDICTED for these shapes on a H100" in text
     for words in (f"{said['mfu']:.1%} of the bf16 peak", "software power cap", "the card&#x27;s roof", GEMM, "16.0"):
         assert words in text, words
 
@@ -234,6 +298,7 @@ def test_the_page_of_a_gpu_trace(page, capsys):
 def test_an_unknown_card_has_an_unknown_peak(page, capsys):
     code, text = page(gpu_trace("NVIDIA H100 80GB HBM3e"))
     assert code == 0 and text.count("unknown peak") == 4 and "of the bf16 peak" not in text
+    assert "PREDICTED" not in text
     said = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
     assert said["card"] is None and "mfu" not in said
     code, text = page(gpu_trace("NVIDIA H100 80GB HBM3e"), "--card=H200")
@@ -250,6 +315,7 @@ def test_a_card_of_which_only_the_peak_is_known_has_its_mfu_and_no_prediction(pa
     assert f"{said['mfu']:.1%} of the bf16 peak" in text and "unknown peak" not in text
     assert f"{name}: peak {peak} TFLOP/s in bf16; how much of it products can reach is not known" in text
     assert "could not be made" not in text and "the card&#x27;s roof" in text and "best rate" not in text
+    assert f"Nothing is predicted for a {name}: only its peaks are known." in text and "PREDICTED" not in text
     assert page(gpu_trace("?"), f"--card={name}")[0] == 0
     assert json.loads(capsys.readouterr().out.strip().split("\n")[-1])["mfu"] == said["mfu"]
 
