@@ -1,5 +1,8 @@
 """What a model costs: parameters, FLOPs and memory, counted from its shapes."""
 
+from collections.abc import Sequence
+from functools import cache
+
 import torch
 
 from nanochat.gpt import GPT, GPTConfig, Linear
@@ -32,6 +35,7 @@ def scaling_params(config: GPTConfig) -> int:
     return counts["transformer_matrices"] + counts["lm_head"]
 
 
+@cache
 def linear_params(config: GPTConfig) -> int:
     """Weights that every token is multiplied by: those of all Linears."""
     return sum(m.weight.numel() for m in meta_model(config).modules() if isinstance(m, Linear))
@@ -78,16 +82,16 @@ def training_flops(config: GPTConfig) -> dict[str, float]:
     return dict(mfu=flops_per_token(config), mfu_causal=linears + 12 * exact, hfu=linears + 14 * exact)
 
 
-def decode_cost(config: GPTConfig, batch: int, context: int, itemsize: int) -> tuple[int, int]:
-    """(FLOPs, bytes) of one decode step: every row a token, with `context` tokens before it.
+def decode_cost(config: GPTConfig, keys: Sequence[int], itemsize: int) -> tuple[int, int]:
+    """(FLOPs, bytes) of one decode step: every row a token. keys: how many each row has, its token's own among them.
 
     The bytes are the least that must be read: each Linear's weights once, and each row's keys and values in the window.
     """
     linears = linear_params(config)
     windows = [config.window(layer) for layer in range(config.n_layer)]
-    keys = sum(context if window is None else min(window + 1, context) for window in windows)
-    flops = batch * (2 * linears + 4 * config.n_embd * keys)
-    return flops, itemsize * (linears + 2 * batch * config.n_kv_head * config.head_dim * keys)
+    seen = sum(count if window is None else min(window + 1, count) for window in windows for count in keys)
+    flops = 2 * len(keys) * linears + 4 * config.n_embd * seen
+    return flops, itemsize * (linears + 2 * config.n_kv_head * config.head_dim * seen)
 
 
 def training_bytes(config: GPTConfig, tokens: int, world: int = 1) -> int:

@@ -70,7 +70,7 @@ def used(flags: Flags, row: dict[str, Any], peaks: dict[torch.dtype, Any], machi
     dtype = DTYPES[row["about"].split(", ")[1]]
     heads = flags.width // 128
     config = GPTConfig(flags.sequence_len, flags.vocab_size, flags.depth, heads, heads, flags.width)
-    flops, moved = decode_cost(config, row["batch"], flags.prompt_tokens + flags.new_tokens // 2, dtype.itemsize)
+    flops, moved = decode_cost(config, [flags.prompt_tokens + flags.new_tokens // 2] * row["batch"], dtype.itemsize)
     rates = dict(gflop_per_s=flops / row["token_ms"] / 1e6, gb_per_s=moved / row["token_ms"] / 1e6)
     if dtype not in peaks:
         peaks[dtype] = hardware.limits(machine, dtype)

@@ -112,6 +112,7 @@ def test_a_decode_step_by_hand():
         sequence_len=512, vocab_size=256, n_layer=2, n_head=1, n_kv_head=1, n_embd=128, window_pattern="SL"
     )
     linears = sum(m.weight.numel() for m in cost.meta_model(config).modules() if isinstance(m, torch.nn.Linear))
-    flops, moved = cost.decode_cost(config, 3, 200, 2)
-    assert flops == 3 * (2 * linears + 4 * 128 * (129 + 200))  # the window is of 128 keys before the token's own
-    assert moved == 2 * linears + 3 * 2 * 2 * 128 * (129 + 200)
+    flops, moved = cost.decode_cost(config, [200, 200, 100], 2)
+    seen = 2 * (129 + 200) + 2 * 100  # the window is of 128 keys before the token's own
+    assert flops == 3 * 2 * linears + 4 * 128 * seen
+    assert moved == 2 * linears + 2 * 2 * 128 * seen
