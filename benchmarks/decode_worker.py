@@ -1,9 +1,12 @@
 """Measures one engine, ours or upstream's, in a process of its own: a batch size a line in, a JSON line out.
+A negative one has ours recorded at that size by the profiler, and not measured.
 
 Called by scripts/infer_bench.py with the folder from which `nanochat` is imported, and the settings as JSON. Only what
 both have in common is asked of them: a model of given sizes, and tokens for a batch of equal prompts.
 """
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -33,11 +36,18 @@ def ours() -> tuple[Callable[[int], Any], str]:
     model.init_weights(hardware.dtype)
     engines: dict[int, Engine] = {}
 
-    def steps(batch: int) -> Any:
+    def steps(order: int) -> Any:
+        batch = abs(order)
         if batch not in engines:
             engines[batch] = Engine(model, slots=batch)
             if compiled and (why := engines[batch].compile()):
                 raise RuntimeError(f"decoding was not compiled: {why}")
+        if order < 0:  # imported only now: it is no part of the memory that was measured
+            from nanochat.files import base_dir
+            from profiling.record import engine_recorder
+
+            folder = base_dir() / "infer_bench" / f"batch-{batch}"
+            engine_recorder(engines[batch], settings["profile"], f"infer_bench, batch {batch}", folder, hardware)
         return run(engines[batch], batch)
 
     def run(engine: Engine, batch: int) -> Any:
@@ -79,8 +89,13 @@ def upstream() -> tuple[Callable[[int], Any], str]:
     return steps, f"{device}, {str(COMPUTE_DTYPE)[6:]}"
 
 
-def measure(steps: Callable[[int], Any], batch: int) -> dict[str, float]:
-    """One run: the first token's time, and the rate of the others."""
+def measure(steps: Callable[[int], Any], batch: int) -> dict[str, Any]:
+    """One run: the first token's time, and the rate of the others. Of a recorded one: what was said about it."""
+    if batch < 0:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            for _ in steps(batch):
+                pass
+        return dict(said=said.getvalue().strip())
     run = steps(batch)  # the engine is made before the clock starts; the work begins with the first step
     started, made, first, first_count = time.perf_counter(), 0, 0.0, 0
     for count in run:

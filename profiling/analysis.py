@@ -1,4 +1,4 @@
-"""Where the time of a recorded stretch of training went, as numbers: `analyse(trace)` gives an `Analysis`.
+"""Where the time of recorded steps of training or decoding went, as numbers: `analyse(trace)` gives an `Analysis`.
 
 Every instant of the window is counted once: it belongs to a category (profiling/costs.py) or it is idle, so categories
 and idle add up to the wall time exactly. Where streams overlap, computing owns the instant, then communication, then

@@ -1,4 +1,4 @@
-"""The page about a recorded stretch of training: `write(trace, folder)` makes profile.html and profile.json.
+"""The page about recorded steps of training or decoding: `write(trace, folder)` makes profile.html and profile.json.
 
 A section that fails says so in a sentence, and the rest of the page still comes. The sections are in lab_parts.py, the
 numbers in analysis.py and mfu.py.

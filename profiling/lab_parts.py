@@ -11,6 +11,7 @@ from profiling import costs, figures, nvml
 from profiling.analysis import Analysis
 from profiling.cards import Card, Known
 from profiling.mfu import foretold, light_speed, rates, waterfall
+from profiling.pieces import PHASES
 
 ROWS = 25  # kernels in the table
 ON_CPU = "No device events: times are of CPU operators, each without those that it calls."
@@ -30,10 +31,14 @@ class Lab:
         return ns / 1e6 / self.found.steps
 
 
-MEANINGS = {
-    "mfu": "as nanochat counts: attention not halved by causality",
-    "mfu_causal": "attention only for the pairs that the mask leaves",
-    "hfu": "with what the backward computes again: attention's Q·Kᵀ",
+TRAINING = {
+    "mfu": ("bf16 peak", "as nanochat counts: attention not halved by causality"),
+    "mfu_causal": ("bf16 peak", "attention only for the pairs that the mask leaves"),
+    "hfu": ("bf16 peak", "with what the backward computes again: attention's Q·Kᵀ"),
+}
+DECODING = {
+    "bandwidth_use": ("memory's bandwidth", "the weights once a step, and each row's keys and values; no prompts"),
+    "flop_use": ("bf16 peak", "each row's products with them; no prompts"),
 }
 
 
@@ -41,6 +46,7 @@ def run(lab: Lab) -> list[Any]:
     found, about = lab.found, lab.found.meta
     shares = rates(found, lab.card)
     per_step = sorted(found.step_ns)
+    decoding = about.get("decoding")
     rows = [
         ("device", found.card or about.get("device") or "CPU"),
         ("steps recorded", str(len(found.step_ns) or "not marked; all of the trace counts as one")),
@@ -52,17 +58,24 @@ def run(lab: Lab) -> list[Any]:
         rows += [
             ("tokens per second", f"{shares['tok_per_s']:,.0f} on {about['world']} of these"),
             ("computes in", f"{about['dtype'].removeprefix('torch.')}{', fp8 products' if about['fp8'] else ''}"),
-            ("compiled", "yes" if about["compiled"] else "no"),
+            ("decoding", decoding["how"]) if decoding else ("compiled", "yes" if about["compiled"] else "no"),
             ("torch", about["torch"]),
         ]
-    for name, meaning in MEANINGS.items() if found.on_device else ():
-        value = f"{shares[name]:.1%} of the bf16 peak" if name in shares else UNKNOWN
+    if decoding:
+        rows += [
+            ("tokens made in a step", f"{about['tokens_per_step']:,.4g}, one for each row"),
+            ("prompt tokens read in a step", f"{decoding['prompt_tokens']:,.4g}"),
+        ]
+    for name, (peak, meaning) in (DECODING if decoding else TRAINING).items() if found.on_device else ():
+        value = f"{shares[name]:.1%} of the {peak}" if name in shares else UNKNOWN
         if f"{name}_fp8" in shares:
             value += f", {shares[f'{name}_fp8']:.1%} of the fp8 peak"
         rows.append((name, f"{value} ({meaning})" if about else "not known: the trace does not say what was trained"))
     notes = ["Recording itself costs time: outside it, a step is somewhat faster."]
+    if decoding:
+        notes.append("A step is one of the engine: a token more for every row. Nothing is trained, so there is no MFU.")
     if about.get("beside"):
-        notes.append(f"Not training alone: inside the recorded time lie {', '.join(about['beside'])}.")
+        notes.append(f"Not steps alone: inside the recorded time lie {', '.join(about['beside'])}.")
     return [Table(("", lab.source), rows), *([] if found.on_device else [ON_CPU]), *notes]
 
 
@@ -86,14 +99,16 @@ def where(lab: Lab) -> list[Any]:
 
 
 def phases(lab: Lab) -> list[Any]:
-    order = ("data", "forward", "backward", "optimizer", "between")
+    order = (*PHASES, "between")
     table = {p: {c: lab.ms(ns) for c, ns in lab.found.phase_ns[p].items()} for p in order if p in lab.found.phase_ns}
     present = [c for c in costs.CATEGORIES if any(row.get(c) for row in table.values())]
     rows = [
         (p, *(f"{row[c]:,.2f}" if row.get(c) else "–" for c in present), f"{sum(row.values()):,.2f}")
         for p, row in table.items()
     ]
-    text = "Work belongs to the phase in which the host launched it; between: outside of all (evaluation, logging)."
+    text = (
+        "Work belongs to the phase in which the host launched it; between: outside of all (evaluation, logging, text)."
+    )
     if not lab.found.on_device:
         text += " Compiled code shows as one operator, whose own time are its fused loops: they count as pointwise."
     return [figures.by_phase(table), Table(("ms of a step", *present, "sum"), rows), text]

@@ -1,4 +1,4 @@
-"""What was reached of the card's peak: the three MFUs, the waterfall of a step, a kernel's share of its limit.
+"""What was reached of the card's peaks: the three MFUs, or decoding's two shares; a step's waterfall, a kernel's limit.
 
 And of what was predicted. All are None or left out where the card is not known: a wrong peak is worse than none.
 """
@@ -14,7 +14,10 @@ from profiling.predict import predict
 
 
 def rates(found: Analysis, chip: Known | None) -> dict[str, float]:
-    """Tokens per second, and the shares of the peak where FLOPs and peak are known: of bf16, and of fp8 in fp8 runs."""
+    """Tokens per second, and the shares of the peak where FLOPs and peak are known: of bf16, and of fp8 in fp8 runs.
+
+    Of decoding: the shares of bandwidth and bf16 peak that making the tokens needs, prompts not counted.
+    """
     about = found.meta
     if not about:
         return {}
@@ -27,6 +30,9 @@ def rates(found: Analysis, chip: Known | None) -> dict[str, float]:
         shares[name] = flops * rate / about["world"] / chip.bf16
         if about["fp8"] and chip.fp8:
             shares[f"{name}_fp8"] = flops * rate / about["world"] / chip.fp8
+    if decoding := about.get("decoding"):
+        shares["bandwidth_use"] = decoding["bytes"] / seconds / chip.memory
+        shares["flop_use"] = decoding["flops"] / seconds / chip.bf16
     return shares
 
 

@@ -1,8 +1,8 @@
 """The pieces of work in a recorded trace: what ran from when to when, who launched it, of which category and phase.
 
-On a device a piece is a kernel or a copy; it belongs to the phase (forward, backward, optimizer) in which it was
-launched. Without a device a piece is what an operator of the CPU did itself between two that it called.
-profiling/analysis.py adds them up.
+On a device a piece is a kernel or a copy, and belongs to the phase in which it was launched: forward, backward and
+optimizer of training, prefill, decode and sampling of an engine. Without a device a piece is what an operator of the
+CPU did itself between two that it called. profiling/analysis.py adds them up.
 """
 
 from bisect import bisect_right
@@ -12,7 +12,8 @@ from profiling import costs
 from profiling.costs import COMMUNICATION, OPTIMIZER, PRODUCTS
 from profiling.trace import DEVICE, Event, Interval, Trace, self_pieces
 
-PHASES = ("data", "forward", "backward", "optimizer")  # the annotations in nanochat/trainer.py
+# The annotations in nanochat/trainer.py, and those in nanochat/engine/engine.py.
+PHASES = ("data", "forward", "backward", "optimizer", "prefill", "decode", "sampling")
 
 
 @dataclass(frozen=True)

@@ -41,21 +41,32 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How an engine decoded. Of a step, on average: FLOPs and least bytes of the tokens made, prompt tokens beside."""
+
+    how: str  # nanochat.engine.Engine.decoding
+    flops: float
+    bytes: float
+    prompt_tokens: float
+
+
+@dataclass(frozen=True)
 class Run:
     """What profiling/record.py writes about the run into a trace, as `nanochat`; what is read is checked against it."""
 
     stage: str
     first_step: int
-    tokens_per_step: Annotated[int, Field(ge=1)]
+    tokens_per_step: Annotated[float, Field(gt=0)]
     world: Annotated[int, Field(ge=1)]
     device: str
     dtype: str
     fp8: str | None
     compiled: bool
     torch: str
-    flops_per_token: dict[str, float]
+    flops_per_token: dict[str, float]  # of training
     nvml: list[dict[str, Any]] = field(default_factory=list)
     beside: list[str] = field(default_factory=list)  # what was done between the recorded steps
+    decoding: Decoding | None = None  # where nothing was trained
 
 
 @dataclass(frozen=True)

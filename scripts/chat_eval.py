@@ -25,10 +25,13 @@ class Flags:
     top_k: int = flag(50, "candidates to draw from when the temperature is not 0", "-k")
     max_new_tokens: int = flag(64, "longest answer, in tokens", "-m")
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
+    profile: int = flag(0, "record so many steps of the engine, once it is warm, to <run>/eval/profile/ (0: none)")
 
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
+    from profiling.record import engine_recorder
+
     names = list(TASKS) if flags.tasks == "all" else flags.tasks.split(",")
     for name in names:
         if name not in TASKS:
@@ -39,6 +42,8 @@ def main() -> None:
     tokenizer = run.tokenizer()
     found.check_tokenizer(tokenizer)
     engine = Engine(found.model(hardware.device, hardware.dtype), slots=flags.batch_size)
+    more = "ask more (--max-problems, --max-new-tokens), or fewer at a time (--batch-size)"
+    recorder = engine_recorder(engine, flags.profile, "chat_eval", run.stage("eval"), hardware, more)
     sampling = Sampling(flags.temperature, flags.top_k or None)
     results, failures = {}, []
     for name in names:
@@ -60,6 +65,8 @@ def main() -> None:
     tasks = {**before.get(flags.source, {}), **results}
     run.write_summary("eval", {**everything, "chat": {**before, flags.source: tasks}})
     print(f"{len(failures)} failing examples in {path}")
+    if recorder:
+        recorder.end()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ it took, as shares of the card's peaks (of a CPU: of what a copy and a matrix pr
 cache reads faster than a copy does).
 
 The model has random weights: speed does not depend on what it says. Each engine runs in a process of its own, which
-waits while the other is measured; the two take turns, and the medians are reported.
+waits while the other is measured; the two take turns, and the medians are reported. Only then --profile records ours.
 """
 
 import json
@@ -42,6 +42,7 @@ class Flags:
     repeats: int = flag(5, "runs of each, in turns")
     dtype: str = flag("", "float32 | bfloat16 (default: each engine's own choice)")
     upstream: str = flag("", "a clone of karpathy/nanochat to run beside ours")
+    profile: int = flag(0, "then record so many warm steps of ours to $NANOCHAT_BASE_DIR/infer_bench/ (0: none)")
 
 
 def start(folder: str, settings: dict[str, Any], worker: Path = WORKER) -> subprocess.Popen:
@@ -51,7 +52,7 @@ def start(folder: str, settings: dict[str, Any], worker: Path = WORKER) -> subpr
 
 
 def measure(worker: subprocess.Popen, order: int) -> dict[str, Any]:
-    """One run, told a number. Raises UserError when the process has died."""
+    """One run, told a number: of ours negative where it is to be recorded. Raises UserError if the process has died."""
     assert worker.stdin and worker.stdout
     time.sleep(PAUSE)
     try:
@@ -94,6 +95,9 @@ def run(flags: Flags) -> dict[str, Any]:
         raise UserError(f"--dtype is {flags.dtype!r}, wanted float32 or bfloat16")
     if flags.upstream and not (Path(flags.upstream) / "nanochat" / "engine.py").is_file():
         raise UserError(f"--upstream {flags.upstream}: there is no nanochat/engine.py in it")
+    from profiling import record
+
+    record.check(flags.profile, flags.new_tokens, f"a run here has {flags.new_tokens}", "make more (--new-tokens)")
     folders = {"ours": str(Path(__file__).parent.parent), **({"upstream": flags.upstream} if flags.upstream else {})}
     workers = {name: start(folder, asdict(flags)) for name, folder in folders.items()}
     machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -119,8 +123,9 @@ def run(flags: Flags) -> dict[str, Any]:
                     flush=True,
                 )
             if len(workers) == 2:
-                ours, theirs = result["rows"][-2:]
-                print(f"          ratio {ours['tok_per_s'] / theirs['tok_per_s']:.2f}")
+                print(f"          ratio {result['rows'][-2]['tok_per_s'] / result['rows'][-1]['tok_per_s']:.2f}")
+        for batch in batches if flags.profile else ():  # last: what was recorded once runs slower
+            print(measure(workers["ours"], -batch)["said"], flush=True)
     finally:
         for worker in workers.values():
             worker.kill()

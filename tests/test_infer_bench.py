@@ -3,6 +3,8 @@ import json
 import pytest
 import tiny
 
+from profiling import diff
+
 SMALL = "--depth=2 --width=128 --vocab-size=256 --sequence-len=64 --batch-sizes=1,3 --new-tokens=6 --repeats=2".split()
 
 
@@ -19,6 +21,21 @@ def test_it_measures_and_ends_with_json(compiled, monkeypatch, capsys):
     assert [row["batch"] for row in rows] == [1, 3] and all(row["tok_per_s"] > 0 for row in rows)
 
 
+def test_it_records_each_batch_after_all_are_measured(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    assert tiny.call("infer_bench", *SMALL, "--repeats=1", "--dtype=float32", "--profile=2") == 0
+    lines = capsys.readouterr().out.strip().split("\n")
+    assert ["first token" in line for line in lines] == [True, True, False, False, False]
+    for batch, line in zip((1, 3), lines[2:]):
+        folder = tmp_path / "infer_bench" / f"batch-{batch}" / "profile"
+        assert line.startswith(f"infer_bench, batch {batch}: 2 steps recorded: {folder / 'profile.html'}")
+        found = diff.load(folder / "profile.json")
+        assert len(found.step_ns) == 2 and found.meta["tokens_per_step"] == batch
+        assert found.meta["decoding"]["prompt_tokens"] == 0 and "prefill" not in found.phase_ns
+    assert len(json.loads(lines[-1])["rows"]) == 2
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -28,6 +45,8 @@ def test_it_measures_and_ends_with_json(compiled, monkeypatch, capsys):
         (["--new-tokens=5000"], "must fit --sequence-len"),
         (["--dtype=int8"], "wanted float32 or bfloat16"),
         (["--upstream=/nowhere"], "there is no nanochat/engine.py"),
+        (["--new-tokens=6", "--profile=3"], "--profile 3 needs 7 steps, the first 4 to get warm, and a run here has 6"),
+        (["--profile=-1"], "--profile is -1"),
     ],
 )
 def test_wrong_use_is_one_sentence(capsys, flags, words):

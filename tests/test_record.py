@@ -2,6 +2,8 @@
 
 import gc
 import json
+import re
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 from test_trace import GEMM, NORM, REDUCE, event, kernel, mark, step
 from torch.profiler import ProfilerActivity, profile
 
-from nanochat import trainer
-from nanochat.cost import attended, flops_per_token, linear_params, training_flops
+from nanochat import hardware, trainer
+from nanochat.cost import attended, decode_cost, flops_per_token, linear_params, training_flops
+from nanochat.engine import Engine, Request, Sampling
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.hardware import PEAKS
@@ -51,6 +54,11 @@ def home(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
+def facts(page):
+    """The first table of a page."""
+    return dict(re.findall(r"<tr><td>([^<]*)</td><td>([^<]*)</td></tr>", page))
+
+
 def losses(name, stage):
     return [row["loss"] for row in trainer.read_log(Run.open(name).stage(stage) / "log.jsonl") if "loss" in row]
 
@@ -75,9 +83,10 @@ def test_recording_changes_no_loss_and_leaves_a_page(home, capsys):
     assert "Profile of base, steps 5 to 6" in page and lab_parts.ON_CPU in page
     assert "could not be made" not in page and "MFU" not in page.upper() and 'src="http' not in page
     assert "PREDICTED" not in page and "Nothing is predicted" not in page, "a CPU's operators are not foretold"
+    assert not any(row["name"].startswith("prims::") for row in found.ops), "counting FLOPs lies in a recorded step"
     assert about["nvml"], "the sensors' rows, or why there are none, are in the trace"
 
-    assert not about["beside"] and "Not training alone" not in page
+    assert not about["beside"] and "Not steps alone" not in page
 
     flags = (f"--data={home / 'chat.jsonl'}", "--num-iterations=6", "--eval-tokens=256", "--compile=no", "--profile=1",
              "--save-every=4", "--eval-every=4")  # fmt: skip
@@ -102,6 +111,76 @@ def test_a_page_that_fails_does_not_end_training(home, capsys, monkeypatch):
 def test_too_few_steps_are_refused_before_training(home, capsys, steps, words):
     assert tiny.call("base_train", "--run=a", f"--data={home / 'text.jsonl'}", *SIZES, f"--profile={steps}") == 2
     assert words in capsys.readouterr().err and not losses("a", "base")
+
+
+def trained(home, *flags):
+    """A base model of 7 steps in the run "a"."""
+    assert tiny.call("base_train", "--run=a", f"--data={home / 'text.jsonl'}", *SIZES, *flags) == 0
+
+
+EVAL = ("--run=a", "--source=base", "--tasks=facts_taught", "--max-problems=5", "--batch-size=3", "--max-new-tokens=8")
+
+
+def test_an_evaluation_is_recorded_and_answers_the_same(home, capsys):
+    trained(home)
+    assert tiny.call("chat_eval", *EVAL) == 0
+    folder = Run.open("a").stage("eval")
+    answers = (folder / "base_failures.jsonl").read_text()
+    assert not (folder / "profile").exists()
+    assert tiny.call("chat_eval", *EVAL, "--profile=2") == 0
+    assert (folder / "base_failures.jsonl").read_text() == answers
+    assert f"chat_eval: 2 steps recorded: {folder / 'profile' / 'profile.html'}" in capsys.readouterr().out
+    found = diff.load(folder / "profile" / "profile.json")
+    assert len(found.step_ns) == 2 and {"decode", "sampling"} <= found.phase_ns.keys()
+    assert not any(row["name"].startswith("prims::") for row in found.ops)
+    assert found.meta["first_step"] == 4 and found.meta["flops_per_token"] == {}
+    page = (folder / "profile" / "profile.html").read_text()
+    assert "Profile of chat_eval, steps 5 to 6" in page and "could not be made" not in page
+    assert "Nothing is trained, so there is no MFU." in page and "mfu" not in page and "<td>backward" not in page
+    assert facts(page)["tokens made in a step"] == "3, one for each row" and facts(page)["decoding"] == "eager"
+
+
+def test_an_evaluation_with_too_few_steps_says_so_and_keeps_its_results(home, capsys):
+    trained(home)
+    for took in (2, 3, 5):  # before the profiler is on, while it gets warm, and while it records
+        flags = (*EVAL, "--max-problems=3", f"--max-new-tokens={took}", "--profile=2")
+        assert tiny.call("chat_eval", *flags) == 2
+        said = capsys.readouterr()
+        assert "3 failing examples" in said.out
+        assert f"--profile 2 needs 6 steps, the first 4 to get warm, and chat_eval took {took}; ask more" in said.err
+    assert not list((Run.open("a").stage("eval") / "profile").glob("*"))
+    assert record.__name__ not in {call.__module__ for call in gc.callbacks}, "it still listens"
+    assert tiny.call("chat_eval", *EVAL, "--profile=-1") == 2
+    assert "--profile is -1" in capsys.readouterr().err
+
+
+def test_a_recorder_knows_what_an_engine_did(tmp_path):
+    """Two prompts, one of which joins while it is recorded: rows, keys and prompt tokens by hand."""
+    engine = Engine(tiny.model(), slots=2)
+    recorder = record.engine_recorder(engine, 2, "two", tmp_path, hardware.setup("cpu"))
+    greedy = Sampling(0.0)
+    engine.submit(Request([1, 2, 3, 4], 9, greedy))
+    for number in range(record.WARM + 3):
+        if number == record.WARM + 1:  # four passed
+            engine.submit(Request(list(range(10, 30)), 9, greedy))
+        engine.step()
+    recorder.end()
+    assert (engine.after_step(), engine.part) == (None, nullcontext), "the engine is left as it was"
+    found = diff.load(tmp_path / "profile" / "profile.json")
+    config, about = engine.config, found.meta["decoding"]
+    made = [decode_cost(config, keys, 4) for keys in ([8, 20], [9, 21])]  # 3 prompt tokens, then one more in each step
+    assert found.meta["tokens_per_step"] == 2 and about["prompt_tokens"] == 19 / 2
+    assert (about["flops"], about["bytes"]) == tuple(sum(pair) / 2 for pair in zip(*made))
+    assert {"prefill", "decode", "sampling"} <= found.phase_ns.keys() and not found.meta["beside"]
+
+
+def test_a_pause_of_the_engine_inside_the_recorded_time_is_told(tmp_path):
+    engine = Engine(tiny.model(), slots=2)
+    recorder = record.engine_recorder(engine, 2, "two", tmp_path, hardware.setup("cpu"))
+    for tokens in (5, 2):
+        list(engine.stream(Request([1, 2, 3, 4], tokens, Sampling(0.0))))
+    recorder.end()
+    assert diff.load(tmp_path / "profile" / "profile.json").meta["beside"] == ["a pause of the engine after step 5"]
 
 
 def test_garbage_collections_are_marked(tmp_path):
@@ -172,6 +251,17 @@ def test_mfu_by_hand():
     assert not any(name.endswith("fp8") for name in said)
     small = rates(analyse(parse(gpu_trace(fp8="current"))), card("H100"))
     assert small["mfu_fp8"] == pytest.approx(small["mfu"] * 989 / 1979)
+
+
+DECODED = dict(how="graphs", flops=4e9, bytes=1e9, prompt_tokens=0.0)
+
+
+def test_shares_of_decoding_by_hand():
+    said = rates(analyse(parse(gpu_trace(decoding=DECODED, flops_per_token={}, world=1))), card("H100"))
+    assert said == pytest.approx(
+        dict(step_s=1e-3, tok_per_s=1e6, bandwidth_use=1e9 / 1e-3 / 3.35e12, flop_use=4e9 / 1e-3 / 989e12)
+    )
+    assert "flop_use" not in rates(analyse(parse(gpu_trace(decoding=DECODED))), None)
 
 
 def test_the_bars_are_the_step():
@@ -293,6 +383,15 @@ def test_the_page_of_a_gpu_trace(page, capsys):
     assert f"<td>{ratio:.2f} ±35%</td>" in text and "PREDICTED for these shapes on a H100" in text
     for words in (f"{said['mfu']:.1%} of the bf16 peak", "software power cap", "the card&#x27;s roof", GEMM, "16.0"):
         assert words in text, words
+
+
+def test_the_page_of_decoding_on_a_gpu(page):
+    code, text = page(gpu_trace(decoding=DECODED, flops_per_token={}, world=1))
+    assert code == 0 and "could not be made" not in text and "mfu" not in text and "hfu" not in text
+    assert "29.9% of the memory&#x27;s bandwidth" in text and "0.4% of the bf16 peak" in text
+    assert facts(text)["decoding"] == "graphs" and "compiled" not in facts(text)
+    code, text = page(gpu_trace("?", decoding=DECODED, flops_per_token={}, world=1))
+    assert code == 0 and facts(text)["flop_use"].startswith("unknown peak")
 
 
 def test_an_unknown_card_has_an_unknown_peak(page, capsys):

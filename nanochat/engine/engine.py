@@ -5,7 +5,8 @@ if its owner has forced some (a tool's answer), the next forced one. Requests wa
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -56,6 +57,9 @@ class Engine:
         self.waiting: deque[Request] = deque()
         self._decode = Decoder(self.model, self.slots) if self.device.type == "cpu" else Graphs(self.model, self.slots)
         self._capacity, self._compiling = slots, False
+        # Of whoever watches (profiling/record.py): what is called after each step, and what each part of one runs in.
+        self.after_step: Callable[[], None] = lambda: None
+        self.part: Callable[[str], AbstractContextManager] = nullcontext
 
     @property
     def idle(self) -> bool:
@@ -108,11 +112,17 @@ class Engine:
         while self.waiting and len(self.running) < self._capacity:
             request = self.waiting.popleft()
             if not request.finished:
-                self._prefill(request)
+                with self.part("prefill"):
+                    self._prefill(request)
         if not self.running:
             return []
         last = [(request.output or request.prompt)[-1] for request in self.running]
-        return self._choose(self._decode(last).cpu())  # (B, V), raw
+        with self.part("decode"):
+            logits = self._decode(last).cpu()  # (B, V), raw
+        with self.part("sampling"):
+            found = self._choose(logits)
+        self.after_step()
+        return found
 
     def stream(self, request: Request) -> Iterator[int]:
         """Submits one request and yields its tokens; closing the iterator cancels it."""
