@@ -51,7 +51,7 @@ def our_step(
     batches = (Batch(x, y, None) for x, y in data)  # type: ignore[arg-type]
 
     def step() -> float:
-        loss, _ = trainer.step(stage, runs, batches, 1)
+        loss, *_ = trainer.step(stage, runs, batches, 1)
         stage.state.step += 1
         return loss
 

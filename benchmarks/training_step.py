@@ -68,8 +68,8 @@ def turns(steps: dict[str, Callable[[], float]], flags: Flags, hardware: Hardwar
                 before = torch.cuda.memory_allocated()
                 torch.cuda.reset_peak_memory_stats()
             started = time.perf_counter()
-            found[name]["losses"].append(step())  # the loss's value: the GPU is done
-            hardware.synchronize()  # and with the optimizer too
+            found[name]["losses"].append(step())
+            hardware.synchronize()  # the loss is known before the backward is done
             found[name]["seconds"].append(time.perf_counter() - started)
             if hardware.device.type == "cuda":
                 found[name]["extra_mb"].append((torch.cuda.max_memory_allocated() - before) / 2**20)

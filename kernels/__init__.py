@@ -12,6 +12,7 @@ from kernels import neighbour
 from kernels.attention import flash_attention, flash_attention_decode
 from kernels.cross_entropy import cross_entropy
 from kernels.dispatch import describe, read_environment, use
+from kernels.embedding import embedding
 from kernels.fp8 import Quantized, fp8_add_rms_norm, fp8_linear, fp8_mix_rms_norm, fp8_mlp_relu2
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.linear_relu2 import linear_relu2, mlp_relu2
@@ -29,6 +30,7 @@ __all__ = [
     "add_rms_norm",
     "cross_entropy",
     "describe",
+    "embedding",
     "flash_attention",
     "flash_attention_decode",
     "fp8_add_rms_norm",

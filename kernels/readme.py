@@ -156,8 +156,8 @@ def text(rows: list[dict[str, Any]], moved: dict[str, Any], share: float, visite
             made += f"| {' | '.join(figures)} |\n"
     made += TRAFFIC.format(case=CASE)
     for name, row in moved.items():
-        ratio = row["forward"] / row["least"]
-        made += f"| {name} | {row['least']:,} | {row['forward']:,} | {ratio:.2f} | {row['backward']:,} |\n"
+        ratio = f"{row['forward'] / row['least']:.2f}" if row["forward"] else "PyTorch's own"
+        made += f"| {name} | {row['least']:,} | {row['forward']:,} | {ratio} | {row['backward']:,} |\n"
     without = "; ".join(f"{target} {why}" for target, why in targets.NO_FP8.items())
     made += NOTES.format(share=share, without=without) + TILES
     for way, (found, least) in visited.items():

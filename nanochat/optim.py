@@ -91,6 +91,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._banks = {group["params"][0]: self._bank(group["params"]) for group in self.param_groups if is_muon(group)}
         self._gradients: dict[Tensor, Tensor] = {}  # banks of gradients by a group's first matrix, where there are any
         self._shadows: list[tuple[Tensor, Tensor]] = []  # (parameter, its copy)
+        self._kept: dict[Tensor, Tensor] = {}  # gradients by parameter that are never given away
 
     def compile(self) -> None:
         """Has the updates compiled; on a CPU, those of large tables only: Muon's time is in its products."""
@@ -131,6 +132,17 @@ class MuonAdamW(torch.optim.Optimizer):
         copy.register_post_accumulate_grad_hook(add)
         self._shadows.append((param, copy))
         return copy
+
+    def kept_gradient(self, param: Tensor) -> Tensor:
+        """A gradient for a parameter that whoever computes it adds to in place; `zero_grad` fills it with zeros."""
+        param.grad = self._kept[param] = torch.zeros_like(param)
+        return param.grad
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's, but for the gradients that are kept."""
+        super().zero_grad(set_to_none)
+        for param, gradient in self._kept.items():
+            param.grad = gradient.zero_()
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -32,6 +32,7 @@ from nanochat.gpt import GPT
 from nanochat.hardware import Hardware, compile_cache, mark_compiling
 from nanochat.optim import MuonAdamW
 from nanochat.progress import Progress
+from nanochat.ranks import Shared, any_rank
 from nanochat.recipe import Schedule
 
 BAD_STEPS = 5  # so many steps in a row with a loss that is no number end the run
@@ -193,12 +194,15 @@ def train(stage: Stage) -> None:
     interrupt = Interrupt()
     first = state.step
     bad = 0
+    stop = False  # told to, as all ranks know it
     compiling = mark_compiling(compile_cache()) if stage.compile else None
     try:
         while True:
-            if stage.evaluation_due() and not _any_rank(interrupt.received, hardware):
+            stop = interrupt.received if hardware.world == 1 else stop
+            if stage.evaluation_due() and not stop:
                 _evaluate(stage, interrupt, progress)
-            if _any_rank(interrupt.received, hardware):
+                stop = any_rank(interrupt.received, hardware)
+            if stop:
                 if state.step > first and state.step != stage.saved_step:
                     save(stage, finished=False)
                 progress.note(f"{stage.name}: stopped at step {stage.saved_step}, saved")
@@ -206,7 +210,7 @@ def train(stage: Stage) -> None:
             if state.step == settings.num_iterations:
                 break
             started = time.perf_counter()
-            loss, ok = step(stage, model, data, accumulation)
+            loss, ok, stop = step(stage, model, data, accumulation, interrupt.received)
             seconds = time.perf_counter() - started
             bad = 0 if ok else bad + 1
             if bad == BAD_STEPS:
@@ -234,9 +238,14 @@ def train(stage: Stage) -> None:
 
 
 def runnable(stage: Stage) -> Any:
-    """The model as the loop calls it: compiled where asked for, as is the optimizer; GPUs cast weights once a step."""
-    if stage.hardware.device.type == "cuda" and stage.model.dtype != torch.float32 and not stage.model.fp8:
-        stage.model.keep_shadows(stage.optimizer)
+    """The model as the loop calls it: compiled where asked for, as is the optimizer.
+
+    On GPUs, weights are cast once a step, and the gradients of tables are added where they are kept.
+    """
+    if stage.hardware.device.type == "cuda":
+        stage.model.keep_gradients(stage.optimizer)
+        if stage.model.dtype != torch.float32 and not stage.model.fp8:
+            stage.model.keep_shadows(stage.optimizer)
     if not stage.compile:
         return stage.model
     stage.optimizer.compile()
@@ -260,28 +269,31 @@ def _account(stage: Stage, progress: Progress, loss: float, ok: bool, seconds: f
         stage.log(dict(step=state.step, loss=loss, smooth_loss=mean, lr=multiplier, tok_per_s=rate, mfu=mfu))
 
 
-def step(stage: Stage, model: Any, data: Iterator[Batch], accumulation: int) -> tuple[float, bool]:
-    """One optimizer step: (mean loss over the micro-batches of all ranks, whether the parameters were updated).
+def step(
+    stage: Stage, model: Any, data: Iterator[Batch], accumulation: int, stop: bool = False
+) -> tuple[float, bool, bool]:
+    """One optimizer step: (mean loss over the micro-batches of all ranks, whether the parameters were updated, and
+    whether a rank was told to stop).
 
     Its parts carry names for a profiler (profiling/analysis.py); without one, a name costs some ten microseconds.
     """
     state, schedule, optimizer, scaler = stage.state, stage.schedule, stage.optimizer, stage.scaler
     total = torch.zeros((), device=stage.hardware.device)
-    for _ in range(accumulation):
+    for left in reversed(range(accumulation)):
         with record_function("data"):
             batch = next(data)
             inputs, targets = batch.to(stage.hardware.device)
         if state.step == 0 and state.loader is None:
-            calibrate(stage.model, inputs, targets, stage.hardware.world)
+            calibrate(stage.model, optimizer, inputs, targets, stage.hardware.world)
         with record_function("forward"):
             loss = model(inputs, targets) / accumulation
+        total += loss.detach()
+        if not left:
+            shared = Shared(total, stop, stage.hardware.world)
         with record_function("backward"):
             (scaler.scale(loss) if scaler else loss).backward()
-        total += loss.detach()
         state.loader = batch.state
     if stage.hardware.world > 1:
-        dist.all_reduce(total)
-        total /= stage.hardware.world
         agree(stage.model)
     multiplier = schedule.lr(state.step)
     for group in optimizer.param_groups:
@@ -289,7 +301,8 @@ def step(stage: Stage, model: Any, data: Iterator[Batch], accumulation: int) -> 
         if group["kind"] == "muon":
             group["momentum"] = schedule.momentum(state.step)
             group["weight_decay"] = group["initial_weight_decay"] * schedule.weight_decay(state.step)
-    mean = total.item()
+    loss_sum, told = shared.read()
+    mean = loss_sum / stage.hardware.world
     ok = math.isfinite(mean)
     with record_function("optimizer"):
         if scaler:
@@ -302,18 +315,18 @@ def step(stage: Stage, model: Any, data: Iterator[Batch], accumulation: int) -> 
         elif ok:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return mean, ok
+    return mean, ok, told > 0
 
 
 CALIBRATION = 3  # passes, each with the scales that the one before found
 
 
-def calibrate(model: GPT, inputs: Tensor, targets: Tensor, world: int) -> None:
+def calibrate(model: GPT, optimizer: MuonAdamW, inputs: Tensor, targets: Tensor, world: int) -> None:
     """Fills fresh histories of fp8's delayed scaling from one row of the first batch; nothing without them."""
     histories = model.histories().values()
     for _ in range(CALIBRATION if histories else 0):
         model(inputs[:1], targets[:1]).backward()
-        model.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         if world > 1:
             agree(model)
         for history in histories:
@@ -336,21 +349,12 @@ def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress) -> None:
     stage.model.eval()
     value = bits_per_byte(stage.model, stage.val_batches(), stage.token_bytes, lambda: interrupt.received)
     stage.model.train()
-    if _any_rank(interrupt.received, stage.hardware):
+    if any_rank(interrupt.received, stage.hardware):
         return
     state.val_bpb, state.evaluated_step = value, state.step
     progress.note(f"{stage.name} step {state.step}: validation {value:.4f} bits per byte")
     if stage.hardware.is_main:
         stage.log(dict(step=state.step, val_bpb=value))
-
-
-def _any_rank(flag: bool, hardware: Hardware) -> bool:
-    """True on every rank when it is true on one, so that all leave the loop at the same step."""
-    if hardware.world == 1:
-        return flag
-    shared = torch.tensor(float(flag), device=hardware.device)
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    return bool(shared.item())
 
 
 def json_log(path: Path, step: int) -> Callable[[dict[str, Any]], None]:

@@ -28,7 +28,7 @@ FP8_GLUE, FP8_GLUE_FUSED = 60, 17  # amax, rounding, transposes: passes of their
 
 # What no part explains (gaps between kernels, clocks below the data sheet's, the host), as a share of the rest: fitted
 # on one published step, nanochat's d24 in bf16 on 8 H100 (profiling/points.py).
-REST = 0.115
+REST = 0.098
 
 LEVERS = {
     "relu2": "relu² inside the products",
@@ -80,8 +80,11 @@ def step(job: Job) -> dict[str, float]:
     # step (6), and the gradient written (6) or added (10) where it is kept.
     casts = (6 + 6 + 10 * (micro - 1)) / micro if "weights" in on else (12 * micro + 12 * (micro - 1)) / micro
     parts["weights, gradients"] = micro * casts * (matrices + counts["lm_head"]) / stream
-    dense = 2 * tables * 4 * micro  # zeros, scatter, accumulate: about four passes in bfloat16
-    parts["embedding gradients"] = (share * C * 2 * 4 if "embeddings" in on else dense) / stream
+    # Of a table: zeros and sums in float32 (4 + 4 bytes an entry), cast (2), added to those before (6); or the rows of
+    # the incoming gradient once, half as many again for those that occur, and a table of zeros a step.
+    looked_up = share * tables / config.padded_vocab_size * 2 * 1.5 + 2 * tables
+    dense = tables * (10 * micro + 6 * (micro - 1))
+    parts["embedding gradients"] = (looked_up if "embeddings" in on else dense) / stream
     parts["optimizer"] = optimizer(job, matrices, counts["lm_head"], tables)
     if job.gpus > 1:
         wire = sum(all_reduce(chip, size, job.gpus) for size in messages(config))

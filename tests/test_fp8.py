@@ -196,7 +196,7 @@ def losses(scaling, setting="torch", compile=None, steps=8):
     found = []
     torch._dynamo.reset()
     with kernels.use(setting):
-        trainer.calibrate(model, inputs, targets, world=1)
+        trainer.calibrate(model, optimizer, inputs, targets, world=1)
         run = torch.compile(model, fullgraph=True, backend=compile) if compile else model
         for _ in range(steps):
             loss = run(inputs, targets)

@@ -23,6 +23,7 @@ TINY = {  # shapes for gradcheck, which evaluates an op once per input element
     "linear_relu2": dict(N=3, C=4, F=5),
     "mlp_relu2": dict(N=3, C=4, F=5),
     "flash_attention": dict(B=1, T=5, H=2, K=1, D=3, W=2),
+    "embedding": dict(N=7, V=4, C=3),
 }
 
 
@@ -158,6 +159,7 @@ ORACLES = {
     "flash_attention_decode": decoded,
     "polar_express": orthogonalised(kernels.newton_schulz.__globals__["POLAR_EXPRESS"]),
     "newton_schulz": orthogonalised([kernels.newton_schulz.__globals__["QUINTIC"]] * 5),
+    "embedding": lambda tokens, weight: torch.eye(weight.size(0), dtype=weight.dtype)[tokens] @ weight,
     "adamw_": adamw,
     "muon_momentum_": muon_momentum,
     "muon_update_": muon_update,

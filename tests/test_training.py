@@ -215,10 +215,10 @@ def test_wrong_use_is_one_sentence_and_leaves_nothing(home, capsys, stage, flags
 def test_a_loss_that_is_no_number_skips_the_step_and_then_stops(home, monkeypatch, capsys):
     plain, seen = trainer.step, []
 
-    def poisoned(stage, model, data, accumulation):
+    def poisoned(stage, model, *rest):
         bad = stage.state.step in (3, 4)
         before = {name: p.clone() for name, p in stage.model.named_parameters()}
-        result = plain(stage, (lambda x, y: model(x, y) * float("nan")) if bad else model, data, accumulation)
+        result = plain(stage, (lambda x, y: model(x, y) * float("nan")) if bad else model, *rest)
         same = all(torch.equal(before[name], p) for name, p in stage.model.named_parameters())
         seen.append((result[1], same))
         return result
@@ -230,7 +230,7 @@ def test_a_loss_that_is_no_number_skips_the_step_and_then_stops(home, monkeypatc
     monkeypatch.setattr(
         trainer,
         "step",
-        lambda stage, *rest: (setattr(stage.state, "loader", next(rest[1]).state), (float("nan"), False))[1],
+        lambda stage, *rest: (setattr(stage.state, "loader", next(rest[1]).state), (float("nan"), False, False))[1],
     )
     assert train(home, "b") == 2
     assert "no finite number 5 steps in a row" in capsys.readouterr().err

@@ -118,6 +118,7 @@ SHAPES = {
         dict(B=st.integers(1, 3), Tq=st.integers(1, 20), K=st.integers(1, 2), S=st.integers(20, 90),
              G=st.integers(1, 3), D=st.integers(1, 20), W=st.integers(-1, 95))),
     "polar_express": st.fixed_dictionaries(dict(K=st.integers(1, 3), m=SIZES, n=SIZES)),
+    "embedding": st.fixed_dictionaries(dict(N=st.integers(1, 200), V=SIZES, C=SIZES)),
     "adamw_": st.fixed_dictionaries(dict(N=st.integers(1, 3000))),
     "muon_momentum_": st.fixed_dictionaries(dict(K=st.integers(1, 3), m=SIZES, n=SIZES)),
 }  # fmt: skip
@@ -195,6 +196,7 @@ def test_logits_of_a_padded_vocabulary_are_not_copied():
 
 
 EMPTY = {
+    "embedding": dict(N=0, V=5, C=8),
     "rms_norm": dict(N=0, C=8), "mix_rms_norm": dict(N=0, C=8), "add_rms_norm": dict(N=0, C=8),
     "rotary": dict(B=0, T=4, H=2, K=1, D=8), "qk_norm_rotary": dict(B=2, T=0, H=2, K=1, D=8),
     "polar_express": dict(K=0, m=4, n=6), "newton_schulz": dict(K=0, m=4, n=6), "adamw_": dict(N=0),
