@@ -45,7 +45,7 @@ def check(rows, code, targets, dtype="bfloat16"):
         assert 16 <= row["registers"] <= 512 and 0 < row["occupancy"] <= 1, row
         mix = row["mix"]
         assert sum(mix.values()) > 20 and mix.get("integer", 0) > 0 and mix["other"] < 0.6 * sum(mix.values()), row
-        assert row["tensor_core"] in mix or not row["tensor_core"], row
+        assert row["tensor_core"] in (*mix, "", "none needed"), row
         if "symmetric" in row["kernel"]:
             assert row["tensor_core"]
 
