@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from nanochat.errors import UserError
-from profiling import costs
+from profiling import costs, own_ops
 from profiling.costs import COMMUNICATION, PRODUCTS
 from profiling.idle import idle_causes
 from profiling.pieces import Phases, Piece, kernels, operators
@@ -182,8 +182,12 @@ def _ops(pieces: list[Piece], owned: list[int], window: Interval) -> tuple[list[
             if piece.category == PRODUCTS:
                 products["fp8_flops" if fp8 else "flops"] += flops
         else:
-            flops, moved = 0, costs.streamed(op.name, op.args) if op else None
-            known = took == event.end - event.start and bool(costs.STREAMS.match(event.name))
+            own = own_ops.cost(op.name, op.args) if op and op is not event else None
+            flops, moved = (own.flops, own.bytes) if own else (0, costs.streamed(op.name, op.args) if op else None)
+            known = took == event.end - event.start and bool(own or costs.STREAMS.match(event.name))
+            known = known and (not flops or bool(own and own.half))
+            if flops:
+                row.update(flops=row["flops"] + flops, flops_ns=row["flops_ns"] + took)
         if moved:
             row.update(bytes=row["bytes"] + moved, bytes_ns=row["bytes_ns"] + took)
         if moved and known:

@@ -1,14 +1,17 @@
 """What a kernel or an operator is by its name, and what it computes and moves by the shapes in its event.
 
 The table is read from the top, the first match counts. FLOPs are known of matrix products (a multiply and an add are
-two), bytes of products and of torch.compile's Triton kernels (whose every pointer is among the inputs); of everything
-else neither is guessed. Shapes and types are whatever a file holds: of those that cannot be, the cost is not known.
+two), bytes of products and of torch.compile's Triton kernels (whose every pointer is among the inputs); both of most
+operators of ours (own_ops.py); of everything else neither is guessed. Shapes and types are whatever a file holds: of
+those that cannot be, the cost is not known.
 """
 
 import math
 import re
 from itertools import zip_longest
 from typing import Any, NamedTuple
+
+from profiling import own_ops
 
 PRODUCTS, ATTENTION, STREAMING, LOSS = "matrix products", "attention", "norms, pointwise", "cross-entropy"
 OPTIMIZER, COMMUNICATION, COPIES, OTHER = "optimizer", "communication", "copies", "other"
@@ -79,7 +82,9 @@ def _is_count(value: Any) -> bool:
 
 # Which two inputs an operator multiplies.
 _FACTORS = {"aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::_scaled_mm": (0, 1), "aten::addmm": (1, 2),
-            "aten::baddbmm": (1, 2), "mkldnn::_linear_pointwise": (0, 1)}  # fmt: skip
+            "aten::baddbmm": (1, 2), "mkldnn::_linear_pointwise": (0, 1), "linear_relu2": (0, 1),
+            "relu2_backward": (0, 1)}  # fmt: skip
+_TURNED = ("mkldnn::_linear_pointwise", "linear_relu2")  # by a Linear's weight, which is (out, in)
 
 
 class Product(NamedTuple):
@@ -93,6 +98,7 @@ class Product(NamedTuple):
 
 def product(name: str, args: dict[str, Any]) -> Product | None:
     """What an operator multiplies, if it is a matrix product with known shapes."""
+    name = own_ops.short_name(name) or name
     if name not in _FACTORS:
         return None
     given = dict(enumerate(inputs(args)))
@@ -100,7 +106,7 @@ def product(name: str, args: dict[str, Any]) -> Product | None:
     if not a or not b or len(a[0]) < 2 or len(b[0]) < 2:
         return None
     *rows, inner = a[0]
-    columns = b[0][0] if name.startswith("mkldnn") else b[0][-1]  # a Linear's weight is (out, in)
+    columns = b[0][0] if name in _TURNED else b[0][-1]
     if inner not in b[0][-2:]:
         return None
     flops = 2 * math.prod(rows) * inner * columns

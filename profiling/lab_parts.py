@@ -144,8 +144,8 @@ def kernels(lab: Lab) -> list[Any]:
     return [
         Table(head, rows),
         f"Calls and ms are of a step; {len(lab.found.ops)} different ones were seen. FLOPs are known of matrix "
-        "products, bytes (the least that must move) of those and of torch.compile's Triton kernels, where shapes were "
-        "recorded.",
+        "products and of attention's forward, bytes (the least that must move) of those, of torch.compile's Triton "
+        "kernels and of most of ours, where shapes were recorded.",
         *([prediction(chip)] if chip else []),
     ]
 
@@ -157,7 +157,7 @@ def prediction(chip: Known) -> str:
     return (
         f"Predicted / actual: the time PREDICTED for these shapes on a {chip.name} ({chip.constants}), without a "
         "launch, over the time taken, and the prediction's band. 0.5: it took twice as long as predicted. ≥: only the "
-        "least time that it needs is. Known of bf16 and fp8 products, and of torch.compile's streaming kernels."
+        "least time that it needs is. Known of bf16 and fp8 products, and of kernels that stream."
     )
 
 
