@@ -11,7 +11,8 @@ class Shared:
     """A step's loss and whether to stop, summed over the ranks: asked for early and read late, so that no GPU waits.
 
     The host goes on queueing work for the GPU meanwhile; were the loss asked for after the backward, the GPU would have
-    nothing to do until the host has read it and queued the optimizer.
+    nothing to do until the host has read it and queued the optimizer. In float16 it has nothing to do all the same:
+    torch's GradScaler reads after the backward whether a gradient overflowed.
     """
 
     def __init__(self, loss: Tensor, stop: bool, world: int):

@@ -106,6 +106,12 @@ class Stage:
         """Whether something done every so many steps is to be done now."""
         return every > 0 and self.state.step > 0 and self.state.step % every == 0
 
+    def pause_follows(self) -> bool:
+        """Whether something else than another step comes after the one that is being taken."""
+        settings, after = self.settings, self.state.step + 1
+        some = (settings.eval_every, settings.save_every, settings.sample_every)
+        return after == settings.num_iterations or any(every > 0 and after % every == 0 for every in some)
+
     def evaluation_due(self) -> bool:
         """At the end, and every eval_every steps, once."""
         now = self.state.step == self.settings.num_iterations or self.due(self.settings.eval_every)
@@ -205,12 +211,15 @@ def train(stage: Stage) -> None:
             if stop:
                 if state.step > first and state.step != stage.saved_step:
                     save(stage, finished=False)
+                hardware.barrier()  # a rank that ends before rank 0 has written would have its launcher kill it
                 progress.note(f"{stage.name}: stopped at step {stage.saved_step}, saved")
                 raise KeyboardInterrupt
             if state.step == settings.num_iterations:
                 break
             started = time.perf_counter()
-            loss, ok, stop = step(stage, model, data, accumulation, interrupt.received)
+            loss, ok, stop = step(stage, model, data, accumulation, lambda: interrupt.received)
+            if stage.pause_follows():
+                hardware.synchronize()  # or what a GPU still has to do would be nobody's time
             seconds = time.perf_counter() - started
             bad = 0 if ok else bad + 1
             if bad == BAD_STEPS:
@@ -270,10 +279,16 @@ def _account(stage: Stage, progress: Progress, loss: float, ok: bool, seconds: f
 
 
 def step(
-    stage: Stage, model: Any, data: Iterator[Batch], accumulation: int, stop: bool = False
+    stage: Stage,
+    model: Any,
+    data: Iterator[Batch],
+    accumulation: int,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[float, bool, bool]:
     """One optimizer step: (mean loss over the micro-batches of all ranks, whether the parameters were updated, and
-    whether a rank was told to stop).
+    whether `stop` of a rank said so when its last forward was queued).
+
+    A GPU may still be at work on it, up to a whole backward and update.
 
     Its parts carry names for a profiler (profiling/analysis.py); without one, a name costs some ten microseconds.
     """
@@ -289,7 +304,7 @@ def step(
             loss = model(inputs, targets) / accumulation
         total += loss.detach()
         if not left:
-            shared = Shared(total, stop, stage.hardware.world)
+            shared = Shared(total, stop(), stage.hardware.world)
         with record_function("backward"):
             (scaler.scale(loss) if scaler else loss).backward()
         state.loader = batch.state

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import types
 
 import pytest
@@ -9,12 +11,14 @@ import tiny
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from test_training import ROOT, SIZES, home  # noqa: F401 (home is a fixture)
 
-from nanochat import trainer
+from nanochat import checkpoint, trainer
 from nanochat.data.loader import Batch
 from nanochat.hardware import setup
 from nanochat.ranks import Shared, any_rank
 from nanochat.recipe import Schedule
+from nanochat.run import Run
 
 
 def rank_of_two(rank, port, folder):
@@ -61,6 +65,48 @@ def test_the_loss_is_asked_for_before_the_last_backward_and_read_after_it(monkey
         hardware=setup("cpu"), model=model,
     )  # fmt: skip
     batches = (Batch(rows[:, :-1], rows[:, 1:], None) for rows in ids)
-    loss, ok, told = trainer.step(stage, model, batches, 3, stop)
-    assert order == ["backward", "backward", "asked", "backward", "read"]
+
+    def told_to_stop():
+        order.append("told")
+        return stop
+
+    loss, ok, told = trainer.step(stage, model, batches, 3, told_to_stop)
+    assert order == ["backward", "backward", "told", "asked", "backward", "read"]
     assert loss == pytest.approx(sum(losses) / 3, rel=1e-6) and ok and told == stop
+
+
+SLOW = """
+import os, signal, sys, time
+from nanochat import checkpoint, trainer
+from nanochat.flags import run_script
+from scripts import base_train
+
+write, account = checkpoint.save, trainer._account
+
+def slowly(*args):
+    time.sleep(2)
+    write(*args)
+
+def told(stage, *args):
+    account(stage, *args)
+    if stage.state.step == 5:  # each rank is, as by a launcher that hands on a signal
+        os.kill(os.getpid(), signal.SIGTERM)
+
+checkpoint.save, trainer._account = slowly, told
+run_script(base_train.main)
+"""
+
+
+@pytest.mark.slow
+def test_told_to_stop_on_every_rank_they_stop_at_one_step_and_wait_until_it_is_saved(home, tmp_path):  # noqa: F811
+    """A rank that ended earlier would have torchrun tell rank 0 once more, while it writes; that kills it."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    launch = "-m torch.distributed.run --standalone --nproc_per_node=2".split()
+    flags = ["--run=b", f"--data={home / 'text.jsonl'}", *SIZES]
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        [sys.executable, *launch, tmp_path / "slow.py", "--", *flags], cwd=ROOT, env=environment, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert "stopped at step 6, saved" in done.stdout + done.stderr
+    assert checkpoint.latest(Run.open("b").stage("base")).step == 6

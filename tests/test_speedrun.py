@@ -68,7 +68,8 @@ def test_the_stages_in_their_order(run, tmp_path):
 def test_several_gpus_go_through_torchrun(run):
     base = [call for call in calls(run(gpus=8)) if "base_train" in call]
     assert base == [
-        "-m torch.distributed.run --standalone --nproc_per_node=8 -m scripts.base_train -- --run=a run --depth=2"
+        "-m torch.distributed.run --standalone --nproc_per_node=8 --shutdown-timeout=600 "
+        "-m scripts.base_train -- --run=a run --depth=2"
     ]
 
 

@@ -236,6 +236,21 @@ def test_a_loss_that_is_no_number_skips_the_step_and_then_stops(home, monkeypatc
     assert "no finite number 5 steps in a row" in capsys.readouterr().err
 
 
+def test_a_step_is_timed_to_its_end_where_something_else_follows(home, monkeypatch):
+    """A GPU is still at work when `step` returns: whoever evaluates or saves next would wait for it, untimed."""
+    steps, waited = [], []
+    plain = trainer.step
+
+    def noted(stage, *rest):
+        steps.append(stage.state.step + 1)
+        return plain(stage, *rest)
+
+    monkeypatch.setattr(trainer, "step", noted)
+    monkeypatch.setattr(trainer.Hardware, "synchronize", lambda hardware: waited.append(steps[-1]))
+    assert train(home, "a") == 0
+    assert waited == [3, 4, 6, 8, 9, 12]  # saved after each third step, evaluated after each fourth
+
+
 def test_float16_trains_with_a_scaler_and_resumes(home, monkeypatch):
     monkeypatch.setenv("NANOCHAT_DTYPE", "float16")
     assert train(home, "a") == 0
