@@ -14,6 +14,7 @@ from profiling.mfu import foretold, light_speed, rates, waterfall
 from profiling.pieces import PHASES
 
 ROWS = 25  # kernels in the table
+SLOW = 1.3  # times slower while recorded: from here on the page warns
 ON_CPU = "No device events: times are of CPU operators, each without those that it calls."
 UNKNOWN = "unknown peak"
 
@@ -71,12 +72,32 @@ def run(lab: Lab) -> list[Any]:
         if f"{name}_fp8" in shares:
             value += f", {shares[f'{name}_fp8']:.1%} of the fp8 peak"
         rows.append((name, f"{value} ({meaning})" if about else "not known: the trace does not say what was trained"))
-    notes = ["Recording itself costs time: outside it, a step is somewhat faster."]
+    notes = slowed(about)
     if decoding:
         notes.append("A step is one of the engine: a token more for every row. Nothing is trained, so there is no MFU.")
     if about.get("beside"):
         notes.append(f"Not steps alone: inside the recorded time lie {', '.join(about['beside'])}.")
     return [Table(("", lab.source), rows), *([] if found.on_device else [ON_CPU]), *notes]
+
+
+def slowed(about: dict[str, Any]) -> list[str]:
+    """What recording cost, and what that means."""
+    before, while_recorded = about.get("unrecorded_ms"), about.get("recorded_ms")
+    if not (before and while_recorded):
+        return ["Recording itself costs time, and how much is not known here: no step before it was like those in it."]
+    factor = while_recorded / before
+    kind = ", of those that read no prompt" if about.get("decoding") else ""
+    told = [
+        f"{before:,.2f} ms a step unrecorded; {factor:.1f} times slower while recorded "
+        f"(warm steps before the recording against those in it{kind})."
+    ]
+    if factor > SLOW:
+        told.append(
+            "Much of this page is the recorder itself, which costs about the same for every operator: short ones look "
+            "longer than they are. Trust the shares among long operators, and not the totals: neither ms of a step nor "
+            "rates."
+        )
+    return told
 
 
 def where(lab: Lab) -> list[Any]:

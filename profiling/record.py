@@ -4,11 +4,13 @@ A `Recorder` is called after each step, of training or of an engine that answers
 steps pass (compiling, growing caches), lets torch's profiler warm up for one more, records N, and leaves in
 <folder>/profile/ the trace, profile.json and profile.html. Rank 0 alone records. Meanwhile the card's sensors are
 sampled and garbage collections marked. Nothing that is computed is touched: losses and answers are the same to the
-bit. A step is somewhat slower while it is recorded, and the page says so.
+bit. A step is slower while it is recorded: those that pass are timed too, and the page says how much.
 """
 
 import gc
 import json
+import statistics
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -77,18 +79,33 @@ class Recorder:
         self.sampler = Sampler(watched.hardware.device.index or 0)
         self.open = ExitStack()  # what is undone when the recording ends
         self.beside: list[str] = []  # what is done between the recorded steps: it lies inside their time
+        self.ms: dict[str, list[float]] = dict(unrecorded=[], recorded=[])  # of usual steps with nothing beside
+        self.began: float | None = None  # when the step that runs did, if nothing was done before it
 
     def after_step(self) -> None:
         self.done += 1
+        if self.done <= WARM + 1 + self.steps:
+            self._time()
+            due = self.watched.due()
+            if WARM < self.done <= WARM + self.steps:
+                self.beside += due
+            self._record()
+            self.began = None if due else time.perf_counter()
+
+    def _time(self) -> None:
+        """Of the step that ended now."""
+        if self.done <= WARM + 1 or self.done == WARM + 1 + self.steps:
+            self.watched.hardware.synchronize()  # so that the steps recorded, and those before, are whole on the device
+        now = time.perf_counter()
         self.watched.note()
-        if WARM < self.done <= WARM + self.steps:
-            self.beside += self.watched.due()
+        if self.began is not None and self.done != WARM + 1 and self.watched.usual():
+            self.ms["unrecorded" if self.done <= WARM else "recorded"].append(1e3 * (now - self.began))
+
+    def _record(self) -> None:
         if self.done == WARM:
             self._start()
         elif WARM < self.done <= WARM + 1 + self.steps:
             last = self.done == WARM + 1 + self.steps
-            if last or self.done == WARM + 1:
-                self.watched.hardware.synchronize()  # so that the steps recorded are whole on the device too
             if last:
                 self.profiler.add_metadata_json("nanochat", json.dumps(self._about()))
             self.profiler.step()
@@ -125,12 +142,19 @@ class Recorder:
         return dict(
             self.watched.about(self.steps),
             stage=self.watched.name,
+            unrecorded_ms=min(self.ms["unrecorded"], default=None),
+            recorded_ms=self._recorded_ms(),
             world=self.watched.hardware.world,
             device=self.watched.hardware.name,
             torch=torch.__version__,
             nvml=list(self.sampler.rows),
             beside=self.beside,
         )
+
+    def _recorded_ms(self) -> float | None:
+        """The shortest; on a GPU the mean, for the host may be steps ahead of it, and only their sum is known."""
+        ms = self.ms["recorded"]
+        return statistics.mean(ms) if ms and self.watched.hardware.device.type == "cuda" else min(ms, default=None)
 
     def _finish(self) -> None:
         self.profiler.stop()

@@ -26,6 +26,7 @@ class Watched:
     left: int | None = None  # steps to come; None: nobody knows
     due: Callable[[], list[str]] = list  # what is done after this step and before the next, and belongs to neither
     note: Callable[[], None] = lambda: None  # called after each step
+    usual: Callable[[], bool] = lambda: True  # whether the last step did what most do: only such are compared
 
 
 def training(stage: Stage) -> Watched:
@@ -86,4 +87,4 @@ def decoding(engine: Engine, name: str, folder: Path, hardware: Hardware, more: 
             ),
         )
 
-    return Watched(name, folder, hardware, more, about, None, due, note)
+    return Watched(name, folder, hardware, more, about, None, due, note, lambda: not prompts[-1])

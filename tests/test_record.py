@@ -84,6 +84,8 @@ def test_recording_changes_no_loss_and_leaves_a_page(home, capsys):
     assert "could not be made" not in page and "MFU" not in page.upper() and 'src="http' not in page
     assert "PREDICTED" not in page and "Nothing is predicted" not in page, "a CPU's operators are not foretold"
     assert not any(row["name"].startswith("prims::") for row in found.ops), "counting FLOPs lies in a recorded step"
+    assert 0 < about["unrecorded_ms"] < 1e3 and 0 < about["recorded_ms"] <= max(found.step_ns) / 1e6
+    assert "times slower while recorded" in page
     assert about["nvml"], "the sensors' rows, or why there are none, are in the trace"
 
     assert not about["beside"] and "Not steps alone" not in page
@@ -94,6 +96,7 @@ def test_recording_changes_no_loss_and_leaves_a_page(home, capsys):
     page = (Run.open("b").stage("sft") / "profile" / "profile.html").read_text()
     assert "Profile of sft, steps 5 to 5" in page
     assert "inside the recorded time lie checkpoint after step 4, evaluation after step 4." in page
+    assert "how much is not known here" in page, "the only step has an evaluation in it"
 
 
 def test_a_page_that_fails_does_not_end_training(home, capsys, monkeypatch):
@@ -181,6 +184,27 @@ def test_a_pause_of_the_engine_inside_the_recorded_time_is_told(tmp_path):
         list(engine.stream(Request([1, 2, 3, 4], tokens, Sampling(0.0))))
     recorder.end()
     assert diff.load(tmp_path / "profile" / "profile.json").meta["beside"] == ["a pause of the engine after step 5"]
+
+
+def test_only_steps_alike_tell_what_recording_costs(tmp_path, monkeypatch):
+    """Each step lasts ten of its number's ms: 2 and 3 pass, of 5 to 7 the second reads a prompt, and the third follows
+    a pause.
+    """
+    engine, now = Engine(tiny.model(), slots=2), 0.0
+    monkeypatch.setattr(record.time, "perf_counter", lambda: now)
+    recorder = record.engine_recorder(engine, 3, "two", tmp_path, hardware.setup("cpu"))
+    engine.submit(Request([1, 2, 3, 4], 6, Sampling(0.0)))
+    for number in range(1, 8):
+        if number == 6:
+            engine.submit(Request([7, 8, 9], 1, Sampling(0.0)))
+        if number == 7:
+            engine.submit(Request([5], 1, Sampling(0.0)))  # no prompt to read
+        now += number / 100
+        engine.step()
+    recorder.end()
+    about = diff.load(tmp_path / "profile" / "profile.json").meta
+    assert (about["unrecorded_ms"], about["recorded_ms"]) == (pytest.approx(20), pytest.approx(50))
+    assert recorder.ms == dict(unrecorded=pytest.approx([20, 30]), recorded=pytest.approx([50]))
 
 
 def test_garbage_collections_are_marked(tmp_path):
@@ -392,6 +416,19 @@ def test_the_page_of_decoding_on_a_gpu(page):
     assert facts(text)["decoding"] == "graphs" and "compiled" not in facts(text)
     code, text = page(gpu_trace("?", decoding=DECODED, flops_per_token={}, world=1))
     assert code == 0 and facts(text)["flop_use"].startswith("unknown peak")
+
+
+def test_the_page_says_what_recording_cost(page):
+    """Of decoding at batch 1 nearly all is the recorder; of a step of training a few hundredths."""
+    for before, factor, warns in ((0.75, "6.0", True), (4.4, "1.0", False), (3.4, "1.3", True)):
+        code, text = page(gpu_trace(unrecorded_ms=before, recorded_ms=4.51))
+        assert code == 0 and f"{before:.2f} ms a step unrecorded; {factor} times slower while recorded" in text
+        assert ("Trust the shares among long operators" in text) == warns and "read no prompt" not in text
+    told = "against those in it, of those that read no prompt)"
+    assert told in page(gpu_trace(unrecorded_ms=1.0, recorded_ms=1.0, decoding=DECODED))[1]
+    for missing in ({}, dict(unrecorded_ms=1.0, recorded_ms=None)):
+        assert "how much is not known here" in page(gpu_trace(**missing))[1]
+    assert page(gpu_trace(unrecorded_ms=0, recorded_ms=1.0))[0] == 2
 
 
 def test_an_unknown_card_has_an_unknown_peak(page, capsys):
