@@ -1,5 +1,5 @@
 """Measures one engine, ours or upstream's, in a process of its own: a batch size a line in, a JSON line out.
-A negative one has ours recorded at that size by the profiler, and not measured.
+A negative one has ours recorded at that size by the profiler, and not measured; why it was not, is an answer too.
 
 Called by scripts/infer_bench.py with the folder from which `nanochat` is imported, and the settings as JSON. Only what
 both have in common is asked of them: a model of given sizes, and tokens for a batch of equal prompts.
@@ -93,8 +93,11 @@ def measure(steps: Callable[[int], Any], batch: int) -> dict[str, Any]:
     """One run: the first token's time, and the rate of the others. Of a recorded one: what was said about it."""
     if batch < 0:
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            for _ in steps(batch):
-                pass
+            try:
+                for _ in steps(batch):
+                    pass
+            except Exception as problem:  # the recorder's own are said by it; what was measured must not be lost
+                print(f"infer_bench, batch {-batch}: not recorded: {type(problem).__name__}: {problem}")
         return dict(said=said.getvalue().strip())
     run = steps(batch)  # the engine is made before the clock starts; the work begins with the first step
     started, made, first, first_count = time.perf_counter(), 0, 0.0, 0

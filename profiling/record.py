@@ -4,7 +4,8 @@ A `Recorder` is called after each step, of training or of an engine that answers
 steps pass (compiling, growing caches), lets torch's profiler warm up for one more, records N, and leaves in
 <folder>/profile/ the trace, profile.json and profile.html. Rank 0 alone records. Meanwhile the card's sensors are
 sampled and garbage collections marked. Nothing that is computed is touched: losses and answers are the same to the
-bit. A step is slower while it is recorded: those that pass are timed too, and the page says how much.
+bit. A step is slower while it is recorded: those that pass are timed too, and the page says how much. A recording that
+fails says why and lets the work go on.
 """
 
 import gc
@@ -12,7 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,23 @@ class Recorder:
         self.beside: list[str] = []  # what is done between the recorded steps: it lies inside their time
         self.ms: dict[str, list[float]] = dict(unrecorded=[], recorded=[])  # of usual steps with nothing beside
         self.began: float | None = None  # when the step that runs did, if nothing was done before it
+        self.profiler: profile | None = None
+        self.over = False  # it was recorded, or could not be
 
     def after_step(self) -> None:
         self.done += 1
-        if self.done <= WARM + 1 + self.steps:
+        if self.over:
+            return
+        try:
             self._time()
             due = self.watched.due()
             if WARM < self.done <= WARM + self.steps:
                 self.beside += due
             self._record()
             self.began = None if due else time.perf_counter()
+        except Exception as problem:  # noqa: BLE001  # no recording is worth the result of the work
+            self._drop()
+            print(f"{self.watched.name}: not recorded: {problem}")
 
     def _time(self) -> None:
         """Of the step that ended now."""
@@ -103,31 +111,36 @@ class Recorder:
 
     def _record(self) -> None:
         if self.done == WARM:
-            self._start()
-        elif WARM < self.done <= WARM + 1 + self.steps:
-            last = self.done == WARM + 1 + self.steps
-            if last:
-                self.profiler.add_metadata_json("nanochat", json.dumps(self._about()))
+            self.profiler = self._start()
+        elif self.profiler and self.done < WARM + 1 + self.steps:
             self.profiler.step()
-            if last:
-                self._finish()
+        elif self.profiler:
+            self.profiler.add_metadata_json("nanochat", json.dumps(self._about()))
+            self.profiler.stop()
+            self.over = True
+            self.open.close()
+            self._write(self.profiler)
 
     def end(self) -> None:
         """No more steps come. Raises UserError when there were too few."""
-        if self.done < WARM + 1 + self.steps:
-            if self.done >= WARM:
-                self.profiler.on_trace_ready = None
-                self.profiler.stop()
-            self.open.close()
+        if not self.over:
+            self._drop()
             check(self.steps, self.done, f"{self.watched.name} took {self.done}", self.watched.more)
 
-    def _start(self) -> None:
+    def _drop(self) -> None:
+        """Ends it with nothing recorded."""
+        self.over = True
+        if self.profiler:
+            with suppress(Exception):  # of a profiler that has failed
+                self.profiler.stop()
+        self.open.close()
+
+    def _start(self) -> profile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.watched.hardware.device.type == "cuda")
-        self.profiler = profile(
+        profiler = profile(
             activities=kinds,
             schedule=schedule(wait=0, warmup=1, active=self.steps, repeat=1),
-            on_trace_ready=lambda made: made.export_chrome_trace(str(self.path)),
             record_shapes=True,
             profile_memory=True,
         )
@@ -135,7 +148,8 @@ class Recorder:
         mark = _collections()
         gc.callbacks.append(mark)
         self.open.callback(gc.callbacks.remove, mark)
-        self.profiler.start()
+        profiler.start()
+        return profiler
 
     def _about(self) -> dict[str, Any]:
         """What a trace does not know, written into it: with it the page can be made again from the trace alone."""
@@ -156,10 +170,9 @@ class Recorder:
         ms = self.ms["recorded"]
         return statistics.mean(ms) if ms and self.watched.hardware.device.type == "cuda" else min(ms, default=None)
 
-    def _finish(self) -> None:
-        self.profiler.stop()
-        self.open.close()
+    def _write(self, profiler: profile) -> None:
         name = self.watched.name
+        profiler.export_chrome_trace(str(self.path))
         try:
             made, _ = lab_page.write(self.path, self.path.parent)
             print(f"{name}: {self.steps} steps recorded: {made} (the trace for ui.perfetto.dev beside it)")

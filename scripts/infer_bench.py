@@ -13,7 +13,9 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from nanochat.hardware import DTYPES, device_name
 
 PAUSE = 0.5  # seconds: the other engine's threads still spin for a while after its run
 WORKER = Path(__file__).parent.parent / "benchmarks" / "decode_worker.py"
+limits = cache(hardware.limits)  # on a CPU it measures them
 
 
 @dataclass
@@ -55,28 +58,25 @@ def measure(worker: subprocess.Popen, order: int) -> dict[str, Any]:
     """One run, told a number: of ours negative where it is to be recorded. Raises UserError if the process has died."""
     assert worker.stdin and worker.stdout
     time.sleep(PAUSE)
-    try:
+    with suppress(BrokenPipeError):
         worker.stdin.write(f"{order}\n")
         worker.stdin.flush()
-    except BrokenPipeError:
-        pass
     line = worker.stdout.readline()
     if not line:
-        raise UserError(f"{' '.join(map(str, worker.args[2:3]))} did not run; is it a clone of nanochat?")  # type: ignore
+        folder, code = str(worker.args[2]), worker.wait()  # type: ignore[index]
+        raise UserError(f"the process that runs {folder} ended ({code}); is it a whole clone, or was memory short?")
     return json.loads(line)
 
 
-def used(flags: Flags, row: dict[str, Any], peaks: dict[torch.dtype, Any], machine: str) -> dict[str, float]:
+def used(flags: Flags, row: dict[str, Any], machine: str) -> dict[str, float]:
     """Rates of a step and, where the limits are known, their shares."""
     dtype = DTYPES[row["about"].split(", ")[1]]
     heads = flags.width // 128
     config = GPTConfig(flags.sequence_len, flags.vocab_size, flags.depth, heads, heads, flags.width)
     flops, moved = decode_cost(config, [flags.prompt_tokens + flags.new_tokens // 2] * row["batch"], dtype.itemsize)
     rates = dict(gflop_per_s=flops / row["token_ms"] / 1e6, gb_per_s=moved / row["token_ms"] / 1e6)
-    if dtype not in peaks:
-        peaks[dtype] = hardware.limits(machine, dtype)
-    if peaks[dtype]:
-        most, bandwidth = peaks[dtype]
+    if found := limits(machine, dtype):
+        most, bandwidth = found
         rates.update(flop_use=rates["gflop_per_s"] * 1e9 / most, bandwidth_use=rates["gb_per_s"] * 1e9 / bandwidth)
     return rates
 
@@ -102,18 +102,15 @@ def run(flags: Flags) -> dict[str, Any]:
     workers = {name: start(folder, asdict(flags)) for name, folder in folders.items()}
     machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     shown = {**asdict(flags), "upstream": bool(flags.upstream)}
-    peaks: dict[torch.dtype, Any] = {}
     result: dict[str, Any] = dict(machine=machine, torch=torch.__version__, flags=shown, rows=[])
     try:
         for batch in batches:
-            found: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
-            for _ in range(flags.repeats):
-                for name, worker in workers.items():
-                    found[name].append(measure(worker, batch))
-            for name, runs in found.items():
+            turns = [{name: measure(worker, batch) for name, worker in workers.items()} for _ in range(flags.repeats)]
+            for name in workers:
+                runs = [turn[name] for turn in turns]
                 medians = {key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "about"}
                 row: dict[str, Any] = dict(engine=name, batch=batch, about=runs[0]["about"], **medians)
-                row.update(used(flags, row, peaks, machine))
+                row.update(used(flags, row, machine))
                 result["rows"].append(row)
                 shares = f" ({row['bandwidth_use']:.0%}, {row['flop_use']:.0%})" if "flop_use" in row else ""
                 print(
@@ -125,7 +122,10 @@ def run(flags: Flags) -> dict[str, Any]:
             if len(workers) == 2:
                 print(f"          ratio {result['rows'][-2]['tok_per_s'] / result['rows'][-1]['tok_per_s']:.2f}")
         for batch in batches if flags.profile else ():  # last: what was recorded once runs slower
-            print(measure(workers["ours"], -batch)["said"], flush=True)
+            try:
+                print(measure(workers["ours"], -batch)["said"], flush=True)
+            except UserError as problem:  # what was measured stays
+                print(f"infer_bench, batch {batch}: not recorded: {problem}", flush=True)
     finally:
         for worker in workers.values():
             worker.kill()

@@ -4,6 +4,7 @@ import pytest
 import tiny
 
 from profiling import diff
+from scripts import infer_bench
 
 SMALL = "--depth=2 --width=128 --vocab-size=256 --sequence-len=64 --batch-sizes=1,3 --new-tokens=6 --repeats=2".split()
 
@@ -34,6 +35,35 @@ def test_it_records_each_batch_after_all_are_measured(monkeypatch, capsys, tmp_p
         assert len(found.step_ns) == 2 and found.meta["tokens_per_step"] == batch
         assert found.meta["decoding"]["prompt_tokens"] == 0 and "prefill" not in found.phase_ns
     assert len(json.loads(lines[-1])["rows"]) == 2
+
+
+def test_a_recording_that_fails_costs_no_result(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "file"))  # as a folder that nobody may write
+    assert tiny.call("infer_bench", *SMALL, "--repeats=1", "--dtype=float32", "--profile=2") == 0
+    lines = capsys.readouterr().out.strip().split("\n")
+    for batch, line in zip((1, 3), lines[2:4]):
+        assert line.startswith(f"infer_bench, batch {batch}: not recorded: ") and "Not a directory" in line
+    assert len(json.loads(lines[-1])["rows"]) == 2
+
+
+def test_a_process_that_dies_while_recording_costs_no_result(monkeypatch, capsys, tmp_path):
+    """It answers what is measured, and ends when told to record."""
+    answer = dict(first_ms=1.0, tok_per_s=1.0, token_ms=1.0, peak_mb=1.0, about="cpu, float32")
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import sys\nfor line in sys.stdin:\n    if int(line) < 0: sys.exit(7)\n"
+        f"    print({json.dumps(answer)!r}, flush=True)"
+    )
+    start = infer_bench.start
+    monkeypatch.setattr(infer_bench, "start", lambda folder, settings: start(folder, settings, worker))
+    monkeypatch.setattr(infer_bench, "PAUSE", 0)
+    flags = infer_bench.Flags(batch_sizes="1,3", width=128, depth=1, vocab_size=256, new_tokens=6, repeats=1, profile=2)
+    assert len(infer_bench.run(flags)["rows"]) == 2
+    said = capsys.readouterr().out.split("\n")
+    assert "infer_bench, batch 1: not recorded: the process that runs" in said[2] and "ended (7)" in said[2]
+    assert "infer_bench, batch 3: not recorded" in said[3]
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,23 @@ def test_a_page_that_fails_does_not_end_training(home, capsys, monkeypatch):
     assert record.__name__ not in {call.__module__ for call in gc.callbacks}, "it still listens"
 
 
+@pytest.mark.parametrize("fails", ["_start", "_about", "_write"])
+def test_a_recording_that_fails_lets_the_work_go_on(tmp_path, capsys, monkeypatch, fails):
+    def fail(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(record.Recorder, fails, fail)
+    engine = Engine(tiny.model(), slots=2)
+    recorder = record.engine_recorder(engine, 2, "two", tmp_path, hardware.setup("cpu"))
+    made = list(engine.stream(Request([1, 2, 3, 4], 9, Sampling(0.0))))
+    recorder.end()
+    assert len(made) == 9 and capsys.readouterr().out == "two: not recorded: no room\n"
+    assert (engine.after_step(), engine.part) == (None, nullcontext), "the engine is left as it was"
+    assert record.__name__ not in {call.__module__ for call in gc.callbacks}, "it still listens"
+    with profile(activities=[ProfilerActivity.CPU]):  # another can begin
+        torch.ones(1).sum()
+
+
 @pytest.mark.parametrize("steps, words", [(4, "--profile 4 needs 8 steps"), (-1, "--profile is -1")])
 def test_too_few_steps_are_refused_before_training(home, capsys, steps, words):
     assert tiny.call("base_train", "--run=a", f"--data={home / 'text.jsonl'}", *SIZES, f"--profile={steps}") == 2
