@@ -47,8 +47,15 @@ def ours() -> tuple[Callable[[int], Any], str]:
             from profiling.record import engine_recorder
 
             folder = base_dir() / "infer_bench" / f"batch-{batch}"
-            engine_recorder(engines[batch], settings["profile"], f"infer_bench, batch {batch}", folder, hardware)
+            recorder = engine_recorder(
+                engines[batch], settings["profile"], f"infer_bench, batch {batch}", folder, hardware
+            )
+            return recorded(recorder, run(engines[batch], batch))
         return run(engines[batch], batch)
+
+    def recorded(recorder: Any, steps: Any) -> Any:
+        yield from steps
+        recorder.end()
 
     def run(engine: Engine, batch: int) -> Any:
         engine.slots.tokens = [[] for _ in range(batch)]  # nothing of the run before

@@ -14,6 +14,7 @@ from profiling.mfu import foretold, light_speed, rates, waterfall
 from profiling.pieces import PHASES
 
 ROWS = 25  # kernels in the table
+STEPS = 20  # of an engine, in their table
 SLOW = 1.3  # times slower while recorded: from here on the page warns
 ON_CPU = "No device events: times are of CPU operators, each without those that it calls."
 UNKNOWN = "unknown peak"
@@ -77,7 +78,20 @@ def run(lab: Lab) -> list[Any]:
         notes.append("A step is one of the engine: a token more for every row. Nothing is trained, so there is no MFU.")
     if about.get("beside"):
         notes.append(f"Not steps alone: inside the recorded time lie {', '.join(about['beside'])}.")
-    return [Table(("", lab.source), rows), *([] if found.on_device else [ON_CPU]), *notes]
+    return [Table(("", lab.source), rows), *each_step(lab), *([] if found.on_device else [ON_CPU]), *notes]
+
+
+def each_step(lab: Lab) -> list[Any]:
+    """An engine's steps differ: some read prompts, and requests come and go."""
+    about = lab.found.meta.get("decoding") or {}
+    lists = lab.found.step_ns, about.get("rows", ()), about.get("prompts", ())
+    number = lab.found.meta.get("first_step", 0) + 1
+    rows = [
+        (f"{number + i}", f"{ns / 1e6:,.2f}", f"{decoded}", f"{read:,}")
+        for i, (ns, decoded, read) in enumerate(zip(*lists))
+    ]
+    more = [f"And {len(rows) - STEPS} more steps."] if len(rows) > STEPS else []
+    return [Table(("step", "ms", "rows decoding", "prompt tokens read"), rows[:STEPS]), *more] if rows else []
 
 
 def slowed(about: dict[str, Any]) -> list[str]:

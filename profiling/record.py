@@ -41,7 +41,8 @@ def engine_recorder(
 ) -> "Recorder | None":
     """Records the engine's next steps into folder/profile/; None for no steps. Raises UserError for a negative number.
 
-    name: what is done with the engine; more: what makes more steps. Call `end` when no more steps come.
+    name: what is done with the engine; more: what makes more steps. Call `end` when no more steps come: only then the
+    page is made, which takes seconds, or it is said that there were too few steps.
     """
     if not wanted(steps):
         return None
@@ -64,9 +65,12 @@ def wanted(steps: int) -> bool:
 
 def check(steps: int, there: int, said: str, more: str) -> None:
     """Raises UserError when there are too few steps; said: whose they are and how many, more: what to do then."""
-    needed = WARM + 1 + steps
-    if wanted(steps) and there < needed:
-        raise UserError(f"--profile {steps} needs {needed} steps, the first {WARM + 1} to get warm, and {said}; {more}")
+    if wanted(steps) and there < WARM + 1 + steps:
+        raise UserError(f"{_needs(steps)}, and {said}; {more}")
+
+
+def _needs(steps: int) -> str:
+    return f"--profile {steps} needs {WARM + 1 + steps} steps, the first {WARM + 1} to get warm"
 
 
 class Recorder:
@@ -119,20 +123,25 @@ class Recorder:
             self.profiler.stop()
             self.over = True
             self.open.close()
-            self._write(self.profiler)
+            if self.watched.at_once:
+                self._write(self.profiler)
 
     def end(self) -> None:
-        """No more steps come. Raises UserError when there were too few."""
-        if not self.over:
+        """No more steps come: what was recorded is written, or why nothing was is said."""
+        if self.over and self.profiler:
+            self._write(self.profiler)
+        elif not self.over:
             self._drop()
-            check(self.steps, self.done, f"{self.watched.name} took {self.done}", self.watched.more)
+            name, missing = self.watched.name, WARM + 1 + self.steps - self.done
+            told = f"{name}: not recorded: {_needs(self.steps)}, and it took {self.done}, {missing} too few"
+            print(f"{told}; {self.watched.more}" if self.watched.more else told)
 
     def _drop(self) -> None:
         """Ends it with nothing recorded."""
-        self.over = True
-        if self.profiler:
+        self.over, profiler, self.profiler = True, self.profiler, None
+        if profiler:
             with suppress(Exception):  # of a profiler that has failed
-                self.profiler.stop()
+                profiler.stop()
         self.open.close()
 
     def _start(self) -> profile:
@@ -171,8 +180,12 @@ class Recorder:
         return statistics.mean(ms) if ms and self.watched.hardware.device.type == "cuda" else min(ms, default=None)
 
     def _write(self, profiler: profile) -> None:
-        name = self.watched.name
-        profiler.export_chrome_trace(str(self.path))
+        name, self.profiler = self.watched.name, None
+        try:
+            profiler.export_chrome_trace(str(self.path))
+        except Exception as problem:  # noqa: BLE001  # as above
+            print(f"{name}: not recorded: {problem}")
+            return
         try:
             made, _ = lab_page.write(self.path, self.path.parent)
             print(f"{name}: {self.steps} steps recorded: {made} (the trace for ui.perfetto.dev beside it)")

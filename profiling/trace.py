@@ -42,12 +42,17 @@ class Event:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an engine decoded. Of a step, on average: FLOPs and least bytes of the tokens made, prompt tokens beside."""
+    """How an engine decoded. Of a step, on average: FLOPs and least bytes of the tokens made, prompt tokens beside.
+
+    Of each step: how many rows were decoded, and how many prompt tokens read.
+    """
 
     how: str  # nanochat.engine.Engine.decoding
     flops: float
     bytes: float
     prompt_tokens: float
+    rows: list[int] = field(default_factory=list)
+    prompts: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Watched:
     left: int | None = None  # steps to come; None: nobody knows
     due: Callable[[], list[str]] = list  # what is done after this step and before the next, and belongs to neither
     note: Callable[[], None] = lambda: None  # called after each step
+    at_once: bool = True  # the page is made after the last recorded step, and not when the work ends
     usual: Callable[[], bool] = lambda: True  # whether the last step did what most do: only such are compared
 
 
@@ -84,7 +85,9 @@ def decoding(engine: Engine, name: str, folder: Path, hardware: Hardware, more: 
                 flops=sum(flops for flops, _ in made) / steps,
                 bytes=sum(moved for _, moved in made) / steps,
                 prompt_tokens=sum(prompts[-steps:]) / steps,
+                rows=[len(rows) for rows in keys[-steps:]],
+                prompts=prompts[-steps:],
             ),
         )
 
-    return Watched(name, folder, hardware, more, about, None, due, note, lambda: not prompts[-1])
+    return Watched(name, folder, hardware, more, about, None, due, note, False, lambda: not prompts[-1])
