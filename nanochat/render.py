@@ -1,6 +1,7 @@
 """A report's content, and the two forms it is written in: Markdown, and one HTML page that needs nothing else.
 
-The page follows the reader's dark or light setting, scrolls wide tables inside themselves on a phone, has no script.
+The page follows the reader's dark or light setting, scrolls wide tables inside themselves on a phone, has no script. A
+long name in a table breaks anywhere, so that the numbers beside it are seen.
 Everything shown is escaped: a model's answer is not trusted.
 """
 
@@ -85,6 +86,8 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bo
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); }
 th { background: var(--soft); } td { white-space: pre-line; }
+@media (max-width: 40rem) { th, td { padding: 0.3rem 0.4rem; } }
+td.long { overflow-wrap: anywhere; min-width: 6rem; max-width: 30rem; }
 figure { margin: 1.5rem 0; max-width: 40rem; } figcaption { font-size: 0.9rem; }
 svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: currentColor; }
 blockquote { margin: 1rem 0; padding: 0.5rem 1rem; border-left: 4px solid var(--accent); white-space: pre-line; }
@@ -113,11 +116,19 @@ def _html_block(block: Table | Curve | Figure | str) -> str:
         tag = "blockquote" if "\n" in block else "p"
         return f"<{tag}>{html.escape(block)}</{tag}>"
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in block.head)
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in block.rows)
+    rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in block.rows)
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(block.head[0] or "table")}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
+
+
+LONG = 16  # letters of a word that leave too little of a phone to the columns beside it
+
+
+def _cell(text: str) -> str:
+    start = '<td class="long">' if max(map(len, text.split()), default=0) > LONG else "<td>"
+    return f"{start}{html.escape(text)}</td>"
 
 
 WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 640, 240, 48, 24, 10

@@ -1,4 +1,7 @@
 import re
+import shutil
+
+import pytest
 
 from nanochat.render import Curve, Section, Table, markdown, page, svg, thinned
 
@@ -16,6 +19,31 @@ def test_the_page_stands_alone_and_escapes_everything():
     assert not re.search(r"""(src|href)=|url\(|@import|https?:""", text)
     for tag in ("section", "table", "figure", "svg", "blockquote", "main"):
         assert text.count(f"<{tag}") == text.count(f"</{tag}>") > 0
+
+
+def test_a_long_name_leaves_a_phone_room_for_the_numbers_beside_it(tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not (chromium := shutil.which("chromium") or shutil.which("google-chrome")):
+        pytest.skip("there is no Chromium here (Debian: apt-get install chromium)")
+    flags = (
+        "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync"
+    ).split()
+    head = ("operator", "category", "calls", "ms", "GB/s", "of the limit", "predicted / actual")
+    rest = ("norms, pointwise", "160", "1,234.567", "–", "–", "–")
+    names = ("aten::mm", "aten::_scaled_dot_product_flash_attention_for_cpu", "k" * 80)
+    file = tmp_path / "page.html"
+    file.write_text(page("T", [Section("s", [Table(head, [(name, *rest) for name in names])])]))
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=flags)
+        for width in (375, 1200):
+            shown = browser.new_page(viewport=dict(width=width, height=700))
+            shown.goto(file.as_uri())
+            ends = shown.locator("th").evaluate_all("all => all.map(cell => cell.getBoundingClientRect().right)")
+            heights = shown.locator("tr").evaluate_all("all => all.map(row => row.getBoundingClientRect().height)")
+            assert ends[3] <= width - 16 and shown.evaluate("document.documentElement.scrollWidth") == width
+        assert heights[1] == heights[2], "where there is room a name of 50 letters does not break"
+        browser.close()
 
 
 def test_markdown_tables_keep_their_columns():
