@@ -20,7 +20,8 @@ from kernels.registry import OPS, Case, Op, tensors
 
 # What to try for a block size of the static row: these multiples of it.
 FACTORS = {"elements": (0.5, 1, 2), "backward_elements": (0.5, 1, 2), "BLOCK_V": (0.5, 1, 2), "BLOCK": (0.5, 1, 2, 4),
-           "rows": (1, 2), "BLOCK_S": (0.5, 1), "BLOCK_R": (0.5, 1), "num_warps": (0.5, 1, 2)}  # fmt: skip
+           "rows": (1, 2), "BLOCK_C": (0.5, 1, 2), "BLOCK_S": (0.5, 1), "BLOCK_R": (0.5, 1),
+           "num_warps": (0.5, 1, 2)}  # fmt: skip
 REPEATS = 15
 SIZE_KEY = {"cross_entropy": "V", "linear_cross_entropy": "V", "rotary": "D", "qk_norm_rotary": "D",
             "flash_attention": "D", "flash_attention_decode": "D"}  # fmt: skip
@@ -96,16 +97,23 @@ def step(op: Op, case: Case, dtype: torch.dtype, setting: str, compiled: bool) -
     return call
 
 
-def right(op: Op, case: Case, dtype: torch.dtype) -> bool:
-    """Whether the kernel's results are the reference's, within what the dtype allows several times over."""
-    results = []
+def right(op: Op, case: Case, dtype: torch.dtype, device: str = "cuda") -> bool:
+    """Whether the kernel's results and gradients are the reference's, within what the dtype allows several times."""
+    answers = []
     for setting in ("triton", "torch"):
-        inputs = op.inputs(case, dtype, "cuda")
-        with use(f"torch,{op.name}={setting}"), torch.no_grad():
-            result = op.fn(**inputs)
-        results.append([output.float() for output in tensors(result) + [inputs[name] for name in op.mutates]])
-    allowed = 4 * op.tolerance[dtype]
-    return all(((a - b).norm() <= allowed * b.norm()).item() for a, b in zip(*results))
+        inputs = op.inputs(case, dtype, device)
+        for name in op.differentiable:
+            inputs[name].requires_grad_()
+        with use(f"torch,{op.name}={setting}"):
+            results = tensors(op.fn(**inputs))
+            learnt = [result for result in results if result.requires_grad]
+            if learnt:
+                torch.autograd.backward(learnt, [torch.ones_like(result) for result in learnt])
+        changed = [inputs[name] for name in op.mutates]
+        answers.append([*results, *changed, *(inputs[name].grad for name in op.differentiable)])
+    allowed = 8 * op.tolerance[dtype]
+    pairs = [(a.detach().float(), b.detach().float()) for a, b in zip(*answers)]
+    return all(((a - b).norm() <= allowed * b.norm()).item() for a, b in pairs)
 
 
 def best(op: Op, case: Case, dtype: torch.dtype, configs: list[dict[str, int]], size: int) -> dict[str, Any]:

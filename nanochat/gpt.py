@@ -327,7 +327,7 @@ class GPT(nn.Module):
     def keep_shadows(self, optimizer: "optim.MuonAdamW") -> None:
         """Has the blocks' weights cast once a step, by the optimizer, and not at every use. Call it before compiling.
 
-        The same results to the bit, with less memory traffic: it is worth it on GPUs. Not for fp8, which rounds the
+        The same results to the bit, with less memory traffic: predicted to pay on GPUs. Not for fp8, which rounds the
         float32 weights themselves.
         """
         for module in self.transformer["h"].modules():
@@ -337,7 +337,7 @@ class GPT(nn.Module):
     def keep_gradients(self, optimizer: "optim.MuonAdamW") -> None:
         """Has backward add to the tables' gradients the rows that occur, instead of making tables anew to be added.
 
-        As exact as that, with less memory traffic: it is worth it on GPUs. Call it before compiling.
+        As exact as that, with less memory traffic: predicted to pay on GPUs. Call it before compiling.
         """
         for table in self.tables():
             table.gradient = optimizer.kept_gradient(table.weight)

@@ -50,6 +50,22 @@ def test_runs_of_any_length(setting, tokens):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
+def test_what_is_no_number_spreads_no_further_than_the_runs_of_a_block(setting):
+    """Runs of 1 to 96 rows, in each of which in turn the last row is NaN."""
+    lengths = torch.arange(1, 101, 5)
+    tokens, ends = torch.repeat_interleave(torch.arange(20), lengths).to(DEVICE), lengths.cumsum(0)
+    block = (ends - lengths) // 64  # in which a run begins
+    for token, end in enumerate(ends.tolist()):
+        kept = torch.zeros(20, 2, device=DEVICE, dtype=torch.bfloat16)
+        dy = torch.ones(len(tokens), 2, device=DEVICE, dtype=torch.bfloat16)
+        dy[end - 1] = float("nan")
+        looked_up(setting, tokens, kept, dy, kept)
+        found = set(kept.isnan().any(1).nonzero().flatten().tolist())
+        together = set((block == block[token]).nonzero().flatten().tolist())
+        assert token in found and found <= (together if setting == "triton" else {token})
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
 def test_a_frequent_word_in_bfloat16_loses_nothing(setting):
     """2,000 times 2⁻⁸ after a 1: added one by one in bfloat16, every one of them would be rounded away."""
     dy = torch.full((2001, 2), 2.0**-8, device=DEVICE, dtype=torch.bfloat16)

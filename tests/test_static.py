@@ -81,7 +81,8 @@ def test_only_the_forward_is_predicted_from():
 
 def test_what_kernels_ask_for_is_known_of_every_op():
     asked = static.asked_bytes()
-    assert set(asked) == set(tuned.ops()) and all(ratio >= 1 for ratio in asked.values())
+    assert set(asked) == set(tuned.ops()) - {"embedding"}  # its forward is PyTorch's own
+    assert all(ratio >= 1 for ratio in asked.values())
 
 
 def test_a_default_card_for_every_target_and_no_look_alike():

@@ -66,3 +66,10 @@ def test_every_op_has_a_size():
     for name in tuned.ops():
         for case in OPS[name].cases.values():
             assert tuning.size_of(name, case) >= 1
+
+
+def test_a_wrong_gradient_is_a_wrong_answer(monkeypatch):
+    op = OPS["embedding"]
+    assert tuning.right(op, op.cases["odd"], torch.bfloat16, "cpu")
+    monkeypatch.setitem(op.fn.__globals__, "_embedding_backward", lambda *rest: None)
+    assert not tuning.right(op, op.cases["odd"], torch.bfloat16, "cpu")
