@@ -23,6 +23,7 @@ from profiling.pieces import Phases, Piece, kernels, operators
 from profiling.trace import DEVICE, Event, Interval, Trace, both, first, gaps, length, owners, union
 
 VERSION = 1  # of the JSON
+BEFORE = "before the recording"  # when it was allocated, of what was there already
 
 
 @dataclass(frozen=True)
@@ -246,4 +247,4 @@ def _memory(trace: Trace) -> dict[str, Any] | None:
         by_phase[phase] += count
     total = trace.memory[top][1]
     before = total - sum(by_phase.values())
-    return dict(peak_bytes=total, by_phase={**by_phase, **({"before the recording": before} if before > 0 else {})})
+    return dict(peak_bytes=total, by_phase={**by_phase, **({BEFORE: before} if before > 0 else {})})

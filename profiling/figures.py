@@ -75,9 +75,7 @@ def roofline(points: Sequence[tuple[str, str, float, float]], peaks: Sequence[fl
     axes.set_xlabel("FLOPs per byte that must be moved")
     axes.set_ylabel("TFLOP/s")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return Figure(
-        "Roofline: kernels under " + ("the card's roof" if peaks else "no roof, the peak is unknown"), svg(figure)
-    )
+    return Figure("Roofline: kernels under the card's roof", svg(figure))
 
 
 SENSORS = (("sm_clock_mhz", "SM clock, MHz"), ("power_w", "power, W"), ("temperature_c", "temperature, °C"))

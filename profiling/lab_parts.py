@@ -8,7 +8,7 @@ from typing import Any
 
 from nanochat.render import Table
 from profiling import costs, figures, nvml
-from profiling.analysis import Analysis
+from profiling.analysis import BEFORE, Analysis
 from profiling.cards import Card, Known
 from profiling.mfu import foretold, light_speed, rates, waterfall
 from profiling.pieces import PHASES
@@ -142,7 +142,8 @@ def phases(lab: Lab) -> list[Any]:
         for p, row in table.items()
     ]
     text = (
-        "Work belongs to the phase in which the host launched it; between: outside of all (evaluation, logging, text)."
+        "Work belongs to the phase in which the host launched it; between: outside of all (evaluation, checkpoints, "
+        "logging, text)."
     )
     if not lab.found.on_device:
         text += " Compiled code shows as one operator, whose own time are its fused loops: they count as pointwise."
@@ -176,12 +177,14 @@ def kernels(lab: Lab) -> list[Any]:
         "of the limit",
         "predicted / actual",
     )
+    kept = [i for i in range(len(head)) if i < 4 or any(row[i] != "–" for row in rows)]
+    predicted = len(head) - 1 in kept or not isinstance(chip, Card)  # else there is nothing to explain
     return [
-        Table(head, rows),
+        Table(tuple(head[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]),
         f"Calls and ms are of a step; {len(lab.found.ops)} different ones were seen. FLOPs are known of matrix "
         "products and of attention's forward, bytes (the least that must move) of those, of torch.compile's Triton "
         "kernels and of most of ours, where shapes were recorded.",
-        *([prediction(chip)] if chip else []),
+        *([prediction(chip)] if chip and predicted else []),
     ]
 
 
@@ -205,8 +208,10 @@ def roofline(lab: Lab) -> list[Any]:
     if not points:
         return ["No kernel has both FLOPs and bytes known: the trace holds no shapes (record_shapes=True)."]
     chip = lab.card if lab.found.on_device else None
-    peaks = [] if chip is None else [chip.bf16, *([chip.fp8] if any(row["fp8"] for row in lab.found.ops) else [])]
-    return [figures.roofline(points, peaks, chip.memory if chip else 0.0)]
+    if chip is None:
+        return [f"No roofline: the limits of this {'card' if lab.found.on_device else 'CPU'} are not known."]
+    peaks = [chip.bf16, *([chip.fp8] if any(row["fp8"] for row in lab.found.ops) else [])]
+    return [figures.roofline(points, peaks, chip.memory)]
 
 
 # ---- waiting
@@ -224,6 +229,8 @@ def idle(lab: Lab) -> list[Any]:
         if found.on_device
         else "host: Python between the operators."
     )
+    if beside := lab.found.meta.get("beside"):
+        meaning += f" Of these the host's are also what lay between the steps: {', '.join(beside)}."
     return [
         Table(("cause", "gaps a step", "ms a step"), rows),
         meaning,
@@ -252,13 +259,14 @@ def memory(lab: Lab) -> list[Any]:
     held = lab.found.memory
     if held is None:
         return ["The trace holds no allocations (profile_memory=True)."]
-    rows = [(name, f"{count / 2**20:,.1f}") for name, count in sorted(held["by_phase"].items(), key=lambda i: -i[1])]
-    text = (
-        f"At the fullest moment {held['peak_bytes'] / 2**20:,.1f} MiB were allocated, by the phase that allocated them."
-    )
+    parts, peak = dict(held["by_phase"]), held["peak_bytes"]
+    note = ""
     if not lab.found.on_device:
-        text += " On a CPU only what was allocated while recording is known."
-    return [text, Table(("allocated in", "MiB"), rows)]
+        note = " On a CPU only what was allocated while recording is known."
+        peak -= parts.pop(BEFORE, 0)
+    rows = [(name, f"{count / 2**20:,.1f}") for name, count in sorted(parts.items(), key=lambda i: -i[1])]
+    text = f"At the fullest moment {peak / 2**20:,.1f} MiB were allocated, by the phase that allocated them.{note}"
+    return [text, *([Table(("allocated in", "MiB"), rows)] if rows else [])]
 
 
 def sensors(lab: Lab) -> list[Any]:

@@ -86,6 +86,9 @@ def test_recording_changes_no_loss_and_leaves_a_page(home, capsys):
     assert not any(row["name"].startswith("prims::") for row in found.ops), "counting FLOPs lies in a recorded step"
     assert 0 < about["unrecorded_ms"] < 1e3 and 0 < about["recorded_ms"] <= max(found.step_ns) / 1e6
     assert "times slower while recorded" in page
+    for cell in (">of the limit<", ">predicted / actual<", ">before the recording<"):
+        assert cell not in page
+    assert "No roofline: the limits of this CPU are not known." in page and page.count("<svg") == 2
     assert about["nvml"], "the sensors' rows, or why there are none, are in the trace"
 
     assert not about["beside"] and "Not steps alone" not in page
@@ -96,6 +99,7 @@ def test_recording_changes_no_loss_and_leaves_a_page(home, capsys):
     page = (Run.open("b").stage("sft") / "profile" / "profile.html").read_text()
     assert "Profile of sft, steps 5 to 5" in page
     assert "inside the recorded time lie checkpoint after step 4, evaluation after step 4." in page
+    assert "what lay between the steps: checkpoint after step 4, evaluation after step 4." in page
     assert "how much is not known here" in page, "the only step has an evaluation in it"
 
 
@@ -465,7 +469,8 @@ def test_the_page_says_what_recording_cost(page):
 def test_an_unknown_card_has_an_unknown_peak(page, capsys):
     code, text = page(gpu_trace("NVIDIA H100 80GB HBM3e"))
     assert code == 0 and text.count("unknown peak") == 4 and "of the bf16 peak" not in text
-    assert "PREDICTED" not in text
+    assert "PREDICTED" not in text and "of the limit" not in text
+    assert "No roofline: the limits of this card are not known." in text
     said = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
     assert said["card"] is None and "mfu" not in said
     code, text = page(gpu_trace("NVIDIA H100 80GB HBM3e"), "--card=H200")
@@ -512,6 +517,17 @@ def test_a_trace_of_somebody_elses(page):
         "There was no gap",
     ):
         assert words in text, words
+
+
+def test_memory_of_a_cpu_is_what_was_allocated_while_recording():
+    held = dict(peak_bytes=7 << 20, by_phase={"forward": 5 << 20, "before the recording": 2 << 20})
+    found = replace(analyse(parse(gpu_trace())), memory=held)
+    text, table = lab_parts.memory(Lab(found, None, "x"))
+    assert text.startswith("At the fullest moment 7.0 MiB") and len(table.rows) == 2
+    text, table = lab_parts.memory(Lab(replace(found, on_device=False), None, "x"))
+    assert text.startswith("At the fullest moment 5.0 MiB") and table.rows == [("forward", "5.0")]
+    nothing = replace(found, on_device=False, memory=dict(held, by_phase={"before the recording": 7 << 20}))
+    assert len(lab_parts.memory(Lab(nothing, None, "x"))) == 1
 
 
 def test_a_part_that_fails_leaves_the_others(monkeypatch):
