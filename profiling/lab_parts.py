@@ -103,7 +103,7 @@ def slowed(about: dict[str, Any]) -> list[str]:
     kind = ", of those that read no prompt" if about.get("decoding") else ""
     told = [
         f"{before:,.2f} ms a step unrecorded; {factor:.1f} times slower while recorded "
-        f"(warm steps before the recording against those in it{kind})."
+        f"(the shortest warm step before the recording against the mean of it{kind})."
     ]
     if factor > SLOW:
         told.append(

@@ -162,22 +162,18 @@ class Recorder:
 
     def _about(self) -> dict[str, Any]:
         """What a trace does not know, written into it: with it the page can be made again from the trace alone."""
+        before, recorded = self.ms["unrecorded"], self.ms["recorded"]
         return dict(
             self.watched.about(self.steps),
             stage=self.watched.name,
-            unrecorded_ms=min(self.ms["unrecorded"], default=None),
-            recorded_ms=self._recorded_ms(),
+            unrecorded_ms=min(before, default=None),  # the trainer collects garbage in one of them
+            recorded_ms=statistics.mean(recorded) if recorded else None,  # a step alone is not whole on a GPU
             world=self.watched.hardware.world,
             device=self.watched.hardware.name,
             torch=torch.__version__,
             nvml=list(self.sampler.rows),
             beside=self.beside,
         )
-
-    def _recorded_ms(self) -> float | None:
-        """The shortest; on a GPU the mean, for the host may be steps ahead of it, and only their sum is known."""
-        ms = self.ms["recorded"]
-        return statistics.mean(ms) if ms and self.watched.hardware.device.type == "cuda" else min(ms, default=None)
 
     def _write(self, profiler: profile) -> None:
         name, self.profiler = self.watched.name, None

@@ -72,7 +72,7 @@ class Run:
     nvml: list[dict[str, Any]] = field(default_factory=list)
     beside: list[str] = field(default_factory=list)  # what was done between the recorded steps
     decoding: Decoding | None = None  # where nothing was trained
-    # Of a warm step before the recording, and of a recorded one: of steps of the same kind, with nothing beside.
+    # The shortest warm step before the recording, and the mean of it: of steps of the same kind, with nothing beside.
     unrecorded_ms: Annotated[float, Field(gt=0)] | None = None
     recorded_ms: Annotated[float, Field(gt=0)] | None = None
 

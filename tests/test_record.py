@@ -216,24 +216,24 @@ def test_a_pause_of_the_engine_inside_the_recorded_time_is_told(tmp_path):
 
 
 def test_only_steps_alike_tell_what_recording_costs(tmp_path, monkeypatch):
-    """Each step lasts ten of its number's ms: 2 and 3 pass, of 5 to 7 the second reads a prompt, and the third follows
-    a pause.
+    """Each step lasts ten of its number's ms: 2 and 3 pass, of 5 to 8 the second reads a prompt, and the last follows a
+    pause.
     """
     engine, now = Engine(tiny.model(), slots=2), 0.0
     monkeypatch.setattr(record.time, "perf_counter", lambda: now)
-    recorder = record.engine_recorder(engine, 3, "two", tmp_path, hardware.setup("cpu"))
-    engine.submit(Request([1, 2, 3, 4], 6, Sampling(0.0)))
-    for number in range(1, 8):
+    recorder = record.engine_recorder(engine, 4, "two", tmp_path, hardware.setup("cpu"))
+    engine.submit(Request([1, 2, 3, 4], 7, Sampling(0.0)))
+    for number in range(1, 9):
         if number == 6:
             engine.submit(Request([7, 8, 9], 1, Sampling(0.0)))
-        if number == 7:
+        if number == 8:
             engine.submit(Request([5], 1, Sampling(0.0)))  # no prompt to read
         now += number / 100
         engine.step()
     recorder.end()
     about = diff.load(tmp_path / "profile" / "profile.json").meta
-    assert (about["unrecorded_ms"], about["recorded_ms"]) == (pytest.approx(20), pytest.approx(50))
-    assert recorder.ms == dict(unrecorded=pytest.approx([20, 30]), recorded=pytest.approx([50]))
+    assert (about["unrecorded_ms"], about["recorded_ms"]) == (pytest.approx(20), pytest.approx(60))
+    assert recorder.ms == dict(unrecorded=pytest.approx([20, 30]), recorded=pytest.approx([50, 70]))
 
 
 def test_garbage_collections_are_marked(tmp_path):
@@ -459,7 +459,7 @@ def test_the_page_says_what_recording_cost(page):
         code, text = page(gpu_trace(unrecorded_ms=before, recorded_ms=4.51))
         assert code == 0 and f"{before:.2f} ms a step unrecorded; {factor} times slower while recorded" in text
         assert ("Trust the shares among long operators" in text) == warns and "read no prompt" not in text
-    told = "against those in it, of those that read no prompt)"
+    told = "against the mean of it, of those that read no prompt)"
     assert told in page(gpu_trace(unrecorded_ms=1.0, recorded_ms=1.0, decoding=DECODED))[1]
     for missing in ({}, dict(unrecorded_ms=1.0, recorded_ms=None)):
         assert "how much is not known here" in page(gpu_trace(**missing))[1]
