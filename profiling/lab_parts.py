@@ -15,7 +15,7 @@ from profiling.pieces import PHASES
 
 ROWS = 25  # kernels in the table
 STEPS = 20  # of an engine, in their table
-SLOW = 1.3  # times slower while recorded: from here on the page warns
+SLOW = 1.3  # times as long while recorded: from here on the page warns
 ON_CPU = "No device events: times are of CPU operators, each without those that it calls."
 UNKNOWN = "unknown peak"
 
@@ -102,7 +102,7 @@ def slowed(about: dict[str, Any]) -> list[str]:
     factor = while_recorded / before
     kind = ", of those that read no prompt" if about.get("decoding") else ""
     told = [
-        f"{before:,.2f} ms a step unrecorded; {factor:.1f} times slower while recorded "
+        f"{before:,.2f} ms a step unrecorded, {while_recorded:,.2f} recorded: {factor:.1f} times as long "
         f"(the shortest warm step before the recording against the mean of it{kind})."
     ]
     if factor > SLOW:
