@@ -106,6 +106,10 @@ class Stage:
         """Whether something done every so many steps is to be done now."""
         return every > 0 and self.state.step > 0 and self.state.step % every == 0
 
+    def save_due(self) -> bool:
+        """Every save_every steps, and before an evaluation, which could fail."""
+        return self.due(self.settings.save_every) or self.evaluation_due()
+
     def pause_follows(self) -> bool:
         """Whether something else than another step comes after the one that is being taken."""
         settings, after = self.settings, self.state.step + 1
@@ -206,8 +210,7 @@ def train(stage: Stage) -> None:
         while True:
             stop = interrupt.received if hardware.world == 1 else stop
             if stage.evaluation_due() and not stop:
-                _evaluate(stage, interrupt, progress)
-                stop = any_rank(interrupt.received, hardware)
+                stop = _evaluate(stage, interrupt, progress)
             if stop:
                 if state.step > first and state.step != stage.saved_step:
                     save(stage, finished=False)
@@ -229,7 +232,7 @@ def train(stage: Stage) -> None:
                 )
             _account(stage, progress, loss, ok, seconds, flops)
             stage.after_step()
-            if stage.due(settings.save_every) or stage.evaluation_due():
+            if stage.save_due():
                 save(stage, finished=False)
             if stage.due(settings.sample_every) and hardware.is_main:
                 for text in stage.sample():
@@ -358,18 +361,19 @@ def agree(model: GPT) -> None:
             history.copy_(part.view_as(history))
 
 
-def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress) -> None:
-    """Sets val_bpb. Told to stop, it forgets the half evaluation; the resumed run makes it again."""
+def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress) -> bool:
+    """Sets val_bpb. Told to stop (True), it forgets the half evaluation; the resumed run makes it again."""
     state = stage.state
     stage.model.eval()
     value = bits_per_byte(stage.model, stage.val_batches(), stage.token_bytes, lambda: interrupt.received)
     stage.model.train()
     if any_rank(interrupt.received, stage.hardware):
-        return
+        return True
     state.val_bpb, state.evaluated_step = value, state.step
     progress.note(f"{stage.name} step {state.step}: validation {value:.4f} bits per byte")
     if stage.hardware.is_main:
         stage.log(dict(step=state.step, val_bpb=value))
+    return False
 
 
 def json_log(path: Path, step: int) -> Callable[[dict[str, Any]], None]:

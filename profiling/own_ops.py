@@ -52,7 +52,7 @@ def cost(name: str, args: dict[str, Any]) -> Cost | None:
 
 @lru_cache(maxsize=4096)
 def _cost(op: str, recorded: str) -> Cost | None:
-    overload = getattr(torch.ops, NAMESPACE).__getattr__(op).default
+    overload = getattr(getattr(torch.ops, NAMESPACE), op).default
     schema = overload._schema.arguments
     given = [_argument(*said) for said in zip(*json.loads(recorded), strict=True)]
     if len(given) != len(schema):

@@ -47,8 +47,8 @@ def training(stage: Stage) -> Watched:
 
     def due() -> list[str]:
         """What nanochat/trainer.py does between steps."""
-        saved = stage.due(settings.save_every) or stage.evaluation_due()
-        found = dict(checkpoint=saved, samples=stage.due(settings.sample_every), evaluation=stage.evaluation_due())
+        samples, evaluation = stage.due(settings.sample_every), stage.evaluation_due()
+        found = dict(checkpoint=stage.save_due(), samples=samples, evaluation=evaluation)
         return [f"{what} after step {state.step}" for what, now in found.items() if now]
 
     more = "train longer (--num-iterations), or begin it again (--fresh)"
