@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import OPS, dispatch, triton_utils, tuned
+from kernels import OPS, dispatch, measured, triton_utils, tuned
 
 ROOT = Path(__file__).parent.parent
 needs_triton = pytest.mark.skipif(not triton_utils.INSTALLED, reason="Triton is not installed")
@@ -153,6 +153,7 @@ def h100(monkeypatch):
     monkeypatch.setattr(dispatch, "INSTALLED", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
     monkeypatch.setattr(tuned, "architecture", lambda index: "sm_90")
+    monkeypatch.setattr(measured, "_adopted", {})  # nothing of this machine's own
     return monkeypatch
 
 
@@ -232,6 +233,7 @@ def test_a_measured_table_decides(tmp_path, monkeypatch):
     (tmp_path / "sm_99.json").write_text(json.dumps(dict(rms_norm=rows)))
     monkeypatch.setattr(tuned, "FOLDER", tmp_path)
     monkeypatch.setattr(tuned, "architecture", lambda index: "sm_99")
+    monkeypatch.setattr(measured, "_adopted", {})
     tuned.table.cache_clear()
     device = torch.device("cuda", 0)
     assert "faster when measured (1 against 2 ms)" in tuned.slower("rms_norm", torch.bfloat16, 512, device)
