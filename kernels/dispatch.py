@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kernels import probing, tuned
-from kernels.registry import OPS
+from kernels.registry import OPS, Case
 from kernels.triton_utils import INSTALLED, INTERPRETED, capturing
 
 MODES = ("auto", "torch", "triton")
@@ -71,6 +71,11 @@ def use(setting: str) -> Iterator[None]:
         yield
     finally:
         _modes = before
+
+
+def is_default() -> bool:
+    """Whether nothing was asked for: neither by NANOCHAT_KERNELS nor by use()."""
+    return _modes == {"*": "auto"}
 
 
 def mode(op: str) -> str:
@@ -129,13 +134,22 @@ def refusal(op: str, dtype: torch.dtype, size: int, index: int) -> str:
     return _DECIDED[key]
 
 
+def obstacle(op: str, dtype: torch.dtype, case: Case, index: int) -> str:
+    """Why an op that `auto` leaves until it is measured cannot be tried on a GPU; "" where its kernels are right."""
+    with PROBING:
+        return _unfit(op, dtype, OPS[op].size(case), index) or probe(op, dtype, OPS[op].size(case), index)
+
+
 def _not_wanted(op: str, dtype: torch.dtype, size: int, index: int) -> str:
     """What is known without a launch against an op's kernels on a GPU, or ""."""
+    return tuned.slower(op, dtype, size, torch.device("cuda", index)) or _unfit(op, dtype, size, index)
+
+
+def _unfit(op: str, dtype: torch.dtype, size: int, index: int) -> str:
+    """Why an op's kernels are not for this machine, or ""."""
     if not INSTALLED:
         return "Triton is not installed (pip install triton)"
     device = torch.device("cuda", index)
-    if reason := tuned.slower(op, dtype, size, device):
-        return reason
     if torch.version.hip:
         arch = tuned.architecture(index)
         return "" if arch in ROCM else f"the tests compile nothing for {arch}"
