@@ -4,12 +4,13 @@ All are called with (B, T, H, D) tensors and mean the same by a window: w keys b
 the last key. They differ in how they say it:
 
     FA4  flash_attn.cute             compute capability 9–12 with gradients (8–12 without); (w, 0), unlimited is None;
-                                     returns (out, lse)
+                                     no operator of PyTorch, so fa4.py makes one
     FA3  flash_attn_interface        9.x; (w, 0), unlimited is −1; out, or (out, lse) in some builds
     FA2  flash_attn                  8.0 and newer; (w, 0), unlimited is −1; returns out
 
 All three take float16 and bfloat16 and head dims up to 256 (FA4: 128). A package that is there proves nothing: each is
-tried once on the card with a tiny forward and backward, and what fails is said, once, and passed over.
+tried once on the card with a small forward and backward, and what fails is said, once, and passed over. FA2 before 2.7
+and early builds of FA3 are no operators of PyTorch: they work, but break a compiled model's graph in every layer.
 
 Source: github.com/Dao-AILab/flash-attention.
 """
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch, probing
+from kernels.attention import fa4
 from kernels.registry import OPS
 
 
@@ -36,6 +38,7 @@ class Backend:
     capabilities: tuple[int, int]  # (first, last) major compute capability
     largest_head: int
     unlimited: int | None
+    namespace: str = ""  # of its PyTorch operators
 
     def call(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, scale: float) -> Tensor:
         """Attention by the package's flash_attn_func."""
@@ -46,8 +49,8 @@ class Backend:
 
 BACKENDS = {
     "fa4": Backend("fa4", "flash_attn.cute", (9, 12), 128, None),
-    "fa3": Backend("fa3", "flash_attn_interface", (9, 9), 256, -1),
-    "fa2": Backend("fa2", "flash_attn", (8, 12), 256, -1),
+    "fa3": Backend("fa3", "flash_attn_interface", (9, 9), 256, -1, "flash_attn_3"),
+    "fa2": Backend("fa2", "flash_attn", (8, 12), 256, -1, "flash_attn"),
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {}  # of the packages there are; torch.compile does not import
 # (backend, dtype, head dim, device) → "" when it works, else why not
@@ -86,7 +89,8 @@ def tried(backend: Backend, dtype: torch.dtype, head: int, device: torch.device)
 
 def _outcome(backend: Backend, dtype: torch.dtype, head: int, device: torch.device) -> str:
     try:
-        _FUNCTIONS[backend.name] = importlib.import_module(backend.module).flash_attn_func
+        package = importlib.import_module(backend.module)
+        _FUNCTIONS[backend.name] = fa4.flash_attn_func if backend.name == "fa4" else package.flash_attn_func
         _try(backend, dtype, head, device)
     except ModuleNotFoundError as problem:
         return f"{problem.name} is not installed"
@@ -95,6 +99,9 @@ def _outcome(backend: Backend, dtype: torch.dtype, head: int, device: torch.devi
         what = f"{backend.name} is installed but does not work here ({str(dtype)[6:]}, heads of {head})"
         warnings.warn(f"flash_attention: {what}: {reason}", stacklevel=2)
         return reason
+    if backend.name != "fa4" and not hasattr(getattr(torch.ops, backend.namespace), "_flash_attn_forward"):
+        what = f"this build of {backend.name} is no PyTorch operator: a compiled model breaks in every layer"
+        warnings.warn(f"flash_attention: {what}; a newer one is faster", stacklevel=2)
     return ""
 
 
