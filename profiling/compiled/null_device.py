@@ -1,0 +1,185 @@
+"""A CUDA device that needs no GPU: in torch's CPU wheel, for proving the program that will run on a card not here.
+
+    python -m profiling.compiled.null_device [--card NAME] [--gpus N] MODULE|SCRIPT arguments…
+
+runs a module or script (Python or shell) on it; child processes have it too. In hooks mode, the first, fake tensors
+(torch's FakeTensorMode) on "cuda" have autograd, torch.compile and AOTAutograd, and `torch.cuda` answers like the named
+card's; nothing is computed. A script of its own calls `install(card, gpus)` before it imports torch.
+"""
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from nanochat.errors import UserError
+from nanochat.files import base_dir
+from profiling.compiled import null_bindings
+from profiling.compiled.null_cards import NullCard, card
+
+SOURCE = Path(__file__).with_name("null_cuda.cpp")
+SETTING = "NANOCHAT_NULL_DEVICE"  # "card name;number of GPUs;mode", inherited by child processes
+
+
+def obstacle() -> str:
+    """Why there can be no null device here; "" where there can."""
+    if not shutil.which("g++"):
+        return "the null device needs g++ to compile its library"
+    if torch_version()[1]:
+        return "the null device needs torch's CPU wheel; this torch is built for CUDA or ROCm"
+    return ""
+
+
+def torch_folder() -> Path:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise UserError("the null device needs torch: pip install torch")
+    return Path(spec.origin).parent
+
+
+def torch_version() -> tuple[str, str]:
+    """(torch's version, the CUDA or ROCm version it is built for or ""), without importing torch."""
+    namespace: dict[str, Any] = {}
+    exec((torch_folder() / "version.py").read_text(), namespace)
+    return namespace["__version__"], namespace["cuda"] or namespace["hip"] or ""
+
+
+def library() -> Path:
+    """The compiled library, built where it is not in the cache. Raises UserError where it cannot be built."""
+    if reason := obstacle():
+        raise UserError(reason)
+    torch = torch_folder()
+    key = hashlib.sha256(SOURCE.read_bytes() + torch_version()[0].encode()).hexdigest()[:16]
+    path = base_dir() / "null_device" / f"null_cuda.{key}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.tmp")
+        command = ["g++", "-O1", "-shared", "-fPIC", "-std=c++20", f"-I{torch}/include", str(SOURCE), "-o", str(part)]
+        built = subprocess.run([*command, f"-L{torch}/lib", "-lc10", "-ltorch_cpu"], capture_output=True, text=True)
+        if built.returncode:
+            raise UserError(
+                f"g++ cannot compile {SOURCE.name} against torch {torch_version()[0]}: {built.stderr[-800:]}"
+            )
+        os.replace(part, path)
+    return path
+
+
+def load() -> ctypes.CDLL:
+    """Loads the library; torch must not be imported yet, because it looks for CUDA's hooks once, while it starts."""
+    for name in ("libc10.so", "libtorch_cpu.so"):
+        ctypes.CDLL(str(torch_folder() / "lib" / name), mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(library()), mode=ctypes.RTLD_GLOBAL)
+
+
+class _Hook:
+    """Calls a function with a module right after that module's import (`before`: right before it)."""
+
+    def __init__(self, name: str, call: Callable[[Any], None], before: bool = False):
+        self.name, self.call, self.before = name, call, before
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if name == self.name else None
+        if spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            if self.before:
+                self.call(module)
+            run(module)
+            if not self.before:
+                self.call(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def install(name: str = "", gpus: int = 0) -> None:
+    """This process's torch, once imported, has `gpus` cards of this name. Without arguments: as the launcher said.
+
+    Raises UserError where the library cannot be built, ValueError for a card that is not in null_cards.py.
+    """
+    if "torch" in sys.modules:
+        raise RuntimeError("null_device.install() comes after `import torch`; it must come before")
+    said = (os.environ.get(SETTING) or ";;").split(";")
+    of = card(name or said[0] or "h100")
+    count = gpus or int(said[1] or 1)
+    os.environ[SETTING] = f"{of.name};{count};hooks"
+    loaded: list[ctypes.CDLL] = []
+
+    sys.meta_path[:0] = [  # nothing is loaded before torch is imported: most Python processes never do
+        _Hook("torch", lambda module: loaded.append(load()), before=True),
+        _Hook("torch._C", lambda module: null_bindings.put_on(module, loaded[0], of, count)),
+        _Hook("torch.cuda", lambda module: setattr(module, "_get_device_properties", of.properties)),
+        _Hook("torch.version", lambda module: _version(module, of)),
+        _Hook("torch._subclasses.fake_tensor", lambda module: setattr(module, "init_gpu_context", lambda device: None)),
+        _Hook("triton.runtime.driver", lambda module: module.driver.set_active(_driver(of))),
+    ]  # type: ignore[assignment]
+
+
+def _version(module: Any, of: NullCard) -> None:
+    module.cuda, module.hip = (None, "7.2.53211") if of.arch else ("13.0", None)
+
+
+def _driver(of: NullCard) -> Any:
+    """What Triton asks an active driver: enough to compile, not to launch."""
+    from triton.backends.compiler import GPUTarget
+
+    target = GPUTarget("hip", of.target, of.warp) if of.arch else GPUTarget("cuda", int(of.target[3:]), of.warp)
+
+    def torch_cuda() -> Any:
+        import torch
+
+        return torch.cuda
+
+    return SimpleNamespace(
+        get_current_target=lambda: target,
+        get_current_device=lambda: torch_cuda().current_device(),
+        get_device_interface=torch_cuda,
+        get_active_torch_device=lambda: f"cuda:{torch_cuda().current_device()}",
+        get_current_stream=lambda device=None: 0,
+        is_active=lambda: True,
+    )
+
+
+def environment(name: str, gpus: int) -> dict[str, str]:
+    """The environment in which every Python process has the null device."""
+    here = Path(__file__).parent
+    paths = [str(here / "site"), str(here.parent.parent), os.environ.get("PYTHONPATH", "")]
+    path = os.pathsep.join(path for path in paths if path)
+    return {**os.environ, "PYTHONPATH": path, SETTING: f"{card(name).name};{gpus};hooks"}
+
+
+def main(arguments: list[str]) -> int:
+    """Replaces this process by the program that is asked for, on the null device."""
+    name, gpus = "h100", 1
+    while arguments[:1] in (["--card"], ["--gpus"]) and len(arguments) > 1:
+        if arguments[0] == "--card":
+            name = arguments[1]
+        else:
+            gpus = int(arguments[1])
+        arguments = arguments[2:]
+    if not arguments or arguments[0].startswith("-"):
+        print(__doc__.strip(), file=sys.stderr)
+        return 2
+    library()
+    program = arguments[0]
+    before = ["bash"] if program.endswith(".sh") else [sys.executable] + ([] if program.endswith(".py") else ["-m"])
+    command = before + arguments
+    os.execvpe(command[0], command, environment(name, gpus))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (UserError, ValueError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
