@@ -5,7 +5,9 @@ Everything a call would do on a GPU has already happened when it returns. `used`
 """
 
 import ctypes
+import sys
 import time
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +20,7 @@ used: list[tuple[str, int]] = []  # ("capture", 1): what was done, and the devic
 def put_on(c: ModuleType, library: ctypes.CDLL, card: NullCard, gpus: int) -> None:
     """Adds the names to torch._C, before anything of torch looks at them."""
     library.null_current_stream.restype = library.null_new_stream.restype = ctypes.c_int64
+    library.null_memory.restype = ctypes.c_int64
     library.null_set_stream.argtypes = (ctypes.c_int, ctypes.c_int64)
     library.null_set_device_count(gpus)
 
@@ -83,6 +86,7 @@ def put_on(c: ModuleType, library: ctypes.CDLL, card: NullCard, gpus: int) -> No
             return True
 
         def synchronize(self) -> None:
+            waits("synchronize")
             used.append(("stream synchronize", self.device_index))
 
         def __eq__(self, other: object) -> bool:
@@ -127,6 +131,7 @@ def put_on(c: ModuleType, library: ctypes.CDLL, card: NullCard, gpus: int) -> No
             return True
 
         def synchronize(self) -> None:
+            waits("synchronize")
             used.append(("event synchronize", self.device_index))
 
         def elapsed_time(self, end: Any) -> float:
@@ -140,6 +145,7 @@ def put_on(c: ModuleType, library: ctypes.CDLL, card: NullCard, gpus: int) -> No
         """torch._C._CUDAGraph: the device of the stream that it captured on."""
 
         device_index: int
+        recording: Any
 
         def __new__(cls, keep_graph: bool = False):
             return super().__new__(cls)
@@ -148,14 +154,23 @@ def put_on(c: ModuleType, library: ctypes.CDLL, card: NullCard, gpus: int) -> No
             pass
 
         def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+            from profiling.compiled.null_graph import Recording
+
             self.device_index = library.null_current_device()
+            if library.null_current_stream(self.device_index) == 0:
+                raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
             used.append(("capture", self.device_index))
+            self.recording = Recording(self.device_index)
+            self.recording.begin()
 
         def capture_end(self) -> None:
-            pass
+            self.recording.end()
+            if not self.recording.calls:
+                warnings.warn("The CUDA Graph is empty.", stacklevel=3)
 
         def replay(self) -> None:
             used.append(("replay", self.device_index))
+            self.recording.replay()
 
         def reset(self) -> None:
             pass
@@ -163,12 +178,32 @@ def put_on(c: ModuleType, library: ctypes.CDLL, card: NullCard, gpus: int) -> No
         def pool(self) -> tuple[int, int]:
             return (0, id(self))
 
+    def capturing() -> Any:
+        graph = sys.modules.get("profiling.compiled.null_graph")
+        return graph.current() if graph else None
+
+    def waits(what: str) -> None:
+        if capturing():
+            sys.modules["profiling.compiled.null_graph"].refuse_waiting(what)
+
+    def memory(index: int) -> dict[str, Any]:
+        now, peak, count = (library.null_memory(index, what) for what in range(3))
+        bytes_ = {"all": dict(current=now, peak=peak, allocated=peak, freed=peak - now)}
+        names = ("allocated_bytes", "active_bytes", "reserved_bytes", "requested_bytes")
+        return dict({name: bytes_ for name in names}, num_ooms=0, num_alloc_retries=0, num_device_alloc=count)
+
     def synchronize() -> None:
+        waits("synchronize")
         used.append(("synchronize", library.null_current_device()))
 
+    cudart = ModuleType("torch._C._cudart")
+    cudart.cudaMemGetInfo = lambda index: (card.memory - library.null_memory(index, 0), card.memory)  # type: ignore[attr-defined]
     names = dict(
         _has_cuda=True,
-        _cudart=ModuleType("torch._C._cudart"),
+        _cudart=cudart,
+        _cuda_memoryStats=memory,
+        _cuda_resetPeakMemoryStats=lambda index: library.null_reset_peak(index),
+        _cuda_resetAccumulatedMemoryStats=lambda index: None,
         _cuda_init=init,
         _cuda_getDeviceCount=lambda: gpus,
         _cuda_getDevice=lambda: library.null_current_device(),
@@ -184,8 +219,9 @@ def put_on(c: ModuleType, library: ctypes.CDLL, card: NullCard, gpus: int) -> No
         _cuda_getCurrentRawStream=lambda index: library.null_current_stream(index),
         _cuda_setStream=set_stream,
         _cuda_sleep=lambda cycles: None,
-        _cuda_isCurrentStreamCapturing=lambda: False,
+        _cuda_isCurrentStreamCapturing=lambda: capturing() is not None,
         _cuda_emptyCache=lambda: None,
+        _host_emptyCache=lambda: None,
         _CudaStreamBase=StreamBase,
         _CudaEventBase=EventBase,
         _CUDAGraph=Graph,

@@ -1,11 +1,24 @@
-// A device guard and hooks for CUDA in torch's CPU wheel: a device that exists and on which nothing happens.
-// With them fake tensors on "cuda" have autograd. The library must be loaded after libtorch_cpu.so and before `import
-// torch`, which looks the hooks up once while it starts. null_device.py compiles and loads this file.
+// CUDA in torch's CPU wheel, without a GPU: a device guard, hooks and generators, with which fake tensors on "cuda" have
+// autograd; and, once null_compute() was called, tensors of device "cuda:i" that lie in host memory, on which the CPU's
+// kernels run. The library must be loaded after libtorch_cpu.so and before `import torch`, which looks the hooks up once
+// while it starts. null_device.py compiles and loads this file.
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/native/transformers/attention.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/impl/alloc_cpu.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/library.h>
 
 #include <atomic>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <set>
+#include <string>
+#include <unordered_map>
 #include <vector>
 
 namespace {
@@ -99,6 +112,292 @@ at::Generator& default_generator(DeviceIndex index) {
 }
 
 thread_local bool give_default = false;  // Python has no other way to the default generators
+
+// ---- memory: the host's, counted for each device, and filled with NaN so that reading what was never written shows
+
+struct Counter {
+  std::atomic<int64_t> now{0}, peak{0}, count{0};
+  void add(int64_t bytes) {
+    int64_t total = now += bytes;
+    if (bytes > 0) ++count;
+    for (int64_t seen = peak; total > seen && !peak.compare_exchange_weak(seen, total);) {}
+  }
+};
+Counter counters[kMaxDevices];
+
+struct Block {  // what a data pointer of the device holds on to
+  void* memory;
+  int64_t bytes;
+  DeviceIndex index;
+  c10::intrusive_ptr<c10::StorageImpl> owner;  // the CPU storage whose memory it is, if any
+};
+
+void free_block(void* context) {
+  auto* block = static_cast<Block*>(context);
+  counters[block->index].add(-block->bytes);
+  if (!block->owner) c10::free_cpu(block->memory);
+  delete block;
+}
+
+struct NullAllocator final : public c10::Allocator {
+  c10::DataPtr allocate(size_t bytes) override {
+    DeviceIndex index = current_device;
+    void* memory = bytes ? c10::alloc_cpu(bytes) : nullptr;
+    if (memory) std::memset(memory, 0xFF, bytes);
+    counters[index].add(int64_t(bytes));
+    auto* block = new Block{memory, int64_t(bytes), index, {}};
+    return {memory, block, &free_block, Device(DeviceType::CUDA, index)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  void copy_data(void* to, const void* from, size_t count) const override { std::memcpy(to, from, count); }
+};
+NullAllocator allocator;
+
+struct Pinned {
+  std::mutex lock;
+  std::map<const char*, size_t> blocks;
+} pinned;
+
+struct PinnedAllocator final : public c10::Allocator {
+  c10::DataPtr allocate(size_t bytes) override {
+    void* memory = c10::alloc_cpu(bytes ? bytes : 1);
+    std::lock_guard<std::mutex> guard(pinned.lock);
+    pinned.blocks[static_cast<char*>(memory)] = bytes ? bytes : 1;
+    return {memory, memory, &release, Device(DeviceType::CPU)};
+  }
+  static void release(void* memory) {
+    std::lock_guard<std::mutex> guard(pinned.lock);
+    pinned.blocks.erase(static_cast<char*>(memory));
+    c10::free_cpu(memory);
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
+  void copy_data(void* to, const void* from, size_t count) const override { std::memcpy(to, from, count); }
+};
+PinnedAllocator pinned_allocator;
+
+bool is_pinned(const void* data) {
+  std::lock_guard<std::mutex> guard(pinned.lock);
+  auto next = pinned.blocks.upper_bound(static_cast<const char*>(data));
+  if (next == pinned.blocks.begin()) return false;
+  auto found = std::prev(next);
+  return static_cast<const char*>(data) < found->first + found->second;
+}
+
+// ---- one operator call: its CUDA tensors are lent to the CPU's kernel as CPU tensors of the same memory
+
+bool is_index_op(const std::string& name) {
+  static const std::set<std::string> names{"aten::index", "aten::index_put_", "aten::_index_put_impl_", "aten::index_put",
+                                           "aten::_unsafe_index", "aten::_unsafe_index_put"};
+  return names.count(name) > 0;
+}
+
+bool copies(const std::string& name) {  // from one device to another: allowed
+  static const std::set<std::string> names{"aten::copy_", "aten::_copy_from", "aten::_copy_from_and_resize",
+                                           "aten::_foreach_copy_"};
+  return names.count(name) > 0;
+}
+
+class Call {
+ public:
+  explicit Call(const c10::OperatorHandle& op) : op_(op), name_(op.schema().name()) {}
+
+  void run(torch::jit::Stack* stack) {
+    const auto& schema = op_.schema();
+    const size_t count = schema.arguments().size();
+    const size_t begin = stack->size() - count;
+    for (size_t i = 0; i < count; ++i) look((*stack)[begin + i]);
+    if (!target_) target_ = Device(DeviceType::CUDA, current_device);
+    if (!target_->has_index()) target_ = Device(DeviceType::CUDA, current_device);
+    check_devices(count ? (*stack)[begin] : c10::IValue());
+    for (size_t i = 0; i < count; ++i) {
+      auto& value = (*stack)[begin + i];
+      const bool generator = schema.arguments()[i].type()->str().rfind("Generator", 0) == 0;
+      if (value.isNone() && generator) value = default_generator(target_->index());
+      value = lend(value);
+    }
+    op_.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
+    for (auto& [alias, original] : lent_) take_back(alias, original);
+    const size_t results = schema.returns().size();
+    for (size_t i = stack->size() - results; i < stack->size(); ++i) (*stack)[i] = give((*stack)[i]);
+  }
+
+ private:
+  // The device of the call, and whether its tensors are where CUDA would want them.
+  void look(const c10::IValue& value) {
+    if (value.isTensor()) {
+      const at::Tensor& tensor = value.toTensor();
+      if (!tensor.defined()) return;
+      if (tensor.is_cuda()) {
+        if (!target_) target_ = tensor.device();
+        if (tensor.device() != *target_ && tensor.dim()) other_cuda_ = tensor.device();
+      } else if (tensor.is_cpu() && tensor.dim()) {
+        cpu_ = true;
+      }
+    } else if (value.isList() && has_tensors(value)) {
+      for (const c10::IValue& item : value.toListRef()) look(item);
+    } else if (value.isStorage()) {
+      if (value.toStorage().device().is_cuda()) target_ = value.toStorage().device();
+    } else if (value.isDevice() && value.toDevice().is_cuda()) {
+      target_ = value.toDevice();
+    }
+  }
+
+  void check_devices(const c10::IValue& first) {
+    if (copies(name_) || name_.rfind("aten::", 0) != 0 && name_.rfind("c10d::", 0) != 0) return;
+    TORCH_CHECK(!other_cuda_, "Expected all tensors to be on the same device, but found at least two devices, ", *target_,
+                " and ", *other_cuda_, "! (", name_, " on the null device)");
+    if (!cpu_) return;
+    const bool indexed = is_index_op(name_) && first.isTensor() && first.toTensor().is_cuda();
+    TORCH_CHECK(indexed, "Expected all tensors to be on the same device, but found at least two devices, ", *target_,
+                " and cpu! (", name_, " on the null device)");
+  }
+
+  c10::IValue lend(const c10::IValue& value) {
+    if (value.isTensor()) return lend(value.toTensor());
+    if (value.isStorage()) return value.toStorage().device().is_cuda() ? lend(value.toStorage()) : value.toStorage();
+    if (value.isDevice()) return value.toDevice().is_cuda() ? c10::IValue(Device(DeviceType::CPU)) : value;
+    if (value.isGenerator()) {
+      auto* generator = dynamic_cast<NullGenerator*>(value.toGenerator().unsafeGetGeneratorImpl());
+      return generator ? c10::IValue(generator->cpu) : value;
+    }
+    if (!value.isList() || !has_tensors(value)) return value;
+    auto list = value.toList();
+    c10::impl::GenericList converted(list.elementType());
+    for (const c10::IValue& item : value.toListRef()) converted.push_back(lend(item));
+    return converted;
+  }
+
+  at::Tensor lend(const at::Tensor& tensor) {
+    if (!tensor.defined() || !tensor.is_cuda()) return tensor;
+    if (auto found = by_original_.find(tensor.unsafeGetTensorImpl()); found != by_original_.end()) return found->second;
+    at::Tensor alias = at::detail::make_tensor<c10::TensorImpl>(
+        lend(tensor.storage()), c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.dtype());
+    shape_like(alias, tensor);
+    if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) alias.unsafeGetTensorImpl()->set_wrapped_number(true);
+    by_original_[tensor.unsafeGetTensorImpl()] = alias;
+    lent_.emplace_back(alias, tensor);
+    return alias;
+  }
+
+  c10::Storage lend(const c10::Storage& of) {
+    auto* storage = of.unsafeGetStorageImpl();
+    auto& shared = storages_[storage];
+    if (!shared) {
+      auto* holder = new c10::intrusive_ptr<c10::StorageImpl>(
+          c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage));
+      c10::DataPtr data(storage->mutable_data(), holder, &drop, Device(DeviceType::CPU));
+      shared = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), storage->nbytes(),
+                                                     std::move(data), c10::GetAllocator(DeviceType::CPU), true);
+      originals_[shared.get()] = c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(storage);
+    }
+    return c10::Storage(shared);
+  }
+
+  static bool has_tensors(const c10::IValue& list) {
+    auto kind = list.toList().elementType()->kind();
+    return kind == c10::TypeKind::TensorType || kind == c10::TypeKind::OptionalType || kind == c10::TypeKind::ListType;
+  }
+
+  static void drop(void* holder) { delete static_cast<c10::intrusive_ptr<c10::StorageImpl>*>(holder); }
+
+  static void shape_like(const at::Tensor& to, const at::Tensor& from) {
+    to.unsafeGetTensorImpl()->set_sizes_and_strides(from.sizes(), from.strides(), from.storage_offset());
+    to._set_conj(from.is_conj());
+    to._set_neg(from.is_neg());
+  }
+
+  // A kernel may have resized what it was lent, in shape or in memory, or put it on another storage.
+  void take_back(const at::Tensor& alias, const at::Tensor& original) {
+    auto* storage = original.storage().unsafeGetStorageImpl();
+    auto* shared = alias.storage().unsafeGetStorageImpl();
+    if (auto found = originals_.find(shared); found == originals_.end() || found->second.get() != storage) {
+      original.unsafeGetTensorImpl()->set_storage_keep_dtype(
+          found == originals_.end() ? c10::Storage(wrap(shared)) : c10::Storage(found->second));
+    } else if (shared->mutable_data() != storage->mutable_data() || shared->nbytes() != storage->nbytes()) {
+      storage->set_data_ptr(owned(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(shared)));
+      storage->set_nbytes(shared->nbytes());
+    }
+    if (alias.sizes() != original.sizes() || alias.strides() != original.strides() ||
+        alias.storage_offset() != original.storage_offset()) {
+      original.unsafeGetTensorImpl()->set_sizes_and_strides(alias.sizes(), alias.strides(), alias.storage_offset());
+    }
+  }
+
+  c10::DataPtr owned(c10::intrusive_ptr<c10::StorageImpl> cpu) {
+    auto* block = new Block{cpu->mutable_data(), int64_t(cpu->nbytes()), target_->index(), cpu};
+    counters[block->index].add(block->bytes);
+    return {block->memory, block, &free_block, *target_};
+  }
+
+  // The CUDA storage of a CPU storage: the one that was lent, or a new one on the same memory.
+  c10::intrusive_ptr<c10::StorageImpl> wrap(c10::StorageImpl* cpu) {
+    auto& storage = originals_[cpu];
+    if (!storage) {
+      auto kept = c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(cpu);
+      storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), kept->nbytes(), owned(kept),
+                                                      &allocator, true);
+    }
+    return storage;
+  }
+
+  c10::IValue give(const c10::IValue& value) {
+    if (value.isTensor()) return give(value.toTensor());
+    if (!value.isList() || !has_tensors(value)) return value;
+    auto list = value.toList();
+    c10::impl::GenericList converted(list.elementType());
+    for (const c10::IValue& item : value.toListRef()) converted.push_back(give(item));
+    return converted;
+  }
+
+  at::Tensor give(const at::Tensor& result) {
+    if (!result.defined() || !result.is_cpu()) return result;
+    for (auto& [alias, original] : lent_) {
+      if (alias.is_same(result)) return original;
+    }
+    for (auto& [alias, wrapped] : given_) {
+      if (alias.is_same(result)) return wrapped;
+    }
+    at::Tensor wrapped = at::detail::make_tensor<c10::TensorImpl>(
+        c10::Storage(wrap(result.storage().unsafeGetStorageImpl())), c10::DispatchKeySet(c10::DispatchKey::CUDA), result.dtype());
+    shape_like(wrapped, result);
+    given_.emplace_back(result, wrapped);
+    return wrapped;
+  }
+
+  const c10::OperatorHandle& op_;
+  std::string name_;
+  std::optional<Device> target_, other_cuda_;
+  bool cpu_ = false;
+  std::unordered_map<c10::TensorImpl*, at::Tensor> by_original_;
+  std::unordered_map<c10::StorageImpl*, c10::intrusive_ptr<c10::StorageImpl>> storages_;   // CUDA's → the CPU alias
+  std::unordered_map<c10::StorageImpl*, c10::intrusive_ptr<c10::StorageImpl>> originals_;  // CPU's → CUDA's
+  std::vector<std::pair<at::Tensor, at::Tensor>> lent_, given_;
+};
+
+void on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) { Call(op).run(stack); }
+
+at::Tensor empty(c10::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
+                 std::optional<Device> device, std::optional<bool> pin, std::optional<at::MemoryFormat> format) {
+  TORCH_CHECK(!pin.value_or(false), "Only dense CPU tensors can be pinned");
+  c10::DeviceGuard guard(Device(DeviceType::CUDA, index_of(device.value_or(Device(DeviceType::CUDA)))));
+  return at::detail::empty_generic(size, &allocator, c10::DispatchKeySet(c10::DispatchKey::CUDA),
+                                   c10::dtype_or_default(dtype), format);
+}
+
+at::Tensor empty_strided(c10::IntArrayRef size, c10::IntArrayRef stride, std::optional<at::ScalarType> dtype,
+                         std::optional<at::Layout>, std::optional<Device> device, std::optional<bool> pin) {
+  TORCH_CHECK(!pin.value_or(false), "Only dense CPU tensors can be pinned");
+  c10::DeviceGuard guard(Device(DeviceType::CUDA, index_of(device.value_or(Device(DeviceType::CUDA)))));
+  return at::detail::empty_strided_generic(size, stride, &allocator, c10::DispatchKeySet(c10::DispatchKey::CUDA),
+                                           c10::dtype_or_default(dtype));
+}
+
+void record_stream(at::Tensor&, Stream) {}
+
+int64_t math_attention(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, double,
+                       bool, std::optional<double>, bool) {
+  return 0;  // SDPBackend::math
+}
 }  // namespace
 
 struct CUDAHooks : public at::CUDAHooksInterface {  // torch looks for a class of this name
@@ -122,6 +421,9 @@ struct CUDAHooks : public at::CUDAHooksInterface {  // torch looks for a class o
   at::Generator getNewGenerator(DeviceIndex index) const override {
     return give_default ? default_generator(index) : new_generator(index);
   }
+  bool isPinnedPtr(const void* data) const override { return is_pinned(data); }
+  c10::Allocator* getPinnedMemoryAllocator() const override { return &pinned_allocator; }
+  c10::Allocator* getCUDADeviceAllocator() const override { return &allocator; }
   void deviceSynchronize(DeviceIndex) const override {}
 };
 
@@ -140,4 +442,27 @@ int64_t null_current_stream(int index) { return current_stream[index]; }
 void null_set_stream(int index, int64_t id) { current_stream[index] = id; }
 void null_give_default_generators(bool give) { give_default = give; }
 int64_t null_new_stream() { return next_stream++; }
+int64_t null_memory(int index, int what) {  // bytes now, at most, and how many allocations
+  auto& counter = counters[index];
+  return what == 0 ? counter.now : what == 1 ? counter.peak : counter.count;
+}
+void null_reset_peak(int index) { counters[index].peak = counters[index].now.load(); }
+
+void null_compute() {
+  using torch::CppFunction;
+  using torch::Library;
+  constexpr auto kCuda = c10::DispatchKey::CUDA;
+  c10::SetAllocator(DeviceType::CUDA, &allocator);
+  at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(&math_attention);
+  static Library every(Library::IMPL, "_", kCuda, __FILE__, __LINE__);
+  every.fallback(CppFunction::makeFromBoxedFunction<&on_cpu>());
+  static Library aten(Library::IMPL, "aten", kCuda, __FILE__, __LINE__);
+  aten.impl("empty.memory_format", &empty);
+  aten.impl("empty_strided", &empty_strided);
+  aten.impl("record_stream", &record_stream);
+  // These have one implementation for all devices, which would look for a CUDA kernel.
+  for (const char* name : {"copy_", "_copy_from", "_copy_from_and_resize"}) {
+    aten.impl(name, CppFunction::makeFromBoxedFunction<&on_cpu>());
+  }
+}
 }

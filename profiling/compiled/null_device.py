@@ -1,10 +1,11 @@
 """A CUDA device that needs no GPU: in torch's CPU wheel, for proving the program that will run on a card not here.
 
-    python -m profiling.compiled.null_device [--card NAME] [--gpus N] MODULE|SCRIPT arguments…
+    python -m profiling.compiled.null_device [--card NAME] [--gpus N] [--compute] MODULE|SCRIPT arguments…
 
-runs a module or script (Python or shell) on it; child processes have it too. In hooks mode, the first, fake tensors
-(torch's FakeTensorMode) on "cuda" have autograd, torch.compile and AOTAutograd, and `torch.cuda` answers like the named
-card's; nothing is computed. A script of its own calls `install(card, gpus)` before it imports torch.
+runs a module or script (Python or shell) on it; child processes have it too. `torch.cuda` answers like the named card's,
+and fake tensors (torch's FakeTensorMode) on "cuda" have autograd, torch.compile and AOTAutograd. With --compute, real
+tensors on "cuda" lie in host memory and the CPU's kernels work on them, Triton's run in its interpreter, and
+torch.compile stops before Inductor. A script can also call `install(card, gpus, compute)` before it imports torch.
 """
 
 import ctypes
@@ -26,7 +27,7 @@ from profiling.compiled import null_bindings
 from profiling.compiled.null_cards import NullCard, card
 
 SOURCE = Path(__file__).with_name("null_cuda.cpp")
-SETTING = "NANOCHAT_NULL_DEVICE"  # "card name;number of GPUs;mode", inherited by child processes
+SETTING = "NANOCHAT_NULL_DEVICE"  # "card name;number of GPUs;hooks or compute", inherited by child processes
 
 
 def obstacle() -> str:
@@ -80,10 +81,10 @@ def load() -> ctypes.CDLL:
 
 
 class _Hook:
-    """Calls a function with a module right after that module's import (`before`: right before it)."""
+    """Calls functions with a module right before and right after it is imported."""
 
-    def __init__(self, name: str, call: Callable[[Any], None], before: bool = False):
-        self.name, self.call, self.before = name, call, before
+    def __init__(self, name: str, after: Callable[[Any], None], before: Callable[[Any], None] = lambda module: None):
+        self.name, self.after, self.before = name, after, before
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path, target) if name == self.name else None
@@ -92,17 +93,15 @@ class _Hook:
         run = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            if self.before:
-                self.call(module)
+            self.before(module)
             run(module)
-            if not self.before:
-                self.call(module)
+            self.after(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-def install(name: str = "", gpus: int = 0) -> None:
+def install(name: str = "", gpus: int = 0, compute: bool = False) -> None:
     """This process's torch, once imported, has `gpus` cards of this name. Without arguments: as the launcher said.
 
     Raises UserError where the library cannot be built, ValueError for a card that is not in null_cards.py.
@@ -112,17 +111,35 @@ def install(name: str = "", gpus: int = 0) -> None:
     said = (os.environ.get(SETTING) or ";;").split(";")
     of = card(name or said[0] or "h100")
     count = gpus or int(said[1] or 1)
-    os.environ[SETTING] = f"{of.name};{count};hooks"
+    compute = compute or said[2] == "compute"
+    os.environ[SETTING] = f"{of.name};{count};{'compute' if compute else 'hooks'}"
+    if compute:
+        os.environ["TRITON_INTERPRET"] = "1"
     loaded: list[ctypes.CDLL] = []
 
+    def started(torch: Any) -> None:
+        if compute:
+            _compute(torch, loaded[0])
+
     sys.meta_path[:0] = [  # nothing is loaded before torch is imported: most Python processes never do
-        _Hook("torch", lambda module: loaded.append(load()), before=True),
+        _Hook("torch", started, before=lambda module: loaded.append(load())),
         _Hook("torch._C", lambda module: null_bindings.put_on(module, loaded[0], of, count)),
         _Hook("torch.cuda", lambda module: setattr(module, "_get_device_properties", of.properties)),
         _Hook("torch.version", lambda module: _version(module, of)),
         _Hook("torch._subclasses.fake_tensor", lambda module: setattr(module, "init_gpu_context", lambda device: None)),
         _Hook("triton.runtime.driver", lambda module: module.driver.set_active(_driver(of))),
     ]  # type: ignore[assignment]
+
+
+def _compute(torch: Any, library: ctypes.CDLL) -> None:
+    """Real tensors on the device; what would need Inductor stops at AOTAutograd's graph."""
+    library.null_compute()
+    compile_ = torch.compile
+
+    def without_inductor(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None = None, **_: Any) -> Any:
+        return compile_(model, fullgraph=fullgraph, dynamic=dynamic, backend="aot_eager")
+
+    torch.compile = without_inductor
 
 
 def _version(module: Any, of: NullCard) -> None:
@@ -150,31 +167,28 @@ def _driver(of: NullCard) -> Any:
     )
 
 
-def environment(name: str, gpus: int) -> dict[str, str]:
+def environment(name: str, gpus: int, compute: bool = False) -> dict[str, str]:
     """The environment in which every Python process has the null device."""
     here = Path(__file__).parent
     paths = [str(here / "site"), str(here.parent.parent), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(path for path in paths if path)
-    return {**os.environ, "PYTHONPATH": path, SETTING: f"{card(name).name};{gpus};hooks"}
+    return {**os.environ, "PYTHONPATH": path, SETTING: f"{card(name).name};{gpus};{'compute' if compute else 'hooks'}"}
 
 
 def main(arguments: list[str]) -> int:
     """Replaces this process by the program that is asked for, on the null device."""
-    name, gpus = "h100", 1
-    while arguments[:1] in (["--card"], ["--gpus"]) and len(arguments) > 1:
-        if arguments[0] == "--card":
-            name = arguments[1]
-        else:
-            gpus = int(arguments[1])
-        arguments = arguments[2:]
-    if not arguments or arguments[0].startswith("-"):
-        print(__doc__.strip(), file=sys.stderr)
+    flags = {"--card": "h100", "--gpus": "1", "--compute": ""}
+    while arguments and arguments[0] in flags:
+        flag, *arguments = arguments
+        flags[flag] = "yes" if flag == "--compute" else arguments.pop(0) if arguments else ""
+    if not arguments or arguments[0].startswith("-") or not flags["--gpus"].isdigit():
+        print((__doc__ or "").strip(), file=sys.stderr)
         return 2
     library()
     program = arguments[0]
     before = ["bash"] if program.endswith(".sh") else [sys.executable] + ([] if program.endswith(".py") else ["-m"])
     command = before + arguments
-    os.execvpe(command[0], command, environment(name, gpus))
+    os.execvpe(command[0], command, environment(flags["--card"], int(flags["--gpus"]), bool(flags["--compute"])))
 
 
 if __name__ == "__main__":
