@@ -11,31 +11,32 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-from profiling.compiled.null_cards import NullCard
+from profiling.compiled.null_cards import Machine
 
 CUDA = 1  # c10::DeviceType::CUDA
+BUILT = {"cuda": "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120", "hip": "gfx90a gfx942 gfx950"}  # what a wheel has code for
 used: list[tuple[str, int]] = []  # ("capture", 1): what was done, and the device it was done on
 
 
-def put_on(c: ModuleType, library: ctypes.CDLL, card: NullCard, gpus: int) -> None:
+def put_on(c: ModuleType, library: ctypes.CDLL, machine: Machine) -> None:
     """Adds the names to torch._C, before anything of torch looks at them."""
     library.null_current_stream.restype = library.null_new_stream.restype = ctypes.c_int64
     library.null_memory.restype = ctypes.c_int64
     library.null_set_stream.argtypes = (ctypes.c_int, ctypes.c_int64)
-    library.null_set_device_count(gpus)
+    library.null_set_device_count(machine.gpus)
 
     def init() -> None:
         import torch
 
         library.null_give_default_generators(True)
         try:
-            made = tuple(torch.Generator(device=f"cuda:{index}") for index in range(gpus))
+            made = tuple(torch.Generator(device=f"cuda:{index}") for index in range(machine.gpus))
         finally:
             library.null_give_default_generators(False)
         torch.cuda.default_generators = made  # type: ignore[assignment]
 
     def set_device(index: int) -> None:
-        if not 0 <= index < gpus:
+        if not 0 <= index < machine.gpus:
             raise c.AcceleratorError("CUDA error: invalid device ordinal")
         library.null_set_device(index)
 
@@ -83,6 +84,7 @@ def put_on(c: ModuleType, library: ctypes.CDLL, card: NullCard, gpus: int) -> No
             return self.stream_id
 
         def query(self) -> bool:
+            library.null_wait()
             return True
 
         def synchronize(self) -> None:
@@ -128,6 +130,7 @@ def put_on(c: ModuleType, library: ctypes.CDLL, card: NullCard, gpus: int) -> No
             used.append(("event wait", stream.device_index))
 
         def query(self) -> bool:
+            library.null_wait()
             return True
 
         def synchronize(self) -> None:
@@ -183,8 +186,10 @@ def put_on(c: ModuleType, library: ctypes.CDLL, card: NullCard, gpus: int) -> No
         return graph.current() if graph else None
 
     def waits(what: str) -> None:
+        """The host waits for the device."""
         if capturing():
             sys.modules["profiling.compiled.null_graph"].refuse_waiting(what)
+        library.null_wait()
 
     def memory(index: int) -> dict[str, Any]:
         now, peak, count = (library.null_memory(index, what) for what in range(3))
@@ -192,12 +197,16 @@ def put_on(c: ModuleType, library: ctypes.CDLL, card: NullCard, gpus: int) -> No
         names = ("allocated_bytes", "active_bytes", "reserved_bytes", "requested_bytes")
         return dict({name: bytes_ for name in names}, num_ooms=0, num_alloc_retries=0, num_device_alloc=count)
 
+    def memory_left(index: int) -> tuple[int, int]:
+        total = machine.card.memory
+        return total - library.null_memory(index, 0), total
+
     def synchronize() -> None:
         waits("synchronize")
         used.append(("synchronize", library.null_current_device()))
 
     cudart = ModuleType("torch._C._cudart")
-    cudart.cudaMemGetInfo = lambda index: (card.memory - library.null_memory(index, 0), card.memory)  # type: ignore[attr-defined]
+    cudart.cudaMemGetInfo = memory_left  # type: ignore[attr-defined]
     names = dict(
         _has_cuda=True,
         _cudart=cudart,
@@ -205,14 +214,14 @@ def put_on(c: ModuleType, library: ctypes.CDLL, card: NullCard, gpus: int) -> No
         _cuda_resetPeakMemoryStats=lambda index: library.null_reset_peak(index),
         _cuda_resetAccumulatedMemoryStats=lambda index: None,
         _cuda_init=init,
-        _cuda_getDeviceCount=lambda: gpus,
+        _cuda_getDeviceCount=lambda: machine.gpus,
         _cuda_getDevice=lambda: library.null_current_device(),
         _cuda_setDevice=set_device,
         _cuda_exchangeDevice=exchange_device,
         _cuda_maybeExchangeDevice=lambda index: exchange_device(index),  # Dynamo wants two functions
         _cuda_isInBadFork=lambda: False,
         _cuda_synchronize=synchronize,
-        _cuda_getArchFlags=lambda: "gfx90a gfx942 gfx950" if card.arch else "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120",
+        _cuda_getArchFlags=lambda: BUILT["hip" if machine.card.arch else "cuda"],
         _cuda_canDeviceAccessPeer=lambda a, b: True,
         _cuda_getCurrentStream=current_stream,
         _cuda_getDefaultStream=lambda index: (0, index, CUDA),
@@ -224,6 +233,8 @@ def put_on(c: ModuleType, library: ctypes.CDLL, card: NullCard, gpus: int) -> No
         _host_emptyCache=lambda: None,
         _CudaStreamBase=StreamBase,
         _CudaEventBase=EventBase,
+        _cuda_CUDAAllocator_AllocatorState=object,
+        _set_cached_tensors_enabled=lambda enabled: None,
         _CUDAGraph=Graph,
         _graph_pool_handle=lambda: (0, 1),
     )

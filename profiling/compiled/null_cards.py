@@ -120,3 +120,23 @@ def card(name: str) -> NullCard:
             f"the null device has no card {name!r}; it has {', '.join(SHORT)}, or by full name one of these"
         )
     return CARDS[full]
+
+
+@dataclass
+class Machine:
+    """What the null device is at the moment. library: where null_cuda.cpp's is, "" until it is looked for."""
+
+    card: NullCard
+    gpus: int = 1
+    compute: bool = False
+    library: str = ""
+
+    @classmethod
+    def of(cls, setting: str) -> "Machine":
+        """From "card name;number of GPUs;hooks or compute;library"; what is left out is an H100, one, hooks."""
+        name, gpus, mode, library = (setting or ";;;").split(";")
+        return cls(card(name or "h100"), int(gpus or 1), mode == "compute", library)
+
+    @property
+    def setting(self) -> str:
+        return f"{self.card.name};{self.gpus};{'compute' if self.compute else 'hooks'};{self.library}"

@@ -183,6 +183,46 @@ bool is_pinned(const void* data) {
   return static_cast<const char*>(data) < found->first + found->second;
 }
 
+// ---- copies that need not have happened when the call returns (non_blocking, pinned memory) happen as late as they may
+
+struct Late {
+  at::Tensor to, from;     // kept alive
+  std::string bytes;       // of a copy to the host: what the device held when it was its turn
+};
+std::mutex late_lock;
+std::vector<Late> to_device, to_host;
+
+// To the device: before anything else of the device runs, and after the host went on.
+void copy_late_to_device() {
+  std::lock_guard<std::mutex> guard(late_lock);
+  for (auto& copy : to_device) std::memcpy(copy.to.mutable_data_ptr(), copy.from.const_data_ptr(), copy.to.nbytes());
+  to_device.clear();
+}
+
+// To the host: when the host waits. Until then it finds NaN there.
+void copy_late_to_host() {
+  copy_late_to_device();
+  std::lock_guard<std::mutex> guard(late_lock);
+  for (auto& copy : to_host) std::memcpy(copy.to.mutable_data_ptr(), copy.bytes.data(), copy.bytes.size());
+  to_host.clear();
+}
+
+bool late(const at::Tensor& to, const at::Tensor& from) {
+  const at::Tensor& host = to.is_cuda() ? from : to;
+  if (to.is_cuda() == from.is_cuda() || !host.is_cpu() || !to.nbytes() || !is_pinned(host.const_data_ptr())) return false;
+  if (to.dtype() != from.dtype() || to.sizes() != from.sizes() || !to.is_contiguous() || !from.is_contiguous()) {
+    return false;
+  }
+  std::lock_guard<std::mutex> guard(late_lock);
+  if (to.is_cuda()) {
+    to_device.push_back({to, from, {}});
+  } else {
+    to_host.push_back({to, from, std::string(static_cast<const char*>(from.const_data_ptr()), from.nbytes())});
+    std::memset(to.mutable_data_ptr(), 0xFF, to.nbytes());
+  }
+  return true;
+}
+
 // ---- one operator call: its CUDA tensors are lent to the CPU's kernel as CPU tensors of the same memory
 
 bool is_index_op(const std::string& name) {
@@ -192,8 +232,7 @@ bool is_index_op(const std::string& name) {
 }
 
 bool copies(const std::string& name) {  // from one device to another: allowed
-  static const std::set<std::string> names{"aten::copy_", "aten::_copy_from", "aten::_copy_from_and_resize",
-                                           "aten::_foreach_copy_"};
+  static const std::set<std::string> names{"aten::copy_", "aten::_foreach_copy_"};
   return names.count(name) > 0;
 }
 
@@ -243,7 +282,7 @@ class Call {
   }
 
   void check_devices(const c10::IValue& first) {
-    if (copies(name_) || name_.rfind("aten::", 0) != 0 && name_.rfind("c10d::", 0) != 0) return;
+    if (copies(name_) || name_.rfind("aten::", 0) != 0) return;
     TORCH_CHECK(!other_cuda_, "Expected all tensors to be on the same device, but found at least two devices, ", *target_,
                 " and ", *other_cuda_, "! (", name_, " on the null device)");
     if (!cpu_) return;
@@ -357,11 +396,25 @@ class Call {
     for (auto& [alias, wrapped] : given_) {
       if (alias.is_same(result)) return wrapped;
     }
-    at::Tensor wrapped = at::detail::make_tensor<c10::TensorImpl>(
-        c10::Storage(wrap(result.storage().unsafeGetStorageImpl())), c10::DispatchKeySet(c10::DispatchKey::CUDA), result.dtype());
+    c10::Storage storage(wrap(result.storage().unsafeGetStorageImpl()));
+    at::Tensor wrapped;
+    if (const at::Tensor* base = lent_from(storage)) {  // a view: what autograd keeps for it goes by the base's keys
+      wrapped = at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, std::move(storage), base->key_set(),
+                                                         result.dtype());
+    } else {
+      wrapped = at::detail::make_tensor<c10::TensorImpl>(
+          std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CUDA), result.dtype());
+    }
     shape_like(wrapped, result);
     given_.emplace_back(result, wrapped);
     return wrapped;
+  }
+
+  const at::Tensor* lent_from(const c10::Storage& storage) const {
+    for (auto& [alias, original] : lent_) {
+      if (original.storage().unsafeGetStorageImpl() == storage.unsafeGetStorageImpl()) return &original;
+    }
+    return nullptr;
   }
 
   const c10::OperatorHandle& op_;
@@ -374,7 +427,24 @@ class Call {
   std::vector<std::pair<at::Tensor, at::Tensor>> lent_, given_;
 };
 
-void on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) { Call(op).run(stack); }
+void on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  copy_late_to_device();
+  if (op.schema().name() == "aten::_local_scalar_dense") copy_late_to_host();
+  Call(op).run(stack);
+}
+
+void copy(const c10::OperatorHandle& op, torch::jit::Stack* stack) {  // copy_(self, src, non_blocking)
+  copy_late_to_device();
+  const at::Tensor to = torch::jit::peek(*stack, 0, 3).toTensor(), from = torch::jit::peek(*stack, 1, 3).toTensor();
+  const bool blocking = !torch::jit::peek(*stack, 2, 3).toBool();
+  if (!blocking && late(to, from)) {
+    torch::jit::drop(*stack, 3);
+    torch::jit::push(*stack, to);
+    return;
+  }
+  if (!to.is_cuda()) copy_late_to_host();  // which waits for the device
+  Call(op).run(stack);
+}
 
 at::Tensor empty(c10::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
                  std::optional<Device> device, std::optional<bool> pin, std::optional<at::MemoryFormat> format) {
@@ -446,6 +516,7 @@ int64_t null_memory(int index, int what) {  // bytes now, at most, and how many 
   auto& counter = counters[index];
   return what == 0 ? counter.now : what == 1 ? counter.peak : counter.count;
 }
+void null_wait() { copy_late_to_host(); }  // the host waits for the device
 void null_reset_peak(int index) { counters[index].peak = counters[index].now.load(); }
 
 void null_compute() {
@@ -461,8 +532,17 @@ void null_compute() {
   aten.impl("empty_strided", &empty_strided);
   aten.impl("record_stream", &record_stream);
   // These have one implementation for all devices, which would look for a CUDA kernel.
-  for (const char* name : {"copy_", "_copy_from", "_copy_from_and_resize"}) {
-    aten.impl(name, CppFunction::makeFromBoxedFunction<&on_cpu>());
+  aten.impl("copy_", CppFunction::makeFromBoxedFunction<&copy>());
+}
+
+void null_collectives() {  // of torch.distributed: the CPU's backend, gloo, works on the lent memory
+  using torch::CppFunction;
+  static torch::Library c10d(torch::Library::IMPL, "c10d", c10::DispatchKey::CUDA, __FILE__, __LINE__);
+  for (const char* name :
+       {"send", "recv_", "broadcast_", "allreduce_", "allreduce_coalesced_", "allgather_", "_allgather_base_",
+        "allgather_coalesced_", "allgather_into_tensor_coalesced_", "reduce_scatter_", "_reduce_scatter_base_",
+        "reduce_scatter_tensor_coalesced_", "reduce_", "gather_", "scatter_", "alltoall_", "alltoall_base_", "barrier"}) {
+    c10d.impl(name, CppFunction::makeFromBoxedFunction<&on_cpu>());
   }
 }
 }

@@ -2,9 +2,9 @@
 
     python -m profiling.compiled.null_device [--card NAME] [--gpus N] [--compute] MODULE|SCRIPT arguments…
 
-runs a module or script (Python or shell) on it; child processes have it too. `torch.cuda` answers like the named card's,
-and fake tensors (torch's FakeTensorMode) on "cuda" have autograd, torch.compile and AOTAutograd. With --compute, real
-tensors on "cuda" lie in host memory and the CPU's kernels work on them, Triton's run in its interpreter, and
+runs a module or script (Python or shell) on it; child processes have it too. `torch.cuda` answers like the named
+card's, and fake tensors (torch's FakeTensorMode) on "cuda" have autograd, torch.compile and AOTAutograd. With
+--compute, real tensors on "cuda" lie in host memory and the CPU's kernels work on them, Triton's are interpreted, and
 torch.compile stops before Inductor. A script can also call `install(card, gpus, compute)` before it imports torch.
 """
 
@@ -23,11 +23,11 @@ from typing import Any
 
 from nanochat.errors import UserError
 from nanochat.files import base_dir
-from profiling.compiled import null_bindings
-from profiling.compiled.null_cards import NullCard, card
+from profiling.compiled import null_bindings, null_ops
+from profiling.compiled.null_cards import Machine, NullCard, card
 
 SOURCE = Path(__file__).with_name("null_cuda.cpp")
-SETTING = "NANOCHAT_NULL_DEVICE"  # "card name;number of GPUs;hooks or compute", inherited by child processes
+SETTING = "NANOCHAT_NULL_DEVICE"  # of a Machine, inherited by child processes
 
 
 def obstacle() -> str:
@@ -73,11 +73,11 @@ def library() -> Path:
     return path
 
 
-def load() -> ctypes.CDLL:
+def load(path: str) -> ctypes.CDLL:
     """Loads the library; torch must not be imported yet, because it looks for CUDA's hooks once, while it starts."""
     for name in ("libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(torch_folder() / "lib" / name), mode=ctypes.RTLD_GLOBAL)
-    return ctypes.CDLL(str(library()), mode=ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(path or str(library()), mode=ctypes.RTLD_GLOBAL)
 
 
 class _Hook:
@@ -101,56 +101,71 @@ class _Hook:
         return spec
 
 
-def install(name: str = "", gpus: int = 0, compute: bool = False) -> None:
+def install(name: str = "", gpus: int = 0, compute: bool = False) -> Machine:
     """This process's torch, once imported, has `gpus` cards of this name. Without arguments: as the launcher said.
 
     Raises UserError where the library cannot be built, ValueError for a card that is not in null_cards.py.
     """
     if "torch" in sys.modules:
         raise RuntimeError("null_device.install() comes after `import torch`; it must come before")
-    said = (os.environ.get(SETTING) or ";;").split(";")
-    of = card(name or said[0] or "h100")
-    count = gpus or int(said[1] or 1)
-    compute = compute or said[2] == "compute"
-    os.environ[SETTING] = f"{of.name};{count};{'compute' if compute else 'hooks'}"
-    if compute:
+    machine = Machine.of(os.environ.get(SETTING, ""))
+    machine.card, machine.gpus = card(name or machine.card.name), gpus or machine.gpus
+    machine.compute = compute or machine.compute
+    os.environ[SETTING] = machine.setting
+    if machine.compute:
         os.environ["TRITON_INTERPRET"] = "1"
+        os.environ["TORCH_DISABLE_NATIVE_JIT"] = "1"  # torch's own Triton kernels for CUDA
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # not that kernels are registered twice
     loaded: list[ctypes.CDLL] = []
-
-    def started(torch: Any) -> None:
-        if compute:
-            _compute(torch, loaded[0])
-
-    sys.meta_path[:0] = [  # nothing is loaded before torch is imported: most Python processes never do
-        _Hook("torch", started, before=lambda module: loaded.append(load())),
-        _Hook("torch._C", lambda module: null_bindings.put_on(module, loaded[0], of, count)),
-        _Hook("torch.cuda", lambda module: setattr(module, "_get_device_properties", of.properties)),
-        _Hook("torch.version", lambda module: _version(module, of)),
+    hooks = [  # nothing is loaded before torch is imported: most Python processes never do
+        _Hook("torch", lambda torch: None, before=lambda torch: loaded.append(load(machine.library))),
+        _Hook("torch._C", lambda c: null_bindings.put_on(c, loaded[0], machine)),
+        _Hook("torch.cuda", lambda cuda: _properties(cuda, machine)),
+        _Hook("torch.version", lambda version: _version(version, machine.card)),
         _Hook("torch._subclasses.fake_tensor", lambda module: setattr(module, "init_gpu_context", lambda device: None)),
-        _Hook("triton.runtime.driver", lambda module: module.driver.set_active(_driver(of))),
-    ]  # type: ignore[assignment]
+        _Hook("triton.runtime.driver", lambda module: module.driver.set_active(_driver(machine))),
+    ]
+    if machine.compute:
+        hooks[0].after = lambda torch: null_ops.register(torch, loaded[0])
+        hooks.append(_Hook("torch.distributed.distributed_c10d", lambda c10d: null_ops.gloo_for_nccl(c10d, loaded[0])))
+        hooks.append(_Hook("torch.profiler.profiler", null_ops.profile_the_host))
+        hooks.append(_Hook("triton.runtime.interpreter", null_ops.interpret_in_one_thread))
+    sys.meta_path[:0] = hooks  # type: ignore[assignment]
+    global _machine
+    _machine = machine
+    return machine
 
 
-def _compute(torch: Any, library: ctypes.CDLL) -> None:
-    """Real tensors on the device; what would need Inductor stops at AOTAutograd's graph."""
-    library.null_compute()
-    compile_ = torch.compile
+_machine: Machine | None = None
 
-    def without_inductor(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None = None, **_: Any) -> Any:
-        return compile_(model, fullgraph=fullgraph, dynamic=dynamic, backend="aot_eager")
 
-    torch.compile = without_inductor
+def become(name: str, gpus: int = 1) -> None:
+    """From now on the device of this process is another card: for what asks torch anew each time, like a plan."""
+    import torch
+
+    if _machine is None:
+        raise RuntimeError("null_device.become() comes before install()")
+    _machine.card, _machine.gpus = card(name), gpus
+    os.environ[SETTING] = _machine.setting
+    torch.cuda._cached_device_count = None  # type: ignore[attr-defined]
+    _version(torch.version, _machine.card)
+
+
+def _properties(cuda: Any, machine: Machine) -> None:
+    cuda._get_device_properties = lambda index: machine.card.properties(index)
 
 
 def _version(module: Any, of: NullCard) -> None:
     module.cuda, module.hip = (None, "7.2.53211") if of.arch else ("13.0", None)
 
 
-def _driver(of: NullCard) -> Any:
+def _driver(machine: Machine) -> Any:
     """What Triton asks an active driver: enough to compile, not to launch."""
     from triton.backends.compiler import GPUTarget
 
-    target = GPUTarget("hip", of.target, of.warp) if of.arch else GPUTarget("cuda", int(of.target[3:]), of.warp)
+    def target() -> Any:
+        of = machine.card
+        return GPUTarget("hip", of.target, of.warp) if of.arch else GPUTarget("cuda", int(of.target[3:]), of.warp)
 
     def torch_cuda() -> Any:
         import torch
@@ -158,7 +173,7 @@ def _driver(of: NullCard) -> Any:
         return torch.cuda
 
     return SimpleNamespace(
-        get_current_target=lambda: target,
+        get_current_target=target,
         get_current_device=lambda: torch_cuda().current_device(),
         get_device_interface=torch_cuda,
         get_active_torch_device=lambda: f"cuda:{torch_cuda().current_device()}",
@@ -167,12 +182,12 @@ def _driver(of: NullCard) -> Any:
     )
 
 
-def environment(name: str, gpus: int, compute: bool = False) -> dict[str, str]:
-    """The environment in which every Python process has the null device."""
+def environment(name: str, gpus: int = 1, compute: bool = False) -> dict[str, str]:
+    """The environment in which every Python process has the null device. Raises UserError where there can be none."""
     here = Path(__file__).parent
     paths = [str(here / "site"), str(here.parent.parent), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(path for path in paths if path)
-    return {**os.environ, "PYTHONPATH": path, SETTING: f"{card(name).name};{gpus};{'compute' if compute else 'hooks'}"}
+    return {**os.environ, "PYTHONPATH": path, SETTING: Machine(card(name), gpus, compute, str(library())).setting}
 
 
 def main(arguments: list[str]) -> int:
@@ -184,7 +199,6 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-") or not flags["--gpus"].isdigit():
         print((__doc__ or "").strip(), file=sys.stderr)
         return 2
-    library()
     program = arguments[0]
     before = ["bash"] if program.endswith(".sh") else [sys.executable] + ([] if program.endswith(".py") else ["-m"])
     command = before + arguments
