@@ -4,7 +4,6 @@ Imported by a worker before `nanochat` can be, so nothing of ours is imported at
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,28 +30,14 @@ def our_step(
     data: Iterator[tuple[torch.Tensor, torch.Tensor]], B: int, compiled: bool,
 ) -> Callable[[], float]:  # fmt: skip
     """A call is one step as scripts.base_train takes it, and returns its loss. sizes: of a GPTConfig."""
-    from nanochat import trainer
     from nanochat.data.loader import Batch
     from nanochat.gpt import GPT, GPTConfig
-    from nanochat.recipe import Schedule
+    from nanochat.measure import ready_step
 
     with torch.device("meta"):
         model = GPT(GPTConfig(**sizes))
     model.to_empty(device=hardware.device)
     model.load_state_dict(weights)
     model.set_dtype(hardware.dtype)
-    T = sizes["sequence_len"]
-    steady = Schedule(1 << 30, WARMUP, 0.0, momentum_start=0.95, momentum_peak=0.95)
-    stage = trainer.Stage(
-        "base", Path(), model, model.setup_optimizer(), steady, trainer.Settings(1 << 30, B, T, B * T), hardware,
-        batches=lambda state: [], val_batches=lambda: [], token_bytes=torch.empty(0), meta={}, compile=compiled,
-    )  # fmt: skip
-    runs = trainer.runnable(stage)
     batches = (Batch(x, y, None) for x, y in data)  # type: ignore[arg-type]
-
-    def step() -> float:
-        loss, *_ = trainer.step(stage, runs, batches, 1)
-        stage.state.step += 1
-        return loss
-
-    return step
+    return ready_step(model, hardware, batches, B, compiled)

@@ -2,19 +2,19 @@
 
 python -m kernels                                       the table
 python -m kernels compile [--op OP] [--target T] …      compile for cards that are not here, and read the machine code
-python -m kernels tune [--op OP]                        measure block sizes on this GPU; writes
-kernels/tuned/<arch>.json python -m kernels readme                                write kernels/README.md from compiling
-and interpreting
+python -m kernels tune [--op OP] [--into-repo]          measure block sizes on this GPU; they are used from then on
+python -m kernels readme                                write kernels/README.md from compiling and interpreting
 """
 
 import argparse
 import json
+import math
 import sys
 
 import torch
 
 import kernels
-from kernels import readme, targets, tuned, tuning
+from kernels import measured, readme, targets, tuned, tuning
 from kernels.attention import backends
 from kernels.triton_utils import INSTALLED, INTERPRETED, triton
 
@@ -34,13 +34,17 @@ def main() -> None:
     compile_.add_argument("--json", action="store_true", help="print JSON, a list of one object a kernel and target")
     tune = commands.add_parser("tune", help="measure block sizes on this GPU", formatter_class=_Formatter)
     tune.add_argument("--op", help="comma-separated; default: all that have a kernel")
+    tune.add_argument("--minutes", type=float, default=math.inf, help="stop then, with what there is")
+    tune.add_argument(
+        "--into-repo", action="store_true", help="write kernels/tuned/<arch>.json, to be committed, and not the cache"
+    )
     commands.add_parser("readme", help="write kernels/README.md")
     flags = parser.parse_args()
     try:
         if flags.command == "compile":
             compile_report(flags)
         elif flags.command == "tune":
-            tuning.tune(chosen_ops(flags.op))
+            tune_and_store(flags)
         elif flags.command == "readme":
             readme.write()
         else:
@@ -72,6 +76,18 @@ def describe() -> None:
         print(f"  {op:24} {implementation:8} {why}")
     for name, state in backends.describe():
         print(f"  flash_attention: {name:8} {state}")
+
+
+def tune_and_store(flags: argparse.Namespace) -> None:
+    """Raises ValueError without a CUDA device, or for minutes that are none."""
+    if not flags.minutes > 0:
+        raise ValueError(f"--minutes is {flags.minutes:g}, wanted more than 0")
+    rows = tuning.tune(tuning.registered_cases(chosen_ops(flags.op)), 60 * flags.minutes)
+    if flags.into_repo:
+        tuning.into_repository(rows)
+        print(f"written: {tuned.FOLDER / tuned.architecture(torch.cuda.current_device())}.json")
+    else:
+        print(f"written: {measured.store(torch.cuda.current_device(), blocks=rows)}")
 
 
 def compile_report(flags: argparse.Namespace) -> None:

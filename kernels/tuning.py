@@ -1,36 +1,40 @@
-"""`python -m kernels tune`: tries block sizes on the GPU that is here and writes what was fastest.
+"""Measuring block sizes on the GPU that is here: `python -m kernels tune`, and what a first training does by itself.
 
-Each op's forward and backward is timed together at its large cases, for a few candidates around the static row, next to
-the compiled reference, in turns, so that a change of clocks meets all alike. A candidate must give the right answer
-first.
+An op's forward and backward are timed together. From the row in force, one block size at a time is halved or doubled;
+a neighbour that is faster, timed in turns with the best so far so that a change of clocks meets both alike, becomes the
+best, until none is, or the time is over. A candidate must give the right answer first. The compiled reference is timed
+beside it where asked for: alone, an op says little about a compiled step, in which its neighbours may be fused.
 """
 
 import itertools
 import json
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from kernels import tuned
+from kernels import dispatch, measured, probing, tuned
 from kernels.dispatch import use
 from kernels.registry import OPS, Case, Op, tensors
 
-# What to try for a block size of the static row: these multiples of it.
-FACTORS = {"elements": (0.5, 1, 2), "backward_elements": (0.5, 1, 2), "BLOCK_V": (0.5, 1, 2), "BLOCK": (0.5, 1, 2, 4),
-           "rows": (1, 2), "BLOCK_C": (0.5, 1, 2), "BLOCK_S": (0.5, 1), "BLOCK_R": (0.5, 1),
-           "num_warps": (0.5, 1, 2)}  # fmt: skip
+FIXED = ("GROUP_M",)  # order of programs: nothing that could not be a little better or worse on any card
+ADDED = ("num_stages",)  # what goes up and down by one; the rest is a power of two
+GAIN = 0.98  # of the best time that a neighbour must stay below
 REPEATS = 15
-SIZE_KEY = {"cross_entropy": "V", "linear_cross_entropy": "V", "rotary": "D", "qk_norm_rotary": "D",
-            "flash_attention": "D", "flash_attention_decode": "D"}  # fmt: skip
+Say = Callable[[str], None]
 
 
-def candidates(config: dict[str, int]) -> list[dict[str, int]]:
-    """The static row and its neighbours; every value stays at least 1."""
-    ranges = [[max(1, int(value * factor)) for factor in FACTORS.get(key, (1,))] for key, value in config.items()]
-    return [dict(zip(config, values)) for values in itertools.product(*ranges)]
+def neighbours(config: dict[str, int]) -> list[dict[str, int]]:
+    """One block size changed by a step, up or down; every value stays at least 1."""
+    found = []
+    for key, value in config.items():
+        if key not in FIXED:
+            steps = (value - 1, value + 1) if key in ADDED else (value // 2, value * 2)
+            found += [{**config, key: step} for step in steps if step >= 1]
+    return found
 
 
 def clock(device: str = "cuda") -> Callable[[Callable[[], Any]], float]:
@@ -98,82 +102,141 @@ def step(op: Op, case: Case, dtype: torch.dtype, setting: str, compiled: bool) -
 
 
 def right(op: Op, case: Case, dtype: torch.dtype, device: str = "cuda") -> bool:
-    """Whether the kernel's results and gradients are the reference's, within what the dtype allows several times."""
-    answers = []
-    for setting in ("triton", "torch"):
-        inputs = op.inputs(case, dtype, device)
-        for name in op.differentiable:
-            inputs[name].requires_grad_()
-        with use(f"torch,{op.name}={setting}"):
-            results = tensors(op.fn(**inputs))
-            learnt = [result for result in results if result.requires_grad]
-            if learnt:
-                torch.autograd.backward(learnt, [torch.ones_like(result) for result in learnt])
-        changed = [inputs[name] for name in op.mutates]
-        answers.append([*results, *changed, *(inputs[name].grad for name in op.differentiable)])
-    allowed = 8 * op.tolerance[dtype]
-    pairs = [(a.detach().float(), b.detach().float()) for a, b in zip(*answers)]
-    return all(((a - b).norm() <= allowed * b.norm()).item() for a, b in pairs)
+    """Whether the kernel's results and gradients are the reference's in the same dtype, within several roundings.
+
+    Not against float64, as a card is probed: these cases are as large as a model's.
+    """
+    assert op.triton is not None
+    inputs = op.inputs(case, dtype, device)
+    found, usual = (probing.answers(op, call, inputs) for call in (op.triton, op.reference))
+    allowed = [4 * tolerance for tolerance in probing.tolerances(op, dtype, len(usual))]
+    return all(probing.relative(a, b) <= most for a, b, most in zip(found, usual, allowed))
 
 
-def best(op: Op, case: Case, dtype: torch.dtype, configs: list[dict[str, int]], size: int) -> dict[str, Any]:
-    """The measured row for one op and case: the fastest config, its time, the compiled reference's."""
-    table = tuned.table(tuned.architecture(torch.cuda.current_device()))
-    before = dict(table)
-    reference = step(op, case, dtype, "torch", compiled=True)
+def climb(
+    op: Op, case: Case, dtype: torch.dtype, rows: str, start: dict[str, int], ends: float, say: Say
+) -> tuple[dict[str, int], float]:
+    """(the fastest config found for the rows of this name, its milliseconds), before time.monotonic() is `ends`.
+
+    Raises RuntimeError when not even `start` runs and is right.
+    """
     kernel = step(op, case, dtype, "triton", compiled=False)
-    found: list[tuple[float, float, dict[str, int]]] = []
-    try:
-        for config in configs:
-            table[tuned.owner(op.name)] = [dict(dtype="*", up_to=size, config=config)]
+
+    def trial(config: dict[str, int]) -> Callable[[], None]:
+        def call() -> None:
+            with tuned.trial(rows, config):
+                kernel()
+
+        return call
+
+    def check(config: dict[str, int]) -> None:
+        with tuned.trial(rows, config):
+            if not right(op, case, dtype):
+                raise RuntimeError("its answer is wrong")
+
+    check(start)
+    best, (ms,) = start, timed([trial(start)])
+    tried, improved = [start], True
+    while improved:
+        improved = False
+        for config in neighbours(best):
+            if config in tried or time.monotonic() > ends:
+                continue
+            tried.append(config)
             try:
-                if not right(op, case, dtype):
-                    raise RuntimeError("its answer is wrong")
-                ms, reference_ms = timed([kernel, reference])
-                found.append((ms, reference_ms, config))
+                check(config)
+                now, then = timed([trial(config), trial(best)])
             except Exception as problem:  # too much shared memory, too many registers: not a candidate
-                print(f"{op.name}: {config} does not run: {str(problem).splitlines()[:1]}")
-    finally:
-        table.clear()
-        table.update(before)
-    if not found:
-        raise ValueError(f"{op.name}: no candidate ran at size {size}")
-    ms, reference_ms, config = min(found, key=lambda row: row[0])
-    return dict(dtype=str(dtype)[6:], up_to=size, config=config, ms=ms, reference_ms=reference_ms)
+                say(f"{op.name}: {config} does not run: {str(problem).splitlines()[:1]}")
+                continue
+            if now < GAIN * then:
+                best, ms, improved = config, now, True
+                break  # its own neighbours come next
+    return best, ms
 
 
-def tune(names: list[str]) -> None:
-    """Measures and writes kernels/tuned/<arch>.json. Raises ValueError without a CUDA device."""
+def measure(
+    op: Op, case: Case, dtype: torch.dtype, ends: float = math.inf, reference: bool = True, say: Say = print
+) -> measured.Blocks:
+    """Rows for the op's forward (by its own name) and, where they are apart, backward ("…_backward"), at this case.
+
+    Rows that it shares with another op are taken as they are. Raises RuntimeError when its kernels do not run.
+    """
+    device, size, found = torch.device("cuda", torch.cuda.current_device()), op.size(case), {}
+    parts = [op.name, *([f"{op.name}_backward"] if f"{op.name}_backward" in tuned.table("default") else [])]
+    for part in parts:
+        start = tuned.config(part, dtype, size, device)
+        own = tuned.owner(part) == part
+        config, ms = climb(op, case, dtype, part, start, ends if own else 0.0, say)
+        found[part] = [dict(dtype=str(dtype)[6:], up_to=size, config=config, ms=ms)]
+        measured.adopt(_merged(measured.blocks(device.index or 0), found))  # backward's turn meets the new forward
+    if reference:
+        calls = [step(op, case, dtype, "triton", compiled=False), step(op, case, dtype, "torch", compiled=True)]
+        row = found[op.name][0]
+        row["ms"], row["reference_ms"] = timed(calls)
+    return found
+
+
+def tune(
+    cases: Mapping[str, list[Case]], seconds: float = math.inf, reference: bool = True, say: Say = print
+) -> measured.Blocks:
+    """Rows by op for each of its cases, in this order, as far as the time goes; progress is said.
+
+    This process uses them from now on. Raises ValueError without a CUDA device.
+    """
     if not torch.cuda.is_available():
         raise ValueError("tuning needs a CUDA device, and there is none here")
-    device = torch.device("cuda", torch.cuda.current_device())
-    arch = tuned.architecture(torch.cuda.current_device())
-    table = dict(tuned.table(arch))
-    for name in names:
-        op, rows = OPS[name], []
-        for case in sorted(
-            (c for c in op.cases if c.startswith("d")), key=lambda c: op.bytes(op.cases[c], torch.float32)
-        ):
-            size = size_of(name, op.cases[case])
-            static = tuned.config(name, torch.bfloat16, size, device)
-            configs = candidates(static) if tuned.owner(name) == name else [static]  # shared rows are not its to change
-            row = best(op, op.cases[case], torch.bfloat16, configs, size)
-            print(
-                f"{name:22} {case:9} {row['ms']:.4f} ms, compiled reference {row['reference_ms']:.4f} ms, "
-                f"{row['config']}"
-            )
-            rows.append(row)
-        table[name] = sorted({row["up_to"]: row for row in rows}.values(), key=lambda row: row["up_to"])
-    path = tuned.FOLDER / f"{arch}.json"
+    index = torch.cuda.current_device()
+    new = torch.version.hip or torch.cuda.get_device_capability(index) >= dispatch.LEAST
+    dtype = torch.bfloat16 if new else torch.float16
+    ends, found = time.monotonic() + seconds, dict(measured.blocks(index))
+    for name, several in cases.items():
+        for case in several:
+            if time.monotonic() > ends:
+                say(f"{name}: no time was left; its static block sizes stay")
+                continue
+            try:
+                rows = measure(OPS[name], case, dtype, ends, reference, say)
+            except Exception as problem:  # its kernels do not run here: dispatch will find out and say so
+                say(f"{name}: not tuned: {type(problem).__name__}: {str(problem).splitlines()[:1]}")
+                continue
+            found = _merged(found, rows)
+            for part, (row,) in rows.items():
+                beside = f", compiled reference {row['reference_ms']:.4f} ms" if "reference_ms" in row else ""
+                say(f"{part:24} {row['ms']:.4f} ms{beside}, {row['config']}")
+    measured.adopt(found)
+    dispatch.forget()
+    return found
+
+
+def _merged(rows: measured.Blocks, new: measured.Blocks) -> measured.Blocks:
+    """Both, by size; of two for the same dtype and size, the new one."""
+    found = dict(rows)
+    for part, more in new.items():
+        same = {(row["dtype"], row["up_to"]): row for row in [*found.get(part, []), *more]}
+        found[part] = sorted(same.values(), key=lambda row: row["up_to"])
+    return found
+
+
+def registered_cases(names: list[str]) -> dict[str, list[Case]]:
+    """The registry's cases at the sizes of models, small ones first."""
+    return {
+        name: sorted(
+            (case for key, case in OPS[name].cases.items() if key.startswith("d")),
+            key=lambda case: OPS[name].bytes(case, torch.float32),
+        )
+        for name in names
+    }
+
+
+def into_repository(rows: measured.Blocks) -> None:
+    """Writes kernels/tuned/<arch>.json: what contributors commit. Rows that are there for other sizes stay."""
+    index = torch.cuda.current_device()
+    path = tuned.FOLDER / f"{tuned.architecture(index)}.json"
+    before = tuned.table(tuned.architecture(index))
+    lists = {name: found for name, found in before.items() if isinstance(found, list)}
+    merged = _merged({name: [row for row in found if "up_to" in row] for name, found in lists.items()}, rows)
+    unlimited = {name: [row for row in found if "up_to" not in row] for name, found in lists.items()}
+    table = before | {name: merged.get(name, []) + unlimited.get(name, []) for name in {**lists, **merged}}
     path.write_text(json.dumps(table, indent=1) + "\n")
     tuned.table.cache_clear()
-    print(f"written: {path}")
-
-
-def size_of(name: str, case: Case) -> int:
-    """What an op's table is keyed by, of a case: see the call of triton_runs in its file."""
-    if name in ("polar_express", "newton_schulz"):
-        return min(case["m"], case["n"])
-    if name == "adamw_":
-        return case["N"]
-    return case[SIZE_KEY.get(name, "n" if "n" in case else "C")]

@@ -1,8 +1,10 @@
-"""Progress of a training stage on the terminal: a live line where someone watches, plain lines in a log."""
+"""Progress of a training stage on the terminal: a live line where someone watches, plain lines in a log.
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+Without rich, plain lines everywhere.
+"""
+
+import sys
+from typing import Any
 
 
 class Progress:
@@ -10,20 +12,9 @@ class Progress:
 
     def __init__(self, name: str, total: int, done: int, shown: bool):
         self.name, self.total, self.shown = name, total, shown
-        self.console = Console(highlight=False)
         self.every = max(1, total // 20)  # plain lines: about twenty
-        self.bar: RichProgress | None = None
-        if shown and self.console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-            )
-            self.bar = RichProgress(*columns, console=self.console, speed_estimate_period=60)
+        self.bar = live_bar() if shown and sys.stdout.isatty() else None
+        if self.bar:
             self.bar.start()
             self.task = self.bar.add_task(name, total=total, completed=done, text="starting")
 
@@ -39,9 +30,29 @@ class Progress:
 
     def note(self, line: str) -> None:
         """A line that stays."""
-        if self.shown:
-            self.console.print(line, markup=False, soft_wrap=True)
+        if self.bar:
+            self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        elif self.shown:
+            print(line, flush=True)
 
     def close(self) -> None:
         if self.bar:
             self.bar.stop()
+
+
+def live_bar() -> Any:
+    """rich's progress bar, not yet started; None where rich is not installed."""
+    try:
+        from rich import progress
+    except ImportError:
+        return None
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=20),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[text]}"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        speed_estimate_period=60,
+    )

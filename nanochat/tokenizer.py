@@ -1,4 +1,4 @@
-"""Byte-level BPE: trained by rustbpe, run by tiktoken, stored as plain JSON.
+"""Byte-level BPE: trained by rustbpe (or bpe.py, without it), run by tiktoken, stored as plain JSON.
 
 Also the one place that turns a conversation into ids and a loss mask:
 
@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import rustbpe
 import tiktoken
 import torch
 
@@ -68,9 +67,7 @@ class Tokenizer:
             raise UserError(
                 f"--vocab-size is {vocab_size}, wanted at least {256 + len(SPECIAL_TOKENS)} (bytes, specials)"
             )
-        trainer = rustbpe.Tokenizer()
-        trainer.train_from_iterator(iter(texts), wanted, pattern=SPLIT_PATTERN)
-        merges = [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda item: item[1])]
+        merges = _learn(texts, wanted)
         if len(merges) < wanted:
             most = len(merges) + len(SPECIAL_TOKENS)
             raise UserError(
@@ -215,3 +212,16 @@ def merge_system(messages: list[dict]) -> list[dict]:
         return messages
     system, user, *rest = messages
     return [dict(user, content=f"{system['content']}\n\n{user['content']}"), *rest]
+
+
+def _learn(texts: Iterable[str], size: int) -> list[bytes]:
+    """Byte strings by id, `size` of them or as many as the text has pairs for."""
+    try:
+        import rustbpe
+    except ImportError:
+        from nanochat.bpe import learn
+
+        return learn(texts, size, SPLIT_PATTERN)
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(iter(texts), size, pattern=SPLIT_PATTERN)
+    return [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda item: item[1])]

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -146,8 +147,28 @@ def stand_in(monkeypatch, name, unlimited, pair=False, wrong=False):
                                                                 softmax_scale)  # fmt: skip
         return (out, None) if pair else out
 
+    def forward(q, k, v, softmax_scale, causal, window_size_left, window_size_right, return_lse):
+        out = flash_attn_func(q, k, v, softmax_scale, causal, (window_size_left, window_size_right))
+        return out[0], q.new_zeros((q.size(0), q.size(2), q.size(1)), dtype=torch.float32), None, None
+
+    def backward(q, k, v, out, dout, lse, softmax_scale, causal, window_size_left, window_size_right):
+        assert lse.shape == (q.size(0), q.size(2), q.size(1)) and out.shape == dout.shape
+
+        def gradients():
+            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+            made = flash_attn_func(*leaves, softmax_scale, causal, (window_size_left, window_size_right))
+            windows.pop()
+            return torch.autograd.grad(made[0], leaves, dout)
+
+        with ThreadPoolExecutor(1) as pool:  # an operator's own thread records no gradients
+            return pool.submit(gradients).result()
+
     module = types.ModuleType(name)
     module.flash_attn_func = flash_attn_func
+    if name == "flash_attn.cute":
+        interface = types.ModuleType("flash_attn.cute.interface")
+        interface._flash_attn_fwd, interface._flash_attn_bwd = forward, backward
+        monkeypatch.setitem(sys.modules, interface.__name__, interface)
     if "." in name:
         monkeypatch.setitem(sys.modules, name.split(".")[0], types.ModuleType(name.split(".")[0]))
     monkeypatch.setitem(sys.modules, name, module)
@@ -173,7 +194,7 @@ def test_each_package_is_called_its_own_way(name, module, unlimited, pair, major
             with kernels.use("torch"):
                 assert torch.equal(found, kernels.flash_attention(*bf16(), window=window))
     assert windows[2:] == [(unlimited, unlimited), (5, 0), (0, 0), (unlimited, unlimited), (unlimited, unlimited)]
-    assert windows[:2] == [(unlimited, unlimited), (7, 0)]  # what it was tried with
+    assert windows[:2] == [(unlimited, unlimited), (50, 0)]  # what it was tried with
 
 
 def test_the_order_and_what_each_takes(card, monkeypatch):
@@ -202,7 +223,7 @@ def test_a_package_that_is_not_there_is_passed_over_quietly_and_a_broken_one_alo
     card(9)
     monkeypatch.setitem(sys.modules, "flash_attn_interface", types.ModuleType("flash_attn_interface"))  # no function
     monkeypatch.setitem(sys.modules, "flash_attn", None)  # not installed
-    with pytest.warns(UserWarning, match="fa3 is installed but does not work here: AttributeError"):
+    with pytest.warns(UserWarning, match=r"fa3 is installed but does not work here \(.*\): AttributeError"):
         assert backends.pick(torch.bfloat16, 64, torch.device("cpu"), "auto") == ""
     assert backends.pick(torch.bfloat16, 64, torch.device("cpu"), "auto") == ""  # said once
     with pytest.raises(ValueError, match="fa2 is asked for .* flash_attn.* is not installed"):
@@ -213,7 +234,7 @@ def test_a_package_that_counts_windows_differently_fails_its_probe(card, monkeyp
     card(9)
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     stand_in(monkeypatch, "flash_attn_interface", -1, wrong=True)
-    with pytest.warns(UserWarning, match=r"fa3 .* its answer is off by .* \(window 7\)"):
+    with pytest.warns(UserWarning, match=r"fa3 .* is off by .* \(window 50\)"):
         assert backends.pick(torch.bfloat16, 64, torch.device("cpu"), "auto") == ""
 
 
@@ -241,3 +262,29 @@ def test_the_reference_never_makes_the_whole_mask(T, S, window):
         kernels.flash_attention(q, k, k, window=window)
     if window is not None and T >= 300:
         assert max(largest) <= 128 * (128 + window)
+
+
+def test_flash_attention_4_is_one_operator_in_a_compiled_graph(card, monkeypatch):
+    """Its Python, which nothing can trace, runs inside; gradients too."""
+    card(10)
+    stand_in(monkeypatch, "flash_attn.cute", None, pair=True)
+    seen = []
+
+    def backend(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    q, k, v = (x.requires_grad_() for x in bf16(40))
+    with kernels.use("auto,flash_attention=fa4"):
+        assert backends.pick(torch.bfloat16, 16, torch.device("cpu"), "fa4") == "fa4"  # tried before it is traced
+        torch._dynamo.reset()
+        found = torch.compile(kernels.flash_attention, fullgraph=True, backend=backend)(q, k, v, window=5)
+    with kernels.use("torch"):
+        wanted = kernels.flash_attention(q, k, v, window=5)
+    assert any("flash_attention_4" in target for target in seen)
+    assert torch.equal(found, wanted)
+    direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for a, b in zip(
+        torch.autograd.grad(found, (q, k, v), direction), torch.autograd.grad(wanted, (q, k, v), direction)
+    ):
+        assert torch.equal(a, b)

@@ -4,12 +4,13 @@ All are called with (B, T, H, D) tensors and mean the same by a window: w keys b
 the last key. They differ in how they say it:
 
     FA4  flash_attn.cute             compute capability 9–12 with gradients (8–12 without); (w, 0), unlimited is None;
-                                     returns (out, lse)
+                                     no operator of PyTorch, so fa4.py makes one
     FA3  flash_attn_interface        9.x; (w, 0), unlimited is −1; out, or (out, lse) in some builds
     FA2  flash_attn                  8.0 and newer; (w, 0), unlimited is −1; returns out
 
 All three take float16 and bfloat16 and head dims up to 256 (FA4: 128). A package that is there proves nothing: each is
-tried once on the card with a tiny forward and backward, and what fails is said, once, and passed over.
+tried once on the card with a small forward and backward, and what fails is said, once, and passed over. FA2 before 2.7
+and early builds of FA3 are no operators of PyTorch: they work, but break a compiled model's graph in every layer.
 
 Source: github.com/Dao-AILab/flash-attention.
 """
@@ -23,8 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import dispatch
-from kernels.registry import randn
+from kernels import dispatch, probing
+from kernels.attention import fa4
+from kernels.registry import OPS
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Backend:
     capabilities: tuple[int, int]  # (first, last) major compute capability
     largest_head: int
     unlimited: int | None
+    namespace: str = ""  # of its PyTorch operators
 
     def call(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, scale: float) -> Tensor:
         """Attention by the package's flash_attn_func."""
@@ -46,11 +49,12 @@ class Backend:
 
 BACKENDS = {
     "fa4": Backend("fa4", "flash_attn.cute", (9, 12), 128, None),
-    "fa3": Backend("fa3", "flash_attn_interface", (9, 9), 256, -1),
-    "fa2": Backend("fa2", "flash_attn", (8, 12), 256, -1),
+    "fa3": Backend("fa3", "flash_attn_interface", (9, 9), 256, -1, "flash_attn_3"),
+    "fa2": Backend("fa2", "flash_attn", (8, 12), 256, -1, "flash_attn"),
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {}  # of the packages there are; torch.compile does not import
-_TRIED: dict[tuple[str, str], str] = {}  # (backend, device) → "" when it works, else why not
+# (backend, dtype, head dim, device) → "" when it works, else why not
+_TRIED: dict[tuple[str, torch.dtype, int, str], str] = {}
 
 
 def capability(device: torch.device) -> int:
@@ -70,44 +74,49 @@ def obstacle(backend: Backend, dtype: torch.dtype, head: int, device: torch.devi
         return f"{backend.name} takes float16 and bfloat16, not {dtype}"
     if head > backend.largest_head:
         return f"{backend.name} takes head dims up to {backend.largest_head}, not {head}"
-    return tried(backend, device)
+    return tried(backend, dtype, head, device)
 
 
-def tried(backend: Backend, device: torch.device) -> str:
-    """Why a backend does not work on a device, found out once by a tiny forward and backward; "" when it does."""
-    key = backend.name, str(device)
+def tried(backend: Backend, dtype: torch.dtype, head: int, device: torch.device) -> str:
+    """Why a backend does not work on a device, found out once by a small forward and backward; "" when it does."""
+    key = backend.name, dtype, head, str(device)
     if key not in _TRIED:
-        _TRIED[key] = ""
-        try:
-            _FUNCTIONS[backend.name] = importlib.import_module(backend.module).flash_attn_func
-            _try(backend, device)
-        except ModuleNotFoundError as problem:
-            _TRIED[key] = f"{problem.name} is not installed"
-        except Exception as problem:  # a broken build, a missing symbol, no kernel for this card
-            _TRIED[key] = f"{type(problem).__name__}: {problem}".split("\n")[0]
-            warnings.warn(
-                f"flash_attention: {backend.name} is installed but does not work here: {_TRIED[key]}", stacklevel=2
-            )
+        with dispatch.PROBING:
+            if key not in _TRIED:
+                _TRIED[key] = _outcome(backend, dtype, head, device)
     return _TRIED[key]
 
 
-def _try(backend: Backend, device: torch.device) -> None:
-    """Raises when the backend's answer or gradients, with and without a window, are not the reference's."""
-    from kernels.attention.flash import flash_attention_reference
+def _outcome(backend: Backend, dtype: torch.dtype, head: int, device: torch.device) -> str:
+    try:
+        package = importlib.import_module(backend.module)
+        _FUNCTIONS[backend.name] = fa4.flash_attn_func if backend.name == "fa4" else package.flash_attn_func
+        _try(backend, dtype, head, device)
+    except ModuleNotFoundError as problem:
+        return f"{problem.name} is not installed"
+    except Exception as problem:  # a broken build, a missing symbol, no kernel for this card
+        reason = f"{type(problem).__name__}: {problem}".split("\n")[0]
+        what = f"{backend.name} is installed but does not work here ({str(dtype)[6:]}, heads of {head})"
+        warnings.warn(f"flash_attention: {what}: {reason}", stacklevel=2)
+        return reason
+    if backend.name != "fa4" and not hasattr(getattr(torch.ops, backend.namespace), "_flash_attn_forward"):
+        what = f"this build of {backend.name} is no PyTorch operator: a compiled model breaks in every layer"
+        warnings.warn(f"flash_attention: {what}; a newer one is faster", stacklevel=2)
+    return ""
 
-    with dispatch.training(device):
-        q, k, v = (randn((1, 40, heads, 64), torch.bfloat16, str(device), i) for i, heads in enumerate((2, 1, 1)))
-        for window in (None, 7):
-            answers = []
-            for attention in (backend.call, flash_attention_reference):
-                a, b, c = (x.clone().requires_grad_() for x in (q, k, v))
-                out = attention(a, b, c, True, window, 0.125)
-                grads = torch.autograd.grad(out.float().square().sum(), (a, b, c))
-                answers.append([out.detach(), *grads])
-            for mine, wanted in zip(*answers):
-                error = ((mine.float() - wanted.float()).norm() / wanted.float().norm()).item()
-                if not error < 0.05:
-                    raise RuntimeError(f"its answer is off by {error:.2g} (window {window})")
+
+def _try(backend: Backend, dtype: torch.dtype, head: int, device: torch.device) -> None:
+    """Raises when the backend's answer or gradients, with and without a window, are not the reference's."""
+    op = OPS["flash_attention"]
+
+    def call(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None) -> Tensor:
+        return backend.call(q, k, v, causal, window, q.size(3) ** -0.5)
+
+    with probing.training(device):
+        for case in op.probe(head):
+            problem = probing.disagreement(op, call, op.inputs(case, dtype, str(device)), dtype)
+            if problem:
+                raise RuntimeError(f"{problem} (window {case['W']})")
 
 
 @torch.compiler.assume_constant_result

@@ -1,9 +1,10 @@
 """Block sizes as data: tables by architecture, and the question whether a kernel is worth its launch. A leaf.
 
-`default.json` holds static rows, chosen by reasoning and not measured (an architecture's own file may have such, too);
-`python -m kernels tune` writes `<arch>.json` (sm_90.json, …) with measured ones, which come first. A row is for one
-kernel and dtype ("*": any) and sizes up to `up_to`; the first that fits counts. An op may share the rows of another,
-named in place of its own. A measured row also has the times of the kernel and of the compiled reference.
+`default.json` holds static rows, chosen by reasoning and not measured (an architecture's own file may have such, too).
+Measured ones come first: those of this machine's cards (measured.py), then those that somebody has committed as
+`<arch>.json` (sm_90.json, …). A row is for one kernel and dtype ("*": any) and sizes up to `up_to`; the first that fits
+counts. An op may share the rows of another, named in place of its own. A measured row also has the milliseconds of the
+kernel, and those of the compiled reference where it was measured beside it.
 """
 
 import json
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from kernels import measured as kept
 
 FOLDER = Path(__file__).parent
 Row = dict[str, Any]
@@ -30,6 +33,20 @@ def table(arch: str) -> dict[str, Any]:
 def ops() -> list[str]:
     """The ops that have a Triton kernel."""
     return [name for name in table("default") if not name.endswith("_backward")]
+
+
+_trial: tuple[str, dict[str, int]] | None = None  # (name of rows, config) that come before all others
+
+
+@contextmanager
+def trial(name: str, config: dict[str, int]) -> Iterator[None]:
+    """Within it, the rows of this name are one, with this config: for the tuner."""
+    global _trial
+    before, _trial = _trial, (owner(name), config)
+    try:
+        yield
+    finally:
+        _trial = before
 
 
 _assumed = ""  # the architecture whose rows meta tensors take, while something is compiled for it
@@ -63,8 +80,11 @@ def owner(op: str) -> str:
 
 def rows(op: str, dtype: torch.dtype, size: int, device: torch.device) -> list[Row]:
     """All rows that fit, measured ones first."""
-    arch = architecture(device.index or 0) if device.type == "cuda" else _assumed
-    found = _of(table(arch), op) + _of(table("default"), op)
+    if _trial and owner(op) == _trial[0]:
+        return [dict(config=_trial[1])]
+    index = device.index or 0
+    arch, mine = (architecture(index), kept.blocks(index)) if device.type == "cuda" else (_assumed, {})
+    found = mine.get(op, []) + mine.get(owner(op), []) + _of(table(arch), op) + _of(table("default"), op)
     return [row for row in found if row["dtype"] in ("*", str(dtype)[6:]) and size <= row.get("up_to", size)]
 
 
@@ -87,10 +107,16 @@ def value(op: str, key: str, dtype: torch.dtype, size: int, device: torch.device
     return config(op, dtype, size, device)[key]
 
 
-@torch.compiler.assume_constant_result
-def reference_is_faster(op: str, dtype: torch.dtype, size: int, device: torch.device) -> bool:
-    """Whether a measurement on this architecture says so; where nothing was measured, only of UNPROVEN ops."""
-    for row in rows(op, dtype, size, device)[:1]:
-        if "ms" in row:
-            return row["reference_ms"] < row["ms"]
-    return op in UNPROVEN
+def measured(op: str, dtype: torch.dtype, size: int, device: torch.device) -> Row | None:
+    """The row by which an op was measured beside the compiled reference on such a card, if it was."""
+    return next((row for row in rows(op, dtype, size, device) if "reference_ms" in row), None)
+
+
+def slower(op: str, dtype: torch.dtype, size: int, device: torch.device) -> str:
+    """Why the compiled reference is faster than an op's kernels, or must be taken to be; "" where it is not known."""
+    row = measured(op, dtype, size, device)
+    if row is None:
+        return "torch.compile is taken where no measurement says that the kernel is faster" if op in UNPROVEN else ""
+    if row["reference_ms"] < row["ms"]:
+        return f"torch.compile was faster when measured ({row['reference_ms']:.3g} against {row['ms']:.3g} ms)"
+    return ""

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from nanochat.errors import UserError
 
 SUFFIXES = (".parquet", ".jsonl", ".txt")
@@ -182,9 +179,20 @@ def _cut(text: str) -> list[str]:
     return [document for document in (*documents, current) if document.strip()]
 
 
-def _index_parquet(path: Path) -> list[Unit]:
+def _pyarrow() -> Any:
+    """pyarrow with its parquet module, where it is needed: other data does without. Raises UserError without it."""
     try:
-        with pq.ParquetFile(path) as file:
+        import pyarrow
+        import pyarrow.parquet  # noqa: F401 (becomes pyarrow.parquet)
+    except ImportError:
+        raise UserError("parquet files need pyarrow: pip install pyarrow (JSONL and plain text do without)") from None
+    return pyarrow
+
+
+def _index_parquet(path: Path) -> list[Unit]:
+    pa = _pyarrow()
+    try:
+        with pa.parquet.ParquetFile(path) as file:
             schema, groups, rows = file.schema_arrow, file.num_row_groups, file.metadata.num_rows
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is no readable parquet file ({str(error).splitlines()[0]})") from None
@@ -199,8 +207,9 @@ def _index_parquet(path: Path) -> list[Unit]:
 
 
 def _read_row_group(unit: Unit) -> list[str]:
+    pa = _pyarrow()
     try:
-        with pq.ParquetFile(unit.path) as file:
+        with pa.parquet.ParquetFile(unit.path) as file:
             texts = file.read_row_group(unit.row_group, columns=["text"])["text"].to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(

@@ -13,8 +13,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from nanochat.data.documents import Documents
 from nanochat.errors import UserError
 
@@ -76,6 +74,8 @@ def shards_for(tokens: int) -> int:
 
 def fetch_shards(numbers: Sequence[int]) -> list[Path]:
     """Paths of these shards, downloading what is not there yet, four at a time. Raises UserError when it cannot."""
+    from rich.progress import track
+
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(_fetch, shard_name(number)) for number in numbers]
         try:

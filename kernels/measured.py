@@ -1,0 +1,115 @@
+"""What was measured on the cards of this machine, kept between runs, in a file for each kind of card.
+
+    $NANOCHAT_BASE_DIR/measured/<card>-<key>.json
+
+has block sizes (`python -m kernels tune`, and what a first training tunes by itself) and whatever else a caller keeps
+under a name of its own (nanochat/measure.py: which ops pay in a compiled training step). The key is made of the card,
+driver, torch, Triton and this package's code: a change of any of them is another card. Nothing is written into the
+checkout. A leaf.
+"""
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kernels.triton_utils import INSTALLED, triton
+
+Blocks = dict[str, list[dict[str, Any]]]  # rows by op, as in tuned/default.json
+
+
+def folder() -> Path:
+    base = os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat-kernels"
+    return Path(base).expanduser() / "measured"
+
+
+@cache
+def identity(index: int) -> dict[str, Any]:
+    """What a measurement on a GPU is good for."""
+    properties = torch.cuda.get_device_properties(index)
+    driver = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)()
+    return dict(
+        card=properties.name,
+        memory=properties.total_memory,
+        driver=torch.version.hip or driver,
+        torch=torch.__version__,
+        triton=triton.__version__ if INSTALLED else "",
+        code=code(),
+    )
+
+
+@cache
+def code() -> str:
+    """A fingerprint of the kernels and their static block sizes."""
+    here = Path(__file__).parent
+    files = sorted(path for path in here.rglob("*") if path.suffix in (".py", ".json"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def path(index: int) -> Path:
+    found = identity(index)
+    key = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12]
+    return folder() / f"{re.sub(r'[^A-Za-z0-9]+', '-', found['card']).strip('-')}-{key}.json"
+
+
+def load(index: int) -> dict[str, Any]:
+    """All that was measured on a GPU like this one; empty where nothing was, or where the file is damaged (warned)."""
+    file = path(index)
+    try:
+        found = json.loads(file.read_text())
+        if not isinstance(found, dict) or not isinstance(found.get("blocks", {}), dict):
+            raise ValueError("it is no table")
+        return found
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as problem:
+        warnings.warn(f"{file} is not used: {problem}; what it had is measured again", stacklevel=2)
+        return {}
+
+
+def store(index: int, **parts: Any) -> Path:
+    """Puts parts beside what the file has, replacing those of the same name. Returns where."""
+    file = path(index)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {**load(index), "machine": identity(index), **parts}
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    forget()
+    return file
+
+
+_adopted: Blocks | None = None  # block sizes that this process uses, whatever is in its file
+_kept: dict[int, Blocks] = {}
+
+
+def adopt(blocks: Blocks | None) -> None:
+    """This process uses these block sizes, not those in the file: another rank's, or a checkpoint's. None: the file's.
+
+    The caller lets dispatch decide anew (`dispatch.forget`).
+    """
+    global _adopted
+    _adopted = blocks
+
+
+def blocks(index: int) -> Blocks:
+    """Measured block sizes for a GPU."""
+    if _adopted is not None:
+        return _adopted
+    if index not in _kept:
+        _kept[index] = load(index).get("blocks", {})
+    return _kept[index]
+
+
+def forget() -> None:
+    """The file is read anew."""
+    _kept.clear()

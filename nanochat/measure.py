@@ -1,0 +1,246 @@
+"""Which of our kernels pay in the compiled training step on this card: measured once, before the first training there.
+
+An op that wins alone may lose in a step, where the compiler would have fused its neighbours: so it is the compiled step
+that is timed, of a shallow model of the same width, rows and dtype, with each group of ops on and off, in turns. The
+faster stays. Every on or off is a compilation, so the groups come in the order of what is in doubt, and when the time
+is over the rest keeps its default. Block sizes are tuned first (kernels/tuning.py).
+
+Rank 0 measures and all ranks use what it found. It is kept for the card in the base folder (kernels/measured.py), and
+with the stage, so that a resumed run uses the same kernels. NANOCHAT_KERNELS means that nothing is to be chosen.
+"""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from kernels import OPS, dispatch, measured, tuning, use
+from kernels.registry import Case
+from nanochat import trainer
+from nanochat.data.loader import Batch
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.hardware import Hardware
+from nanochat.recipe import Schedule
+
+SECONDS = 180.0  # for all of it, at most
+BLOCK_SECONDS = 60.0  # of these, for block sizes
+LAYERS = 4  # of the shallow model: both kinds of window, and a value embedding
+TURNS = 5  # timed steps of each of two variants, after two that compile and warm up
+GAIN = 0.99  # of the time without it, that a change must stay below
+STEADY = Schedule(1 << 30, 40, 0.0, momentum_start=0.95, momentum_peak=0.95)
+
+# Ops that are switched together, first what is most in doubt: the compiler fuses norms with their neighbours, and our
+# product must be about as fast as the vendor's. Attention comes last: without it, windows need a mask.
+GROUPS = {
+    "norms": ("rms_norm", "mix_rms_norm", "add_rms_norm", "qk_norm_rotary"),
+    "MLP": ("mlp_relu2",),
+    "fp8": ("fp8_linear", "fp8_mlp_relu2", "fp8_mix_rms_norm", "fp8_add_rms_norm"),
+    "optimizer": ("polar_express", "muon_momentum_", "muon_update_", "adamw_"),
+    "head": ("linear_cross_entropy",),
+    "embeddings": ("embedding",),
+    "attention": ("flash_attention",),
+}
+TUNED = ("flash_attention", "mix_rms_norm", "qk_norm_rotary", "cross_entropy", "embedding", "polar_express")
+Say = Callable[[str], None]
+Choice = dict[str, Any]
+
+
+def choose(config: GPTConfig, rows: int, hardware: Hardware, fp8: str, say: Say = print) -> Choice | None:
+    """What training of this model, with so many rows at a time, is to run: as known for this card, or measured now.
+
+    fp8: "", "current" or "delayed". Returns a dict of `setting` (for kernels.use), `rows` (what was measured), `left`
+    (groups for which no time was left), `blocks`, `card`, `when` and `seconds`; None where there is nothing to choose:
+    no CUDA device, or NANOCHAT_KERNELS says it. Collective: every rank calls it.
+    """
+    if hardware.device.type != "cuda" or not dispatch.is_default():
+        return None
+    found: list[Choice | None] = [None]
+    if hardware.is_main:
+        index, key = hardware.device.index or 0, shape(config, rows, hardware, fp8)
+        kept = measured.load(index)
+        found = [kept.get("steps", {}).get(key)]
+        if found[0] is None:
+            found = [_measured(config, rows, hardware, fp8, say)]
+        if found[0] is not None:
+            measured.store(index, steps={**measured.load(index).get("steps", {}), key: found[0]})
+    if hardware.world > 1:
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def shape(config: GPTConfig, rows: int, hardware: Hardware, fp8: str) -> str:
+    """What a measured step depends on beside the card, as text; not the depth."""
+    sizes = dict(C=config.n_embd, H=config.n_head, K=config.n_kv_head, T=config.sequence_len, V=config.vocab_size)
+    rest = dict(rows=rows, windows=config.window_pattern, dtype=str(hardware.dtype)[6:], fp8=fp8)
+    return json.dumps({**sizes, **rest})
+
+
+def adopt(choice: Choice | None) -> None:
+    """This process uses a choice's block sizes from now on; its setting is for kernels.use()."""
+    if choice is not None:
+        measured.adopt(choice["blocks"])
+        dispatch.forget()
+
+
+def cases(config: GPTConfig, rows: int) -> dict[str, list[Case]]:
+    """By op, the shapes it has in a training step of this model."""
+    T, C, V, L = config.sequence_len, config.n_embd, config.padded_vocab_size, config.n_layer
+    heads = dict(B=rows, T=T, H=config.n_head, K=config.n_kv_head, D=config.head_dim)
+    windows = sorted({config.window(layer) or -1 for layer in range(L)}, reverse=True)
+    wide, stack = dict(N=rows * T, C=C), dict(K=L, m=4 * C, n=C)
+    found: dict[str, list[Case]] = {name: [wide] for name in GROUPS["norms"]}
+    found |= {name: [dict(wide, F=4 * C)] for name in ("mlp_relu2", *GROUPS["fp8"])}
+    found |= {name: [stack] for name in GROUPS["optimizer"]}
+    found |= dict(
+        qk_norm_rotary=[heads],
+        flash_attention=[dict(heads, W=window) for window in windows],
+        linear_cross_entropy=[dict(wide, V=config.vocab_size)],
+        cross_entropy=[dict(N=4096, V=config.vocab_size)],  # a chunk of the head
+        embedding=[dict(wide, V=V)],
+        adamw_=[dict(N=V * C)],
+    )
+    return found
+
+
+def ready_step(
+    model: GPT, hardware: Hardware, batches: Iterator[Batch], rows: int, compiled: bool
+) -> Callable[[], float]:
+    """A call is one step as the training loop takes it, on the next of the batches, and returns its loss."""
+    T = model.config.sequence_len
+    stage = trainer.Stage(
+        "step", Path(), model, model.setup_optimizer(), STEADY, trainer.Settings(1 << 30, rows, T, rows * T), hardware,
+        batches=lambda state: [], val_batches=lambda: [], token_bytes=torch.empty(0), meta={}, compile=compiled,
+    )  # fmt: skip
+    run = trainer.runnable(stage)
+
+    def step() -> float:
+        loss, *_ = trainer.step(stage, run, batches, 1)
+        stage.state.step += 1
+        return loss
+
+    return step
+
+
+def shallow_step(config: GPTConfig, rows: int, hardware: Hardware, fp8: str) -> Callable[[], float]:
+    """A compiled step of a model of few layers, ready to be timed."""
+    with torch.device("meta"):
+        model = GPT(replace(config, n_layer=min(config.n_layer, LAYERS)))
+    model.to_empty(device=hardware.device)
+    model.init_weights(hardware.dtype)
+    if fp8:
+        model.set_fp8(fp8)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (2, rows, config.sequence_len), generator=generator)
+    batch = Batch(ids[0], ids[1], None)  # type: ignore[arg-type]
+    return ready_step(model, hardware, iter(lambda: batch, None), rows, compiled=True)
+
+
+def _measured(config: GPTConfig, rows: int, hardware: Hardware, fp8: str, say: Say) -> Choice | None:
+    """What was measured; None, said aloud, where it cannot be: training goes on with what `auto` takes."""
+    try:
+        return measure(config, rows, hardware, fp8, say)
+    except Exception as problem:  # out of memory, a compiler's failure: training will say it if it meets the same
+        say(f"nothing was measured: {type(problem).__name__}: {str(problem).splitlines()[:1]}; kernels as by default")
+        torch.cuda.empty_cache()
+        return None
+
+
+def measure(
+    config: GPTConfig, rows: int, hardware: Hardware, fp8: str, say: Say, clock: Callable[[], float] = time.perf_counter
+) -> Choice:
+    """Tunes block sizes and times the step with each group on and off, within SECONDS. See `choose`."""
+    started, index = clock(), hardware.device.index or 0
+    say(
+        f"measuring what pays on this {hardware.name}: once, at most {SECONDS / 60:.0f} minutes (--no-tune skips it; "
+        f"kept in {measured.folder()})"
+    )
+    shapes = cases(config, rows)
+    blocks = tuning.tune({name: shapes[name] for name in TUNED}, BLOCK_SECONDS, reference=False, say=say)
+    measured.store(index, blocks=blocks)
+    setting, table, left = "auto", [], []
+    best = Variant(setting, shallow_step(config, rows, hardware, fp8), hardware, clock)
+    slowest = best.warm()
+    for group, ops in GROUPS.items():
+        running = [name for name in ops if _runs(name, shapes[name][0], hardware, fp8)]
+        change = ",".join(f"{name}=torch" for name in running) or _untaken(ops, shapes, hardware, fp8)
+        if not change:
+            continue
+        if clock() - started + 1.2 * slowest + 2 * TURNS * best.seconds > SECONDS:
+            left.append(group)
+            continue
+        other = Variant(f"{setting},{change}", shallow_step(config, rows, hardware, fp8), hardware, clock)
+        try:
+            slowest = max(slowest, other.warm())
+            now, then = in_turns(other, best)
+        except RuntimeError as problem:  # out of memory, say: what runs stays
+            say(f"{group}: not measured: {str(problem).splitlines()[:1]}")
+            continue
+        taken = now < GAIN * then
+        with_ours, without = (then, now) if running else (now, then)
+        table.append(dict(group=group, on_ms=1e3 * with_ours, off_ms=1e3 * without, on=taken != bool(running)))
+        say(f"{group}: {1e3 * with_ours:.1f} ms a step with our kernels, {1e3 * without:.1f} without")
+        if taken:
+            best, setting = other, other.setting
+        del other
+        torch.cuda.empty_cache()
+    if left:
+        say(f"no time was left to measure {', '.join(left)}: as by default")
+    del best
+    torch._dynamo.reset()
+    torch.cuda.empty_cache()
+    return dict(
+        setting=setting, rows=table, left=left, blocks=blocks, card=hardware.name, when=date.today().isoformat(),
+        seconds=clock() - started,
+    )  # fmt: skip
+
+
+def _runs(name: str, case: Case, hardware: Hardware, fp8: str) -> bool:
+    """Whether `auto` runs an op's kernels in such a step."""
+    if name.startswith("fp8") != bool(fp8) and name in (*GROUPS["fp8"], "mix_rms_norm", "add_rms_norm", "mlp_relu2"):
+        return False  # the step has the other one
+    return dispatch.refusal(name, hardware.dtype, OPS[name].size(case), hardware.device.index or 0) == ""
+
+
+def _untaken(ops: tuple[str, ...], shapes: dict[str, list[Case]], hardware: Hardware, fp8: str) -> str:
+    """A setting that takes kernels which `auto` leaves until they are measured, if they are right here; else ""."""
+    if fp8 or hardware.dtype == torch.float16:
+        return ""
+    index = hardware.device.index or 0
+    found = [name for name in ops if name in dispatch.tuned.UNPROVEN]
+    right = [name for name in found if not dispatch.obstacle(name, hardware.dtype, shapes[name][0], index)]
+    return ",".join(f"{name}=triton" for name in right)
+
+
+class Variant:
+    """A setting and a step that runs under it."""
+
+    def __init__(self, setting: str, step: Callable[[], float], hardware: Hardware, clock: Callable[[], float]):
+        self.setting, self.step, self.hardware, self.clock = setting, step, hardware, clock
+        self.seconds = math.inf  # of its second step
+
+    def __call__(self) -> float:
+        """Seconds of one step."""
+        started = self.clock()
+        with use(self.setting):
+            self.step()
+        self.hardware.synchronize()
+        return self.clock() - started
+
+    def warm(self) -> float:
+        """Two steps that are not counted: seconds of the first, which compiles."""
+        first, self.seconds = self(), self()
+        return first
+
+
+def in_turns(*variants: Variant) -> list[float]:
+    """Median seconds of a step of each."""
+    taken = [[variant() for variant in variants] for _ in range(TURNS)]
+    return [statistics.median(times) for times in zip(*taken)]

@@ -1,0 +1,127 @@
+"""Choosing kernels by measuring the compiled step, with a stand-in for the card and its clock."""
+
+import pytest
+import tiny
+import torch
+
+from kernels import dispatch, measured, tuned, use
+from nanochat import hardware, measure
+
+CONFIG = tiny.model().config
+GAINS = {
+    "mix_rms_norm=torch": -3.0,
+    "mlp_relu2=triton": -2.0,
+    "linear_cross_entropy=torch": +4.0,
+}  # ms of a step of 100
+
+
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    """A card on which every probe passes and a step takes what the setting in force says."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    monkeypatch.setattr(dispatch, "_modes", {"*": "auto"})
+    monkeypatch.setattr(dispatch, "_DECIDED", {})
+    monkeypatch.setattr(dispatch, "INSTALLED", True)
+    monkeypatch.setattr(dispatch.probing, "check", lambda *_: None)
+    monkeypatch.setattr(tuned, "architecture", lambda index: "sm_90")
+    monkeypatch.setattr(measured, "identity", lambda index: dict(card="Card 99"))
+    monkeypatch.setattr(measured, "_kept", {})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(hardware.Hardware, "synchronize", lambda self: None)
+    monkeypatch.setattr(measure.tuning, "tune", lambda *args, **rest: {})
+    made = Card()
+    monkeypatch.setattr(measure, "shallow_step", lambda *args: made.step())
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: made.now)
+    monkeypatch.setattr(measure.measure, "__defaults__", (lambda: made.now,))
+    yield made
+    measured.adopt(None)
+
+
+class Card:
+    """Its clock, and how often something was compiled."""
+
+    def __init__(self):
+        self.now, self.compiled, self.compile_seconds = 0.0, 0, 20.0
+
+    def step(self):
+        first = True
+
+        def call():
+            nonlocal first
+            if first:
+                self.compiled, first = self.compiled + 1, False
+                self.now += self.compile_seconds
+            modes = ",".join(f"{name}={mode}" for name, mode in dispatch._modes.items())
+            self.now += (100 + sum(gain for part, gain in GAINS.items() if part in modes)) / 1e3
+            return 1.0
+
+        return call
+
+
+H100 = hardware.Hardware(torch.device("cuda", 0), "Card 99", torch.bfloat16, "", 80 << 30)
+
+
+def test_what_makes_the_step_faster_is_taken_and_kept(card):
+    said = []
+    choice = measure.choose(CONFIG, 4, H100, "", said.append)
+    modes = dispatch.parse(choice["setting"])
+    assert modes["mix_rms_norm"] == modes["qk_norm_rotary"] == "torch" and modes["mlp_relu2"] == "triton"
+    assert modes["*"] == "auto" and "linear_cross_entropy" not in modes and "flash_attention" not in modes
+    rows = {row["group"]: row for row in choice["rows"]}
+    assert not rows["norms"]["on"] and rows["MLP"]["on"] and rows["head"]["on"]
+    assert rows["norms"]["on_ms"] == pytest.approx(100) and rows["norms"]["off_ms"] == pytest.approx(97)
+    assert rows["MLP"]["off_ms"] == pytest.approx(97) and rows["MLP"]["on_ms"] == pytest.approx(95)
+    assert card.compiled == 1 + len(rows) and choice["seconds"] < measure.SECONDS
+    assert "fp8" not in rows
+    assert any("at most 3 minutes" in line for line in said)
+    again = measure.choose(CONFIG, 4, H100, "", said.append)
+    assert again == choice and card.compiled == 1 + len(rows)  # nothing is measured twice
+    measure.choose(CONFIG, 8, H100, "", said.append)
+    assert card.compiled > 1 + len(rows)  # another step
+
+
+def test_it_ends_in_time_and_says_what_keeps_its_default(card):
+    card.compile_seconds = 50.0
+    said = []
+    choice = measure.choose(CONFIG, 4, H100, "", said.append)
+    assert choice["seconds"] <= measure.SECONDS and "attention" in choice["left"]
+    assert any(line.startswith("no time was left to measure") for line in said)
+
+
+def test_fp8_has_groups_of_its_own(card):
+    card.compile_seconds = 1.0
+    groups = {row["group"] for row in measure.choose(CONFIG, 4, H100, "current", lambda line: None)["rows"]}
+    assert "fp8" in groups and "MLP" not in groups
+
+
+def test_where_nothing_is_to_be_chosen(card):
+    cpu = hardware.Hardware(torch.device("cpu"), "cpu", torch.float32, "", 1)
+    assert measure.choose(CONFIG, 4, cpu, "") is None
+    with use("auto,rms_norm=torch"):
+        assert measure.choose(CONFIG, 4, H100, "") is None
+    assert card.compiled == 0
+
+
+def test_a_failure_leaves_the_defaults_and_is_said(card, monkeypatch):
+    def failing(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(measure, "shallow_step", failing)
+    said = []
+    assert measure.choose(CONFIG, 4, H100, "", said.append) is None
+    assert any("CUDA out of memory" in line for line in said)
+
+
+def test_block_sizes_of_a_choice_are_in_force_after_it_was_adopted(card):
+    row = dict(dtype="*", config=dict(elements=3, num_warps=1))
+    measure.adopt(dict(setting="auto", blocks={"rms_norm": [row]}))
+    assert tuned.config("rms_norm", torch.bfloat16, 64, torch.device("cuda", 0)) == row["config"]
+
+
+def test_every_op_that_is_switched_or_tuned_has_its_shapes():
+    found = measure.cases(CONFIG, 4)
+    for name in {*(op for ops in measure.GROUPS.values() for op in ops), *measure.TUNED}:
+        for case in found[name]:
+            assert measure.OPS[name].size(case) > 0
+            measure.OPS[name].inputs(case, torch.bfloat16, "meta")
