@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.contenders import Contender, Inputs
 from kernels import use
+from kernels.probing import copied, directions, relative
 from kernels.registry import Case, Op, tensors
 
 ROWS, MATRICES = 1024, 2  # of a case that is checked in float64
@@ -34,32 +35,9 @@ def narrow(case: Case) -> Case:
     return {**case, key: min(case[key], most)}
 
 
-def copied(op: Op, inputs: Inputs, upcast: bool = False) -> Inputs:
-    """The inputs' own copies, those that are differentiated ready for it, in float64 when upcast."""
-    found = {}
-    for key, value in inputs.items():
-        if torch.is_tensor(value):
-            value = value.detach().clone()
-            value = value.double() if upcast and value.is_floating_point() else value
-            value = value.requires_grad_(key in op.differentiable)
-        elif upcast and isinstance(value, torch.dtype):
-            value = torch.float64
-        found[key] = value
-    return found
-
-
-def directions(outputs: list[Tensor]) -> list[Tensor]:
-    """Random gradients for the outputs, the same for every contender and dtype."""
-    found = []
-    for i, output in enumerate(outputs):
-        generator = torch.Generator(output.device).manual_seed(i)
-        found.append(torch.randn(output.shape, generator=generator, device=output.device).to(output.dtype))
-    return found
-
-
 def answers(op: Op, contender: Contender, inputs: Inputs, upcast: bool = False) -> list[Tensor]:
     """Results, what was updated in place, and gradients."""
-    mine = copied(op, inputs, upcast)
+    mine = copied(inputs, op.differentiable, upcast)
     grads: list[Tensor] = []
     with use(contender.setting):
         outputs = tensors(contender.call(**mine, **contender.extra(mine)))
@@ -67,13 +45,6 @@ def answers(op: Op, contender: Contender, inputs: Inputs, upcast: bool = False) 
         if op.differentiable:
             grads = list(torch.autograd.grad(learnt, [mine[name] for name in op.differentiable], directions(learnt)))
     return [output.detach() for output in outputs] + [mine[name] for name in op.mutates] + grads
-
-
-def relative(found: Tensor, exact: Tensor) -> float:
-    """Norm of the difference over the exact answer's, or over 1 per element where that is as good as zero."""
-    exact = exact.double()
-    norm, one = exact.norm().item(), math.sqrt(exact.numel())
-    return (found.double() - exact).norm().item() / (norm if norm > 1e-6 * one else one)
 
 
 def allowances(op: Op, dtype: torch.dtype, count: int) -> list[float]:

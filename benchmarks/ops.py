@@ -16,8 +16,9 @@ from torch import Tensor
 
 from benchmarks import timer
 from benchmarks.contenders import Contender, Inputs, obstacle
-from benchmarks.gate import Gate, agreement, answers, copied, directions, narrow
+from benchmarks.gate import Gate, agreement, answers, narrow
 from kernels import use
+from kernels.probing import copied, directions
 from kernels.registry import Op, tensors
 
 WAYS = ("forward", "backward", "both")
@@ -197,10 +198,10 @@ def measure(
     if machine.device.type == "cuda":
         torch.cuda.empty_cache()
     op = bench.op
-    inputs = copied(op, bench.inputs(op.cases[bench.case], machine))
+    inputs = copied(bench.inputs(op.cases[bench.case], machine), op.differentiable)
     verdicts = judged(bench, contenders, inputs, machine)
     passed = {name: c for name, c in contenders.items() if verdicts[name]["status"] == "passed"}
-    own = {name: copied(op, inputs) if c.overwrites else inputs for name, c in passed.items()}
+    own = {name: copied(inputs, op.differentiable) if c.overwrites else inputs for name, c in passed.items()}
     rows, wanted = [], ways(op, contenders["eager"].early)
     for i, way in enumerate(wanted):
         running, state = {}, {name: dict(verdict) for name, verdict in verdicts.items()}

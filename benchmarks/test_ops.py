@@ -14,8 +14,8 @@ import torch
 
 from benchmarks import ops, profiles
 from benchmarks.contenders import CONTENDERS
-from benchmarks.gate import copied
 from kernels import OPS
+from kernels.probing import copied
 
 PROFILE = profiles.PROFILES["quick" if torch.cuda.is_available() else "smoke"]
 BENCHES = profiles.benches(list(OPS), PROFILE)
@@ -48,7 +48,7 @@ def test_op(benchmark: Any, index: int, way: str, name: str) -> None:
         pytest.skip(row["why"])
     assert row["status"] == "timed", row["why"]
     bench = BENCHES[index]
-    inputs = copied(bench.op, bench.inputs(bench.op.cases[bench.case], machine()))
+    inputs = copied(bench.inputs(bench.op.cases[bench.case], machine()), bench.op.differentiable)
     prepare = ops.prepared(bench.op, CONTENDERS[bench.op.name][name], inputs, way)
 
     def run(call: Any) -> None:

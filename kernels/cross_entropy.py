@@ -189,6 +189,12 @@ def mean(total: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
     return total / count.clamp_min(1) + torch.where(count > 0, 0.0, math.nan)
 
 
+def _cross_entropy_triton(
+    logits: Tensor, targets: Tensor, softcap: float | None = None, ignore_index: int = -1, reduction: str = "mean"
+) -> Tensor:
+    return reduced(token_losses(logits, targets, softcap, ignore_index), targets, ignore_index, reduction)
+
+
 def cross_entropy(
     logits: Tensor, targets: Tensor, softcap: float | None = None, ignore_index: int = -1, reduction: str = "mean"
 ) -> Tensor:
@@ -206,7 +212,7 @@ def cross_entropy(
     check_device("cross_entropy", logits, targets=targets)
     check_targets("cross_entropy", targets, logits.size(1), ignore_index)
     if triton_runs("cross_entropy", logits, logits.size(1)):
-        return reduced(token_losses(logits, targets, softcap, ignore_index), targets, ignore_index, reduction)
+        return _cross_entropy_triton(logits, targets, softcap, ignore_index, reduction)
     return cross_entropy_reference(logits, targets, softcap, ignore_index, reduction)
 
 
@@ -250,5 +256,8 @@ register(
         flops=lambda case: 8 * case["N"] * case["V"],
         bytes=lambda case, dtype: case["N"] * case["V"] * itemsize(dtype),
         differentiable=("logits",),
+        triton=_cross_entropy_triton,
+        size=lambda case: case["V"],
+        probe=lambda size: (dict(N=33, V=size),),
     )
 )

@@ -1,12 +1,14 @@
 """Which implementation of an op runs: the only place that decides between Triton and the reference. A leaf.
 
 The setting is NANOCHAT_KERNELS, or `use(...)` around a piece of code: `auto`, `torch` or `triton`, and exceptions by
-op, as in "auto,cross_entropy=torch". `auto` takes Triton on a GPU where a tiny real launch of the op gave the right
-answer and no measured table shows the compiled reference faster; everywhere else the reference, which `torch.compile`
-then traces and fuses. `triton` means it: what cannot run is an error, never another implementation.
+op, as in "auto,cross_entropy=torch". `auto` takes Triton on a GPU where small real launches of the op, in the dtype and
+size at hand, gave the right answer (probing.py) and no measured table shows the compiled reference faster; everywhere
+else the reference, which `torch.compile` then traces and fuses. `triton` means it: what cannot run is an error, never
+another implementation.
 """
 
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +16,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from kernels import tuned
-from kernels.registry import OPS, tensors
+from kernels import probing, tuned
+from kernels.registry import OPS
 from kernels.triton_utils import INSTALLED, INTERPRETED, capturing
 
 MODES = ("auto", "torch", "triton")
 FLASH = ("fa4", "fa3", "fa2")  # further modes of flash_attention: see attention/backends.py
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_PROBED: dict[tuple[str, int], str] = {}  # (op, GPU) → "" when the probe passed, else why not
+LEAST = (8, 0)  # compute capability; below it our kernels run where a measurement says that they pay
+ROCM = ("gfx942",)  # architectures that the tests compile for; on others Triton's compiler is known to crash
+# (op, dtype, size, GPU) → why `auto` leaves such calls to PyTorch, "" where Triton runs them
+_DECIDED: dict[tuple[str, torch.dtype, int, int], str] = {}
+PROBING = threading.RLock()  # one probe at a time, whichever thread's
 
 
 def parse(setting: str) -> dict[str, str]:
@@ -74,6 +80,11 @@ def mode(op: str) -> str:
     return _modes.get(op, _modes["*"])
 
 
+def check_setting() -> None:
+    """Raises ValueError when NANOCHAT_KERNELS cannot be understood. Launches nothing and touches no GPU."""
+    mode("*")
+
+
 def triton_runs(op: str, x: Tensor, size: int, limit: int = 1 << 62) -> bool:
     """Whether `op` on x goes to Triton. `size` is what its tuned table is keyed by, at most `limit`.
 
@@ -89,7 +100,7 @@ def triton_runs(op: str, x: Tensor, size: int, limit: int = 1 << 62) -> bool:
         return True
     if not x.is_cuda or x.dtype not in DTYPES or size > limit:
         return False
-    return probe(op, x.device.index or 0) == "" and not tuned.reference_is_faster(op, x.dtype, int(size), x.device)
+    return refusal(op, x.dtype, int(size), x.device.index or 0) == ""
 
 
 def _obstacle(x: Tensor, size: int, limit: int) -> str:
@@ -108,69 +119,75 @@ def _obstacle(x: Tensor, size: int, limit: int) -> str:
 
 
 @torch.compiler.assume_constant_result
-def probe(op: str, index: int) -> str:
-    """Runs an op's smallest case, forward and backward, in Triton on a GPU, once; "" if right, else what went wrong.
+def refusal(op: str, dtype: torch.dtype, size: int, index: int) -> str:
+    """Why `auto` leaves calls of this dtype and size on a GPU to PyTorch; "" where Triton runs them. Found out once."""
+    key = op, dtype, size, index
+    if key not in _DECIDED:
+        with PROBING:
+            if key not in _DECIDED:
+                _DECIDED[key] = _not_wanted(*key) or probe(*key)
+    return _DECIDED[key]
 
-    A GPU's presence proves nothing: driver, compiler and card must fit together. A failure is warned about, once.
+
+def _not_wanted(op: str, dtype: torch.dtype, size: int, index: int) -> str:
+    """What is known without a launch against an op's kernels on a GPU, or ""."""
+    if not INSTALLED:
+        return "Triton is not installed (pip install triton)"
+    device = torch.device("cuda", index)
+    if reason := tuned.slower(op, dtype, size, device):
+        return reason
+    if torch.version.hip:
+        arch = tuned.architecture(index)
+        return "" if arch in ROCM else f"the tests compile nothing for {arch}"
+    found = torch.cuda.get_device_capability(index)
+    if found < LEAST and not tuned.measured(op, dtype, size, device):
+        return f"compute capability {found[0]}.{found[1]}: our kernels are for 8.0 and newer, or where measured"
+    return ""
+
+
+def probe(op: str, dtype: torch.dtype, size: int, index: int) -> str:
+    """Runs small cases of an op, forward and backward, in Triton on a GPU; "" if right, else what went wrong.
+
+    A GPU's presence proves nothing: driver, compiler and card must fit together, and a configuration may ask for more
+    registers or shared memory than the card has. A failure is warned about.
     """
-    if (op, index) not in _PROBED:
-        _PROBED[op, index] = reason = "" if INSTALLED else "Triton is not installed"
-        if INSTALLED:
-            try:
-                _check(op, torch.device("cuda", index))
-            except Exception as problem:  # whatever a driver or compiler throws
-                reason = _PROBED[op, index] = f"{type(problem).__name__}: {problem}".split("\n")[0]
-                warnings.warn(f"kernels: {op} runs on PyTorch, its Triton kernel failed here: {reason}", stacklevel=2)
-    return _PROBED[op, index]
+    try:
+        probing.check(op, dtype, size, torch.device("cuda", index))
+    except Exception as problem:  # whatever a driver or compiler throws
+        reason = f"{type(problem).__name__}: {problem}".split("\n")[0]
+        what = f"{op} ({str(dtype)[6:]}, size {size})"
+        warnings.warn(f"kernels: {what} runs on PyTorch, its Triton kernel failed here: {reason}", stacklevel=2)
+        return reason
+    return ""
 
 
-@contextmanager
-def training(device: torch.device) -> Iterator[None]:
-    """Gradients are recorded and nothing is cast within, whatever the caller's mode is: for a probe."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        yield
-
-
-def _check(name: str, device: torch.device) -> None:
-    """Raises when an op's smallest case in Triton differs from the reference's answer or gradients."""
-    op = OPS[name]
-    case = min(op.cases.values(), key=lambda case: op.bytes(case, torch.float32))
-    dtype = torch.bfloat16 if torch.bfloat16 in op.tolerance else torch.float16
-    answers = []
-    for setting in ("triton", "torch"):
-        with use(f"torch,{name}={setting}"), training(device):
-            inputs = op.inputs(case, dtype, str(device))
-            for key in op.differentiable:
-                inputs[key].requires_grad_()
-            result = op.fn(**inputs)
-            outputs = tensors(result)
-            if op.differentiable:
-                learnt = [(output.float() ** 2).sum() for output in outputs if output.requires_grad]
-                torch.stack(learnt).sum().backward()
-            outputs += [inputs[key] for key in op.mutates] + [inputs[key].grad for key in op.differentiable]
-            answers.append([output.detach().float() for output in outputs])
-    torch.cuda.synchronize(device)
-    for a, b in zip(*answers):
-        error = ((a - b).norm() / b.norm().clamp_min(1e-6)).item()
-        if not error < max(0.1, 2 * op.tolerance.get(dtype, 0.0)):
-            raise RuntimeError(f"its answer is off by {error:.2g}")
+def forget() -> None:
+    """What `auto` decided is found out again: after a table has changed."""
+    _DECIDED.clear()
 
 
 def describe() -> list[tuple[str, str, str]]:
-    """(op, implementation, why) on this machine, for a call in bfloat16 on its best device."""
+    """(op, implementation, why) on this machine, for a call at the sizes of d24 on its best device.
+
+    In bfloat16, or in float16 on a GPU that has no bfloat16. Probes what was not probed yet.
+    """
+    cuda = torch.cuda.is_available()
     rows = []
-    for op in OPS:
-        wanted = mode(op)
+    for name, op in OPS.items():
+        wanted = mode(name)
         if wanted == "torch":
-            rows.append((op, "torch", "asked for"))
-        elif op not in tuned.ops():
-            rows.append((op, "torch", "has no Triton kernel yet"))
+            rows.append((name, "torch", "asked for"))
+        elif op.triton is None:
+            rows.append((name, "torch", "has no Triton kernel yet"))
         elif wanted == "triton":
-            reason = _obstacle(torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu"), 0, 1)
-            rows.append((op, "error" if reason else "triton", reason or "asked for"))
-        elif not torch.cuda.is_available():
-            rows.append((op, "torch", "no CUDA device" + ("" if INSTALLED else ", and Triton is not installed")))
+            reason = _obstacle(torch.empty(0, device="cuda" if cuda else "cpu"), 0, 1)
+            rows.append((name, "error" if reason else "triton", reason or "asked for"))
+        elif not cuda:
+            rows.append((name, "torch", "no CUDA device" + ("" if INSTALLED else ", and Triton is not installed")))
         else:
-            reason = probe(op, torch.cuda.current_device())
-            rows.append((op, "torch" if reason else "triton", reason or "the probe launch gave the right answer"))
+            index = torch.cuda.current_device()
+            new = torch.version.hip or torch.cuda.get_device_capability(index) >= LEAST
+            size = op.size(op.cases.get("d24") or max(op.cases.values(), key=lambda c: op.bytes(c, torch.bfloat16)))
+            reason = refusal(name, torch.bfloat16 if new else torch.float16, size, index)
+            rows.append((name, "torch" if reason else "triton", reason or "the probe launches gave the right answers"))
     return rows

@@ -108,6 +108,10 @@ class _Lookup(torch.autograd.Function):
         return None, gradient if ctx.gradient is None else None, None, None
 
 
+def _embedding_triton(tokens: Tensor, weight: Tensor, gradient: Tensor | None = None) -> Tensor:
+    return _Lookup.apply(tokens, weight, gradient, True)
+
+
 # ---- the public function
 
 
@@ -132,7 +136,7 @@ def embedding(tokens: Tensor, weight: Tensor, gradient: Tensor | None = None) ->
                 f"{tuple(weight.shape)} {weight.dtype}"
             )
     if triton_runs("embedding", weight, weight.size(1)):
-        return _Lookup.apply(tokens, weight, gradient, True)
+        return _embedding_triton(tokens, weight, gradient)
     return embedding_reference(tokens, weight, gradient)
 
 
@@ -160,5 +164,8 @@ register(
         flops=lambda case: case["N"] * case["C"],  # backward's sums; forward has none
         bytes=lambda case, dtype: 2 * case["N"] * case["C"] * itemsize(dtype) + 8 * case["N"],
         differentiable=("weight",),
+        triton=_embedding_triton,
+        size=lambda case: case["C"],
+        probe=lambda size: (dict(N=331, V=29, C=size),),
     )
 )

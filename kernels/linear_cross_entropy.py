@@ -97,6 +97,12 @@ def _add_product(dw: Tensor, dlogits: Tensor, x: Tensor) -> None:
         total += part
 
 
+@operator(mutates=("dw",))
+def _add_fp8_product(dw: Tensor, dlogits: Tensor, x: Tensor, inverse: Tensor) -> None:
+    """dw (V, C) += dlogits·xᵀ·inverse for fp8 dlogits (V, n) and x (C, n). An operator for the same reason."""
+    dw += product(dlogits, x, inverse, dw.dtype, exact=True)
+
+
 class _Head:
     """The products of a chunk (a slice of tokens) with the weight; backward's at once."""
 
@@ -126,8 +132,7 @@ class _Fp8Head:
     def gradients(self, at: slice, dlogits: Tensor, bound: Tensor, wx: bool, dw: Tensor | None) -> Tensor:
         d = quantize(dlogits, E5M2, self.fused, bound=bound)
         if dw is not None:
-            inverse = d.inverse * self.x.inverse
-            dw += product(d.transposed, self.x.transposed[:, at], inverse, dw.dtype, exact=True)
+            _add_fp8_product(dw, d.transposed, self.x.transposed[:, at], d.inverse * self.x.inverse)
         values = d.values if wx else d.values[:0]
         return product(values, self.w.transposed, d.inverse * self.w.inverse, self.dtype, exact=True)
 
@@ -229,6 +234,18 @@ def linear_cross_entropy_reference(
     return _chunked(x, weight, targets, softcap, ignore_index, reduction, False, fp8)
 
 
+def _linear_cross_entropy_triton(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None = None,
+    ignore_index: int = -1,
+    reduction: str = "mean",
+    fp8: bool = False,
+) -> Tensor:
+    return _chunked(x, weight, targets, softcap, ignore_index, reduction, True, fp8)
+
+
 def linear_cross_entropy(
     x: Tensor,
     weight: Tensor,
@@ -256,8 +273,9 @@ def linear_cross_entropy(
     check_targets("linear_cross_entropy", targets, weight.size(0), ignore_index)
     if fp8 and x.dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"linear_cross_entropy: x is {x.dtype}, wanted float32 or bfloat16 for fp8 products")
-    fused = triton_runs("linear_cross_entropy", x, weight.size(0))
-    return _chunked(x, weight, targets, softcap, ignore_index, reduction, fused, fp8)
+    runs = triton_runs("linear_cross_entropy", x, weight.size(0))
+    implementation = _linear_cross_entropy_triton if runs else linear_cross_entropy_reference
+    return implementation(x, weight, targets, softcap, ignore_index, reduction, fp8)
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: str) -> dict:
@@ -286,5 +304,8 @@ register(
         flops=lambda case: 2 * case["N"] * case["V"] * case["C"],
         bytes=lambda case, dtype: (case["N"] + case["V"]) * case["C"] * itemsize(dtype),
         differentiable=("x", "weight"),
+        triton=_linear_cross_entropy_triton,
+        size=lambda case: case["V"],
+        probe=lambda size: (dict(N=33, V=size, C=64),),
     )
 )

@@ -23,6 +23,7 @@ whose coefficients (with a safety factor) are tabulated below. Symmetric product
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -189,9 +190,9 @@ CASES = {
     "d24_attn": dict(K=24, m=1536, n=1536),
     "d24_mlp": dict(K=24, m=6144, n=1536),
 }
-for _name, _fn, _reference in (
-    ("polar_express", polar_express, polar_express_reference),
-    ("newton_schulz", newton_schulz, newton_schulz_reference),
+for _name, _fn, _reference, _triton in (
+    ("polar_express", polar_express, polar_express_reference, partial(_polar_express, steps=5, fused=True)),
+    ("newton_schulz", newton_schulz, newton_schulz_reference, partial(_newton_schulz, steps=5, fused=True)),
 ):
     register(
         Op(
@@ -204,5 +205,9 @@ for _name, _fn, _reference in (
             bytes=lambda case, dtype: 2 * case["K"] * case["m"] * case["n"] * itemsize(dtype),
             # The iteration amplifies rounding by its slope at small singular values, up to 8 a step.
             tolerance={torch.float32: 2e-4, torch.bfloat16: 0.2, torch.float16: 0.05},
+            triton=_triton,
+            size=lambda case: min(case["m"], case["n"]),
+            # Matrices far from square have no small singular values, at which the iteration amplifies rounding.
+            probe=lambda size: (dict(K=2, m=size, n=2 * size), dict(K=1, m=2 * size, n=size)),
         )
     )

@@ -5,8 +5,9 @@
     muon_update_      renormalise, NorMuon's per-row variance, cautious weight decay, step
 
 Memory-bound; an AdamW step must read param, grad, two moments and write three of them (7 tensors), while one PyTorch
-call per operation moves about 20. Scalars may be Python floats or 0-d tensors: pass tensors under `torch.compile`, or
-every new learning rate compiles again. Moments live in the parameter's dtype, arithmetic in float32.
+call per operation moves about 20. Scalars may be Python floats or 0-d tensors on the CPU: pass tensors under
+`torch.compile`, or every new learning rate compiles again. Moments live in the parameter's dtype, arithmetic in
+float32.
 
 How the kernels are made: adamw_ is one pass. The Muon parts need a norm of each row (or column) before they can go on,
 so they are two passes each: one that reduces, one that applies a factor per row or column; what lies between is
@@ -16,6 +17,8 @@ fuses most of this as well: the kernels pay where nothing is compiled.
 Sources: AdamW: Loshchilov & Hutter, arXiv:1711.05101; Muon: Jordan et al.; NorMuon: Li et al., arXiv:2510.05491;
 cautious decay: Chen et al., arXiv:2510.12402; this combination as in nanochat and modded-nanogpt.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +30,28 @@ from kernels.registry import Case, Op, check_device, itemsize, randn, register
 from kernels.triton_utils import cdiv, launch, operator, power_of_two, tl, triton
 
 Scalar = float | Tensor
+
+
+def adamw_factors(
+    step: Scalar, lr: Scalar, beta1: Scalar, beta2: Scalar, eps: Scalar, weight_decay: Scalar
+) -> list[Scalar]:
+    """What a step multiplies with: β₁, 1−β₁, β₂, 1−β₂, lr/(1−β₁^step), 1/(1−β₂^step), eps, 1−lr·decay."""
+    rate, unbias = lr / (1 - beta1**step), 1 / (1 - beta2**step)
+    return [beta1, 1 - beta1, beta2, 1 - beta2, rate, unbias, eps, 1 - lr * weight_decay]
+
+
+def _adamw_apply_reference_(
+    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: Sequence[Scalar]
+) -> None:
+    beta1, rest1, beta2, rest2, rate, unbias, eps, keep = factors
+    wide = _wide(param)
+    g = grad.to(wide)
+    m = exp_avg.to(wide) * beta1 + g * rest1
+    v = exp_avg_sq.to(wide) * beta2 + g * g * rest2
+    exp_avg.copy_(m)
+    exp_avg_sq.copy_(v)
+    denominator = (v * unbias).sqrt_() + eps
+    param.copy_(param.to(wide) * keep - m / denominator * rate)
 
 
 def adamw_reference_(
@@ -41,20 +66,13 @@ def adamw_reference_(
     eps: Scalar,
     weight_decay: Scalar,
 ) -> None:
-    wide = _wide(param)
-    g = grad.to(wide)
-    m = exp_avg.to(wide) * beta1 + g * (1 - beta1)
-    v = exp_avg_sq.to(wide) * beta2 + g * g * (1 - beta2)
-    exp_avg.copy_(m)
-    exp_avg_sq.copy_(v)
-    denominator = (v / (1 - beta2**step)).sqrt_() + eps
-    p = param.to(wide) * (1 - lr * weight_decay) - m / denominator * (lr / (1 - beta1**step))
-    param.copy_(p)
+    factors = adamw_factors(step, lr, beta1, beta2, eps, weight_decay)
+    _adamw_apply_reference_(param, grad, exp_avg, exp_avg_sq, factors)
 
 
 def muon_momentum_reference_(grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtype: torch.dtype) -> Tensor:
-    momentum_buffer.copy_(momentum_buffer * momentum + grad * (1 - momentum))
-    g = (grad * (1 - momentum) + momentum_buffer * momentum).to(dtype)  # (K, m, n), Nesterov
+    momentum_buffer.copy_(grad + (momentum_buffer - grad) * momentum)
+    g = (grad + (momentum_buffer - grad) * momentum).to(dtype)  # (K, m, n), Nesterov
     wide = _wide(g)
     row = torch.linalg.vector_norm(g, dim=-1, keepdim=True, dtype=wide)  # (K, m, 1)
     whole = torch.linalg.vector_norm(row, dim=-2, keepdim=True)  # (K, 1, 1)
@@ -86,7 +104,7 @@ def muon_update_reference_(
     squares = x.square().sum(dim=-1 if m >= n else -2, keepdim=True)
     x = x * _normuon_factor(squares, param.shape, second_moment, beta2)
     p = param.to(x.dtype)
-    param.copy_(p - lr * x - lr * weight_decay * p * (x * p >= 0))
+    param.copy_(p - lr * (x + weight_decay * (p * (x * p >= 0))))
 
 
 # ---- Triton
@@ -196,34 +214,33 @@ def _tile(op: str, x: Tensor) -> dict[str, int]:
     return config
 
 
-# Scalars reach the operators as one float64 tensor on the CPU: reading it waits for nothing, a new learning rate
-# compiles nothing again, and no precision is lost before the last moment.
+# Scalars that change reach the operators as 0-d tensors on the CPU: reading them waits for nothing, and a new learning
+# rate compiles nothing again. Graphs only hand them on: arithmetic on them would be a C++ kernel in compiled code.
 
 
 @operator(mutates=("param", "exp_avg", "exp_avg_sq"))
-def _adamw(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, scalars: Tensor) -> None:
-    if isinstance(scalars, FakeTensor):
+def _adamw(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: Sequence[Tensor]) -> None:
+    if isinstance(param, FakeTensor):
         return
-    step, lr, beta1, beta2, eps, decay = [0.5] * 6 if scalars.is_meta else scalars.tolist()
+    beta1, rest1, beta2, rest2, rate, unbias, eps, keep = _values(factors)
     config = tuned.config("adamw_", param.dtype, param.numel(), param.device)
     launch(
         _adamw_kernel, (cdiv(param.numel(), config["BLOCK"]),), param, grad, exp_avg, exp_avg_sq, param.numel(), beta1,
-        1 - beta1, beta2, 1 - beta2, lr / (1 - beta1**step), 1 / (1 - beta2**step), eps, 1 - lr * decay, **config,
+        rest1, beta2, rest2, rate, unbias, eps, keep, **config,
     )  # fmt: skip
 
 
 @operator(mutates=("momentum_buffer",))
-def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, scalars: Tensor, dtype: torch.dtype) -> Tensor:
+def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, momentum: Tensor, dtype: torch.dtype) -> Tensor:
     out = torch.empty_like(grad, dtype=dtype)
     k, m, n = grad.shape
     squares = grad.new_empty((k, m, 1), dtype=torch.float32)
-    if isinstance(scalars, FakeTensor):
+    if isinstance(grad, FakeTensor):
         return out
-    momentum = 0.5 if scalars.is_meta else scalars.item()
     config = _tile("muon_momentum_", grad)
     launch(
-        _momentum_kernel, (cdiv(k * m, config["BLOCK_M"]),), grad, momentum_buffer, out, squares, k * m, n, momentum,
-        **config,
+        _momentum_kernel, (cdiv(k * m, config["BLOCK_M"]),), grad, momentum_buffer, out, squares, k * m, n,
+        *_values([momentum]), **config,
     )  # fmt: skip
     whole = squares.sum(dim=-2, keepdim=True).sqrt()
     factor = whole * m**-0.5 / squares.sqrt().clamp_min(1e-6)
@@ -233,10 +250,12 @@ def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, scalars: Tensor, dtype
 
 
 @operator(mutates=("param", "second_moment"))
-def _muon_update(param: Tensor, update: Tensor, second_moment: Tensor, scalars: Tensor) -> None:
-    if isinstance(scalars, FakeTensor):
+def _muon_update(
+    param: Tensor, update: Tensor, second_moment: Tensor, lr: Tensor, weight_decay: Tensor, beta2: float
+) -> None:
+    if isinstance(param, FakeTensor):
         return
-    lr, weight_decay, beta2 = [0.5] * 3 if scalars.is_meta else scalars.tolist()
+    rate, decay = _values([lr, weight_decay])
     k, m, n = param.shape
     by_row = m >= n
     squares = param.new_empty(second_moment_shape(param.shape), dtype=torch.float32)
@@ -244,18 +263,35 @@ def _muon_update(param: Tensor, update: Tensor, second_moment: Tensor, scalars: 
     blocks = (cdiv(m, config["BLOCK_M"]), cdiv(n, config["BLOCK_N"]))
     launch(_squares_kernel, (blocks[0 if by_row else 1], k), update, squares, m, n, BY_ROW=by_row, **config)
     factor = _normuon_factor(squares, param.shape, second_moment, beta2).contiguous()
-    launch(_step_kernel, (*blocks, k), param, update, factor, m, n, lr, lr * weight_decay, BY_ROW=by_row, **config)
+    launch(_step_kernel, (*blocks, k), param, update, factor, m, n, rate, rate * decay, BY_ROW=by_row, **config)
 
 
-def _scalars(*values: Scalar, device: torch.device) -> Tensor:
-    """One float64 vector on the CPU (on meta for meta tensors). A scalar that lies on a GPU is waited for."""
-    each = [
-        v.to("cpu", torch.float64) if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64) for v in values
+def _values(scalars: Sequence[Tensor]) -> list[float]:
+    return [scalar.item() for scalar in scalars]
+
+
+def _held(scalars: Sequence[Scalar]) -> list[Tensor]:
+    """Scalars as an operator takes them. One that lies on a GPU is waited for."""
+    return [
+        (s if s.device.type == "cpu" else s.cpu()) if isinstance(s, Tensor) else torch.tensor(s, dtype=torch.float64)
+        for s in scalars
     ]
-    return torch.stack(each).to("meta") if device.type == "meta" else torch.stack(each)
 
 
 # ---- the public functions
+
+
+def adamw_apply_(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: Sequence[Scalar]) -> None:
+    """adamw_ with what it multiplies with given, as `adamw_factors` has it: what is to be compiled.
+
+    Under torch.compile factors are 0-d tensors on the CPU. Raises ValueError when shapes differ.
+    """
+    for name, tensor in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
+        _fits("adamw_", name, tensor, param)
+    if triton_runs("adamw_", param, param.numel()) and _contiguous("adamw_", param, exp_avg, exp_avg_sq):
+        _adamw(param, grad.contiguous(), exp_avg, exp_avg_sq, _held(factors))
+        return
+    _adamw_apply_reference_(param, grad, exp_avg, exp_avg_sq, factors)
 
 
 def adamw_(
@@ -274,13 +310,8 @@ def adamw_(
 
     step counts from 1. Decay comes first: param ← param·(1 − lr·weight_decay). Raises ValueError when shapes differ.
     """
-    for name, tensor in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
-        _fits("adamw_", name, tensor, param)
-    if triton_runs("adamw_", param, param.numel()) and _contiguous("adamw_", param, exp_avg, exp_avg_sq):
-        scalars = _scalars(step, lr, beta1, beta2, eps, weight_decay, device=param.device)
-        _adamw(param, grad.contiguous(), exp_avg, exp_avg_sq, scalars)
-        return
-    adamw_reference_(param, grad, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, weight_decay)
+    factors = adamw_factors(step, lr, beta1, beta2, eps, weight_decay)
+    adamw_apply_(param, grad, exp_avg, exp_avg_sq, factors)
 
 
 def muon_momentum_(grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtype: torch.dtype) -> Tensor:
@@ -291,7 +322,7 @@ def muon_momentum_(grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtyp
     _stacked("muon_momentum_", "grad", grad)
     _fits("muon_momentum_", "momentum_buffer", momentum_buffer, grad)
     if triton_runs("muon_momentum_", grad, grad.size(-1)) and _contiguous("muon_momentum_", momentum_buffer):
-        return _muon_momentum(grad.contiguous(), momentum_buffer, _scalars(momentum, device=grad.device), dtype)
+        return _muon_momentum_triton(grad, momentum_buffer, momentum, dtype)
     return muon_momentum_reference_(grad, momentum_buffer, momentum, dtype)
 
 
@@ -307,10 +338,35 @@ def muon_update_(
     _fits("muon_update_", "update", update, param)
     _fits("muon_update_", "second_moment", second_moment, param, second_moment_shape(param.shape))
     if triton_runs("muon_update_", param, param.size(-1)) and _contiguous("muon_update_", param):
-        scalars = _scalars(lr, weight_decay, beta2, device=param.device)
-        _muon_update(param, update.contiguous(), second_moment, scalars)
+        _muon_update_triton(param, update, second_moment, lr, weight_decay, beta2)
         return
     muon_update_reference_(param, update, second_moment, lr, weight_decay, beta2)
+
+
+def _adamw_triton(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Scalar,
+    lr: Scalar,
+    beta1: Scalar,
+    beta2: Scalar,
+    eps: Scalar,
+    weight_decay: Scalar,
+) -> None:
+    factors = adamw_factors(step, lr, beta1, beta2, eps, weight_decay)
+    _adamw(param, grad.contiguous(), exp_avg, exp_avg_sq, _held(factors))
+
+
+def _muon_momentum_triton(grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtype: torch.dtype) -> Tensor:
+    return _muon_momentum(grad.contiguous(), momentum_buffer, *_held([momentum]), dtype)
+
+
+def _muon_update_triton(
+    param: Tensor, update: Tensor, second_moment: Tensor, lr: Scalar, weight_decay: Scalar, beta2: Scalar
+) -> None:
+    _muon_update(param, update.contiguous(), second_moment, *_held([lr, weight_decay]), float(beta2))
 
 
 def _contiguous(op: str, *tensors: Tensor) -> bool:
@@ -388,6 +444,9 @@ MATRICES = {
 }
 
 
+PROBED = 1 << 16  # elements of the largest parameter that a card is tried with
+
+
 def _stack(case: Case) -> int:
     return case["K"] * case["m"] * case["n"]
 
@@ -402,6 +461,9 @@ register(
         flops=lambda case: 14 * case["N"],
         bytes=lambda case, dtype: 7 * case["N"] * itemsize(dtype),
         mutates=("param", "exp_avg", "exp_avg_sq"),
+        triton=_adamw_triton,
+        size=lambda case: case["N"],
+        probe=lambda size: (dict(N=min(size, PROBED)),),
     )
 )
 register(
@@ -414,6 +476,9 @@ register(
         flops=lambda case: 9 * _stack(case),
         bytes=lambda case, dtype: 4 * _stack(case) * itemsize(dtype),
         mutates=("momentum_buffer",),
+        triton=_muon_momentum_triton,
+        size=lambda case: case["n"],
+        probe=lambda size: (dict(K=2, m=33, n=size),),
     )
 )
 register(
@@ -426,5 +491,9 @@ register(
         flops=lambda case: 13 * _stack(case),
         bytes=lambda case, dtype: 3 * _stack(case) * itemsize(dtype),
         mutates=("param", "second_moment"),
+        triton=_muon_update_triton,
+        size=lambda case: case["n"],
+        # Tall ones sum by row, wide ones by column; matrices as wide as large models' are not tall as well.
+        probe=lambda size: (dict(K=2, m=33, n=size), *([dict(K=1, m=size + 1, n=size)] if size <= 2048 else [])),
     )
 )

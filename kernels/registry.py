@@ -23,6 +23,10 @@ class Op:
     `bytes(case, dtype)` is the least traffic to and from memory that the forward can do with. `tolerance[dtype]` is
     the largest allowed relative error (norm of the difference over norm of the float64 answer). Public functions that
     update in place name the changed arguments in `mutates`.
+
+    Of an op with Triton kernels, `triton` is the implementation by them, with the arguments of `fn`; `size(case)` is
+    what its block sizes are chosen by (dispatch.triton_runs), and `probe(size)` gives the small cases of that size with
+    which a card is tried (probing.py): more than one tile, more than one row or token, every kernel it has.
     """
 
     name: str
@@ -37,6 +41,9 @@ class Op:
     )
     differentiable: tuple[str, ...] = ()
     mutates: tuple[str, ...] = ()
+    triton: Callable[..., Any] | None = None
+    size: Callable[[Case], int] = lambda case: 0
+    probe: Callable[[int], tuple[Case, ...]] = lambda size: ()
 
 
 OPS: dict[str, Op] = {}

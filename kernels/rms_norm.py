@@ -232,6 +232,20 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.size(-1)).contiguous()
 
 
+def _rms_norm_triton(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    weight = weight if weight is None else weight.contiguous()
+    return _rms_norm(_rows(x), weight, default_eps(x.dtype) if eps is None else eps).view(x.shape)
+
+
+def _mix_rms_norm_triton(x: Tensor, x0: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    mixed, normed = _mix_rms_norm(_rows(x), _rows(x0), a, b)
+    return mixed.view(x.shape), normed.view(x.shape)
+
+
+def _add_rms_norm_triton(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    return _mix_rms_norm_triton(x, delta, None, None)
+
+
 # ---- the public functions
 
 
@@ -248,8 +262,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) 
     if weight is not None:
         check_device("rms_norm", x, weight=weight)
     if triton_runs("rms_norm", x, x.size(-1), LARGEST_ROW):
-        weight = weight if weight is None else weight.contiguous()
-        return _rms_norm(_rows(x), weight, default_eps(x.dtype) if eps is None else eps).view(x.shape)
+        return _rms_norm_triton(x, weight, eps)
     return rms_norm_reference(x, weight, eps)
 
 
@@ -263,8 +276,7 @@ def mix_rms_norm(x: Tensor, x0: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, T
     check_device("mix_rms_norm", x, x0=x0, a=a, b=b)
     check_scalars("mix_rms_norm", a=a, b=b)
     if triton_runs("mix_rms_norm", x, x.size(-1), LARGEST_ROW):
-        mixed, normed = _mix_rms_norm(_rows(x), _rows(x0), a, b)
-        return mixed.view(x.shape), normed.view(x.shape)
+        return _mix_rms_norm_triton(x, x0, a, b)
     return mix_rms_norm_reference(x, x0, a, b)
 
 
@@ -276,8 +288,7 @@ def add_rms_norm(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     same_shape_and_dtype("add_rms_norm", "delta", delta, x)
     check_device("add_rms_norm", x, delta=delta)
     if triton_runs("add_rms_norm", x, x.size(-1), LARGEST_ROW):
-        summed, normed = _mix_rms_norm(_rows(x), _rows(delta), None, None)
-        return summed.view(x.shape), normed.view(x.shape)
+        return _add_rms_norm_triton(x, delta)
     return add_rms_norm_reference(x, delta)
 
 
@@ -306,6 +317,10 @@ CASES = {
 }
 
 
+def _probe(size: int) -> tuple[Case, ...]:
+    return (dict(N=37, C=size),)
+
+
 def _moved(rows: int):
     return lambda case, dtype: rows * case["N"] * case["C"] * itemsize(dtype)
 
@@ -326,6 +341,9 @@ register(
         flops=lambda case: 4 * case["N"] * case["C"],
         bytes=_moved(2),
         differentiable=("x", "weight"),
+        triton=_rms_norm_triton,
+        size=lambda case: case["C"],
+        probe=_probe,
     )
 )
 register(
@@ -343,6 +361,9 @@ register(
         flops=lambda case: 7 * case["N"] * case["C"],
         bytes=_moved(4),
         differentiable=("x", "x0", "a", "b"),
+        triton=_mix_rms_norm_triton,
+        size=lambda case: case["C"],
+        probe=_probe,
     )
 )
 register(
@@ -355,5 +376,8 @@ register(
         flops=lambda case: 5 * case["N"] * case["C"],
         bytes=_moved(4),
         differentiable=("x", "delta"),
+        triton=_add_rms_norm_triton,
+        size=lambda case: case["C"],
+        probe=_probe,
     )
 )

@@ -164,6 +164,14 @@ _rotary.register_autograd(_rotary_gradients, setup_context=_save_rotary)
 _qk_norm_rotary.register_autograd(_qk_gradients, setup_context=_save_qk)
 
 
+def _rotary_triton(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return _rotary(x.contiguous(), cos.contiguous(), sin.contiguous())
+
+
+def _qk_norm_rotary_triton(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    return _qk_norm_rotary(q.contiguous(), k.contiguous(), cos.contiguous(), sin.contiguous(), float(scale))
+
+
 # ---- the public functions
 
 
@@ -174,7 +182,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     _check("rotary", "x", x, cos, sin)
     if triton_runs("rotary", x, x.size(-1), LARGEST_HEAD):
-        return _rotary(x.contiguous(), cos.contiguous(), sin.contiguous())
+        return _rotary_triton(x, cos, sin)
     return rotary_reference(x, cos, sin)
 
 
@@ -192,7 +200,7 @@ def qk_norm_rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, scale: float 
             "only their numbers of heads may differ"
         )
     if triton_runs("qk_norm_rotary", q, q.size(-1), LARGEST_HEAD):
-        return _qk_norm_rotary(q.contiguous(), k.contiguous(), cos.contiguous(), sin.contiguous(), float(scale))
+        return _qk_norm_rotary_triton(q, k, cos, sin, scale)
     return qk_norm_rotary_reference(q, k, cos, sin, scale)
 
 
@@ -236,6 +244,10 @@ CASES = {
 }
 
 
+def _probe(size: int) -> tuple[Case, ...]:
+    return (dict(B=2, T=19, H=6, K=3, D=size),)
+
+
 def _elements(case: Case, heads: int) -> int:
     return case["B"] * case["T"] * heads * case["D"]
 
@@ -250,6 +262,9 @@ register(
         flops=lambda case: 3 * _elements(case, case["H"]),
         bytes=lambda case, dtype: 2 * _elements(case, case["H"]) * itemsize(dtype),
         differentiable=("x",),
+        triton=_rotary_triton,
+        size=lambda case: case["D"],
+        probe=_probe,
     )
 )
 register(
@@ -262,5 +277,8 @@ register(
         flops=lambda case: 8 * _elements(case, case["H"] + case["K"]),
         bytes=lambda case, dtype: 2 * _elements(case, case["H"] + case["K"]) * itemsize(dtype),
         differentiable=("q", "k"),
+        triton=_qk_norm_rotary_triton,
+        size=lambda case: case["D"],
+        probe=_probe,
     )
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-import kernels
+from kernels.dispatch import check_setting
 from nanochat.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -121,7 +121,7 @@ def setup(device_type: str = "") -> Hardware:
     if device_type == "mps" and not has_mps():
         raise UserError("--device-type is mps, but torch sees no Apple GPU here; leave it out to use what there is")
     try:
-        kernels.describe()
+        check_setting()
     except ValueError as problem:  # NANOCHAT_KERNELS
         raise UserError(str(problem)) from None
     rank, local_rank, world = (int(os.environ.get(k, d)) for k, d in RANK_VARIABLES)

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._dynamo import config as dynamo
 
-from kernels import adamw_, muon_momentum_, muon_update_, polar_express
-from kernels.optim import second_moment_shape
+from kernels import muon_momentum_, muon_update_, polar_express
+from kernels.optim import adamw_apply_, adamw_factors, second_moment_shape
 
 if TYPE_CHECKING:
     from nanochat.gpt import GPT
@@ -76,6 +77,7 @@ def parameter_groups(
 # 6 times as fast. A table as large as LARGE is worth compiling for, which is 4 to 20 times as fast again.
 CACHED = 1 << 17
 LARGE = 1 << 19
+GRAPHS = 64  # of one function of the optimizer, compiled for so many shapes, dtypes and settings at most
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -85,7 +87,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, defaults={})
         self.dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self._adamw, self._muon = adamw_, _muon_step_  # as `compile` made them, where it was called
+        self._adamw, self._muon = adamw_apply_, _muon_step_  # as `compile` made them, where it was called
         self._compiled = False
         self._scalars: dict[tuple[str, str], Tensor] = {}
         self._banks = {group["params"][0]: self._bank(group["params"]) for group in self.param_groups if is_muon(group)}
@@ -96,7 +98,9 @@ class MuonAdamW(torch.optim.Optimizer):
     def compile(self) -> None:
         """Has the updates compiled; on a CPU, those of large tables only: Muon's time is in its products."""
         self._compiled = True
-        self._adamw = torch.compile(adamw_, dynamic=False, fullgraph=True)
+        # A graph for each shape and dtype, times the settings of kernels.use(): more than Dynamo expects of a function.
+        dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS)
+        self._adamw = torch.compile(adamw_apply_, dynamic=False, fullgraph=True)
         if self.param_groups[0]["params"][0].is_cuda:
             self._muon = torch.compile(_muon_step_, dynamic=False, fullgraph=True)
 
@@ -202,24 +206,15 @@ class MuonAdamW(torch.optim.Optimizer):
             if not state:
                 state.update(step=0, exp_avg=torch.zeros_like(mine), exp_avg_sq=torch.zeros_like(mine))
             state["step"] += 1
-            beta1, beta2 = group["betas"]
             tensors = (mine, grad, state["exp_avg"], state["exp_avg_sq"])
             fused = self._compiled and (p.is_cuda or mine.numel() >= LARGE)
             whole = fused or p.is_cuda
             pieces = [tensors] if whole else list(zip(*(t.reshape(-1).split(CACHED) for t in tensors)))
+            (beta1, beta2), eps, decay = group["betas"], group["eps"], group["weight_decay"]
+            factors = adamw_factors(state["step"], group["lr"], beta1, beta2, eps, decay)
+            scalars = [self._scalar(p, f"adamw {i}", float(factor), fused) for i, factor in enumerate(factors)]
             for values, g, first, second in pieces:
-                (self._adamw if fused else adamw_)(
-                    values,
-                    g,
-                    first,
-                    second,
-                    self._scalar(p, "step", state["step"], fused),
-                    self._scalar(p, "lr", group["lr"], fused),
-                    beta1,
-                    beta2,
-                    group["eps"],
-                    self._scalar(p, "weight_decay", group["weight_decay"], fused),
-                )
+                (self._adamw if fused else adamw_apply_)(values, g, first, second, scalars)
             if sharded:
                 gathers.append(dist.all_gather_into_tensor(p, mine.clone(), async_op=True))
         return gathers

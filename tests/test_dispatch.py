@@ -146,22 +146,79 @@ def test_wrong_use_names_op_argument_found_and_wanted(message, setting):
 # ---- probing a card, with stand-ins
 
 
-def test_a_failed_probe_is_said_once_and_falls_back(monkeypatch):
-    monkeypatch.setattr(dispatch, "_PROBED", {})
+@pytest.fixture
+def h100(monkeypatch):
+    """A card of compute capability 9.0 on which nothing was tried yet, and nothing runs: probes are stand-ins."""
+    monkeypatch.setattr(dispatch, "_DECIDED", {})
     monkeypatch.setattr(dispatch, "INSTALLED", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
+    monkeypatch.setattr(tuned, "architecture", lambda index: "sm_90")
+    return monkeypatch
 
-    def broken(op, device):
-        raise RuntimeError("no kernel image is available\nfor this device")
 
-    monkeypatch.setattr(dispatch, "_check", broken)
-    with pytest.warns(
-        UserWarning, match="rms_norm runs on PyTorch, its Triton kernel failed here: RuntimeError: no kernel"
-    ):
-        assert "no kernel image" in dispatch.probe("rms_norm", 0)
-    assert dispatch.probe("rms_norm", 0)  # no second warning: pytest would count it as an error
+def test_a_failed_probe_is_said_once_and_falls_back_for_this_configuration(h100):
+    def broken(op, dtype, size, device):
+        if size == 128:
+            raise RuntimeError("out of resource: shared memory, Required: 98304\nHardware limit: 65536")
 
-    monkeypatch.setattr(dispatch, "_check", lambda op, device: None)
-    assert dispatch.probe("rotary", 0) == ""
+    h100.setattr(dispatch.probing, "check", broken)
+    with pytest.warns(UserWarning, match=r"flash_attention \(float16, size 128\) runs on PyTorch, .*: out of resource"):
+        assert "98304" in dispatch.refusal("flash_attention", torch.float16, 128, 0)
+    assert dispatch.refusal("flash_attention", torch.float16, 128, 0)  # a second warning would be an error
+    assert dispatch.refusal("flash_attention", torch.float16, 64, 0) == ""
+    assert dispatch.refusal("rotary", torch.bfloat16, 64, 0) == ""
+
+
+def test_cards_below_8_0_take_kernels_only_where_measured(h100):
+    h100.setattr(dispatch.probing, "check", lambda *_: None)
+    h100.setattr(torch.cuda, "get_device_capability", lambda index=None: (7, 5))
+    assert "capability 7.5" in dispatch.refusal("rms_norm", torch.float16, 768, 0)
+    row = dict(dtype="*", config=dict(elements=1), ms=1.0, reference_ms=2.0)
+    h100.setattr(tuned, "table", lambda arch: dict(rms_norm=[row]) if arch == "sm_90" else dict(rms_norm=[]))
+    dispatch.forget()
+    assert dispatch.refusal("rms_norm", torch.float16, 768, 0) == ""
+
+
+def test_an_unproven_op_is_left_to_the_compiler_until_it_was_measured(h100):
+    h100.setattr(dispatch.probing, "check", lambda *_: None)
+    assert "no measurement" in dispatch.refusal("mlp_relu2", torch.bfloat16, 768, 0)
+
+
+def test_probes_of_many_threads_leave_the_setting_as_it_was(h100):
+    """Replicas probe in threads, while others compute: nobody may see another's setting."""
+    import threading
+    import time
+
+    seen = []
+
+    def slow(op, dtype, size, device):
+        seen.append(dict(dispatch._modes))
+        time.sleep(0.01)
+        seen.append(dict(dispatch._modes))
+
+    h100.setattr(dispatch.probing, "check", slow)
+    before = dict(dispatch._modes)
+    ops = [name for name in tuned.ops() if name not in tuned.UNPROVEN][:8]
+    threads = [
+        threading.Thread(target=dispatch.refusal, args=(name, torch.bfloat16, 64 * (i + 1), i))
+        for i in range(4)
+        for name in ops
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(threads) == 32 and len(seen) == 64
+    assert all(modes == before for modes in [*seen, dispatch._modes])
+
+
+def test_looking_at_the_machine_probes_nothing(h100):
+    """Every rank does it before it has chosen its card, and so does a run on the CPU."""
+    from nanochat import hardware
+
+    h100.setattr(dispatch, "probe", lambda *_: pytest.fail("probed"))
+    h100.setattr(torch.cuda, "is_available", lambda: True)
+    assert hardware.setup("cpu").device.type == "cpu"
 
 
 def test_a_measured_table_decides(tmp_path, monkeypatch):
@@ -177,9 +234,10 @@ def test_a_measured_table_decides(tmp_path, monkeypatch):
     monkeypatch.setattr(tuned, "architecture", lambda index: "sm_99")
     tuned.table.cache_clear()
     device = torch.device("cuda", 0)
-    assert tuned.reference_is_faster("rms_norm", torch.bfloat16, 512, device)
-    assert not tuned.reference_is_faster("rms_norm", torch.bfloat16, 2048, device)
-    assert not tuned.reference_is_faster("rms_norm", torch.float32, 512, device)  # not measured
+    assert "faster when measured (1 against 2 ms)" in tuned.slower("rms_norm", torch.bfloat16, 512, device)
+    assert not tuned.slower("rms_norm", torch.bfloat16, 2048, device)
+    assert not tuned.slower("rms_norm", torch.float32, 512, device)  # not measured
+    assert tuned.slower("mlp_relu2", torch.float32, 512, device)  # nor is this one, which must be
     assert tuned.config("rms_norm", torch.bfloat16, 2048, device)["elements"] == 2
     assert tuned.config("rms_norm", torch.bfloat16, 8192, device)["elements"] == 16384  # the static row
     with pytest.raises(ValueError, match="no row of kernels/tuned/default.json"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import dispatch, triton_utils
+from kernels import probing, triton_utils
 from kernels.attention import backends
 from kernels.registry import tensors
 
@@ -43,12 +43,11 @@ def test_relu2_does_not_hide_what_is_no_number(setting):
 
 @needs_triton
 def test_a_probe_works_within_inference_mode_and_autocast(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     with torch.inference_mode(), torch.autocast(DEVICE, dtype=torch.bfloat16):
-        dispatch._check("rms_norm", torch.device(DEVICE))
+        probing.check("rms_norm", torch.bfloat16, 64, torch.device(DEVICE))
         working = backends.Backend("stand-in", "nowhere", (0, 99), 256, -1)
         monkeypatch.setitem(backends._FUNCTIONS, "stand-in", standing_in)
-        backends._try(working, torch.device(DEVICE))
+        backends._try(working, torch.bfloat16, 32, torch.device(DEVICE))
 
 
 def standing_in(q, k, v, softmax_scale, causal, window_size):

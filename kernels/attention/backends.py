@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import dispatch
-from kernels.registry import randn
+from kernels import dispatch, probing
+from kernels.registry import OPS
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ BACKENDS = {
     "fa2": Backend("fa2", "flash_attn", (8, 12), 256, -1),
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {}  # of the packages there are; torch.compile does not import
-_TRIED: dict[tuple[str, str], str] = {}  # (backend, device) → "" when it works, else why not
+# (backend, dtype, head dim, device) → "" when it works, else why not
+_TRIED: dict[tuple[str, torch.dtype, int, str], str] = {}
 
 
 def capability(device: torch.device) -> int:
@@ -70,44 +71,45 @@ def obstacle(backend: Backend, dtype: torch.dtype, head: int, device: torch.devi
         return f"{backend.name} takes float16 and bfloat16, not {dtype}"
     if head > backend.largest_head:
         return f"{backend.name} takes head dims up to {backend.largest_head}, not {head}"
-    return tried(backend, device)
+    return tried(backend, dtype, head, device)
 
 
-def tried(backend: Backend, device: torch.device) -> str:
-    """Why a backend does not work on a device, found out once by a tiny forward and backward; "" when it does."""
-    key = backend.name, str(device)
+def tried(backend: Backend, dtype: torch.dtype, head: int, device: torch.device) -> str:
+    """Why a backend does not work on a device, found out once by a small forward and backward; "" when it does."""
+    key = backend.name, dtype, head, str(device)
     if key not in _TRIED:
-        _TRIED[key] = ""
-        try:
-            _FUNCTIONS[backend.name] = importlib.import_module(backend.module).flash_attn_func
-            _try(backend, device)
-        except ModuleNotFoundError as problem:
-            _TRIED[key] = f"{problem.name} is not installed"
-        except Exception as problem:  # a broken build, a missing symbol, no kernel for this card
-            _TRIED[key] = f"{type(problem).__name__}: {problem}".split("\n")[0]
-            warnings.warn(
-                f"flash_attention: {backend.name} is installed but does not work here: {_TRIED[key]}", stacklevel=2
-            )
+        with dispatch.PROBING:
+            if key not in _TRIED:
+                _TRIED[key] = _outcome(backend, dtype, head, device)
     return _TRIED[key]
 
 
-def _try(backend: Backend, device: torch.device) -> None:
-    """Raises when the backend's answer or gradients, with and without a window, are not the reference's."""
-    from kernels.attention.flash import flash_attention_reference
+def _outcome(backend: Backend, dtype: torch.dtype, head: int, device: torch.device) -> str:
+    try:
+        _FUNCTIONS[backend.name] = importlib.import_module(backend.module).flash_attn_func
+        _try(backend, dtype, head, device)
+    except ModuleNotFoundError as problem:
+        return f"{problem.name} is not installed"
+    except Exception as problem:  # a broken build, a missing symbol, no kernel for this card
+        reason = f"{type(problem).__name__}: {problem}".split("\n")[0]
+        what = f"{backend.name} is installed but does not work here ({str(dtype)[6:]}, heads of {head})"
+        warnings.warn(f"flash_attention: {what}: {reason}", stacklevel=2)
+        return reason
+    return ""
 
-    with dispatch.training(device):
-        q, k, v = (randn((1, 40, heads, 64), torch.bfloat16, str(device), i) for i, heads in enumerate((2, 1, 1)))
-        for window in (None, 7):
-            answers = []
-            for attention in (backend.call, flash_attention_reference):
-                a, b, c = (x.clone().requires_grad_() for x in (q, k, v))
-                out = attention(a, b, c, True, window, 0.125)
-                grads = torch.autograd.grad(out.float().square().sum(), (a, b, c))
-                answers.append([out.detach(), *grads])
-            for mine, wanted in zip(*answers):
-                error = ((mine.float() - wanted.float()).norm() / wanted.float().norm()).item()
-                if not error < 0.05:
-                    raise RuntimeError(f"its answer is off by {error:.2g} (window {window})")
+
+def _try(backend: Backend, dtype: torch.dtype, head: int, device: torch.device) -> None:
+    """Raises when the backend's answer or gradients, with and without a window, are not the reference's."""
+    op = OPS["flash_attention"]
+
+    def call(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None) -> Tensor:
+        return backend.call(q, k, v, causal, window, q.size(3) ** -0.5)
+
+    with probing.training(device):
+        for case in op.probe(head):
+            problem = probing.disagreement(op, call, op.inputs(case, dtype, str(device)), dtype)
+            if problem:
+                raise RuntimeError(f"{problem} (window {case['W']})")
 
 
 @torch.compiler.assume_constant_result

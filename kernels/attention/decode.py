@@ -80,5 +80,11 @@ register(
         flops=lambda case: 4 * case["B"] * case["H"] * case["D"] * case["Tq"] * case["S"],
         bytes=lambda case, dtype: 2 * case["B"] * case["S"] * case["K"] * case["D"] * itemsize(dtype),
         tolerance={torch.float32: 4e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3},
+        triton=decode,
+        size=lambda case: case["D"],
+        probe=lambda size: (
+            dict(B=2, Tq=1, S=600, H=2, K=1, D=size, W=50),
+            dict(B=1, Tq=33, S=600, H=2, K=1, D=size, W=-1),
+        ),
     )
 )

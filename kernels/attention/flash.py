@@ -62,14 +62,24 @@ def flash_attention(
     check_shapes("flash_attention", q, k, v)
     if window is not None and (window < 0 or not causal):
         raise ValueError(f"flash_attention: window is {window} with causal={causal}, wanted window ≥ 0 and causal=True")
-    if window is not None and window >= k.size(1) - 1:
-        window = None  # sees everything
+    window = _limited(window, k)
     found = flash(q, k, v, causal, window, scale)
     if found is not None:
         return found
     if triton_runs("flash_attention", q, q.size(3), LARGEST_HEAD):
         return attend(q, k, v, causal, window, scale)
     return flash_attention_reference(q, k, v, causal, window, scale)
+
+
+def _limited(window: int | None, k: Tensor) -> int | None:
+    """None for a window that sees every key."""
+    return None if window is None or window >= k.size(1) - 1 else window
+
+
+def _flash_attention_triton(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool = True, window: int | None = None, scale: float | None = None
+) -> Tensor:
+    return attend(q, k, v, causal, _limited(window, k), scale)
 
 
 def check_shapes(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -128,5 +138,8 @@ register(
         bytes=lambda case, dtype: 2 * case["B"] * case["T"] * (case["H"] + case["K"]) * case["D"] * itemsize(dtype),
         tolerance={torch.float32: 4e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3},
         differentiable=("q", "k", "v"),
+        triton=_flash_attention_triton,
+        size=lambda case: case["D"],
+        probe=lambda size: tuple(dict(B=1, T=150, H=2, K=1, D=size, W=window) for window in (-1, 50)),
     )
 )

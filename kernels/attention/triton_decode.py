@@ -117,7 +117,9 @@ def _flash_attention_decode(
     return y
 
 
-def decode(q: Tensor, k: Tensor, v: Tensor, start: Tensor, window: int | None, scale: float | None) -> Tensor:
+def decode(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, start: Tensor, window: int | None = None, scale: float | None = None
+) -> Tensor:
     """flash_attention_decode by the kernels."""
-    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k_cache, v_cache))
     return _flash_attention_decode(q, k, v, start.contiguous(), window, q.size(3) ** -0.5 if scale is None else scale)

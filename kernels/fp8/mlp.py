@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.fp8.linear import CASES, check_history, runs
+from kernels.fp8.linear import CASES, check_history, probe, runs
 from kernels.fp8.quantize import E4M3, E5M2, RELU2, RELU2_BACKWARD, Quantized, plain, product, quantize, taken
 from kernels.linear_relu2 import _pair_inputs
 from kernels.registry import Op, check_device, itemsize, register, without_autocast
@@ -52,6 +52,10 @@ class _Fp8Mlp(torch.autograd.Function):
 
 def fp8_mlp_relu2_reference(x: Tensor | Quantized, w1: Tensor, w2: Tensor, history: Tensor | None = None) -> Tensor:
     return _apply(x, w1, w2, history, fused=False)
+
+
+def _fp8_mlp_relu2_triton(x: Tensor | Quantized, w1: Tensor, w2: Tensor, history: Tensor | None = None) -> Tensor:
+    return _apply(x, w1, w2, history, fused=True)
 
 
 def _apply(x: Tensor | Quantized, w1: Tensor, w2: Tensor, history: Tensor | None, fused: bool) -> Tensor:
@@ -92,5 +96,8 @@ register(
         bytes=lambda case, dtype: itemsize(dtype) * 2 * (case["N"] * case["C"] + case["F"] * case["C"]),
         tolerance={torch.float32: 0.08, torch.bfloat16: 0.08},  # two layers of it
         differentiable=("x", "w1", "w2"),
+        triton=_fp8_mlp_relu2_triton,
+        size=lambda case: case["C"],
+        probe=probe,
     )
 )

@@ -123,10 +123,14 @@ def _gradients(ctx, dmixed, dnormed, *_):
 _fp8_mix_rms_norm.register_autograd(_gradients, setup_context=_save)
 
 
-def _fused(x: Tensor, x0: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Quantized]:
+def _fp8_mix_rms_norm_triton(x: Tensor, x0: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Quantized]:
     mixed, normed, values, transposed = _fp8_mix_rms_norm(_rows(x), _rows(x0), a, b)
     fp8 = Fp8(values, transposed, _bound(x) / LARGEST[E4M3])
     return mixed.view(x.shape), Quantized(normed.view(x.shape), fp8)
+
+
+def _fp8_add_rms_norm_triton(x: Tensor, delta: Tensor) -> tuple[Tensor, Quantized]:
+    return _fp8_mix_rms_norm_triton(x, delta, None, None)
 
 
 # ---- the public functions
@@ -142,7 +146,7 @@ def fp8_mix_rms_norm(x: Tensor, x0: Tensor, a: Tensor, b: Tensor) -> tuple[Tenso
     check_device("fp8_mix_rms_norm", x, x0=x0, a=a, b=b)
     check_scalars("fp8_mix_rms_norm", a=a, b=b)
     if triton_runs("fp8_mix_rms_norm", x, x.size(-1)):
-        return _fused(x, x0, a, b)
+        return _fp8_mix_rms_norm_triton(x, x0, a, b)
     return fp8_mix_rms_norm_reference(x, x0, a, b)
 
 
@@ -154,7 +158,7 @@ def fp8_add_rms_norm(x: Tensor, delta: Tensor) -> tuple[Tensor, Quantized]:
     same_shape_and_dtype("fp8_add_rms_norm", "delta", delta, x)
     check_device("fp8_add_rms_norm", x, delta=delta)
     if triton_runs("fp8_add_rms_norm", x, x.size(-1)):
-        return _fused(x, delta, None, None)
+        return _fp8_add_rms_norm_triton(x, delta)
     return fp8_add_rms_norm_reference(x, delta)
 
 
@@ -172,6 +176,9 @@ register(
         bytes=_bytes,
         tolerance=TOLERANCE,
         differentiable=("x", "x0", "a", "b"),
+        triton=_fp8_mix_rms_norm_triton,
+        size=lambda case: case["C"],
+        probe=OPS["mix_rms_norm"].probe,
     )
 )
 register(
@@ -185,5 +192,8 @@ register(
         bytes=_bytes,
         tolerance=TOLERANCE,
         differentiable=("x", "delta"),
+        triton=_fp8_add_rms_norm_triton,
+        size=lambda case: case["C"],
+        probe=OPS["mix_rms_norm"].probe,
     )
 )

@@ -87,10 +87,16 @@ def value(op: str, key: str, dtype: torch.dtype, size: int, device: torch.device
     return config(op, dtype, size, device)[key]
 
 
-@torch.compiler.assume_constant_result
-def reference_is_faster(op: str, dtype: torch.dtype, size: int, device: torch.device) -> bool:
-    """Whether a measurement on this architecture says so; where nothing was measured, only of UNPROVEN ops."""
-    for row in rows(op, dtype, size, device)[:1]:
-        if "ms" in row:
-            return row["reference_ms"] < row["ms"]
-    return op in UNPROVEN
+def measured(op: str, dtype: torch.dtype, size: int, device: torch.device) -> Row | None:
+    """The row by which an op was measured on this architecture, if it was."""
+    return next((row for row in rows(op, dtype, size, device)[:1] if "ms" in row), None)
+
+
+def slower(op: str, dtype: torch.dtype, size: int, device: torch.device) -> str:
+    """Why the compiled reference is faster than an op's kernels, or must be taken to be; "" where it is not known."""
+    row = measured(op, dtype, size, device)
+    if row is None:
+        return "torch.compile is taken where no measurement says that the kernel is faster" if op in UNPROVEN else ""
+    if row["reference_ms"] < row["ms"]:
+        return f"torch.compile was faster when measured ({row['reference_ms']:.3g} against {row['ms']:.3g} ms)"
+    return ""
