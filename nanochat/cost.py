@@ -203,17 +203,19 @@ class _Step:
         largest = max(m * n for _, m, n in self._banks())
         gradient = e if self.shadows else 4  # bytes of an entry of a weight's gradient, as the backward returns it
         rows = min(N, self._chunk())
+        # With a single chunk, the partitioner leaves dW to the backward where the logits' gradient is smaller than it.
+        late = N <= rows and N * e < 4 * C
         return {
             "head": {
                 "saved activations": saved,
-                "head: dW": 4 * head,
+                "head: dW": 0 if late else 4 * head,
                 "head: dx": N * C * e,
                 # its input and the weight, cast or rounded, and transposed too for fp8
                 "head: x and weight": (N + V) * C * (2 if self.fp8 else e),
                 # Logits become their gradient where they lie (ours), or beside them. In fp8 copies of it, both ways;
                 # the partitioner keeps the last chunk's for the backward, where it adds that chunk's dW.
                 "head: logits": rows * V * ((e if self.ours else 2 * e) + (2 if self.fp8 else 0)),
-                "head: a chunk's dW": 4 * head,
+                "head: a chunk's dW": 0 if late else 4 * head,
             },
             "backward": {
                 "saved activations": saved,
@@ -226,7 +228,8 @@ class _Step:
             "backward's end": {
                 # embeddings before and after their norm, the token before's, dx of the stream and of x0
                 "saved activations": 5 * N * C * e,
-                "head: dW": 4 * head,
+                "head: dW": 4 * head * (2 if late else 1),
+                "head: logits": rows * V * e if late else 0,
                 "gradients of a micro-batch": gradient * matrices + (0 if self.device == "cuda" else 4 * tables),
             },
             "optimizer": {"optimizer": self._update(banks, head, tables)},
