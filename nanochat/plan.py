@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nanochat import hardware, presets, toolchain
-from nanochat.cost import flops_per_token, parameter_counts, training_bytes
+from nanochat.cost import flops_per_token, parameter_counts
 from nanochat.data import choose, hub
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
@@ -51,6 +51,8 @@ class Plan:
     rate: float | None = None  # tokens per second
     measured: bool = False
     disk: int = 0  # bytes
+    memory: int = 0  # bytes of one GPU; 0 in plans of older versions
+    dtype: str = "bfloat16"  # of the activations
 
 
 def make(run: Run, asked: dict[str, Any]) -> Plan:
@@ -76,7 +78,7 @@ def make(run: Run, asked: dict[str, Any]) -> Plan:
         if gpus < torch.cuda.device_count():
             what = "a power of two of those that are alike" if alike < torch.cuda.device_count() else "a power of two"
             reasons.append(f"gpus: {gpus} of {torch.cuda.device_count()}, {what}")
-        preset = presets.gpu(machine.memory / 2**30, gpus, depth)
+        preset = presets.gpu(machine.memory / 2**30, gpus, depth, str(machine.dtype)[6:])
     else:
         preset = presets.small(depth, hub=data != "embedded")
     reasons.append(f"preset: {preset.name}" + (f" for {machine.memory / 2**30:.1f} GiB of memory" if cuda else ""))
@@ -106,6 +108,7 @@ def make(run: Run, asked: dict[str, Any]) -> Plan:
     limit = asked.get("max_minutes") or (SMALL_MINUTES if small else None)
     fit(plan, limit)
     plan.disk = disk(plan, config)
+    plan.memory, plan.dtype = machine.memory, str(machine.dtype)[6:]
     return plan
 
 
@@ -274,9 +277,7 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
         f"{config.vocab_size:,}: {total / 1e6:.1f} M parameters"
     )
     if plan.device == "cuda" and plan.data != "embedded":
-        rows = int(plan.flags["base"]["device_batch_size"])
-        needed = training_bytes(config, rows * config.sequence_len, plan.gpus) / 2**30
-        print(f"  memory    about {needed:.0f} GiB per GPU (predicted)")
+        print(memory(plan, config))
     for stage in stages:
         steps, seconds = plan.steps.get(stage), plan.seconds.get(stage)
         text = f"{steps:,} steps, {steps * plan.batch / 1e6:,.1f} M tokens" if steps else STAGE_TEXT[stage]
@@ -294,6 +295,18 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
         part = "all stages" if small else "base training"
         print(f"  time      about {duration(whole)} for {part}, at {plan.rate:,.0f} tokens/s ({source})")
     print(f"  disk      at most {plan.disk / 1e9:.2f} GB", flush=True)
+
+
+def memory(plan: Plan, config: GPTConfig) -> str:
+    """Predicted memory of base training by part, largest first; what is less than a hundredth of it is added up."""
+    parts = presets.memory(config, int(plan.flags["base"]["device_batch_size"]), plan.gpus, plan.dtype)
+    total = sum(parts.values())
+    shown = {name: size for name, size in sorted(parts.items(), key=lambda part: -part[1]) if size > 0.01 * total}
+    shown["the rest"] = total - sum(shown.values())
+    share = f", {total / plan.memory:.0%} of its {plan.memory / 2**30:.1f}" if plan.memory else ""
+    lines = [f"  memory    {total / 2**30:.1f} GiB per GPU{share} (predicted)"]
+    lines += [f"            {size / 2**30:5.1f}  {name}" for name, size in shown.items()]
+    return "\n".join(lines)
 
 
 STAGE_TEXT = {

@@ -7,10 +7,11 @@ import standins
 import tiny
 
 from nanochat import hardware, plan, toolchain
-from nanochat.cost import flops_per_token, training_bytes
+from nanochat.cost import flops_per_token
 from nanochat.data import hub
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
+from nanochat.presets import predicted
 from nanochat.run import Run
 
 SPEED = plan.speed
@@ -162,14 +163,14 @@ def test_a_known_gpu(run, gpus, capsys, cards, count, preset, depth, dtype):
     config, rows = GPTConfig(**made.config), made.flags["base"]["device_batch_size"]
     assert config.n_layer == made.flags["base"]["depth"] == depth
     name, _, memory = standins.CARDS[cards[0]]
-    assert training_bytes(config, rows * config.sequence_len, count) < 0.9 * memory * 2**30
+    assert predicted(config, rows, count, dtype) < 0.9 * memory
     assert made.batch % (rows * config.sequence_len * count) == 0
     assert made.rate == pytest.approx(
         0.4 * count * hardware.PEAKS[name].bf16 * 1e12 / flops_per_token(config)
     )  # predicted, and said so
     plan.show(made, run, list(plan.STAGES))
     shown = capsys.readouterr().out
-    for words in (f"{count} x {name}", f"preset    {preset}", f"dtype     {dtype}", "GiB per GPU (predicted)",
+    for words in (f"{count} x {name}", f"preset    {preset}", f"dtype     {dtype}", "% of its ",
                   "for base training", "predicted, at 40% of the peak"):  # fmt: skip
         assert words in shown
     assert ("  gpus      " in shown) == (count < len(cards))

@@ -40,6 +40,15 @@ def test_every_card_has_its_row_and_forty_gib_eight_times_run_the_speedrun():
         assert presets.gpu(memory, 8, None).base["depth"] == 24 or memory < 39
 
 
+def test_in_float16_fewer_rows_fit():
+    """It keeps h beside relu², and there are no kernels of ours on cards without bfloat16."""
+    for size in SIZES:
+        preset = presets.gpu(size.memory, 1, None, "float16")
+        config = model_config(preset.base["depth"], 32768)
+        assert presets.predicted(config, preset.base["device_batch_size"], 1, "float16") < 0.9 * size.memory
+    assert presets.gpu(31.7, 1, None, "float16").base["device_batch_size"] == 8  # a V100-32
+
+
 def test_too_small_a_gpu_is_refused():
     with pytest.raises(UserError, match="6.0 GiB"):
         presets.gpu(6.0, 1, None)
@@ -60,5 +69,5 @@ def test_a_depth_that_cannot_fit_is_refused_before_anything_begins():
 
 
 def test_the_prediction_decides_the_rows(monkeypatch):
-    monkeypatch.setattr(presets, "training_bytes", lambda config, tokens, world: tokens // 2048 * 10 * 2**30)
+    monkeypatch.setattr(presets, "predicted", lambda config, rows, *_: rows * 10)
     assert presets.gpu(79.1, 1, 24).base["device_batch_size"] == 4  # not 8, which would take 80 GiB
