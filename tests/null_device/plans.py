@@ -1,0 +1,26 @@
+"""Run on the computing null device: what `scripts.plan --dry-run` prints on each card named, as one line of JSON."""
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent.parent)]
+
+import tiny  # noqa: E402
+
+from profiling.compiled import null_device  # noqa: E402
+
+shutil.disk_usage = lambda path: SimpleNamespace(total=10**13, used=0, free=10**13)  # type: ignore[assignment]
+found = {}
+for word in sys.argv[1:]:
+    name, _, gpus = word.partition(":")
+    null_device.become(name, int(gpus or 1))
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = tiny.call("plan", "--dry-run", "--data=hub")
+    found[word] = said.getvalue() + (f"exit code {code}" if code else "")
+print(json.dumps(found))

@@ -1,0 +1,246 @@
+"""The whole program on a CUDA device that needs no GPU: real values, real processes, every line of the host's.
+
+Each test runs in child processes, in which the device is there before torch is imported. What they do is in
+tests/null_device/; several are other test files, run again where "cuda" is the best device there is.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import tiny
+from test_training import CHAT, ROOT, SIZES, home  # noqa: F401 (home is a fixture)
+
+from nanochat.run import Run
+from profiling.compiled import null_device
+
+HERE = Path(__file__).parent / "null_device"
+LIMIT = 1200  # seconds that a child may take on a busy machine
+
+
+@pytest.fixture(scope="session")
+def library(request):
+    """Builds the library, once for all sessions, into pytest's cache. Skips where it cannot be."""
+    if reason := null_device.obstacle():
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(request.config.cache.mkdir("nanochat")))
+        return str(null_device.library())
+
+
+@pytest.fixture
+def started(library, monkeypatch):
+    """started(command, card=…, gpus=…, compute=…, **environment): a process whose Python has the device."""
+    monkeypatch.setattr(null_device, "library", lambda: library)
+
+    def start(*command, card="h100", gpus=1, compute=True, **more):
+        words = [sys.executable, "-m", *command] if command[0] != "bash" else command
+        words = [sys.executable, *command] if str(command[0]).endswith(".py") else words
+        where = null_device.environment(card, gpus, compute)
+        for name in ("TRITON_INTERPRET", "NANOCHAT_DTYPE"):
+            where.pop(name, None)
+        where.update(dict(OMP_NUM_THREADS="1", NANOCHAT_KERNELS="torch"), **more)
+        return subprocess.Popen(
+            [str(word) for word in words],
+            cwd=ROOT,
+            env=where,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    return start
+
+
+@pytest.fixture
+def run(started):
+    """The same, waited for: what it printed. Fails with what it said on stderr when its exit code is not `code`."""
+
+    def wait(*command, code=0, **more):
+        process = started(*command, **more)
+        out, error = process.communicate(timeout=LIMIT)
+        assert process.returncode == code, f"{command} ended with {process.returncode}:\n{out[-2000:]}\n{error[-6000:]}"
+        return out if code == 0 else error
+
+    return wait
+
+
+def test_it_behaves_like_a_gpu(run):
+    assert "as wanted" in run(HERE / "the_device.py", gpus=2)
+
+
+# ---- plans and speedrun.sh
+
+
+CARDS = "h100 h100:8 4090 3090 5090 l4 t4 mi300x unknown".split()
+
+
+def test_every_card_gets_a_plan(run, tmp_path):
+    plans = json.loads(run(HERE / "plans.py", *CARDS, NANOCHAT_BASE_DIR=str(tmp_path)).splitlines()[-1])
+    assert list(plans) == CARDS
+    for name, text in plans.items():
+        memory = re.search(r"about ([\d.]+) GiB per GPU|memory +([\d.]+) of", text)
+        assert re.search(r"base +[\d,]+ steps", text) and memory, f"{name}: {text}"
+        assert "Traceback" not in text
+    assert "1 x NVIDIA GeForce RTX 5090" in plans["5090"] and "8 x NVIDIA H100 80GB HBM3" in plans["h100:8"]
+
+
+def test_speedrun_itself_plans_eight_cards(run, tmp_path):
+    """The real script, with nothing but the disk's size made up."""
+    out = run("bash", "speedrun.sh", "--dry-run", "--data=hub", **planning(tmp_path), gpus=8)
+    assert "8 x NVIDIA H100 80GB HBM3" in out and "GiB per GPU" in out
+
+
+def planning(folder: Path) -> dict[str, str]:
+    """An environment with a large disk, and the hub's files where they are beside the repository."""
+    paths = [str(HERE / "large_disk"), str(Path(null_device.__file__).parent / "site"), str(ROOT)]
+    mirror = ROOT.parent / "shared" / "data" / "hub"
+    more = dict(NANOCHAT_HUB_ROOT=str(mirror)) if mirror.is_dir() else {}
+    return dict(NANOCHAT_BASE_DIR=str(folder), PYTHONPATH=os.pathsep.join(paths), **more)
+
+
+# ---- training
+
+
+def test_stages_train_in_every_precision_and_resume(run, home):  # noqa: F811
+    """bfloat16, float16 with the scaler, fp8 with both scalings, compiled and not: the CPU's losses."""
+    assert "as wanted" in run(HERE / "stages.py", home, NANOCHAT_BASE_DIR=str(home / "home"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["training", "scripts", "engine", "web", "pool", "record", "ranks", "measure"])
+def test_what_holds_on_a_cpu_holds_on_the_device(run, name):
+    run("pytest", f"tests/test_{name}.py", "-q", "-p", "no:cacheprovider", "-k", "not ctrl_c_while_starting_up", gpus=2)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_two_cards(run, home):  # noqa: F811
+    """torchrun, gloo in NCCL's place, each rank on its own card: the losses of one rank, within rounding."""
+    flags = [f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=4"]
+    where = dict(NANOCHAT_BASE_DIR=str(home / "home"), NANOCHAT_DTYPE="float32")
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+    run(*torchrun, "scripts.base_train", "--", "--run=a", *flags, gpus=2, **where)
+    run("scripts.base_train", "--run=b", *flags, **where)
+    one, two = (losses_of(name) for name in "ab")
+    assert len(one) == 4 and one == pytest.approx(two, abs=1e-3)
+
+
+def losses_of(name: str) -> list[float]:
+    rows = [json.loads(line) for line in (Run.open(name).stage("base") / "log.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.mark.slow
+def test_our_kernels_train_the_model(run, home):  # noqa: F811
+    """`auto` on an H100: every kernel is probed, interpreted, and used; the loss is the references'."""
+    flags = [f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=2", "--total-batch-size=128"]
+    where = dict(NANOCHAT_BASE_DIR=str(home / "home"), NANOCHAT_DTYPE="bfloat16")
+    run("scripts.base_train", "--run=a", *flags, NANOCHAT_KERNELS="auto", **where)
+    run("scripts.base_train", "--run=b", *flags, **where)
+    assert losses_of("a") == pytest.approx(losses_of("b"), abs=2e-2)
+
+
+def test_recording_a_training_run(run, home):  # noqa: F811
+    flags = [f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=8", "--eval-every=-1", "--profile=2"]
+    out = run("scripts.base_train", "--run=a", *flags, NANOCHAT_BASE_DIR=str(home / "home"))
+    assert "2 steps recorded" in out
+    assert (Run.open("a").stage("base") / "profile" / "profile.html").stat().st_size > 10_000
+
+
+# ---- answering
+
+
+@pytest.mark.parametrize(
+    "gpus",
+    [
+        1,
+        pytest.param(
+            2,
+            marks=pytest.mark.xfail(
+                strict=True, reason="torch.cuda.graph's one stream is on card 0: the second replica captures nothing"
+            ),
+        ),
+    ],
+)
+def test_engines_with_graphs_answer_as_the_cpu_does(run, gpus):
+    assert "as wanted" in run(HERE / "engines.py", gpus=gpus)
+
+
+@pytest.mark.slow
+def test_an_engine_with_our_kernels_answers_as_the_cpu_does(run):
+    assert "as wanted" in run(HERE / "engines.py", NANOCHAT_KERNELS="auto")
+
+
+def ask(port: int, path: str, body: dict | None = None) -> dict:
+    data = json.dumps(body).encode() if body else None
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", data=data, headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def test_a_server_with_two_replicas_answers_on_both(started, home):  # noqa: F811
+    for stage, data, flags in (("base", "text", SIZES), ("chat_sft", "chat", CHAT)):
+        name = "base_train" if stage == "base" else stage
+        assert tiny.call(name, "--run=a", f"--data={home / data}.jsonl", *flags, "--num-iterations=2") == 0
+    process = started(
+        "scripts.chat_web", "--run=a", "--num-gpus=2", "--port=8437", "--slots=2", "--device-type=cuda",
+        gpus=2, NANOCHAT_BASE_DIR=str(home / "home"), NANOCHAT_DTYPE="float32",
+    )  # fmt: skip
+    try:
+        ends = time.monotonic() + LIMIT
+        while time.monotonic() < ends and process.poll() is None:
+            try:
+                if ask(8437, "/health").get("status") in ("ok", "ready"):
+                    break
+            except (OSError, urllib.error.HTTPError):  # not yet listening, or loading
+                time.sleep(0.2)
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        body = dict(messages=[dict(role="user", content="the dog")], max_tokens=8, temperature=0, n=4)
+        answers = ask(8437, "/v1/chat/completions", body)["choices"]
+        assert len(answers) == 4 and len({answer["message"]["content"] for answer in answers}) == 1
+        replicas = ask(8437, "/stats")
+        assert json.dumps(replicas).count("cuda:") != 1  # no replica is alone
+    finally:
+        process.terminate()
+        out, error = process.communicate(timeout=LIMIT)
+    assert "Traceback" not in error, error[-3000:]
+
+
+# ---- kernels and the tools that measure
+
+
+def test_auto_on_an_h100_ends_with_our_attention(run):
+    out = run("kernels", NANOCHAT_KERNELS="torch,flash_attention=auto,qk_norm_rotary=auto")
+    for op in ("flash_attention", "qk_norm_rotary"):
+        assert re.search(rf"{op} +triton +the probe launch", out), out
+
+
+def test_tuning_benchmarks_and_sensors(run, tmp_path):
+    assert "tools: as wanted" in run(HERE / "tools.py", NANOCHAT_BASE_DIR=str(tmp_path))
+
+
+# ---- the launcher
+
+
+def test_without_a_compiler_it_says_so(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "needs g++" in null_device.obstacle()
+
+
+def test_a_card_it_does_not_know(library):
+    with pytest.raises(ValueError, match="no card 'voodoo'; it has h100"):
+        null_device.environment("voodoo")
+
+
+def test_installing_after_torch_is_an_error():
+    with pytest.raises(RuntimeError, match="must come before"):
+        null_device.install()
