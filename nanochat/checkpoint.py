@@ -203,7 +203,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    whole = tensor.detach().cpu().contiguous()
+    return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy().data  # a stride of 0 can be contiguous
 
 
 def latest(folder: Path, verify: bool = True) -> Checkpoint | None:
