@@ -26,7 +26,7 @@ META = dict(stage="base", tokenizer="t", finished=False)
 def save(folder, step, seed=0, **meta):
     model = tiny.model(seed=seed)
     loader = dict(lengths=torch.zeros(0))
-    return checkpoint.save(folder, dict(META, step=step, **meta), model, dict(optimizer={}, loader=loader)), model
+    return checkpoint.save(folder, {**META, "step": step, **meta}, model, dict(optimizer={}, loader=loader)), model
 
 
 def test_what_is_saved_comes_back(tmp_path):
@@ -191,6 +191,36 @@ def test_killed_while_saving(tmp_path):
 @pytest.mark.slow
 def test_killed_while_saving_fifty_times(tmp_path):
     kill_while_saving(tmp_path, 50)
+
+
+def test_nothing_complete_is_removed_before_what_replaces_it_is_there_for_good(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save(tmp_path, step)
+    order = []
+
+    def noted(owner, name):
+        plain = getattr(owner, name)
+        what = lambda args: [Path(arg).name.split(f"-{os.getpid()}")[0] for arg in args if isinstance(arg, Path)]
+        monkeypatch.setattr(
+            owner, name, lambda *args, **more: (order.append((name, *what(args))), plain(*args, **more))
+        )
+
+    for owner, name in ((os, "rename"), (shutil, "rmtree"), (checkpoint, "sync_folder")):
+        noted(owner, name)
+    save(tmp_path, 2, finished=True)
+    assert order == [
+        ("rename", "step_000002", ".old-step_000002"),
+        ("rename", ".tmp-step_000002", "step_000002"),
+        ("sync_folder", tmp_path.name),
+        ("rmtree", ".old-step_000002"),
+    ]
+    order.clear()
+    save(tmp_path, 3)
+    assert order == [
+        ("rename", ".tmp-step_000003", "step_000003"),
+        ("sync_folder", tmp_path.name),
+        ("rmtree", "step_000001"),
+    ]
 
 
 def in_a_child_killed_at(call, act):

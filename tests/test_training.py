@@ -251,6 +251,17 @@ def test_what_fails_in_the_thread_is_one_sentence_of_the_training(home, monkeypa
     assert checkpoint.latest(Run.open("a").stage("base")).step == 4
 
 
+def test_a_last_checkpoint_that_fails_is_no_interruption(home, monkeypatch, capsys):
+    def fail(meta):
+        if meta["step"] == 5:
+            time.sleep(0.3)  # the main thread has nothing to do but to wait
+            raise OSError(errno.ENOSPC, "no", "a disk")
+
+    with writing(monkeypatch, fail), interrupted_at(monkeypatch, 5):
+        assert train(home, "a") == 2
+    assert capsys.readouterr().err.endswith("the disk of a disk; free some, then give the same command again\n")
+
+
 def test_told_to_stop_while_the_thread_writes_it_waits_for_it_and_saves(home, monkeypatch):
     def told(meta):
         if meta["step"] == 3:
