@@ -18,7 +18,8 @@ TOKENS = dict(base=80 * 524288, mid=40 * 524288, sft=40 * 524288)  # of the last
 
 # Assumed, and to the safe side:
 FORWARD = 3.0  # tokens are validated this many times as fast as trained: a step has a backward of twice the forward
-COMPILING = 60.0  # seconds, on a GPU; eager validation takes twice as long as compiled
+EAGER = 1.5  # times as long, on a CPU, where validation is eager (with the small preset on an AMD EPYC 1.4 times)
+COMPILING = 60.0  # seconds, on a GPU; there eager validation takes twice as long
 MFU, PEAK = 0.4, 100e12  # of a GPU; its FLOP/s where they are not known
 COPY = 5e9  # bytes/s into the memory that a checkpoint is written from: training waits for it
 DISK = 0.5e9  # bytes/s of hashing and writing: a thread's work, but on a CPU training shares the cores with it
@@ -40,7 +41,8 @@ def between(last: int, asked: int, device: str) -> int:
 def compiling_pays(tokens: int, flops: int, peak: float | None) -> bool:
     """Whether all validations of a stage together are worth compiling for, on a GPU.
 
-    tokens: of one rank; flops: of training, per token; peak: FLOP/s. On a CPU with a small model it does not pay.
+    tokens: of one rank; flops: of training, per token; peak: FLOP/s. With the small preset on a CPU it does not pay:
+    half of some seconds would be saved, and compiling takes longer.
     """
     return tokens / FORWARD * flops / (MFU * (peak or PEAK)) > COMPILING
 
@@ -87,7 +89,7 @@ def cadence(
         return overhead(dict(found, eval_tokens=last), length, batch, rate, size, device)
 
     length = steps or UNKNOWN * max(every, save)
-    while 0 < save < length and share(made(-1, 1), last=0) > SHARE / 2:
+    while 0 < save < length and share(made(-1, 1), last=0) > SHARE / 3:
         save *= 2
     while 0 < every < length:
         for part in (1, 2, 4, 8, SMALLEST):
@@ -109,7 +111,7 @@ def overhead(flags: Flags, steps: int | None, batch: int, rate: float | None, si
     if rate is None:
         return tokens / (steps * batch)
     gpu, seconds = device == "cuda", tokens / rate
-    seconds += min(seconds, COMPILING) if gpu else 0  # eager or compiled, whichever is less
+    seconds = seconds + min(seconds, COMPILING) if gpu else EAGER * seconds  # on a GPU eager or compiled: the faster
     saves = sum(1 for n in range(1, steps) if (every > 0 and n % every == 0) or (save > 0 and n % save == 0))
     saves += 2  # at the end: before and after validating
     apart = min((n for n in (every, save) if n > 0), default=steps) * batch / rate

@@ -49,7 +49,7 @@ def overheads(made, config):
     }
 
 
-@pytest.mark.parametrize("rate", [300.0, 3_000.0, 14_000.0, 100_000.0])
+@pytest.mark.parametrize("rate", [300.0, 3_000.0, 14_000.0, 30_000.0])
 def test_validating_and_saving_takes_less_than_3_percent_of_the_small_preset(run, monkeypatch, rate):
     monkeypatch.setattr(plan, "speed", lambda *args: (rate, True))
     made = plan.make(run, dict(device="cpu", max_minutes=1e6))
