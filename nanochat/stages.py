@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,10 @@ import torch
 
 from kernels.fp8.quantize import has_units
 from nanochat import checkpoint, trainer
+from nanochat.cadence import between, compiling_pays, validated
 from nanochat.chat import answers, visible_text
 from nanochat.cost import flops_per_token, parameter_counts
-from nanochat.data.loader import Encode, Rows, batches, one_pass
+from nanochat.data.loader import Batch, Encode, Rows, batches, one_pass
 from nanochat.data.source import Source
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.errors import UserError
@@ -46,11 +47,12 @@ class Setup:
     settings: Settings
     rates: dict[str, float]  # learning rates of base training, which later stages start from
     plan: dict[str, Any]
-    eval_tokens: int
+    eval_tokens: int  # of the last validation
     prompts: list[Any]  # strings to continue, or lists of messages to answer
     compile: str = "auto"
     pad: bool = False
     wandb: bool = False
+    eval_tokens_between: int = -1  # of the validations before; -1: nanochat/cadence.py's default
     watch: Callable[[Stage], Callable[[], None]] | None = None  # given the stage, what to call after each step
 
 
@@ -66,8 +68,14 @@ def run_stage(setup: Setup) -> None:
         pin=hardware.device.type == "cuda",
     )
     bos = setup.tokenizer.bos
-    per_batch = rows.B * rows.world
-    eval_rows = max(1, setup.eval_tokens // rows.T // per_batch) * per_batch
+    fewer = between(setup.eval_tokens, setup.eval_tokens_between, hardware.device.type)
+
+    def validation(tokens: int) -> Callable[[], Iterator[Batch]]:
+        """Makes batches of about so many tokens of the validation split, over all ranks."""
+        at_once = rows.B * rows.world
+        count = max(1, tokens // rows.T // at_once) * at_once
+        return lambda: one_pass(setup.source, "val", setup.encode, rows, count, bos)
+
     meta = dict(
         tokenizer=setup.tokenizer.fingerprint,
         data=f"{setup.source.name} {setup.source.fingerprint}",
@@ -85,9 +93,10 @@ def run_stage(setup: Setup) -> None:
         settings,
         hardware,
         lambda state: batches(setup.source, "train", setup.encode, rows, state, bos),
-        lambda: one_pass(setup.source, "val", setup.encode, rows, eval_rows, bos),
+        validation(setup.eval_tokens),
         setup.tokenizer.token_bytes(),
         meta,
+        between_batches=validation(fewer),
         sample=lambda: samples(setup),
         scaler=torch.amp.GradScaler(hardware.device.type) if setup.model.dtype == torch.float16 else None,
     )
@@ -97,6 +106,10 @@ def run_stage(setup: Setup) -> None:
         return
     settings.accumulation(hardware.world)  # refuses before anything is compiled or written
     stage.compile, reason = _compile(setup)
+    tokens = validated(settings.num_iterations, settings.eval_every, fewer, setup.eval_tokens) // hardware.world
+    peak = hardware.peak.bf16 * 1e12 if hardware.peak else None
+    pays = hardware.device.type == "cuda" and compiling_pays(tokens, flops_per_token(setup.model.config), peak)
+    stage.compile_evaluation = stage.compile and pays
     where = f"from step {stage.state.step}" if resumed else "from the beginning"
     say(
         setup,
@@ -211,5 +224,6 @@ def summary(setup: Setup, stage: Stage, seconds: float) -> dict[str, Any]:
         train_loss=state.smooth_loss / (1 - 0.9 ** max(1, state.step - state.skipped)),
         skipped_steps=state.skipped,
         val_bpb=state.val_bpb,
+        val_tokens=state.val_tokens,
         peak_memory=setup.hardware.peak_memory(),
     )
