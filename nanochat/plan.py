@@ -360,7 +360,7 @@ def duration(seconds: float) -> str:
     )
 
 
-def shell(plan: Plan, run: Run, stages: list[str], fresh: bool) -> str:
+def shell(plan: Plan, run: Run, stages: list[str], fresh: bool, tune: bool = True) -> str:
     """Assignments for speedrun.sh: names, and for each stage an array of its flags."""
     lines = [
         f"RUN={shlex.quote(plan.run)}",
@@ -373,6 +373,7 @@ def shell(plan: Plan, run: Run, stages: list[str], fresh: bool) -> str:
     ]
     for stage, flags in plan.flags.items():
         words = [word for key, value in flags.items() for word in (f"--{key.replace('_', '-')}={value}",)]
+        words += ["--no-tune"] if not tune and stage != "tokenizer" else []
         words += ["--fresh"] if fresh and stage in stages else []
         lines.append(f"{stage.upper()}=({shlex.join(words)})")
     return "\n".join(lines) + "\n"

@@ -3,13 +3,15 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from kernels import dispatch, use
 from kernels.fp8.quantize import has_units
-from nanochat import checkpoint, trainer
+from nanochat import checkpoint, measure, trainer
 from nanochat.cadence import between, compiling_pays, validated
 from nanochat.chat import answers, visible_text
 from nanochat.cost import flops_per_token, parameter_counts
@@ -52,6 +54,7 @@ class Setup:
     compile: str = "auto"
     pad: bool = False
     wandb: bool = False
+    tune: bool = True  # whether to measure which kernels pay, where that is not known
     eval_tokens_between: int = -1  # of the validations before; -1: nanochat/cadence.py's default
     watch: Callable[[Stage], Callable[[], None]] | None = None  # given the stage, what to call after each step
 
@@ -117,17 +120,35 @@ def run_stage(setup: Setup) -> None:
         f"{setup.source.name}, {where}; {hardware.device.type} ({hardware.name}), {str(setup.model.dtype)[6:]}, "
         f"{'compiled' if stage.compile else 'eager: ' + reason}",
     )
+    choice = _kernels(setup, stage, resumed)
     if hardware.is_main:
         stage.log = _log(setup, stage)
         if setup.watch:
             stage.after_step = setup.watch(stage)
     started = time.time()
-    trainer.train(stage)
+    with use(choice["setting"]) if choice else nullcontext():
+        trainer.train(stage)
     if hardware.is_main:
         said = samples(setup)
         setup.run.write_summary(setup.name, dict(summary(setup, stage, time.time() - started), samples=said))
         print("\n".join(f"  {text}" for text in said), flush=True)
     hardware.barrier()
+
+
+def _kernels(setup: Setup, stage: Stage, resumed: bool) -> measure.Choice | None:
+    """Which kernels the stage runs: those it began with, or what is known or measured now for this card.
+
+    None: as `auto` decides. Block sizes are in force when it returns, and the choice goes into every checkpoint.
+    """
+    if not resumed:
+        config = replace(setup.model.config, sequence_len=setup.settings.max_seq_len)
+        rows, fp8 = setup.settings.device_batch_size, setup.plan.get("fp8", "")
+        wanted = setup.tune and stage.compile
+        chosen = measure.choose(config, rows, setup.hardware, fp8, lambda line: say(setup, f"  {line}"), wanted)
+        stage.meta["kernels"] = chosen
+    choice = stage.meta["kernels"] if dispatch.is_default() else None
+    measure.adopt(choice)
+    return choice
 
 
 def set_fp8(model: GPT, hardware: Hardware, fp8: bool, scaling: str) -> dict[str, str]:
@@ -225,5 +246,6 @@ def summary(setup: Setup, stage: Stage, seconds: float) -> dict[str, Any]:
         skipped_steps=state.skipped,
         val_bpb=state.val_bpb,
         val_tokens=state.val_tokens,
+        kernels=stage.meta["kernels"],
         peak_memory=setup.hardware.peak_memory(),
     )

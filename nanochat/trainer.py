@@ -165,6 +165,7 @@ def resume(stage: Stage) -> bool:
     stage.model.load_state_dict(found.tensors("model"))
     stage.model.set_dtype(stage.model.dtype)
     stage.optimizer.load_full_state(found.tensors("optimizer"))
+    stage.meta["kernels"] = found.meta.get("kernels")
     stage.state = State(**found.meta["state"])
     loader = found.tensors("loader")
     stage.state.loader = LoaderState.restore(found.meta["loader"], loader)
