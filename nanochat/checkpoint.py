@@ -99,7 +99,7 @@ def write(folder: Path, meta: dict[str, Any], parts: dict[str, dict[str, Tensor]
     A failure (a full disk, say) leaves no trace and the older checkpoints as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _settle(folder)
+    settle(folder)
     final = folder / f"step_{meta['step']:06d}"
     temporary = folder / f".tmp-{final.name}-{os.getpid()}"
     temporary.mkdir()
@@ -134,8 +134,11 @@ def _put(temporary: Path, final: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _settle(folder: Path) -> None:
-    """Ends what a killed save left behind: what is complete and newest takes its place, the rest is removed."""
+def settle(folder: Path) -> None:
+    """Ends what a killed save left behind: what is complete and newest takes its place, the rest is removed.
+
+    Only for the process that writes there.
+    """
     for step, state, path in _folders(folder):
         if not state:
             continue

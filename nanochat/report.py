@@ -113,6 +113,7 @@ def stages(run: Run) -> Section:
         row("tokens/s", lambda s: f"{s['tok_per_s']:,.0f}"),
         row("training loss, nats", lambda s: f"{s['train_loss']:.4f}"),
         row("validation, bits per byte", lambda s: DASH if s["val_bpb"] is None else f"{s['val_bpb']:.4f}"),
+        row("validated on, tokens", lambda s: f"{s['val_tokens']:,}" if s.get("val_tokens") else DASH),
         row("steps skipped", lambda s: str(s["skipped_steps"])),
         row("peak memory", lambda s: f"{s['peak_memory'] / 2**30:.2f} GiB"),
     ]

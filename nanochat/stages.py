@@ -179,7 +179,7 @@ def _compile(setup: Setup) -> tuple[bool, str]:
 
 
 def _log(setup: Setup, stage: Stage) -> Callable[[dict[str, Any]], None]:
-    write = trainer.json_log(stage.folder / "log.jsonl", stage.state.step)
+    write = trainer.json_log(stage.folder / "log.jsonl", stage.state.step, stage.state.evaluated_step)
     if not setup.wandb:
         return write
     import wandb

@@ -153,6 +153,9 @@ class Interrupt:
 
 def resume(stage: Stage) -> bool:
     """Puts the stage where its newest complete checkpoint left it. False when there is none."""
+    if stage.hardware.is_main:
+        checkpoint.settle(stage.folder)
+    stage.hardware.barrier()
     found = checkpoint.latest(stage.folder)
     if found is None:
         return False
@@ -413,10 +416,13 @@ def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress, counting: 
     return False
 
 
-def json_log(path: Path, step: int) -> Callable[[dict[str, Any]], None]:
-    """Appends each row to a JSON-lines file, after dropping what an earlier attempt logged beyond `step`."""
+def json_log(path: Path, step: int, evaluated: int) -> Callable[[dict[str, Any]], None]:
+    """Appends each row to a JSON-lines file, after dropping what an earlier attempt logged beyond `step`, and its
+    validations beyond step `evaluated`: they are made again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [line for line in read_log(path) if line["step"] <= step] if step else []
+    rows = read_log(path) if step else []
+    kept = [row for row in rows if row["step"] <= (evaluated if "val_bpb" in row else step)]
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def write(row: dict[str, Any]) -> None:

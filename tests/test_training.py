@@ -305,6 +305,22 @@ def test_an_evaluation_that_fails_loses_no_checkpoint(home, monkeypatch):
     assert checkpoint.latest(Run.open("a").stage("base")).step == 4
 
 
+def test_a_validation_that_is_made_again_is_logged_once(home, monkeypatch):
+    """Killed after an evaluation and before the next save, it resumes from the checkpoint before the evaluation."""
+    plain = trainer.step
+
+    def failing(stage, *rest):
+        if stage.state.evaluated_step == 4:
+            raise RuntimeError("killed")
+        return plain(stage, *rest)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr(trainer, "step", failing)
+        train(home, "b")
+    assert train(home, "b") == 0 == train(home, "a")
+    assert_same("base")
+
+
 def test_intermediate_validations_may_be_smaller(home, capsys):
     assert train(home, "a", "base", "--eval-tokens-between=256") == 0
     assert "step 4: intermediate validation" in capsys.readouterr().out
@@ -339,6 +355,15 @@ def test_a_finished_stage_does_nothing_twice(home, capsys):
     assert train(home, "a") == 0
     assert "already trained" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in made.folder.iterdir()}
+
+
+def test_a_finished_checkpoint_without_its_place_finds_it(home, capsys):
+    """Killed between the last two calls: of a stage that is finished, nothing is saved again."""
+    assert train(home, "a") == 0
+    made = checkpoint.latest(Run.open("a").stage("base")).folder
+    made.rename(made.with_name(f".tmp-{made.name}-1"))
+    assert train(home, "a") == 0
+    assert "already trained" in capsys.readouterr().out and made.is_dir()
 
 
 def test_another_plan_other_data_another_tokenizer_are_refused(home, capsys):
