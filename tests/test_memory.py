@@ -131,9 +131,10 @@ def test_ranks_share_moments_and_pad_banks():
 @pytest.mark.parametrize("gpus", [1, 8])
 @pytest.mark.parametrize("card", CARDS.values(), ids=lambda card: card.name)
 def test_a_preset_takes_less_than_nine_tenths_of_its_card(card, gpus):
-    preset = presets.gpu(card.memory / 2**30, gpus, None)
+    old = card.capability < (8, 0)
+    preset = presets.gpu(card.memory / 2**30, gpus, None, "float16" if old else "bfloat16")
     config = plan.config_of(preset)
-    how = dict(dtype="float16", kernels="torch") if card.capability < (8, 0) else {}
+    how = dict(dtype="float16", kernels="torch") if old else {}
     rows = int(preset.base["device_batch_size"])
     assert cost.training_bytes(config, rows * config.sequence_len, gpus, **how) < 0.9 * card.memory
 
