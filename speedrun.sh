@@ -44,10 +44,10 @@ run() {
     [ $code -eq 0 ] || exit $code
 }
 
-# Training on several GPUs goes through torchrun, which kills whoever needs longer to finish a step and save.
+# Training on several GPUs: a rank each, started and ended together.
 launch() {
     if [ "$GPUS" -gt 1 ]; then
-        run python -m torch.distributed.run --standalone --nproc_per_node="$GPUS" --shutdown-timeout=600 -m "$1" -- "${@:2}"
+        run python -m scripts.launch --gpus "$GPUS" "$1" -- "${@:2}"
     else
         run python -m "$@"
     fi

@@ -1,10 +1,15 @@
 """What a model costs: parameters, FLOPs and memory, counted from its shapes."""
 
+import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 
+from kernels import tuned
+from kernels.linear_cross_entropy import CHUNK_LOGITS
 from nanochat.gpt import GPT, GPTConfig, Linear
 
 
@@ -94,17 +99,196 @@ def decode_cost(config: GPTConfig, keys: Sequence[int], itemsize: int) -> tuple[
     return flops, itemsize * (linears + 2 * config.n_kv_head * config.head_dim * seen)
 
 
-def training_bytes(config: GPTConfig, tokens: int, world: int = 1) -> int:
-    """Predicted memory of one rank for a micro-batch of `tokens`, compute dtype bfloat16.
+# ---- memory of a training step
+#
+# Predicted by parts, from the shapes. What is kept from step to step is known; what a step adds is largest at one of a
+# few moments, which are added up apart: at the head, where all activations are saved and a chunk of logits is made; in
+# the first layers of the backward; at its end, where all gradients of a micro-batch are returned at once; in the
+# optimizer; in a save. profiling/compiled/memory.py counts the same in the code that torch.compile generates.
 
-    Float32 matrices with gradients (8 bytes a parameter) and bfloat16 embeddings (4), moments sharded over the ranks,
-    and about 40 bytes per token, channel and layer of activations kept for the backward, 5 for the head's chunks apart.
+# Assumed, not counted: CUDA's context with loaded kernels and cuBLAS's workspace; NCCL's buffers, with several GPUs;
+# and of what tensors take, the share that the allocator loses to rounding up and to holes.
+CONTEXT, COMMUNICATION, SLACK = 600 << 20, 512 << 20, 0.03
+ASSUMED = ("CUDA context", "NCCL", "allocator's slack")
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def training_memory(
+    config: GPTConfig,
+    tokens: int,
+    world: int = 1,
+    dtype: str = "bfloat16",
+    fp8: str = "",
+    kernels: str = "auto",
+    device: str = "cuda",
+) -> dict[str, int]:
+    """Predicted bytes of one rank's compiled training, by part, at the moment when most are needed; a sum is the peak.
+
+    tokens: of a micro-batch on one rank, two or more of which make a step. dtype: of the activations. fp8: "",
+    "current" or "delayed". kernels: "auto" where ours run, "torch" where PyTorch's do. device: "cuda" or "cpu".
     """
-    counts = parameter_counts(config)
-    matrices = counts["transformer_matrices"] + counts["lm_head"]
-    embeddings = counts["wte"] + counts["value_embeds"]
-    weights = 8 * matrices + 4 * embeddings + 2 * matrices  # the last: bfloat16 casts alive in the step
-    moments = (4 * counts["transformer_matrices"] + 8 * counts["lm_head"] + 4 * embeddings) // world
-    activations = tokens * config.n_embd * (40 * config.n_layer + 16)
-    head = 4 * config.padded_vocab_size * config.n_embd + 4 * (1 << 23) * 4
-    return weights + moments + activations + head
+    step = _Step(config, tokens, world, dtype, fp8, kernels, device)
+    most = max(step.moments().values(), key=lambda parts: sum(parts.values()))
+    parts = {**step.kept(), **most}
+    if device == "cuda":
+        slack = int(SLACK * sum(parts.values()))
+        parts |= zip(ASSUMED, (CONTEXT, COMMUNICATION if world > 1 else 0, slack))
+    return {name: size for name, size in parts.items() if size}
+
+
+def training_bytes(config: GPTConfig, tokens: int, world: int = 1, **how: str) -> int:
+    """The sum of `training_memory`, which see."""
+    return sum(training_memory(config, tokens, world, **how).values())
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The terms of `training_memory`. Letters as in gpt.py, N tokens; e: bytes of an activation."""
+
+    config: GPTConfig
+    tokens: int
+    world: int
+    dtype: str
+    fp8: str
+    kernels: str
+    device: str
+
+    @property
+    def e(self) -> int:
+        return ITEMSIZE[self.dtype]
+
+    @property
+    def ours(self) -> bool:
+        """Whether our kernels run; PyTorch's everywhere else."""
+        return self.device == "cuda" and self.kernels != "torch"
+
+    @property
+    def shadows(self) -> bool:
+        """Whether the blocks' weights are cast once a step, and their gradients added in a bank (trainer.runnable)."""
+        return self.device == "cuda" and self.e == 2 and not self.fp8
+
+    @property
+    def table(self) -> int:
+        """Bytes of an entry of the embedding tables, of its gradient and moments (GPT.set_dtype)."""
+        return 4 if self.dtype == "float16" else self.e
+
+    def _banks(self) -> list[tuple[int, int, int]]:
+        """(K, m, n) of the blocks' matrices, by shape, with those that pad each bank so that the ranks share it."""
+        shapes = Counter(tuple(matrix.shape) for matrix in meta_model(self.config).transformer["h"].parameters())
+        return [(count + -count % self.world, m, n) for (m, n), count in shapes.items()]
+
+    def _sizes(self) -> tuple[int, int, int, int]:
+        """Numbers: the blocks' matrices; the same with their padding; head; all tables."""
+        counts = parameter_counts(self.config)
+        banks = sum(math.prod(bank) for bank in self._banks())
+        return counts["transformer_matrices"], banks, counts["lm_head"], counts["wte"] + counts["value_embeds"]
+
+    def kept(self) -> dict[str, int]:
+        """What is there between steps, with the gradients that the micro-batches of a step add to."""
+        matrices, banks, head, tables = self._sizes()
+        config, cuda = self.config, self.device == "cuda"
+        return {
+            "parameters": 4 * (banks + head) + self.table * tables,
+            "gradients": 4 * (banks if self.shadows else matrices) + 4 * head + self.table * tables,
+            "shadows": self.e * matrices if self.shadows else 0,
+            "moments": self._moments(banks, head, tables) // self.world,
+            "rotary tables, batch": config.sequence_len * config.head_dim * self.e + 16 * self.tokens * cuda,
+        }
+
+    def moments(self) -> dict[str, dict[str, int]]:
+        """Bytes beside `kept`, by part, at each moment that may be the peak."""
+        matrices, banks, head, tables = self._sizes()
+        N, C, e, V = self.tokens, self.config.n_embd, self.e, self.config.padded_vocab_size
+        saved = self.saved()
+        largest = max(m * n for _, m, n in self._banks())
+        gradient = e if self.shadows else 4  # bytes of an entry of a weight's gradient, as the backward returns it
+        rows = min(N, self._chunk())
+        # With a single chunk, the partitioner leaves dW to the backward where the logits' gradient is smaller than it.
+        late = N <= rows and N * e < 4 * C
+        return {
+            "head": {
+                "saved activations": saved,
+                "head: dW": 0 if late else 4 * head,
+                "head: dx": N * C * e,
+                # its input and the weight, cast or rounded, and transposed too for fp8
+                "head: x and weight": (N + V) * C * (2 if self.fp8 else e),
+                # Logits become their gradient where they lie (ours), or beside them. In fp8 copies of it, both ways;
+                # the partitioner keeps the last chunk's for the backward, where it adds that chunk's dW.
+                "head: logits": rows * V * ((e if self.ours else 2 * e) + (2 if self.fp8 else 0)),
+                "head: a chunk's dW": 0 if late else 4 * head,
+            },
+            "backward": {
+                "saved activations": saved,
+                "head: dW": 4 * head,
+                # of the last layer: the gradients of h, q, k, v and of the stream before and after, less the head's dx
+                # and the final norm's input, which are freed by then
+                "backward's temporaries": N * (4 * C + 2 * C + self._heads()) * e,
+                "gradients of a micro-batch": gradient * largest,
+            },
+            "backward's end": {
+                # embeddings before and after their norm, the token before's, dx of the stream and of x0
+                "saved activations": 5 * N * C * e,
+                "head: dW": 4 * head * (2 if late else 1),
+                "head: logits": rows * V * e if late else 0,
+                "gradients of a micro-batch": gradient * matrices + (0 if self.device == "cuda" else 4 * tables),
+            },
+            "optimizer": {"optimizer": self._update(banks, head, tables)},
+            "save": {"gather of a save": self._moments(banks, head, tables) if self.world > 1 else 0},
+        }
+
+    def _moments(self, banks: int, head: int, tables: int) -> int:
+        """The optimizer's state of all ranks: Muon has one moment (and a small variance), AdamW two."""
+        return 4 * banks + 8 * head + 2 * self.table * tables
+
+    def _heads(self) -> int:
+        """Channels of q, k and v together."""
+        return (self.config.n_head + 2 * self.config.n_kv_head) * self.config.head_dim
+
+    def _chunk(self) -> int:
+        """Tokens whose logits are made at a time."""
+        V = self.config.vocab_size
+        if self.device == "cpu":
+            return max(64, CHUNK_LOGITS // V // 64 * 64)
+        return tuned.config("linear_cross_entropy", getattr(torch, self.dtype), V, torch.device("meta"))["rows"]
+
+    def _update(self, banks: int, head: int, tables: int) -> int:
+        """Muon's largest bank: the orthogonalised gradient, its next iterate, two products of the smaller side. With
+        several ranks, their shares of the reduced gradients and copies of the new values on their way. Without banks
+        of gradients, stacks of them.
+        """
+        orthogonal = 2 if self.dtype == "bfloat16" else 4  # bytes: MuonAdamW.dtype
+        each = [K // self.world * (2 * m * n + 2 * min(m, n) ** 2) * orthogonal for K, m, n in self._banks()]
+        values = 4 * banks + 4 * head + self.table * tables
+        return max(each) + (2 * values // self.world if self.world > 1 else 0) + (0 if self.shadows else 4 * banks)
+
+    def saved(self) -> int:
+        """Activations that forward keeps for the backward, as torch.compile's partitioner decides. The gradients that
+        the head makes in forward are apart.
+        """
+        config, e, ours, fp8 = self.config, self.e, self.ours, bool(self.fp8)
+        C, H, K, D, T = config.n_embd, config.n_head, config.n_kv_head, config.head_dim, config.sequence_len
+        mixed = int(config.residual_mix)
+        rms = 0 if ours else 4  # bytes of a row's 1/rms, which ours computes again
+        total = 0  # bytes a token
+        for layer in range(config.n_layer):
+            # the stream before the layer, the same mixed with x0 (made again where x is x0), and after attention
+            total += (2 + mixed - (mixed and not ours and layer == 0)) * C * e + 2 * rms
+            # both normed, for the weights' gradients; of fp8, transposed copies, or made again from the streams
+            total += 2 * C * (e if not fp8 else 1 if ours else 0)
+            # q and k before their norm (PyTorch: turned, and 1/rms of each head) and after it; v
+            total += (2 * H + 3 * K) * D * e + (H + K) * rms
+            # attention's result and log-sum-exp; of fp8, a transposed copy for c_proj
+            total += H * D * (e + fp8) + 4 * H
+            window = config.window(layer)
+            if not ours and window is not None and window < T - 1:
+                total += H * D * e  # PyTorch's is put together of blocks of queries, which are kept as well
+            # relu², from which relu is found; but float16 keeps h too, fp8 h and a copy of relu² (PyTorch: h alone)
+            total += 4 * C * (2 * e if self.dtype == "float16" else e + (fp8 and ours))
+            if config.has_value_embed(layer):
+                total += K * D * e + K * e  # its rows, and the gate
+                total += C * e * fp8  # the gate reads a slice of the normed stream, which so keeps all of it
+        total += 2 * (C * e + rms)  # what the first norm and the last one read
+        if config.smear:
+            total += 2 * C * e + e  # normed, of which the gate reads a slice; the token before's; the gate
+        weights = parameter_counts(config)["transformer_matrices"] if fp8 and ours else 0  # their transposed fp8 copies
+        return total * self.tokens + weights

@@ -7,6 +7,7 @@ default is None). `run_script` turns a UserError into one sentence and exit code
 import argparse
 import dataclasses
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -49,20 +50,26 @@ def parse(cls: type[T], description: str, argv: list[str] | None = None, default
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Runs a script's main and exits: 0 done, 2 wrong use, 75 interrupted and resumable."""
+    """Runs a script's main and exits: 0 done, 2 wrong use, 75 interrupted and resumable. Ranks part before that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except UserError as error:
         sys.exit(fail(str(error)))
     except KeyboardInterrupt:
-        print("\nStopped. The same command again goes on from the last checkpoint.", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("\nStopped. The same command again goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = error.filename or "the run's folder"
         sys.exit(fail(f"no space is left on the disk of {where}; free some, then give the same command again"))
+    finally:
+        if "torch" in sys.modules:
+            from nanochat.ranks import leave
+
+            leave()
     sys.exit(0)
 
 

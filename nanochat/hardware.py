@@ -1,51 +1,29 @@
-"""What this machine is: device, dtype to compute in, ranks, peak speed by exact device name, whether compiling works.
+"""What this machine is: device, dtype to compute in, ranks, peak speed, whether compiling works.
 
 Everything that depends on the machine is decided here once, in `setup()`, and handed on as one `Hardware`.
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from kernels.dispatch import check_setting
+from nanochat import drivers, toolchain
+from nanochat.cards import PEAKS, Peak
 from nanochat.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
-@dataclass(frozen=True)
-class Peak:
-    """Dense matrix rate in bfloat16 and fp8 (TFLOP/s; None where there is no fp8) and memory bandwidth (TB/s)."""
-
-    bf16: float
-    fp8: float | None
-    bandwidth: float
-
-
-# By the exact name the driver reports; an unknown card has an unknown peak. From the vendors' data sheets, without
-# sparsity: A100 (Jan 2021), H100 (2023), H200 (2024), DGX B200 (2024), L40S (2023), Ada and Blackwell GeForce white
-# papers (bf16 with float32 accumulation), GA102 white paper, CDNA 3 white paper.
-PEAKS = {
-    "NVIDIA A100-SXM4-40GB": Peak(312, None, 1.555),
-    "NVIDIA A100-PCIE-40GB": Peak(312, None, 1.555),
-    "NVIDIA A100-SXM4-80GB": Peak(312, None, 2.039),
-    "NVIDIA A100 80GB PCIe": Peak(312, None, 1.935),
-    "NVIDIA H100 80GB HBM3": Peak(989, 1979, 3.35),
-    "NVIDIA H100 PCIe": Peak(756, 1513, 2.0),
-    "NVIDIA H200": Peak(989, 1979, 4.8),
-    "NVIDIA B200": Peak(2250, 4500, 8.0),
-    "NVIDIA L40S": Peak(362, 733, 0.864),
-    "NVIDIA GeForce RTX 3090": Peak(71, None, 0.936),
-    "NVIDIA GeForce RTX 4070": Peak(58, 117, 0.504),
-    "NVIDIA GeForce RTX 4090": Peak(165, 330, 1.008),
-    "NVIDIA GeForce RTX 5090": Peak(209, 419, 1.792),
-    "AMD Instinct MI300X": Peak(1307, 2615, 5.3),
-}
+# How long a rank waits for another before it gives up: rank 0 may be compiling, measuring or writing a checkpoint
+# meanwhile, each of which takes minutes, and torch's default for NCCL is ten.
+PATIENCE = timedelta(minutes=30)
 
 
 def fastest(call: Callable[[], object], repeats: int = 10) -> float:
@@ -109,22 +87,18 @@ class Hardware:
 
 
 def setup(device_type: str = "") -> Hardware:
-    """Looks at the machine, joins the process group when torchrun started us, and picks the compute dtype.
+    """Looks at the machine, joins the process group when a launcher started us, and picks the compute dtype.
 
-    device_type: "cuda", "cpu", "mps", or "" for the best there is. Raises UserError for one that is not there.
+    device_type: "cuda", "cpu", "mps", or "" for the best there is. Raises UserError for one that is not there or cannot
+    be used, and rather than pass over a GPU of 8 GB or more in silence.
     """
-    device_type = device_type or ("cuda" if torch.cuda.is_available() else "mps" if has_mps() else "cpu")
-    if device_type not in ("cuda", "cpu", "mps"):
-        raise UserError(f"--device-type is {device_type!r}, wanted cuda, cpu or mps")
-    if device_type == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device-type is cuda, but torch sees no CUDA device here; leave it out to use what there is")
-    if device_type == "mps" and not has_mps():
-        raise UserError("--device-type is mps, but torch sees no Apple GPU here; leave it out to use what there is")
+    rank, local_rank, world = (int(os.environ.get(k, d)) for k, d in RANK_VARIABLES)
+    set_allocator()
+    device_type = pick(device_type, local_rank)
     try:
         check_setting()
     except ValueError as problem:  # NANOCHAT_KERNELS
         raise UserError(str(problem)) from None
-    rank, local_rank, world = (int(os.environ.get(k, d)) for k, d in RANK_VARIABLES)
     device = torch.device(f"cuda:{local_rank}" if device_type == "cuda" else device_type)
     if device_type == "cuda":
         torch.cuda.set_device(device)
@@ -132,10 +106,53 @@ def setup(device_type: str = "") -> Hardware:
     if device_type == "cpu":
         repeat_bitwise()
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+        backend, own = ("nccl", device) if device_type == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
     name = device_name(device)
     dtype, reason = compute_dtype(device)
     return Hardware(device, name, dtype, reason, memory(device), rank, local_rank, world, PEAKS.get(name))
+
+
+def pick(asked: str, index: int) -> str:
+    """ "cuda", "mps" or "cpu": what was asked for, or with "" the best that can be used. index: the rank's GPU."""
+    if asked not in ("", "cuda", "cpu", "mps"):
+        raise UserError(f"--device-type is {asked!r}, wanted cuda, cpu or mps")
+    if asked == "mps" and not has_mps():
+        raise UserError("--device-type is mps, but torch sees no Apple GPU here; leave it out to use what there is")
+    if asked in ("cpu", "mps"):
+        return asked
+    if torch.cuda.is_available():
+        if index >= torch.cuda.device_count():
+            raise UserError(f"rank {index} wants a GPU of its own, and torch sees {torch.cuda.device_count()}")
+        problem, large = drivers.unsupported(index)
+        if not problem:
+            return "cuda"
+    elif not asked and has_mps():
+        return "mps"
+    else:
+        problem, large = drivers.unusable()
+    if asked:
+        plain = "torch sees no CUDA device here; leave it out to use what there is"
+        raise UserError(f"--device-type is cuda, but {problem or plain}")
+    if large:
+        raise UserError(problem)
+    if problem and os.environ.get("RANK", "0") == "0":
+        print(f"note: {problem}; going on with the CPU", flush=True)
+    return "cpu"
+
+
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+
+
+def set_allocator() -> None:
+    """Lets the caching allocator grow its segments, so that less memory is lost between them; before CUDA starts.
+
+    Not where the user set it otherwise, nor on Windows, its Linux (where mapping memory fails) or ROCm before 7.
+    """
+    linux = sys.platform == "linux" and "microsoft" not in os.uname().release.lower()
+    old_rocm = bool(torch.version.hip) and int(str(torch.version.hip).split(".")[0]) < 7
+    if linux and not old_rocm and not any(name in os.environ for name in ALLOCATOR):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def repeat_bitwise() -> None:
@@ -180,6 +197,13 @@ def memory(device: torch.device) -> int:
         return 0
 
 
+def gpus_alike() -> int:
+    """How many GPUs, counted from the first, are of its name and memory: a run uses only those."""
+    seen = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    kinds = [(card.name, card.total_memory >> 30) for card in seen]
+    return next((index for index, kind in enumerate(kinds) if kind != kinds[0]), len(kinds))
+
+
 def compute_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     """(dtype of the activations, why). NANOCHAT_DTYPE=float32|bfloat16|float16 overrides."""
     asked = os.environ.get("NANOCHAT_DTYPE")
@@ -191,10 +215,9 @@ def compute_dtype(device: torch.device) -> tuple[torch.dtype, str]:
         major, minor = torch.cuda.get_device_capability(device)
         if major >= 8 or torch.version.hip:
             return torch.bfloat16, "the GPU has bfloat16 matrix units"
-        return (
-            torch.float32,
-            f"compute capability {major}.{minor} has no bfloat16 (NANOCHAT_DTYPE=float16 may be faster)",
-        )
+        if major >= 7:
+            return torch.float16, f"compute capability {major}.{minor} has float16 matrix units and no bfloat16"
+        return torch.float32, f"compute capability {major}.{minor} has no matrix units"
     if device.type == "cpu" and cpu_has_bf16():
         return torch.bfloat16, "the CPU has bfloat16 instructions"
     return torch.float32, "no fast bfloat16 here"
@@ -209,12 +232,14 @@ def cpu_has_bf16() -> bool:
 def can_compile(device: torch.device) -> tuple[bool, str]:
     """Whether torch.compile works here, found out by compiling something tiny, and if not, why.
 
-    On a CPU it needs a C++ compiler; MPS is run eagerly.
+    On a CPU it needs a C++ compiler, on a GPU a C compiler and Python's headers; MPS is run eagerly.
     """
     if device.type == "mps":
         return False, "MPS runs eagerly"
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
         return False, "TORCH_COMPILE_DISABLE=1"
+    if device.type == "cuda" and (missing := toolchain.obstacle()):
+        return False, missing
     heal_compile_cache(compile_cache())
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))

@@ -9,14 +9,14 @@ import json
 import shlex
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanochat import hardware, presets
-from nanochat.cost import flops_per_token, parameter_counts, training_bytes
+from nanochat import hardware, presets, toolchain
+from nanochat.cost import flops_per_token, parameter_counts
 from nanochat.data import choose, hub
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
@@ -51,6 +51,8 @@ class Plan:
     rate: float | None = None  # tokens per second
     measured: bool = False
     disk: int = 0  # bytes
+    memory: int = 0  # bytes of one GPU; 0 in plans of older versions
+    dtype: str = "bfloat16"  # of the activations
 
 
 def make(run: Run, asked: dict[str, Any]) -> Plan:
@@ -62,6 +64,8 @@ def make(run: Run, asked: dict[str, Any]) -> Plan:
         raise UserError(f"--max-minutes is {asked['max_minutes']:g}, wanted more than 0")
     machine = hardware.setup(asked.get("device") or "")
     cuda = machine.device.type == "cuda"
+    if cuda:
+        need_toolchain()
     reasons = []
     if data is None:
         reachable, why = hub.reachable() if cuda else (False, f"{machine.device.type} is slow for real data")
@@ -69,11 +73,16 @@ def make(run: Run, asked: dict[str, Any]) -> Plan:
         reasons.append(f"data: {data}, because {why}")
     gpus = 1
     if cuda and data != "embedded":
-        gpus = 1 << (torch.cuda.device_count().bit_length() - 1)  # a power of two divides every batch
-        preset = presets.gpu(machine.memory / 2**30, gpus, depth)
+        alike = hardware.gpus_alike()
+        gpus = 1 << (alike.bit_length() - 1)  # a power of two divides every batch
+        if gpus < torch.cuda.device_count():
+            what = "a power of two of those that are alike" if alike < torch.cuda.device_count() else "a power of two"
+            reasons.append(f"gpus: {gpus} of {torch.cuda.device_count()}, {what}")
+        preset = presets.gpu(machine.memory / 2**30, gpus, depth, str(machine.dtype)[6:])
     else:
         preset = presets.small(depth, hub=data != "embedded")
-    reasons.append(f"preset: {preset.name}" + (f" for {machine.memory / 2**30:.0f} GB of memory" if cuda else ""))
+    reasons.append(f"preset: {preset.name}" + (f" for {machine.memory / 2**30:.1f} GiB of memory" if cuda else ""))
+    reasons.append(f"dtype: {str(machine.dtype)[6:]}, because {machine.dtype_reason}")
     config = config_of(preset)
     small = preset.name == "small"
     if small:
@@ -99,7 +108,14 @@ def make(run: Run, asked: dict[str, Any]) -> Plan:
     limit = asked.get("max_minutes") or (SMALL_MINUTES if small else None)
     fit(plan, limit)
     plan.disk = disk(plan, config)
+    plan.memory, plan.dtype = machine.memory, str(machine.dtype)[6:]
     return plan
+
+
+def need_toolchain() -> None:
+    """Raises UserError when kernels cannot be launched on a GPU, unless they are switched off."""
+    if toolchain.wanted() and (missing := toolchain.obstacle()):
+        raise UserError(f"{missing}. Without it training runs eagerly and slowly: {toolchain.EAGERLY} to insist")
 
 
 def config_of(preset: Preset) -> GPTConfig:
@@ -129,14 +145,27 @@ def stage_flags(preset: Preset, data: str, device: str, seed: int | None) -> dic
     return flags
 
 
-def speed(machine: hardware.Hardware, config: GPTConfig, preset: Preset, gpus: int) -> tuple[float | None, bool]:
-    """(tokens per second of base training, whether it was measured)."""
-    if machine.device.type == "cuda" and preset.name != "small":
-        if machine.peak is None:
-            return None, False
+MEASURED_LAYERS = 2  # of a large model on a GPU whose peak is not known
+
+
+def speed(machine: hardware.Hardware, config: GPTConfig, preset: Preset, gpus: int) -> tuple[float, bool]:
+    """(tokens per second of base training, whether it was measured).
+
+    Predicted from the peak of a known GPU. Measured otherwise: the small preset's model itself, or a model of the same
+    width with few layers, whose FLOP/s the whole one is then expected to reach.
+    """
+    small = preset.name == "small"
+    if machine.device.type == "cuda" and not small and machine.peak:
         return gpus * machine.peak.bf16 * 1e12 * ASSUMED_MFU / flops_per_token(config), False
     print("measuring this machine's speed with a few training steps …", flush=True)
     rows = int(preset.base["device_batch_size"])
+    tried = config if small else replace(config, n_layer=MEASURED_LAYERS)
+    seconds = step_seconds(machine, tried, rows)
+    return gpus * rows * config.sequence_len / seconds * flops_per_token(tried) / flops_per_token(config), True
+
+
+def step_seconds(machine: hardware.Hardware, config: GPTConfig, rows: int) -> float:
+    """Seconds of a training step of one micro-batch: the median of five, after one that compiles."""
     model = GPT(config).to(machine.device)
     model.init_weights(machine.dtype)
     optimizer = model.setup_optimizer()
@@ -152,13 +181,12 @@ def speed(machine: hardware.Hardware, config: GPTConfig, preset: Preset, gpus: i
         machine.synchronize()
         times.append(time.perf_counter() - started)
     marker.unlink(missing_ok=True)
-    return rows * config.sequence_len / sorted(times[1:])[2], True
+    return sorted(times[1:])[2]
 
 
 def fit(plan: Plan, max_minutes: float | None) -> None:
     """Sets the time of each stage, and shortens all training alike when together they exceed max_minutes."""
-    if plan.rate is None:
-        return
+    assert plan.rate is not None
     rate = plan.rate
     total = sum(steps * plan.batch / rate for steps in plan.steps.values())
     fixed = OTHER_SECONDS + STARTUP_SECONDS * len(plan.steps)
@@ -212,7 +240,9 @@ def load(run: Run, asked: dict[str, Any]) -> Plan | None:
 
 
 def check(plan: Plan, run: Run, stages: list[str]) -> None:
-    """Finds out now what would stop the run later: data that cannot be read, a disk that is too full."""
+    """Finds out now what would stop the run later: a missing compiler, data that cannot be read, a full disk."""
+    if plan.device == "cuda":
+        need_toolchain()
     if "tokenizer" in stages or "base" in stages:
         if plan.flags["base"]["data"] not in ("embedded", "hub") or hub.mirror():
             choose.documents(str(plan.flags["base"]["data"]), 0)
@@ -240,25 +270,43 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
     for reason in plan.reasons:
         name, _, text = reason.partition(": ")
         print(f"  {name:9} {text}" if text else f"  note      {reason}")
+    if plan.device == "cpu" and plan.asked.get("device") is None and torch.cuda.is_available():
+        print("  note      planned when no GPU could be used; --fresh plans it again for the one that is here")
     print(
         f"  model     {config.n_layer} layers, width {config.n_embd}, context {config.sequence_len}, vocabulary "
         f"{config.vocab_size:,}: {total / 1e6:.1f} M parameters"
     )
     if plan.device == "cuda" and plan.data != "embedded":
-        rows = int(plan.flags["base"]["device_batch_size"])
-        needed = training_bytes(config, rows * config.sequence_len, plan.gpus) / 2**30
-        print(f"  memory    about {needed:.0f} GiB per GPU (predicted)")
+        print(memory(plan, config))
     for stage in stages:
         steps, seconds = plan.steps.get(stage), plan.seconds.get(stage)
         text = f"{steps:,} steps, {steps * plan.batch / 1e6:,.1f} M tokens" if steps else STAGE_TEXT[stage]
         print(f"  {stage:9} {text}" + (f", about {duration(seconds)}" if seconds else ""))
     if plan.rate:
-        source = "measured just now" if plan.measured else f"predicted, at {ASSUMED_MFU:.0%} of the peak"
-        whole = sum(s or 0 for s in plan.seconds.values()) + (OTHER_SECONDS if plan.measured else 0)
-        print(f"  time      about {duration(whole)} for all stages, at {plan.rate:,.0f} tokens/s ({source})")
-    else:
-        print("  time      unknown: no peak speed is known for this GPU")
+        small = plan.steps.keys() > {"base"}  # a preset that fixes the steps of every stage
+        source = (
+            f"predicted, at {ASSUMED_MFU:.0%} of the peak"
+            if not plan.measured
+            else "measured just now"
+            if small
+            else f"from steps measured on {MEASURED_LAYERS} of its layers: no peak is known for this GPU"
+        )
+        whole = sum(s or 0 for s in plan.seconds.values()) + (OTHER_SECONDS if small else 0)
+        part = "all stages" if small else "base training"
+        print(f"  time      about {duration(whole)} for {part}, at {plan.rate:,.0f} tokens/s ({source})")
     print(f"  disk      at most {plan.disk / 1e9:.2f} GB", flush=True)
+
+
+def memory(plan: Plan, config: GPTConfig) -> str:
+    """Predicted memory of base training by part, largest first; what is less than a hundredth of it is added up."""
+    parts = presets.memory(config, int(plan.flags["base"]["device_batch_size"]), plan.gpus, plan.dtype)
+    total = sum(parts.values())
+    shown = {name: size for name, size in sorted(parts.items(), key=lambda part: -part[1]) if size > 0.01 * total}
+    shown["the rest"] = total - sum(shown.values())
+    share = f", {total / plan.memory:.0%} of its {plan.memory / 2**30:.1f}" if plan.memory else ""
+    lines = [f"  memory    {total / 2**30:.1f} GiB per GPU{share} (predicted)"]
+    lines += [f"            {size / 2**30:5.1f}  {name}" for name, size in shown.items()]
+    return "\n".join(lines)
 
 
 STAGE_TEXT = {

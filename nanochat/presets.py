@@ -7,7 +7,9 @@ world.
 
 from dataclasses import dataclass
 
+from nanochat.cost import training_memory
 from nanochat.errors import UserError
+from nanochat.gpt import GPTConfig
 from nanochat.recipe import model_config
 
 Flags = dict[str, str | int | float]
@@ -24,30 +26,75 @@ class Preset:
     sft: Flags
 
 
-# (GB of one GPU's memory, depth for one GPU, rows at a time). nanochat/cost.py predicts that each fits in 85% of it.
-GPU_ROWS = ((80, 20, 16), (48, 16, 16), (24, 12, 16), (16, 12, 8), (8, 8, 4))
-EIGHT_GPU_DEPTH, EIGHT_GPU_ROWS = 24, 16  # nanochat's speedrun, for GPUs of 80 GB
+@dataclass(frozen=True)
+class Size:
+    """Depth and rows at a time for cards that report `memory` GiB (torch's total_memory: less than the name says).
+
+    `eight`: depth and rows on eight of them. It is nanochat's speedrun, of depth 24, wherever that fits.
+    """
+
+    memory: float
+    cards: str
+    depth: int
+    rows: int
+    eight: tuple[int, int]
 
 
-def gpu(memory_gb: float, gpus: int, depth: int | None) -> Preset:
-    """nanochat's recipe for so many GPUs of this memory. Raises UserError below 8 GB."""
-    fitting = [row for row in GPU_ROWS if memory_gb >= 0.93 * row[0]]  # an "80 GB" card reports 79.1 GiB or less
-    if not fitting:
-        raise UserError(f"the GPU has {memory_gb:.1f} GB of memory; the smallest preset needs 8 (try --device cpu)")
-    size, preset_depth, rows = fitting[0]
-    if gpus >= 8 and size == 80:
-        preset_depth, rows = EIGHT_GPU_DEPTH, EIGHT_GPU_ROWS
-    depth = depth or preset_depth
-    while depth > preset_depth and rows > 1:  # a deeper model than the preset's: fewer rows at a time
+SIZES = (
+    Size(191.5, "MI300X; MI325X and B300 have more", 20, 64, (24, 32)),
+    Size(178.0, "B200", 20, 64, (24, 32)),
+    Size(139.5, "H200", 20, 64, (24, 32)),
+    Size(79.1, "H100, A100-80; GH200, H100 NVL and RTX PRO 6000 have more", 20, 32, (24, 16)),
+    Size(44.4, "L40S, A40, RTX A6000, RTX 6000 Ada", 16, 16, (24, 8)),
+    Size(39.4, "A100-40", 16, 16, (24, 8)),
+    Size(31.4, "RTX 5090, V100-32", 16, 16, (20, 8)),
+    Size(23.5, "RTX 3090, RTX 4090", 12, 16, (16, 8)),
+    Size(22.0, "L4, A10G", 12, 16, (16, 8)),
+    Size(15.6, "cards of 16 GB", 12, 16, (12, 16)),
+    Size(14.6, "T4", 12, 8, (12, 8)),
+    Size(11.6, "cards of 12 GB", 12, 8, (12, 8)),
+    Size(7.6, "cards of 8 GB", 8, 8, (8, 8)),
+)
+SPREAD = 0.97  # of a size's memory is enough for it: drivers and displays keep a little more or less
+SHARE = 0.9  # of a card's memory that a step is planned to take, as predicted
+
+
+def gpu(memory: float, gpus: int, depth: int | None, dtype: str = "bfloat16") -> Preset:
+    """nanochat's recipe for so many GPUs of `memory` GiB each, computing in `dtype`.
+
+    Raises UserError below 8 GB, and for a depth that is predicted not to fit with a single row.
+    """
+    size = next((size for size in SIZES if memory >= SPREAD * size.memory), None)
+    if size is None:
+        raise UserError(f"the GPU has {memory:.1f} GiB of memory; the smallest preset needs 7.6 (try --device cpu)")
+    usual, rows = size.eight if gpus >= 8 else (size.depth, size.rows)
+    config = model_config(depth or usual, 32768)
+    while rows > 1 and predicted(config, rows, gpus, dtype) >= SHARE * memory:
         rows //= 2
-        preset_depth = round(preset_depth * 1.25)
+    if (needed := predicted(config, rows, gpus, dtype)) > memory:
+        raise UserError(
+            f"--depth {config.n_layer} needs {needed:.1f} GiB a GPU for a single row, as predicted, of {memory:.1f}; "
+            "take a smaller depth"
+        )
     return Preset(
-        f"{size} GB",
-        tokenizer=dict(vocab_size=32768, max_chars=2_000_000_000),
-        base=dict(depth=depth, target_param_data_ratio=8, device_batch_size=rows),
+        f"{size.memory:g} GiB",
+        tokenizer=dict(vocab_size=config.vocab_size, max_chars=2_000_000_000),
+        base=dict(depth=config.n_layer, target_param_data_ratio=8, device_batch_size=rows),
         mid=dict(eval_tokens=2**21),
         sft=dict(eval_tokens=2**21),
     )
+
+
+def memory(config: GPTConfig, rows: int, gpus: int, dtype: str) -> dict[str, int]:
+    """Predicted bytes of one GPU, by part, for a step of so many rows at a time."""
+    # Where there is no bfloat16, our kernels do not run either, unless they were measured.
+    kernels = "auto" if dtype == "bfloat16" else "torch"
+    return training_memory(config, rows * config.sequence_len, gpus, dtype, kernels=kernels)
+
+
+def predicted(config: GPTConfig, rows: int, gpus: int, dtype: str = "bfloat16") -> float:
+    """The same in all, in GiB."""
+    return sum(memory(config, rows, gpus, dtype).values()) / 2**30
 
 
 SMALL_BATCH = 8192  # tokens of a step: small, so that a short run has steps enough

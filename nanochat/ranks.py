@@ -1,4 +1,6 @@
-"""What the ranks of a training run tell each other beside gradients, without making a GPU wait."""
+"""What the ranks of a training run tell each other beside gradients, without making a GPU wait; and how they part."""
+
+import threading
 
 import torch
 import torch.distributed as dist
@@ -41,3 +43,14 @@ def any_rank(flag: bool, hardware: Hardware) -> bool:
     shared = torch.tensor(float(flag), device=hardware.device)
     dist.all_reduce(shared, op=dist.ReduceOp.MAX)
     return bool(shared.item())
+
+
+TO_LEAVE = 10.0  # seconds
+
+
+def leave() -> None:
+    """Ends the process group where there is one. Not for longer than TO_LEAVE: another rank may be gone already."""
+    if dist.is_available() and dist.is_initialized():
+        thread = threading.Thread(target=dist.destroy_process_group, daemon=True)
+        thread.start()
+        thread.join(TO_LEAVE)

@@ -168,7 +168,8 @@ def main() -> None:
             f"--total-batch-size {flags.total_batch_size} is no multiple of the {rows} tokens run at a time"
         )
     config = model_config(flags.depth, 32768, flags.max_seq_len, window_pattern=flags.window_pattern)
-    needed = training_bytes(config, flags.device_batch_size * flags.max_seq_len, flags.gpus)
+    tokens, fp8 = flags.device_batch_size * flags.max_seq_len, "current" if flags.fp8 else ""
+    needed = training_bytes(config, tokens, flags.gpus, fp8=fp8)
     if needed > chip.capacity:
         raise UserError(
             f"--device-batch-size {flags.device_batch_size} at depth {flags.depth} is predicted to need "

@@ -10,6 +10,8 @@ from torch.utils._device import _device_constructors
 
 if not torch.cuda.is_available():  # kernels run interpreted; tests of compiling have processes of their own
     os.environ["TRITON_INTERPRET"] = "1"
+    # Cards that torch cannot use are hidden: scripts would rather stop than pass over them (nanochat/drivers.py).
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 

@@ -3,11 +3,18 @@ import shlex
 import subprocess
 
 import pytest
+import standins
 import tiny
 
-from nanochat import hardware, plan
+from nanochat import hardware, plan, toolchain
+from nanochat.cost import flops_per_token
+from nanochat.data import hub
 from nanochat.errors import UserError
+from nanochat.gpt import GPTConfig
+from nanochat.presets import predicted
 from nanochat.run import Run
+
+SPEED = plan.speed
 
 
 @pytest.fixture
@@ -115,3 +122,98 @@ def test_fresh_for_all_stages_makes_a_new_plan(run):
     plan.store(plan.make(run, dict(device="cpu", depth=3)), run)
     assert tiny.call("plan", "--run=r", "--device=cpu", "--depth=2", "--fresh") == 0
     assert json.loads((run.folder / "plan.json").read_text())["config"]["n_layer"] == 2
+
+
+# ---- GPUs, of which torch tells what they would tell
+
+
+@pytest.fixture
+def gpus(run, monkeypatch):
+    """gpus("H100", …): these cards, the Hub, a compiler."""
+    monkeypatch.setattr(plan, "speed", SPEED)
+    for name in ("NANOCHAT_DTYPE", "NANOCHAT_KERNELS", "TORCH_COMPILE_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(hub, "reachable", lambda: (True, "the Hub answers"))
+    monkeypatch.setattr(toolchain, "obstacle", lambda: "")
+    return lambda *cards: standins.gpus(monkeypatch, *cards)
+
+
+@pytest.mark.parametrize(
+    "cards, count, preset, depth, dtype",
+    [
+        (["H100"], 1, "79.1 GiB", 20, "bfloat16"),
+        (["H100"] * 8, 8, "79.1 GiB", 24, "bfloat16"),
+        (["H200"] * 8, 8, "139.5 GiB", 24, "bfloat16"),
+        (["L40S"] * 8, 8, "44.4 GiB", 24, "bfloat16"),
+        (["A100-40"] * 8, 8, "39.4 GiB", 24, "bfloat16"),
+        (["H100"] * 3, 2, "79.1 GiB", 20, "bfloat16"),
+        (["4090", "GTX 1050"], 1, "23.5 GiB", 12, "bfloat16"),
+        (["4090"], 1, "23.5 GiB", 12, "bfloat16"),
+        (["3090"], 1, "23.5 GiB", 12, "bfloat16"),
+        (["5090"], 1, "31.4 GiB", 16, "bfloat16"),
+        (["L4"], 1, "22 GiB", 12, "bfloat16"),
+        (["T4"], 1, "14.6 GiB", 12, "float16"),
+        (["MI300X"], 1, "191.5 GiB", 20, "bfloat16"),
+    ],
+)
+def test_a_known_gpu(run, gpus, capsys, cards, count, preset, depth, dtype):
+    gpus(*cards)
+    made = plan.make(run, {})
+    assert (made.device, made.data, made.gpus, made.measured) == ("cuda", "hub", count, False)
+    config, rows = GPTConfig(**made.config), made.flags["base"]["device_batch_size"]
+    assert config.n_layer == made.flags["base"]["depth"] == depth
+    name, _, memory = standins.CARDS[cards[0]]
+    assert predicted(config, rows, count, dtype) < 0.9 * memory
+    assert made.batch % (rows * config.sequence_len * count) == 0
+    assert made.rate == pytest.approx(
+        0.4 * count * hardware.PEAKS[name].bf16 * 1e12 / flops_per_token(config)
+    )  # predicted, and said so
+    plan.show(made, run, list(plan.STAGES))
+    shown = capsys.readouterr().out
+    for words in (f"{count} x {name}", f"preset    {preset}", f"dtype     {dtype}", "% of its ",
+                  "for base training", "predicted, at 40% of the peak"):  # fmt: skip
+        assert words in shown
+    assert ("  gpus      " in shown) == (count < len(cards))
+
+
+def test_an_unknown_gpu_is_planned_from_steps_of_a_shallow_model(run, gpus, capsys, monkeypatch):
+    gpus(*["unknown"] * 2)
+    measured = []
+    monkeypatch.setattr(plan, "step_seconds", lambda machine, config, rows: measured.append((config, rows)) or 0.5)
+    made = plan.make(run, {})
+    [(tried, rows)] = measured
+    config = GPTConfig(**made.config)
+    assert (tried.n_layer, tried.n_embd, config.n_layer, rows) == (plan.MEASURED_LAYERS, config.n_embd, 16, 16)
+    per_second = 2 * rows * 2048 / 0.5 * flops_per_token(tried)
+    assert made.measured and made.rate == pytest.approx(per_second / flops_per_token(config))
+    plan.show(made, run, ["base"])
+    assert "from steps measured on 2 of its layers: no peak is known for this GPU" in capsys.readouterr().out
+
+
+def test_a_step_is_measured(monkeypatch):
+    monkeypatch.setattr(hardware, "can_compile", lambda device: (False, "eagerly"))
+    config = GPTConfig(sequence_len=32, vocab_size=64, n_layer=1, n_head=1, n_kv_head=1, n_embd=32)
+    assert 0 < plan.step_seconds(hardware.setup("cpu"), config, 2) < 60
+
+
+def test_without_a_compiler_a_gpu_is_not_planned_for(run, gpus, monkeypatch, capsys):
+    gpus("H100")
+    made = plan.make(run, {})
+    monkeypatch.setattr(toolchain, "obstacle", lambda: "no C compiler (apt install gcc)")
+    assert tiny.call("plan", "--run=r", "--dry-run") == 2
+    assert "no C compiler (apt install gcc)" in capsys.readouterr().err
+    with pytest.raises(UserError, match="NANOCHAT_KERNELS=torch and TORCH_COMPILE_DISABLE=1 to insist"):
+        plan.make(run, {})  # before anything is measured
+    with pytest.raises(UserError, match="no C compiler"):
+        plan.check(made, run, ["base"])  # of a stored plan too
+    monkeypatch.setenv("NANOCHAT_KERNELS", "torch")
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    assert plan.make(run, {}) == made
+
+
+def test_a_plan_made_for_the_cpu_is_told_of_the_gpu(run, gpus, capsys):
+    gpus("H100")
+    made = plan.make(run, {})
+    made.device = "cpu"
+    plan.show(made, run, ["base"])
+    assert "planned when no GPU could be used; --fresh" in capsys.readouterr().out

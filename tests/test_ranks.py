@@ -4,17 +4,22 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import types
+from datetime import timedelta
 
 import pytest
+import standins
 import tiny
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_training import ROOT, SIZES, home  # noqa: F401 (home is a fixture)
 
-from nanochat import checkpoint, trainer
+from nanochat import checkpoint, ranks, trainer
 from nanochat.data.loader import Batch
+from nanochat.errors import UserError
+from nanochat.flags import run_script
 from nanochat.hardware import setup
 from nanochat.ranks import Shared, any_rank
 from nanochat.recipe import Schedule
@@ -110,3 +115,46 @@ def test_told_to_stop_on_every_rank_they_stop_at_one_step_and_wait_until_it_is_s
     )  # fmt: skip
     assert "stopped at step 6, saved" in done.stdout + done.stderr
     assert checkpoint.latest(Run.open("b").stage("base")).step == 6
+
+
+# ---- how they part
+
+
+@pytest.fixture
+def group():
+    """A process group of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    end = dist.destroy_process_group
+    yield
+    if dist.is_initialized():
+        end()
+
+
+@pytest.mark.parametrize("end", [None, UserError("wrong"), KeyboardInterrupt(), SystemExit(3), ValueError("a bug")])
+def test_every_end_of_a_script_ends_the_process_group(group, end):
+    def main():
+        if end:
+            raise end
+
+    with pytest.raises(ValueError if isinstance(end, ValueError) else SystemExit):
+        run_script(main)
+    assert not dist.is_initialized()
+
+
+def test_a_group_that_cannot_be_ended_is_not_waited_for(group, monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(dist, "destroy_process_group", never.wait)
+    monkeypatch.setattr(ranks, "TO_LEAVE", 0.1)
+    ranks.leave()  # returns
+    never.set()
+
+
+def test_ranks_wait_long_for_one_that_compiles_or_saves(monkeypatch):
+    standins.gpus(monkeypatch, "H100", "H100")
+    asked = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *args, **more: asked.append((args, more)))
+    for name, value in dict(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2").items():
+        monkeypatch.setenv(name, value)
+    setup()
+    own = torch.device("cuda:1")
+    assert asked == [(("nccl",), dict(timeout=timedelta(minutes=30), device_id=own))]

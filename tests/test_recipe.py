@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from nanochat import cost, presets
+from nanochat import cost
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.recipe import Schedule, horizon, model_config
@@ -76,35 +76,6 @@ def test_schedules_stay_within_bounds_and_end_where_they_should(steps):
 def test_warmup_is_forty_steps_unless_the_run_is_short():
     assert [Schedule(2000).lr(step) for step in (0, 19, 39, 40)] == [1 / 40, 0.5, 1.0, 1.0]
     assert Schedule(100).lr(4) == 1.0 > Schedule(100).lr(3)
-
-
-@pytest.mark.parametrize("memory, depth, rows", presets.GPU_ROWS)
-def test_a_gpu_preset_is_predicted_to_fit(memory, depth, rows):
-    config = model_config(depth, 32768)
-    assert cost.training_bytes(config, rows * 2048) < 0.85 * memory * 2**30
-    preset = presets.gpu(memory, 1, None)
-    assert (preset.base["depth"], preset.base["device_batch_size"]) == (depth, rows)
-    batch = horizon(config, 0.28, 8).total_batch_size
-    assert batch % (rows * 2048) == 0  # gradient accumulation fills the rest
-
-
-def test_eight_large_gpus_run_the_speedrun():
-    preset = presets.gpu(79.1, 8, None)
-    assert (preset.base["depth"], preset.base["device_batch_size"]) == (24, 16)
-    config = model_config(24, 32768)
-    assert cost.training_bytes(config, 16 * 2048, world=8) < 0.85 * 79 * 2**30
-    assert horizon(config, 0.28, 8).total_batch_size % (16 * 2048 * 8) == 0
-
-
-def test_too_small_a_gpu_is_refused():
-    with pytest.raises(UserError, match="6.0 GB"):
-        presets.gpu(6.0, 1, None)
-
-
-@pytest.mark.parametrize("depth", [21, 24, 26, 32])
-def test_a_deeper_model_takes_fewer_rows(depth):
-    rows = presets.gpu(80, 1, depth).base["device_batch_size"]
-    assert cost.training_bytes(model_config(depth, 32768), int(rows) * 2048) < 0.95 * 80 * 2**30
 
 
 def test_a_decode_step_by_hand():

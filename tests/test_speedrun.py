@@ -65,12 +65,9 @@ def test_the_stages_in_their_order(run, tmp_path):
     assert "chat_cli" in done.stdout
 
 
-def test_several_gpus_go_through_torchrun(run):
+def test_several_gpus_go_through_the_launcher(run):
     base = [call for call in calls(run(gpus=8)) if "base_train" in call]
-    assert base == [
-        "-m torch.distributed.run --standalone --nproc_per_node=8 --shutdown-timeout=600 "
-        "-m scripts.base_train -- --run=a run --depth=2"
-    ]
+    assert base == ["-m scripts.launch --gpus 8 scripts.base_train -- --run=a run --depth=2"]
 
 
 @pytest.mark.parametrize("code, more", [(2, 0), (75, 0), (1, 1), (137, 1)])

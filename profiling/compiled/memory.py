@@ -1,0 +1,226 @@
+"""What a training step allocates on a card that is not here, counted allocation by allocation. Look at `Allocations`.
+
+    python -m profiling.compiled.memory [--card h100] [--depth 24] …        the parts predicted, and those counted
+
+lower.py runs the step's generated code, autograd's engine and the optimizer on fake CUDA tensors; a dispatch mode sees
+every tensor that is made and when its storage is freed. Our operators are run by their launchers within it, so what
+they allocate inside counts too. What a library allocates inside one call of ATen's (cuBLAS's workspace, a sort's
+temporaries) does not.
+"""
+
+import json
+import linecache
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kernels.triton_utils import NAMESPACE
+from nanochat.cost import ASSUMED, training_memory
+from nanochat.flags import flag, parse, run_script
+from nanochat.recipe import model_config
+from profiling.compiled.lower import Case, Prepared, ask, prepared, told
+
+ROUND = 512  # bytes: the CUDA caching allocator's grain
+NOT_ASKING = ("/torch/", "compiled/lower.py", "compiled/memory.py")  # files whose lines say nothing of an allocation
+
+
+@dataclass
+class Block:
+    """A storage: bytes, what for, and the line that made it, of generated code or ours.
+
+    Kinds: what is there before the step has names of its own; `saved` is what a forward graph returned, `gradients`
+    what a backward graph returned, `workspace` everything else.
+    """
+
+    size: int
+    kind: str
+    line: str
+
+
+class Allocations(TorchDispatchMode):
+    """Notes the birth and death of every CUDA storage made within it: (phase, +1 or −1, block), in order."""
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True  # what was compiled before runs within it
+
+    def __init__(self, launchers: dict[str, Any]) -> None:
+        super().__init__()
+        self.launchers = launchers  # of our operators, by name
+        self.phase = "before"
+        self.events: list[tuple[str, int, Block]] = []
+        self._alive: dict[int, tuple[Block, Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == NAMESPACE:
+            with self:
+                return self.launchers[func._schema.name](*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.device.type == "cuda":
+                self.note(tensor, "workspace")
+        return out
+
+    def note(self, tensor: Tensor, kind: str) -> None:
+        """Counts a tensor's storage, where it is not known yet."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._alive:
+            block = Block(-(-storage.nbytes() // ROUND) * ROUND, kind, _line())
+            self._alive[key] = block, weakref.ref(storage, lambda _: self._freed(key))
+            self.events.append((self.phase, 1, block))
+
+    def _freed(self, key: int) -> None:
+        self.events.append((self.phase, -1, self._alive.pop(key)[0]))
+
+    def name(self, tensor: Tensor, kind: str) -> None:
+        """Gives a storage of the workspace its kind; others have theirs."""
+        found = self._alive.get(tensor.untyped_storage()._cdata)
+        if found and found[0].kind == "workspace":
+            found[0].kind = kind
+
+
+def _line() -> str:
+    frame: Any = sys._getframe(2)
+    while frame and any(part in frame.f_code.co_filename for part in NOT_ASKING):
+        frame = frame.f_back
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() if frame else ""
+
+
+def counted(ready: Prepared) -> Allocations:
+    """The second step's allocations, after what is there before it; the first step compiles and makes the moments."""
+    from torch._library.custom_ops import OPDEFS
+
+    model, optimizer = ready.model, ready.optimizer
+    with ready.fake:
+        ready.step()
+        allocations = Allocations({name: op._init_fn for name, op in OPDEFS.items()})
+        state = [value for values in optimizer.state.values() for value in values.values()]
+        for kind, tensors in (
+            ("batch", [ready.ids]),
+            ("parameters", model.parameters()),
+            ("buffers", model.buffers()),
+            ("shadows", [copy for _, copy in optimizer._shadows]),
+            ("gradients kept", [*optimizer._gradients.values(), *optimizer._kept.values()]),
+            ("moments", [value for value in state if isinstance(value, Tensor)]),
+        ):
+            for tensor in tensors:
+                if tensor.device.type == "cuda":
+                    allocations.note(tensor, kind)
+
+        def returned(graph: str, out: Any) -> None:
+            kind = dict(forward="saved", backward="gradients").get(graph)
+            for tensor in out if kind else ():
+                if isinstance(tensor, Tensor):
+                    allocations.name(tensor, kind)  # type: ignore[arg-type]
+
+        def mark(phase: str) -> None:
+            allocations.phase = phase
+
+        ready.returned.append(returned)
+        with allocations:
+            ready.step(mark)
+    return allocations
+
+
+def report(events: list[tuple[str, int, Block]]) -> dict[str, Any]:
+    """Of each phase: bytes at its peak, then and after it by kind, and the blocks that were alive at the peak.
+
+    Blocks of more than a megabyte, as [bytes together, how many, kind, line], largest first.
+    """
+    found: dict[str, Any] = {}
+    alive: dict[int, Block] = {}
+    total = 0
+    for phase in dict.fromkeys(phase for phase, _, _ in events):
+        most, at_peak = 0, []
+        for when, sign, block in events:
+            if when != phase:
+                continue
+            total += sign * block.size
+            if sign > 0:
+                alive[id(block)] = block
+            else:
+                if total + block.size > most:
+                    most, at_peak = total + block.size, list(alive.values())
+                del alive[id(block)]
+        if total > most:
+            most, at_peak = total, list(alive.values())
+        large = Counter((block.kind, block.line, block.size) for block in at_peak if block.size >= 1 << 20)
+        rows = sorted(((size * n, n, kind, line) for (kind, line, size), n in large.items()), key=lambda row: -row[0])
+        found[phase] = dict(peak=most, kinds=by_kind(at_peak), after=by_kind(alive.values()), blocks=rows)
+    return found
+
+
+def by_kind(blocks: Iterable[Block]) -> dict[str, int]:
+    """Bytes by kind, largest first."""
+    kinds: Counter[str] = Counter()
+    for block in blocks:
+        kinds[block.kind] += block.size
+    return dict(kinds.most_common())
+
+
+def measured(case: Case, card: str = "h100") -> dict[str, Any]:
+    """{"graphs": names, "phases": report, "peak": bytes} of a case on a card. Raises as lower.ask."""
+    return ask("profiling.compiled.memory", case, card)
+
+
+def predicted(case: Case) -> dict[str, int]:
+    """cost.training_memory of a case, without what is assumed and not counted."""
+    from nanochat.gpt import GPTConfig
+
+    config = GPTConfig(**case.config)
+    kernels = "torch" if case.kernels == "torch" else "auto"
+    parts = training_memory(config, case.rows * config.sequence_len, 1, case.dtype, case.fp8, kernels)
+    left_out = ASSUMED if case.optimizer else (*ASSUMED, "moments")
+    return {name: size for name, size in parts.items() if name not in left_out}
+
+
+def answer() -> None:
+    """What a child of `measured` does."""
+    case, path = told()
+    ready = prepared(case)
+    phases = report(counted(ready).events)
+    peak = max(phase["peak"] for phase in phases.values())
+    path.write_text(json.dumps(dict(graphs=[graph.name for graph in ready.graphs], phases=phases, peak=peak)))
+
+
+@dataclass
+class Flags:
+    card: str = flag("h100", "which card (profiling/compiled/null_cards.py)")
+    depth: int = flag(24, "layers of the model; width and heads follow")
+    rows: int = flag(16, "of a micro-batch")
+    dtype: str = flag("bfloat16", "of the activations: bfloat16, float16, float32")
+    fp8: str = flag("", "current or delayed scaling of fp8 products; empty: none")
+    kernels: str = flag("auto", "as NANOCHAT_KERNELS")
+    optimizer: bool = flag(False, "compile its updates too, and count them")
+
+
+def main() -> None:
+    flags = parse(Flags, __doc__ or "")
+    case = Case(
+        asdict(model_config(flags.depth, 32768)), flags.rows, flags.dtype, flags.fp8, flags.kernels, flags.optimizer
+    )
+    found, parts = measured(case, flags.card), predicted(case)
+    total = sum(parts.values())
+    print(f"predicted {total / 2**30:.2f} GiB, counted {found['peak'] / 2**30:.2f} ({total / found['peak'] - 1:+.1%})")
+    for name, size in sorted(parts.items(), key=lambda part: -part[1]):
+        print(f"  {size / 2**30:7.2f}  {name}")
+    for phase, row in found["phases"].items():
+        kinds = ", ".join(f"{kind} {size / 2**30:.2f}" for kind, size in row["kinds"].items())
+        print(f"\n{phase}: {row['peak'] / 2**30:.2f} GiB ({kinds})")
+        for size, count, kind, line in row["blocks"][:12]:
+            print(f"  {size / 2**30:7.2f}  {count:3} x {kind:14} {line[:100]}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] and sys.argv[1].startswith("{"):
+        answer()
+    else:
+        run_script(main)

@@ -1,0 +1,27 @@
+"""Runs a training script on several GPUs of this machine.
+
+python -m scripts.launch --gpus 8 scripts.base_train -- --depth=24
+"""
+
+import argparse
+import sys
+
+from nanochat.errors import UserError
+from nanochat.flags import run_script
+from nanochat.launch import launch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--gpus", type=int, required=True, help="ranks to start, a GPU each")
+    parser.add_argument("module", help="the script, as scripts.base_train")
+    parser.add_argument("args", nargs=argparse.REMAINDER, help="after --: the script's own flags")
+    flags = parser.parse_args()
+    if flags.gpus < 1:
+        raise UserError(f"--gpus is {flags.gpus}, wanted at least 1")
+    args = flags.args[1:] if flags.args[:1] == ["--"] else flags.args
+    sys.exit(launch(flags.module, args, flags.gpus))
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,154 @@
+"""The launcher of ranks: how it ends, what it hands on, and training under it that is told to stop."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import tiny
+from test_training import ROOT, SIZES, home  # noqa: F401 (home is a fixture)
+
+from nanochat import checkpoint, launch, trainer
+from nanochat.run import Run
+
+RANK = """
+import os, pathlib, signal, sys, time
+rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+told = []
+signal.signal(signal.SIGINT, lambda *_: told.append(1))
+
+def wait():
+    pathlib.Path(f"ready-{rank}").touch()
+    while not told:
+        time.sleep(0.01)
+
+"""
+
+
+@pytest.fixture
+def go(tmp_path, monkeypatch):
+    """go(body, *signals): launches RANK and the body twice, from here; signals (number, pause after it) come when both
+    ranks wait. Returns the exit code.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def run(body, *signals):
+        (tmp_path / "rank.py").write_text(RANK + body)
+
+        def send():
+            while not all((tmp_path / f"ready-{rank}").exists() for rank in (0, 1)):
+                time.sleep(0.01)
+            for number, pause in signals:
+                os.kill(os.getpid(), number)
+                time.sleep(pause)
+
+        if signals:
+            threading.Thread(target=send, daemon=True).start()
+        before = [signal.getsignal(number) for number in launch.SIGNALS]
+        code = launch.launch("rank", [], 2)
+        assert [signal.getsignal(number) for number in launch.SIGNALS] == before
+        return code
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "body, code, words",
+    [
+        ("sys.exit(0)", 0, ""),
+        ("sys.exit(2 if rank == 1 else 0)", 2, ""),
+        ("sys.exit(75)", 75, ""),
+        ("time.sleep(100 * (rank == 0)); raise ValueError('mine')", 1, "error: rank 1 of 2 ended with code 1"),
+        ("os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(100)", 1, "rank 1 of 2 ended by SIGKILL"),
+        ("sys.exit(75) if rank else (time.sleep(0.5), sys.exit(75))", 75, ""),  # is not hurried
+    ],
+)
+def test_it_ends_as_its_ranks_end(go, capfd, body, code, words):
+    assert go(body) == code
+    error = capfd.readouterr().err
+    assert words in error and bool(error) == bool(words)
+
+
+def test_a_rank_that_hangs_when_another_failed_is_killed(go, capfd, monkeypatch):
+    monkeypatch.setattr(launch, "TO_GIVE_UP", 0.5)
+    assert go("signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsys.exit(3) if rank else time.sleep(100)") == 1
+    assert "rank 1 of 2 ended with code 3" in capfd.readouterr().err
+
+
+def test_a_rank_that_does_not_stop_is_killed_in_the_end(go, capfd, monkeypatch):
+    monkeypatch.setattr(launch, "TO_SAVE", 0.5)
+    assert go("wait()\ntime.sleep(100)", (signal.SIGINT, 0)) == 1
+    assert "rank 0 of 2 ended by SIGKILL, 0 s after it was told to stop" in capfd.readouterr().err
+
+
+def test_signals_in_quick_succession_are_one_and_a_late_one_is_another(go, capfd, monkeypatch):
+    monkeypatch.setattr(launch, "ONE_PRESS", 0.5)
+    quick = [(number, 0.05) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    last = [(signal.SIGINT, 0.8), (signal.SIGINT, 0)]
+    assert go("wait()\ntime.sleep(1.5)\nprint(len(told))\nsys.exit(75)", *quick, *last) == 75
+    said = capfd.readouterr()
+    assert said.out.split() == ["2", "2"] and not said.err
+
+
+def test_a_rank_that_dies_of_the_signal_was_told_so(go, capfd):
+    assert go("signal.signal(signal.SIGINT, signal.SIG_DFL)\nwait()", (signal.SIGINT, 0)) == 75
+    assert not capfd.readouterr().err
+
+
+SLOW = """
+import time
+from nanochat import trainer
+from nanochat.flags import run_script
+from scripts import base_train
+
+step = trainer.step
+
+def slowly(*args):
+    time.sleep(0.5)
+    return step(*args)
+
+trainer.step = slowly
+run_script(base_train.main)
+"""
+ALONE = [pytest.param(number, False, marks=pytest.mark.slow) for number in launch.SIGNALS]
+
+
+@pytest.mark.parametrize(
+    "number, whole_group",
+    [(signal.SIGINT, True), *ALONE],
+)
+def test_training_that_is_told_to_stop_saves_on_all_ranks(home, tmp_path, number, whole_group):  # noqa: F811
+    """By Ctrl-C, which goes to the whole process group, or by somebody who signals the launcher; thrice in a step."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    command = [sys.executable, "-m", "scripts.launch", "--gpus", "2", "slow", "--"]
+    process = subprocess.Popen(
+        [*command, "--run=b", f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=100000"],
+        cwd=ROOT,
+        env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=f"{tmp_path}:{ROOT}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    folder = Run.open("b").stage("base")
+    while len(trainer.read_log(folder / "log.jsonl")) < 2:  # after the first, Python collects garbage, deaf to signals
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    for _ in range(3):
+        (os.killpg if whole_group else os.kill)(process.pid, number)
+        time.sleep(0.1)
+    said, error = process.communicate(timeout=120)
+    assert process.returncode == 75, error
+    assert "Traceback" not in error and "error:" not in error
+    assert error.count("The same command again goes on") == 1  # not once a rank
+    assert ": stopped at step" in said and checkpoint.latest(folder).step > 0
+
+
+def test_wrong_use_of_the_script(capsys):
+    assert tiny.call("launch", "--gpus=0", "scripts.base_train") == 2
+    assert "--gpus is 0" in capsys.readouterr().err
+    assert tiny.call("launch", "scripts.base_train") == 2
