@@ -7,11 +7,12 @@ tests/null_device/; several are other test files, run again where "cuda" is the 
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -157,18 +158,14 @@ def test_recording_a_training_run(run, home):  # noqa: F811
 # ---- answering
 
 
-@pytest.mark.parametrize(
-    "gpus",
-    [
-        1,
-        pytest.param(
-            2,
-            marks=pytest.mark.xfail(
-                strict=True, reason="torch.cuda.graph's one stream is on card 0: the second replica captures nothing"
-            ),
-        ),
-    ],
+# To be taken away with the bug: strict, so that nobody forgets.
+second_replica = pytest.mark.xfail(
+    strict=True,
+    reason="torch.cuda.graph's one stream is on card 0: the second replica captures nothing, and answers wrong",
 )
+
+
+@pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=second_replica)])
 def test_engines_with_graphs_answer_as_the_cpu_does(run, gpus):
     assert "as wanted" in run(HERE / "engines.py", gpus=gpus)
 
@@ -187,32 +184,41 @@ def ask(port: int, path: str, body: dict | None = None) -> dict:
         return json.loads(answer.read())
 
 
-def test_a_server_with_two_replicas_answers_on_both(started, home):  # noqa: F811
-    for stage, data, flags in (("base", "text", SIZES), ("chat_sft", "chat", CHAT)):
-        name = "base_train" if stage == "base" else stage
-        assert tiny.call(name, "--run=a", f"--data={home / data}.jsonl", *flags, "--num-iterations=2") == 0
+@pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=second_replica)])
+def test_a_server_answers_the_same_on_every_replica(started, home, gpus):  # noqa: F811
+    """Eight conversations at once, more than one replica has slots for; each is in two copies."""
+    for script, data, flags in (("base_train", "text", SIZES), ("chat_sft", "chat", CHAT)):
+        assert tiny.call(script, "--run=a", f"--data={home / data}.jsonl", *flags, "--num-iterations=2") == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     process = started(
-        "scripts.chat_web", "--run=a", "--num-gpus=2", "--port=8437", "--slots=2", "--device-type=cuda",
-        gpus=2, NANOCHAT_BASE_DIR=str(home / "home"), NANOCHAT_DTYPE="float32",
+        "scripts.chat_web", "--run=a", f"--num-gpus={gpus}", f"--port={port}", "--slots=2", "--device-type=cuda",
+        gpus=gpus, NANOCHAT_BASE_DIR=str(home / "home"), NANOCHAT_DTYPE="float32",
     )  # fmt: skip
     try:
         ends = time.monotonic() + LIMIT
-        while time.monotonic() < ends and process.poll() is None:
-            try:
-                if ask(8437, "/health").get("status") in ("ok", "ready"):
-                    break
-            except (OSError, urllib.error.HTTPError):  # not yet listening, or loading
-                time.sleep(0.2)
+        while time.monotonic() < ends and process.poll() is None and not healthy(port):
+            time.sleep(0.2)
         assert process.poll() is None, process.communicate()[1][-3000:]
-        body = dict(messages=[dict(role="user", content="the dog")], max_tokens=8, temperature=0, n=4)
-        answers = ask(8437, "/v1/chat/completions", body)["choices"]
-        assert len(answers) == 4 and len({answer["message"]["content"] for answer in answers}) == 1
-        replicas = ask(8437, "/stats")
-        assert json.dumps(replicas).count("cuda:") != 1  # no replica is alone
+        alike = dict(max_tokens=12, temperature=0, top_k=0)
+        words = ["the dog", "a cat", "red river", "old house"]
+        bodies = [dict(alike, messages=[dict(role="user", content=text)]) for text in words for _ in range(2)]
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda body: ask(port, "/v1/chat/completions", body), bodies))
+        texts = [answer["choices"][0]["message"]["content"] for answer in answers]
+        assert texts[0::2] == texts[1::2] and all(texts), texts
     finally:
         process.terminate()
-        out, error = process.communicate(timeout=LIMIT)
-    assert "Traceback" not in error, error[-3000:]
+        _out, error = process.communicate(timeout=LIMIT)
+    assert "Traceback" not in error and "without CUDA graphs" not in error, error[-3000:]
+
+
+def healthy(port: int) -> bool:
+    try:
+        return ask(port, "/health").get("status") == "ok"
+    except OSError:  # not listening yet, or 503: still loading
+        return False
 
 
 # ---- kernels and the tools that measure
@@ -226,6 +232,15 @@ def test_auto_on_an_h100_ends_with_our_attention(run):
 
 def test_tuning_benchmarks_and_sensors(run, tmp_path):
     assert "tools: as wanted" in run(HERE / "tools.py", NANOCHAT_BASE_DIR=str(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_training_step_with_kernels_on_and_off(run):
+    sizes = "--depth=1 --vocab-size=256 --sequence-len=32 --batch=2 --steps=3".split()
+    result = json.loads(run("benchmarks.training_step", *sizes).splitlines()[-1])
+    assert result["status"] == "timed", result
+    assert [row["contender"] for row in result["rows"]] == ["kernels off", "kernels on"]
+    assert all(row["extra_mb"] > 0 for row in result["rows"])
 
 
 # ---- the launcher

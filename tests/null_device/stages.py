@@ -33,7 +33,7 @@ def train(
         os.environ["NANOCHAT_DTYPE"] = dtype
     if run not in ("a", "b"):
         tiny.tokenizer().save(Run.open(run).stage("tokenizer"))
-    sizes = SIZES if script == "base_train" else CHAT
+    data, sizes = ("text", SIZES) if script == "base_train" else ("chat", CHAT)
     words = [f"--run={run}", f"--data={HOME / data}.jsonl", *sizes, f"--num-iterations={STEPS}", *flags]
     assert tiny.call(script, *words) == code, words
 
@@ -78,5 +78,5 @@ trainer._account = plain
 train("again")
 assert torch.equal(of("again"), of("bfloat16")), (of("again"), of("bfloat16"))
 for script in ("mid_train", "chat_sft"):
-    train("again", script=script, data="chat")
+    train("again", script=script)
 print("stages: as wanted")
