@@ -63,7 +63,8 @@ def main() -> None:
 
 
 def enter(door: Door, served: Served, limits: Limits) -> None:
-    """Opens the door once every replica is warm; until then /health says loading. Raises UserError when none will be."""
+    """Opens the door when every replica is warm or dead; until then /health says loading. Raises UserError when all
+    are dead."""
     if served.pool.workers[0].engine.decoding == "graphs":
         print("Compiling kernels and capturing graphs; the first time takes a minute or more.", flush=True)
     try:

@@ -115,7 +115,7 @@ def test_draws_are_as_frequent_as_they_are_likely():
     "settings",
     [
         dict(top_p=1e-9, top_k=None), dict(top_p=0.0, top_k=40), dict(min_p=1.0, top_k=None), dict(min_p=1.0, top_k=9),
-        dict(temperature=1e-30, top_k=None), dict(temperature=1e-30), dict(temperature=1e-8, top_p=0.5, top_k=None),
+        dict(temperature=1e-40, top_k=None), dict(temperature=1e-40), dict(temperature=1e-8, top_p=0.5, top_k=None),
     ],
 )  # fmt: skip
 def test_what_leaves_one_candidate_takes_the_likeliest(settings):

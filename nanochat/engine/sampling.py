@@ -112,7 +112,7 @@ def _draw(logits: Tensor, softcap: float | None, which: Kind, owners: Sequence[D
         return best(logits, 1)[1][:, 0]
     values, ids = (logits, None) if which.k is None else best(logits, which.k)  # (n, k), best first
     settings = [owner.sampling for owner in owners]
-    draws = [torch.rand((), generator=owner.generator).item() * BELOW_ONE for owner in owners]
+    draws = [torch.rand((), generator=owner.generator).item() for owner in owners]  # in [0, 1)
     told = [(1 / max(of.temperature, 1e-6), of.min_p, of.top_p, draw) for of, draw in zip(settings, draws)]
     colder, min_p, top_p, draw = moved(list(zip(*told)), torch.float32, logits.device)[..., None]  # (n, 1) each
     p = probabilities(values, softcap, colder)
@@ -124,9 +124,6 @@ def _draw(logits: Tensor, softcap: float | None, which: Kind, owners: Sequence[D
     reached = p.cumsum(-1, dtype=torch.float64 if p.is_cuda else torch.float32)
     at = torch.searchsorted(reached, draw * reached[:, -1:], right=True).clamp_max(p.size(1) - 1)  # NaN: the last
     return (at if ids is None else ids.gather(1, at))[:, 0]
-
-
-BELOW_ONE = 1 - 2**-23  # so that no float32 in [0, 1) times a sum is rounded to the sum, which lies past all candidates
 
 
 def probabilities(logits: Tensor, softcap: float | None, colder: Tensor) -> Tensor:
