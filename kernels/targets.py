@@ -108,7 +108,8 @@ def source(launch: Launch) -> tuple[str, dict[str, str], dict[tuple[int, ...], A
     attributes: dict[tuple[int, ...], Any] = {}
     for i, parameter in enumerate(launch.kernel.params):
         value = values[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        special = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
             signature[parameter.name] = "constexpr"
             constants[(i,)] = value
             continue
@@ -117,7 +118,7 @@ def source(launch: Launch) -> tuple[str, dict[str, str], dict[tuple[int, ...], A
             aligned = value.storage_offset() * value.itemsize % 16 == 0
         elif isinstance(value, int):
             signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
-            aligned = value % 16 == 0
+            aligned = special and value % 16 == 0
         else:
             signature[parameter.name], aligned = "fp32", False
         if aligned:
