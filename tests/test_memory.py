@@ -125,7 +125,7 @@ def test_ranks_share_moments_and_pad_banks():
     assert eight["moments"] < one["moments"] / 8 * 1.21
     assert "NCCL" in eight and "NCCL" not in one
     gather = cost._Step(model_config(24, 32768), 1, 8, "bfloat16", "", "auto", "cuda").moments()["save"]
-    assert sum(gather.values()) == pytest.approx(5.7e9, rel=0.02)
+    assert sum(gather.values()) == 4 * 24 * 6144 * 1536  # one bank at a time
 
 
 @pytest.mark.parametrize("gpus", [1, 8])
