@@ -187,7 +187,9 @@ def environment(name: str, gpus: int = 1, compute: bool = False) -> dict[str, st
     here = Path(__file__).parent
     paths = [str(here / "site"), str(here.parent.parent), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(path for path in paths if path)
-    return {**os.environ, "PYTHONPATH": path, SETTING: Machine(card(name), gpus, compute, str(library())).setting}
+    machine = Machine(card(name), gpus, compute, str(library()))
+    others = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # all are visible
+    return {**others, "PYTHONPATH": path, SETTING: machine.setting}
 
 
 def main(arguments: list[str]) -> int:
