@@ -19,7 +19,7 @@ from kernels import traffic, triton_utils, use
 from kernels.attention import triton_decode
 from nanochat import gpt
 from nanochat.engine import Engine, Request, Sampling
-from nanochat.engine.cache import Slots
+from nanochat.engine.cache import Slots, moved
 from nanochat.engine.decode import Decoder
 from nanochat.engine.engine import KINDS, PREFILLS
 from nanochat.engine.graphs import WARM, Graphs
@@ -214,6 +214,19 @@ def test_where_capturing_fails_decoding_goes_on_without(cards, where):
             warnings.simplefilter("error")  # said once
             found = graphs(ids[:2, 21].tolist())
         assert (found - step(ids[:2, 21].tolist())).abs().max() < 1e-4
+
+
+def test_numbers_reach_a_card_from_pinned_memory_and_nobody_waits(monkeypatch):
+    class Made:
+        def __init__(self, values, dtype, pin_memory):
+            self.pinned = pin_memory
+
+        def to(self, device, non_blocking):
+            return self.pinned, non_blocking
+
+    monkeypatch.setattr(torch, "tensor", Made)
+    found = {device: moved([1], torch.int64, torch.device(device)) for device in ("cuda:1", "mps", "cpu")}
+    assert found == {"cuda:1": (True, True), "mps": (False, False), "cpu": (False, False)}
 
 
 # ---- idle rows

@@ -54,6 +54,12 @@ def test_every_kernel_keeps_its_promises_on_two_cards():
     check(*report("--target=sm_80,sm_90"), ("sm_80", "sm_90"))
 
 
+def test_a_prompts_attention_uses_matrix_units_and_does_not_spill():
+    rows, code = report("--op=flash_attention_decode", "--shape=prompt", "--target=sm_80,sm_90")
+    assert code == 0 and [(row["kernel"], row["faults"]) for row in rows] == [("_prefill_kernel", [])] * 2
+    assert rows[1]["tensor_core"] == "HGMMA"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("shape", ["d12", "d24", "d32"])

@@ -30,7 +30,7 @@ def _decode_kernel(
 ):  # fmt: skip
     """Program (row and head, split, block of queries); query r of the group is token r // GROUP of head r % GROUP."""
     if ONE:
-        T = 1  # noqa: N806 (folded where every step has it)
+        T = 1  # folded: nearly all steps are such
     K: tl.constexpr = H // GROUP
     b = (tl.program_id(0) // K).to(tl.int64)
     g = tl.program_id(0) % K
