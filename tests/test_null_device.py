@@ -126,7 +126,7 @@ def test_two_ranks_train_on_two_cards(run, home):  # noqa: F811
     """Our launcher, gloo in NCCL's place, each rank on its own card: the losses of one rank, within rounding."""
     flags = [f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=4"]
     where = dict(NANOCHAT_BASE_DIR=str(home / "home"), NANOCHAT_DTYPE="float32")
-    run("scripts.launch", "2", "scripts.base_train", "--run=a", *flags, gpus=2, **where)
+    run("scripts.launch", "--gpus=2", "scripts.base_train", "--", "--run=a", *flags, gpus=2, **where)
     run("scripts.base_train", "--run=b", *flags, **where)
     one, two = (losses_of(name) for name in "ab")
     assert len(one) == 4 and one == pytest.approx(two, abs=1e-3)

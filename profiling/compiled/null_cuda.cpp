@@ -186,25 +186,27 @@ bool is_pinned(const void* data) {
 // ---- copies that need not have happened when the call returns (non_blocking, pinned memory) happen as late as they may
 
 struct Late {
-  at::Tensor to, from;     // kept alive
-  std::string bytes;       // of a copy to the host: what the device held when it was its turn
+  at::Tensor to, from;  // kept alive
+  std::string bytes;    // of a copy to the host: what the device held when it was its turn
 };
 std::mutex late_lock;
 std::vector<Late> to_device, to_host;
 
 // To the device: before anything else of the device runs, and after the host went on.
 void copy_late_to_device() {
+  std::vector<Late> done;  // let go without the lock: a tensor's end may wait for Python's
   std::lock_guard<std::mutex> guard(late_lock);
   for (auto& copy : to_device) std::memcpy(copy.to.mutable_data_ptr(), copy.from.const_data_ptr(), copy.to.nbytes());
-  to_device.clear();
+  done.swap(to_device);
 }
 
 // To the host: when the host waits. Until then it finds NaN there.
 void copy_late_to_host() {
   copy_late_to_device();
+  std::vector<Late> done;
   std::lock_guard<std::mutex> guard(late_lock);
   for (auto& copy : to_host) std::memcpy(copy.to.mutable_data_ptr(), copy.bytes.data(), copy.bytes.size());
-  to_host.clear();
+  done.swap(to_host);
 }
 
 bool late(const at::Tensor& to, const at::Tensor& from) {

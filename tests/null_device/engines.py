@@ -18,9 +18,13 @@ from profiling.compiled.null_bindings import used  # noqa: E402
 warnings.filterwarnings("error", "decoding without CUDA graphs")  # it would go on without them: not here
 
 
+devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+models = {device: tiny.model().to(device) for device in ("cpu", *devices)}  # here: a seed is not a thread's own
+
+
 def answers(device: str) -> list[list[int]]:
     """Tokens of seven requests of several kinds, which join and leave four slots."""
-    engine = Engine(tiny.model().to(device), slots=4)
+    engine = Engine(models[device], slots=4)
     wishes = [Sampling(temperature=0.0), Sampling(temperature=0.0, logprobs=3), Sampling(temperature=0.8, seed=3)]
     wishes += [Sampling(temperature=1.0, seed=5)]
     prompts = [[5, 6, 7], [5, 6, 7, 8, 9], [10], [3, 4] * 5, [5, 6, 7, 8], [200, 100], [5, 6]]
@@ -35,12 +39,12 @@ wanted = answers("cpu")
 found: dict[str, list[list[int]]] = {}
 
 
-def run(index: int) -> None:
-    torch.cuda.set_device(index)
-    found[f"cuda:{index}"] = answers(f"cuda:{index}")
+def run(device: str) -> None:
+    torch.cuda.set_device(device)
+    found[device] = answers(device)
 
 
-threads = [threading.Thread(target=run, args=(index,)) for index in range(torch.cuda.device_count())]
+threads = [threading.Thread(target=run, args=(device,)) for device in devices]
 for thread in threads:
     thread.start()
 for thread in threads:
