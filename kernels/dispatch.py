@@ -137,15 +137,15 @@ def refusal(op: str, dtype: torch.dtype, size: int, index: int) -> str:
 def obstacle(op: str, dtype: torch.dtype, case: Case, index: int) -> str:
     """Why an op that `auto` leaves until it is measured cannot be tried on a GPU; "" where its kernels are right."""
     with PROBING:
-        return _unfit(op, dtype, OPS[op].size(case), index) or probe(op, dtype, OPS[op].size(case), index)
+        return unfit(op, dtype, OPS[op].size(case), index) or probe(op, dtype, OPS[op].size(case), index)
 
 
 def _not_wanted(op: str, dtype: torch.dtype, size: int, index: int) -> str:
     """What is known without a launch against an op's kernels on a GPU, or ""."""
-    return tuned.slower(op, dtype, size, torch.device("cuda", index)) or _unfit(op, dtype, size, index)
+    return tuned.slower(op, dtype, size, torch.device("cuda", index)) or unfit(op, dtype, size, index)
 
 
-def _unfit(op: str, dtype: torch.dtype, size: int, index: int) -> str:
+def unfit(op: str, dtype: torch.dtype, size: int, index: int) -> str:
     """Why an op's kernels are not for this machine, or ""."""
     if not INSTALLED:
         return "Triton is not installed (pip install triton)"

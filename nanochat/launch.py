@@ -73,8 +73,8 @@ def watch(processes: Sequence[subprocess.Popen], told: list[float]) -> int:
                 deadline = min(deadline, now + TO_SAVE)
             told.pop(0)
         codes = [process.poll() for process in processes]
-        if EXIT_INTERRUPTED in codes:  # told by somebody else, as by a scheduler that signals every process
-            deadline = min(deadline, now + TO_SAVE)
+        if EXIT_INTERRUPTED in codes:  # it has saved, or had nothing to save: the others save nothing any more either
+            deadline = min(deadline, now + TO_GIVE_UP)
         if failed is None:
             failed = next((rank for rank, code in enumerate(codes) if bad(code, bool(passed_on))), None)
             if failed is not None:
@@ -86,7 +86,8 @@ def watch(processes: Sequence[subprocess.Popen], told: list[float]) -> int:
         time.sleep(0.1)
     ended = [process.wait() for process in processes]
     if failed is None:
-        failed = next((rank for rank, code in enumerate(ended) if bad(code, bool(passed_on))), None)
+        waiting = late if EXIT_INTERRUPTED in ended else set()  # in a collective, for a rank that was interrupted
+        failed = next((r for r, code in enumerate(ended) if bad(code, bool(passed_on)) and r not in waiting), None)
     if failed is None:
         return EXIT_INTERRUPTED if any(ended) else 0
     if ended[failed] == EXIT_USAGE:

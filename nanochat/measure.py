@@ -28,6 +28,7 @@ from nanochat import trainer
 from nanochat.data.loader import Batch
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import Hardware
+from nanochat.optim import MuonAdamW, parameter_groups
 from nanochat.recipe import Schedule
 
 SECONDS = 180.0  # for all of it, at most
@@ -86,10 +87,9 @@ def shape(config: GPTConfig, rows: int, hardware: Hardware, fp8: str) -> str:
 
 
 def adopt(choice: Choice | None) -> None:
-    """This process uses a choice's block sizes from now on; its setting is for kernels.use()."""
-    if choice is not None:
-        measured.adopt(choice["blocks"])
-        dispatch.forget()
+    """This process uses a choice's block sizes from now on (the card's own without one); its setting is for use()."""
+    measured.adopt(choice["blocks"] if choice else None)
+    dispatch.forget()
 
 
 def cases(config: GPTConfig, rows: int) -> dict[str, list[Case]]:
@@ -115,10 +115,14 @@ def cases(config: GPTConfig, rows: int) -> dict[str, list[Case]]:
 def ready_step(
     model: GPT, hardware: Hardware, batches: Iterator[Batch], rows: int, compiled: bool
 ) -> Callable[[], float]:
-    """A call is one step as the training loop takes it, on the next of the batches, and returns its loss."""
-    T = model.config.sequence_len
+    """A call is one step as the training loop takes it, on the next of the batches, and returns its loss.
+
+    This rank takes it by itself, whatever the others do.
+    """
+    T, alone = model.config.sequence_len, replace(hardware, rank=0, world=1)
+    optimizer = MuonAdamW(parameter_groups(model), model.dtype, alone=True)
     stage = trainer.Stage(
-        "step", Path(), model, model.setup_optimizer(), STEADY, trainer.Settings(1 << 30, rows, T, rows * T), hardware,
+        "step", Path(), model, optimizer, STEADY, trainer.Settings(1 << 30, rows, T, rows * T), alone,
         batches=lambda state: [], val_batches=lambda: [], token_bytes=torch.empty(0), meta={}, compile=compiled,
     )  # fmt: skip
     run = trainer.runnable(stage)
@@ -152,28 +156,36 @@ def _measured(config: GPTConfig, rows: int, hardware: Hardware, fp8: str, say: S
             return measure(config, rows, hardware, fp8, say)
     except Exception as problem:  # out of memory, a compiler's failure: training will say it if it meets the same
         say(f"nothing was measured: {type(problem).__name__}: {str(problem).splitlines()[:1]}; kernels as by default")
+        torch._dynamo.reset()
         torch.cuda.empty_cache()
         return None
+    finally:  # ranks adopt the same, each the choice that is handed to it
+        measured.adopt(None)
+        dispatch.forget()
 
 
 def measure(
     config: GPTConfig, rows: int, hardware: Hardware, fp8: str, say: Say, clock: Callable[[], float] = time.perf_counter
 ) -> Choice:
     """Tunes block sizes and times the step with each group on and off, within SECONDS. See `choose`."""
-    started, index = clock(), hardware.device.index or 0
+    started, index, shapes = clock(), hardware.device.index or 0, cases(config, rows)
+    changes = {group: _change(ops, shapes, hardware, fp8) for group, ops in GROUPS.items()}
+    fit = lambda name: not dispatch.unfit(name, hardware.dtype, OPS[name].size(shapes[name][0]), index)
+    # AMD's compiler may end the process on a block size that nobody has tried: there the static ones stay.
+    to_tune = {name: shapes[name] for name in TUNED if fit(name)} if not torch.version.hip else {}
+    result = dict(setting="auto", rows=[], left=[], blocks={}, card=hardware.name, when=date.today().isoformat())
+    if not any(change for change, _ in changes.values()):
+        return dict(result, seconds=clock() - started)  # no kernel of ours is for this card
     say(
         f"measuring what pays on this {hardware.name}: once, at most {SECONDS / 60:.0f} minutes (--no-tune skips it; "
         f"kept in {measured.folder()})"
     )
-    shapes = cases(config, rows)
-    blocks = tuning.tune({name: shapes[name] for name in TUNED}, BLOCK_SECONDS, reference=False, say=say)
+    blocks = tuning.tune(to_tune, BLOCK_SECONDS, reference=False, say=say)
     measured.store(index, blocks=blocks)
     setting, table, left = "auto", [], []
     best = Variant(setting, shallow_step(config, rows, hardware, fp8), hardware, clock)
     slowest = best.warm()
-    for group, ops in GROUPS.items():
-        running = [name for name in ops if _runs(name, shapes[name][0], hardware, fp8)]
-        change = ",".join(f"{name}=torch" for name in running) or _untaken(ops, shapes, hardware, fp8)
+    for group, (change, running) in changes.items():
         if not change:
             continue
         if clock() - started + 1.2 * slowest + 2 * TURNS * best.seconds > SECONDS:
@@ -188,7 +200,7 @@ def measure(
             continue
         taken = now < GAIN * then
         with_ours, without = (then, now) if running else (now, then)
-        table.append(dict(group=group, on_ms=1e3 * with_ours, off_ms=1e3 * without, on=taken != bool(running)))
+        table.append(dict(group=group, on_ms=1e3 * with_ours, off_ms=1e3 * without, on=taken != running))
         say(f"{group}: {1e3 * with_ours:.1f} ms a step with our kernels, {1e3 * without:.1f} without")
         if taken:
             best, setting = other, other.setting
@@ -199,10 +211,13 @@ def measure(
     del best
     torch._dynamo.reset()
     torch.cuda.empty_cache()
-    return dict(
-        setting=setting, rows=table, left=left, blocks=blocks, card=hardware.name, when=date.today().isoformat(),
-        seconds=clock() - started,
-    )  # fmt: skip
+    return dict(result, setting=setting, rows=table, left=left, blocks=blocks, seconds=clock() - started)
+
+
+def _change(ops: tuple[str, ...], shapes: dict[str, list[Case]], hardware: Hardware, fp8: str) -> tuple[str, bool]:
+    """(what to add to a setting to switch a group, or "" where there is nothing to switch; whether it runs now)."""
+    running = [name for name in ops if _runs(name, shapes[name][0], hardware, fp8)]
+    return ",".join(f"{name}=torch" for name in running) or _untaken(ops, shapes, hardware, fp8), bool(running)
 
 
 def _runs(name: str, case: Case, hardware: Hardware, fp8: str) -> bool:

@@ -84,10 +84,12 @@ GRAPHS = 64  # of one function of the optimizer, compiled for so many shapes, dt
 class MuonAdamW(torch.optim.Optimizer):
     """See the module. `dtype` is the one in which Muon orthogonalises: bfloat16 where the model computes in it."""
 
-    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype = torch.float32):
+    def __init__(self, groups: list[dict[str, Any]], dtype: torch.dtype = torch.float32, alone: bool = False):
+        """alone: no other rank takes these steps, although there are others."""
         super().__init__(groups, defaults={})
         self.dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        ranks = dist.is_initialized() and not alone
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if ranks else (0, 1)
         self._adamw, self._muon = adamw_apply_, _muon_step_  # as `compile` made them, where it was called
         self._compiled = False
         self._scalars: dict[tuple[str, str], Tensor] = {}

@@ -12,7 +12,7 @@ import torch
 from kernels import dispatch, use
 from kernels.fp8.quantize import has_units
 from nanochat import checkpoint, measure, trainer
-from nanochat.cadence import between, compiling_pays, validated
+from nanochat.cadence import MFU, PEAK, between, compiling_pays, validated
 from nanochat.chat import answers, visible_text
 from nanochat.cost import flops_per_token, parameter_counts
 from nanochat.data.loader import Batch, Encode, Rows, batches, one_pass
@@ -28,6 +28,7 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import Settings, Stage
 
 SCALINGS = ("current", "delayed")  # of fp8
+PAYS = 5  # times what measuring the kernels takes, that a training is predicted to take where it is worth it
 COMPILE_GAIN = "training runs eagerly, at about half the speed on CPUs"
 
 
@@ -138,12 +139,20 @@ def run_stage(setup: Setup) -> None:
 def _kernels(setup: Setup, stage: Stage, resumed: bool) -> measure.Choice | None:
     """Which kernels the stage runs: those it began with, or what is known or measured now for this card.
 
-    None: as `auto` decides. Block sizes are in force when it returns, and the choice goes into every checkpoint.
+    None: as `auto` decides. Block sizes are in force when it returns, and the choice goes into every checkpoint. A
+    choice that another card was measured for is made anew, and so is none where the training is too short to pay.
     """
-    if not resumed:
+    card = (stage.meta.get("kernels") or {}).get("card", setup.hardware.name)
+    elsewhere = card != setup.hardware.name
+    if elsewhere:
+        say(setup, f"{setup.name}: it began with kernels measured for {card}; chosen anew for this card")
+    if not resumed or elsewhere:
         config = replace(setup.model.config, sequence_len=setup.settings.max_seq_len)
         rows, fp8 = setup.settings.device_batch_size, setup.plan.get("fp8", "")
-        wanted = setup.tune and stage.compile
+        tokens = setup.settings.num_iterations * setup.settings.total_batch_size / setup.hardware.world
+        peak = setup.hardware.peak.bf16 * 1e12 if setup.hardware.peak else PEAK
+        seconds = tokens * flops_per_token(config) / (MFU * peak)
+        wanted = setup.tune and stage.compile and seconds > PAYS * measure.SECONDS
         chosen = measure.choose(config, rows, setup.hardware, fp8, lambda line: say(setup, f"  {line}"), wanted)
         stage.meta["kernels"] = chosen
     choice = stage.meta["kernels"] if dispatch.is_default() else None

@@ -27,10 +27,11 @@ from nanochat import checkpoint
 from nanochat.cost import flops_per_token
 from nanochat.data.loader import Batch, LoaderState, Prefetch
 from nanochat.errors import UserError
-from nanochat.evaluate.bits_per_byte import Score, bits_per_byte, score
+from nanochat.evaluate.bits_per_byte import Score, bits_per_byte, compiled_score, score
 from nanochat.files import write_atomically
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware, compile_cache, mark_compiling
+from nanochat.launch import ONE_PRESS
 from nanochat.optim import MuonAdamW
 from nanochat.progress import Progress
 from nanochat.ranks import Shared, any_rank
@@ -132,18 +133,24 @@ class Stage:
 
 
 class Interrupt:
-    """Notes SIGINT and SIGTERM instead of dying of them; the second one is deadly again."""
+    """Notes SIGINT and SIGTERM instead of dying of them; another one, some seconds later, is deadly again.
+
+    What follows at once is the same wish: a terminal, a launcher and a scheduler may all hand it on.
+    """
 
     def __init__(self) -> None:
         self.received = self.at_once = False
+        self._when = 0.0
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def _note(self, number: int, frame: object) -> None:
+        if self.received and time.monotonic() - self._when < ONE_PRESS:
+            return
         if self.received:
             self.at_once = True
             self.restore()
             raise KeyboardInterrupt
-        self.received = True
+        self.received, self._when = True, time.monotonic()
         print("\nStopping after this step; once more to stop at once.", file=sys.stderr, flush=True)
 
     def restore(self) -> None:
@@ -218,10 +225,10 @@ def train(stage: Stage) -> None:
     accumulation = settings.accumulation(hardware.world)
     model = runnable(stage)
     flops = flops_per_token(stage.model.config) * settings.total_batch_size
-    data = Prefetch(iter(stage.batches(state.loader)))
+    data = Prefetch(iter(stage.batches(state.loader)), device=hardware.device)
     progress = Progress(stage.name, settings.num_iterations, state.step, hardware.is_main)
     interrupt = Interrupt()
-    counting: Score = torch.compile(score, dynamic=False) if stage.compile_evaluation else score
+    counting: Score = compiled_score(progress.note) if stage.compile_evaluation else score
     first = state.step
     bad = 0
     stop = False  # told to, as all ranks know it
@@ -389,7 +396,7 @@ def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress, counting: 
     """Sets val_bpb. Told to stop (True), it forgets the half evaluation; the resumed run makes it again."""
     state, last = stage.state, stage.state.step == stage.settings.num_iterations
     batches = stage.val_batches if last else stage.between_batches or stage.val_batches
-    data, tokens = Prefetch(iter(batches())), 0
+    data, tokens = Prefetch(iter(batches()), device=stage.hardware.device), 0
 
     def counted() -> Iterator[Batch]:
         nonlocal tokens

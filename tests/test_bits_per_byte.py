@@ -75,3 +75,17 @@ def test_compiled_evaluation_gives_what_eager_gives():
     compiled = torch.compile(score, dynamic=False)
     eager = bits_per_byte(model, batches(), sizes())
     assert bits_per_byte(model, batches(), sizes(), score=compiled) == pytest.approx(eager, rel=1e-5)
+
+
+def test_a_compiled_validation_that_fails_goes_on_eagerly_and_says_so(monkeypatch):
+    from nanochat.evaluate import bits_per_byte as module
+
+    def failing(*args):
+        raise RuntimeError("CUDA out of memory\nmore")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **how: failing)
+    said = []
+    found = module.compiled_score(said.append)
+    monkeypatch.setattr(module, "score", lambda *args: (torch.ones(()), torch.ones(())))
+    assert found(None, None, None, None)[0] == found(None, None, None, None)[0] == 1
+    assert said == ["validation goes on eagerly: RuntimeError: ['CUDA out of memory']"]

@@ -91,7 +91,7 @@ def test_signals_in_quick_succession_are_one_and_a_late_one_is_another(go, capfd
     last = [(signal.SIGINT, 0.8), (signal.SIGINT, 0)]
     assert go("wait()\ntime.sleep(1.5)\nprint(len(told))\nsys.exit(75)", *quick, *last) == 75
     said = capfd.readouterr()
-    assert said.out.split() == ["2", "2"] and not said.err
+    assert sorted(said.out.replace("\n", "")) == ["2", "2"] and not said.err  # two ranks print at the same time
 
 
 def test_a_rank_that_dies_of_the_signal_was_told_so(go, capfd):

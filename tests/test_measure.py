@@ -1,11 +1,19 @@
 """Choosing kernels by measuring the compiled step, with a stand-in for the card and its clock."""
 
+import json
+import os
+import socket
+from datetime import timedelta
+
 import pytest
 import tiny
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from kernels import dispatch, measured, tuned, use
 from nanochat import hardware, measure
+from nanochat.data.loader import Batch
 
 CONFIG = tiny.model().config
 GAINS = {
@@ -117,6 +125,39 @@ def test_block_sizes_of_a_choice_are_in_force_after_it_was_adopted(card):
     row = dict(dtype="*", config=dict(elements=3, num_warps=1))
     measure.adopt(dict(setting="auto", blocks={"rms_norm": [row]}))
     assert tuned.config("rms_norm", torch.bfloat16, 64, torch.device("cuda", 0)) == row["config"]
+
+
+def one_rank_measures(rank, port, folder):
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    found = [None]
+    if rank == 0:
+        here = hardware.Hardware(torch.device("cpu"), "cpu", torch.float32, "", 1, rank=0, world=2)
+        ids = torch.arange(2 * 64).view(2, 64) % 300
+        batch = Batch(ids, ids, None)
+        step = measure.ready_step(tiny.model(), here, iter(lambda: batch, None), 2, compiled=False)
+        found = [[step(), step()]]
+    dist.broadcast_object_list(found, src=0)
+    (folder / f"{rank}.json").write_text(json.dumps(found[0]))
+    dist.destroy_process_group()
+
+
+def test_a_rank_measures_by_itself_while_the_others_wait(tmp_path):
+    """No collective in a measured step: the others would never take part in it."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    mp.spawn(one_rank_measures, args=(port, tmp_path), nprocs=2)
+    losses = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert losses[0] == losses[1] and losses[0][1] < losses[0][0]
+
+
+def test_a_card_that_no_kernel_is_for_is_not_measured(card, monkeypatch):
+    """A T4, say: nothing is tuned, nothing compiled."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (7, 5))
+    monkeypatch.setattr(measure.tuning, "tune", lambda *args, **rest: pytest.fail("tuned"))
+    choice = measure.choose(CONFIG, 4, H100, "", lambda line: pytest.fail(line))
+    assert choice["setting"] == "auto" and choice["rows"] == [] and card.compiled == 0
 
 
 def test_every_op_that_is_switched_or_tuned_has_its_shapes():

@@ -168,7 +168,9 @@ def _batch(own: list[tuple[np.ndarray, np.ndarray]], rows: Rows, state: LoaderSt
 class Prefetch:
     """Runs an iterator in a thread, a few items ahead. Its end, or an error in it, comes here after its last item."""
 
-    def __init__(self, items: Iterator[Batch], ahead: int = 4):
+    def __init__(self, items: Iterator[Batch], ahead: int = 4, device: torch.device | None = None):
+        """device: for which batches are pinned; a thread begins on card 0, where pinning would make a context."""
+        self._device = device
         self._queue: queue.Queue = queue.Queue(maxsize=ahead)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(items,), daemon=True, name="data")
@@ -176,6 +178,8 @@ class Prefetch:
 
     def _work(self, items: Iterator[Batch]) -> None:
         try:
+            if self._device is not None and self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
             for item in items:
                 self._put(item)
                 if self._stop.is_set():

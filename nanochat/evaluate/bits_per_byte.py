@@ -29,6 +29,23 @@ def score(model: GPT, inputs: Tensor, targets: Tensor, token_bytes: Tensor) -> t
     return (losses * (size > 0)).sum(), size.sum()
 
 
+def compiled_score(note: Callable[[str], None]) -> Score:
+    """`score`, compiled; as it is from the first failure of the compiler or of memory on, which `note` is told."""
+    fast: Score | None = torch.compile(score, dynamic=False)
+
+    def scored(model: GPT, inputs: Tensor, targets: Tensor, token_bytes: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal fast
+        if fast is not None:
+            try:
+                return fast(model, inputs, targets, token_bytes)
+            except Exception as problem:  # whatever a compiler throws: a validation must not end a training
+                fast = None
+                note(f"validation goes on eagerly: {type(problem).__name__}: {str(problem).splitlines()[:1]}")
+        return score(model, inputs, targets, token_bytes)
+
+    return scored
+
+
 @torch.no_grad()
 def bits_per_byte(
     model: GPT,
