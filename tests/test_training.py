@@ -276,7 +276,23 @@ def test_told_to_stop_while_the_thread_writes_it_waits_for_it_and_saves(home, mo
     assert_same("base")
 
 
+def test_a_signal_that_several_hand_on_is_one(home, monkeypatch):
+    """A terminal's Ctrl-C reaches a rank directly, through its launcher and through a scheduler: it still saves."""
+
+    def told(meta):
+        if meta["step"] == 3:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+                time.sleep(0.05)
+        time.sleep(0.2)
+
+    with writing(monkeypatch, told):
+        assert train(home, "b") == EXIT_INTERRUPTED
+    assert checkpoint.latest(Run.open("b").stage("base")).step >= 3
+
+
 def test_told_twice_to_stop_it_does_not_wait_for_the_thread(home, monkeypatch):
+    monkeypatch.setattr(trainer, "ONE_PRESS", 0.1)
     over = threading.Event()
 
     def told(meta):
