@@ -112,7 +112,7 @@ def _rms_norm_bwd_kernel(
         dm = rstd * (dy - unit * (tl.sum(dy * unit, axis=1) / C)[:, None])
         if ADD or MIX:
             dm += tl.load(dmixed_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        if MIX:
+        if MIX:  # subtracted, and negated at the end: Triton 3.9's LLVM crashes for RDNA on a += of row sums in a loop
             da -= tl.sum(dm * tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32), axis=1)
             db -= tl.sum(dm * tl.load(x0_ptr + at, mask=mask, other=0.0).to(tl.float32), axis=1)
             tl.store(dx0_ptr + at, b * dm, mask=mask)
