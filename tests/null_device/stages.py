@@ -22,7 +22,7 @@ from nanochat.run import Run  # noqa: E402
 from profiling.compiled import null_device  # noqa: E402
 
 HOME = Path(sys.argv[1])
-STEPS = 6
+STEPS = 5
 
 
 def train(
