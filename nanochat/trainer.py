@@ -247,6 +247,7 @@ def train(stage: Stage) -> None:
         progress.close()
         interrupt.restore()
         data.close()
+        gc.unfreeze()  # what is frozen when Python ends is not taken apart, of which Triton's bindings complain at length
 
 
 def runnable(stage: Stage) -> Any:
