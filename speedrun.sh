@@ -2,7 +2,7 @@
 # From a fresh machine to a model you can talk to.
 #
 #   bash speedrun.sh [--run NAME] [--data embedded|hub|PATH] [--depth N] [--device cuda|cpu|mps] [--max-minutes M] [--seed N]
-#                    [--stages tokenizer,base,mid,sft,eval,report] [--fresh] [--dry-run]
+#                    [--stages tokenizer,base,mid,sft,eval,report] [--no-tune] [--fresh] [--dry-run]
 #
 # Called again, it goes on where it stopped and does nothing twice. Every stage is one command that you can also give by
 # hand; they are printed as they start. Artifacts: $NANOCHAT_BASE_DIR (default ~/.cache/nanochat-kernels).

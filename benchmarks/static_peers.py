@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from kernels import OPS, targets
+from kernels.architectures import ALL_TARGETS
 from kernels.triton_utils import INSTALLED, Launch, triton
 
 RESULTS = Path(__file__).parent / "results"
@@ -96,7 +97,7 @@ def main() -> None:
 
 def in_flight(row: dict[str, Any]) -> int:
     """Bytes that a multiprocessor's resident threads ask for at once: a thread's loads times threads that fit."""
-    machine = targets.TARGETS[row["target"]]
+    machine = ALL_TARGETS[row["target"]]
     return round(row["occupancy"] * machine.warps * machine.warp * row["load_bytes"])
 
 

@@ -14,7 +14,8 @@ import sys
 import torch
 
 import kernels
-from kernels import measured, readme, targets, tuned, tuning
+from kernels import child_compile, measured, readme, tuned, tuning
+from kernels.architectures import ALL_TARGETS, TARGETS
 from kernels.attention import backends
 from kernels.triton_utils import INSTALLED, INTERPRETED, triton
 
@@ -26,7 +27,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command")
     compile_ = commands.add_parser("compile", help="compile for cards that are not here", formatter_class=_Formatter)
     compile_.add_argument("--op", help="comma-separated; default: all that have a kernel")
-    compile_.add_argument("--target", help=f"comma-separated, of {', '.join(targets.TARGETS)}; default: all")
+    compile_.add_argument(
+        "--target", help=f"comma-separated, of {', '.join(ALL_TARGETS)}; default: {', '.join(TARGETS)}"
+    )
     compile_.add_argument(
         "--shape", default="d24", help="a case of the op's registry entry; its largest if it has none so"
     )
@@ -94,14 +97,14 @@ def compile_report(flags: argparse.Namespace) -> None:
     """Exits with 1 when any kernel breaks a promise."""
     if not INSTALLED or INTERPRETED:
         raise ValueError("compiling needs Triton (pip install triton)" if not INSTALLED else "unset TRITON_INTERPRET")
-    chosen = flags.target.split(",") if flags.target else list(targets.TARGETS)
+    chosen = flags.target.split(",") if flags.target else list(TARGETS)
     for name in chosen:
-        if name not in targets.ALL_TARGETS:
-            raise ValueError(f"--target names {name!r}; the targets are {', '.join(targets.ALL_TARGETS)}")
+        if name not in ALL_TARGETS:
+            raise ValueError(f"--target names {name!r}; the targets are {', '.join(ALL_TARGETS)}")
     if not any(flags.shape in op.cases for op in kernels.OPS.values()):
         cases = dict.fromkeys(case for op in kernels.OPS.values() for case in op.cases)
         raise ValueError(f"--shape is {flags.shape!r}, which no op has; there are {', '.join(cases)}")
-    rows = targets.report(chosen_ops(flags.op), chosen, flags.shape, DTYPES[flags.dtype])
+    rows = child_compile.report(chosen_ops(flags.op), chosen, flags.shape, DTYPES[flags.dtype])
     if flags.json:
         print(json.dumps(rows, indent=1))
     else:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kernels import probing, tuned
+from kernels.architectures import refused
 from kernels.registry import OPS, Case
 from kernels.triton_utils import INSTALLED, INTERPRETED, capturing
 
@@ -24,7 +25,6 @@ MODES = ("auto", "torch", "triton")
 FLASH = ("fa4", "fa3", "fa2")  # further modes of flash_attention: see attention/backends.py
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST = (8, 0)  # compute capability; below it our kernels run where a measurement says that they pay
-ROCM = ("gfx942",)  # architectures that the tests compile for; on others Triton's compiler is known to crash
 # (op, dtype, size, GPU) → why `auto` leaves such calls to PyTorch, "" where Triton runs them
 _DECIDED: dict[tuple[str, torch.dtype, int, int], str] = {}
 PROBING = threading.RLock()  # one probe at a time, whichever thread's
@@ -149,10 +149,13 @@ def _unfit(op: str, dtype: torch.dtype, size: int, index: int) -> str:
     """Why an op's kernels are not for this machine, or ""."""
     if not INSTALLED:
         return "Triton is not installed (pip install triton)"
-    device = torch.device("cuda", index)
-    if torch.version.hip:
-        arch = tuned.architecture(index)
-        return "" if arch in ROCM else f"the tests compile nothing for {arch}"
+    arch, device = tuned.architecture(index), torch.device("cuda", index)
+    if torch.version.hip:  # where the compiler may end the process that calls it
+        from kernels.child_compile import compiles_in_child  # imports the ops, which import this
+
+        return compiles_in_child(op, size, dtype, arch)
+    if why := refused(op, arch, dtype):
+        return why
     found = torch.cuda.get_device_capability(index)
     if found < LEAST and not tuned.measured(op, dtype, size, device):
         return f"compute capability {found[0]}.{found[1]}: our kernels are for 8.0 and newer, or where measured"

@@ -45,21 +45,23 @@ CUDA_CLASSES = {
 }
 AMD_CLASSES = {
     r"(?:global|buffer|flat)_(?:load|store)_.*": "memory",
-    r"ds_(?:read|write)\w*": "memory",
-    r"v_(mfma)_.*": "",
+    r"ds_(?:read|write|load|store)\w*": "memory",
+    r"v_(mfma|wmma|swmmac)_.*": "",
     r"(?:global|buffer|flat|ds)_(?:atomic|add|max|min).*": "atomic",
     r"v_(?:exp|log|rcp|rsq|sqrt|sin|cos)_f.*": "MUFU",
-    r"ds_(?:bpermute|swizzle).*|v_\w+_dpp": "SHFL",
-    r"s_barrier": "BAR",
-    r"v_(?:pk_)?(?:fma|fmac|mad|mac)_f32.*": "FP32 fma",
-    r"v_(?:pk_)?(?:add|sub)_f32.*": "FP32 add",
-    r"v_(?:pk_)?mul_f32.*": "FP32 mul",
+    r"ds_(?:bpermute|swizzle).*|v_permlane.*|v_\w+_dpp": "SHFL",
+    r"s_barrier(?:_signal)?": "BAR",
+    r"v_(?:pk_|dual_)?(?:fma|fmac|fmaak|fmamk|mad|mac)_f32.*": "FP32 fma",
+    r"v_(?:pk_|dual_)?(?:add|sub)_f32.*": "FP32 add",
+    r"v_(?:pk_|dual_)?mul_f32.*": "FP32 mul",
     r"v_cvt_.*": "convert",
     r"[vs]_(?:\w+_)?(?:add|sub|mul|mad|lsh|ash|and|or|xor|bfe|bfi|perm|min|max|cmp|abs|not)\w*_?[iub]\d+.*": "integer",
 }
 CUDA_WIDTHS = {"128": 16, "256": 32, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 AMD_WIDTHS = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "b128": 16, "b96": 12, "b64": 8, "b32": 4,
-              "short": 2, "b16": 2, "byte": 1, "u8": 1, "b8": 1}  # fmt: skip
+              "short": 2, "byte": 1, "u8": 1, "i8": 1, "b8": 1, "16": 2}  # fmt: skip
+
+AMD_HINTS = ("s_delay_alu", "s_clause", "s_code_end")
 
 
 def cuda_instructions(text: str) -> list[str]:
@@ -86,7 +88,7 @@ def amd_class(word: str) -> str:
     kind, found = classify(word, AMD_CLASSES)
     if kind != "memory":
         return kind or found.upper()
-    pieces = 2 if re.match(r"ds_(read|write)2", word) else 1
+    pieces = 2 if re.match(r"ds_(read2|write2|(load|store)_2addr)", word) else 1
     return f"{'_'.join(re.findall(r'^[a-z]+|load|store|read|write', word))}.{8 * pieces * amd_width(word)}"
 
 
@@ -159,12 +161,14 @@ def read_amd(made: Any) -> dict[str, Any]:
     text = made.asm["amdgcn"]
     code = text.split(".section")[0]
     number = lambda key: int(m[1]) if (m := re.search(rf"\.{key}:\s+(\d+)", text)) else 0
-    words = re.findall(r"^\s+((?:v|s|ds|global|buffer|flat)_\w+)", code, flags=re.MULTILINE)
+    # RDNA writes two instructions that issue together in one line, and hints to the scheduler as instructions.
+    words = re.findall(r"(?:^\s+|:: )((?:v|s|ds|global|buffer|flat)_\w+)", code, flags=re.MULTILINE)
+    words = [word for word in words if word not in AMD_HINTS]
     moved: dict[str, Counter[int]] = dict(load=Counter(), store=Counter())
     for word in words:
         if match := re.match(r"(?:global|buffer)_(load|store)_", word):
             moved[match[1]][amd_width(word)] += amd_width(word)
-    units = [word for word in words if word.startswith("v_mfma_")]
+    units = [unit for unit in map(amd_class, words) if unit in ("MFMA", "WMMA", "SWMMAC")]
     spilled = 4 * (number("vgpr_spill_count") + number("sgpr_spill_count"))
     return dict(
         registers=number("vgpr_count"),
@@ -172,8 +176,8 @@ def read_amd(made: Any) -> dict[str, Any]:
         spill_bytes=spilled or number("private_segment_fixed_size"),
         access_bytes=usual_width(moved),
         load_bytes=moved["load"].total(),  # by one thread, as written: a loop counts once
-        tensor_core="MFMA" if units else "",
-        tf32=any("xf32" in unit for unit in units),
+        tensor_core=units[0] if units else "",
+        tf32=any("xf32" in word for word in words),
         float64_instructions=sum(bool(re.match(r"v_\w+_f64", word)) for word in words),
         mix=dict(Counter(map(amd_class, words)).most_common()),
         looped=looped(code, *AMD_JUMPS),

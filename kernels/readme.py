@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kernels import targets, traffic, tuned
+from kernels import architectures, traffic, tuned
 from kernels.registry import OPS
 from kernels.triton_utils import INSTALLED, triton
 
@@ -117,6 +117,7 @@ PyTorch's own passes between two kernels, are not in it.
 
 NOTES = """
 - The fp8 ops are compiled for cards whose fp8 formats they speak: {without}.
+{refused}
 - fp8 norms walk over their rows twice, the second time in cache; fp8 products round x, the weights and the gradient,
   each read once for its maximum and once to be rounded (the least has no rounding in it).
 - cross_entropy reads its row once for the loss and once more, from L2, in backward.
@@ -158,11 +159,19 @@ def text(rows: list[dict[str, Any]], moved: dict[str, Any], share: float, visite
     for name, row in moved.items():
         ratio = f"{row['forward'] / row['least']:.2f}" if row["forward"] else "PyTorch's own"
         made += f"| {name} | {row['least']:,} | {row['forward']:,} | {ratio} | {row['backward']:,} |\n"
-    without = "; ".join(f"{target} {why}" for target, why in targets.NO_FP8.items())
-    made += NOTES.format(share=share, without=without) + TILES
+    without = "; ".join(f"{target} {why}" for target, why in architectures.NO_FP8.items())
+    made += NOTES.format(share=share, without=without, refused=refusals()) + TILES
     for way, (found, least) in visited.items():
         made += f"| {way} | {found:,.0f} | {least:,} | {found / least:.2f} |\n"
     return made
+
+
+def refusals() -> str:
+    """A line for each reason why ops are not for an architecture."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for (op, arch), why in architectures.REFUSED.items():
+        found.setdefault((arch, why), []).append(op)
+    return "\n".join(f"- Not compiled for {arch}: {', '.join(ops)}; {why}." for (arch, why), ops in found.items())
 
 
 if __name__ == "__main__":

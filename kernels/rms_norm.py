@@ -113,16 +113,16 @@ def _rms_norm_bwd_kernel(
         if ADD or MIX:
             dm += tl.load(dmixed_ptr + at, mask=mask, other=0.0).to(tl.float32)
         if MIX:
-            da += tl.sum(dm * tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32), axis=1)
-            db += tl.sum(dm * tl.load(x0_ptr + at, mask=mask, other=0.0).to(tl.float32), axis=1)
+            da -= tl.sum(dm * tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32), axis=1)
+            db -= tl.sum(dm * tl.load(x0_ptr + at, mask=mask, other=0.0).to(tl.float32), axis=1)
             tl.store(dx0_ptr + at, b * dm, mask=mask)
             dm = a * dm
         tl.store(dx_ptr + at, dm, mask=mask)
     if WEIGHT:
         tl.store(dweight_ptr + tl.program_id(0) * C + cols, dweight, mask=cols < C)
     if MIX:
-        tl.store(da_ptr + tl.program_id(0), tl.sum(da))
-        tl.store(db_ptr + tl.program_id(0), tl.sum(db))
+        tl.store(da_ptr + tl.program_id(0), -tl.sum(da))
+        tl.store(db_ptr + tl.program_id(0), -tl.sum(db))
 
 
 def _blocks(op: str, x: Tensor, backward: bool) -> dict[str, int]:

@@ -4,74 +4,29 @@
 it would have launched: kernel, types, constants, block sizes. `build` compiles one such launch for a target as the
 launcher would have at run time (pointers 16-byte aligned, integers divisible by 16 marked so, ones folded), and reads
 the machine code (machine_code.py): registers, spills, how wide memory is accessed, instructions by class; `occupancy`
-says how many of its warps fit on a multiprocessor. No driver, no card.
+says how many of its warps fit on a multiprocessor; `faults` what breaks a promise. No driver, no card. A whole report
+is child_compile.py's, the architectures and their limits are architectures.py's.
 """
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels import tuned
+from kernels.architectures import ALL_TARGETS, Target, refused
 from kernels.dispatch import use
 from kernels.machine_code import read_amd, read_cuda
-from kernels.registry import OPS, Case, Op, tensors
+from kernels.registry import Case, Op, tensors
 from kernels.triton_utils import INTERPRETED, Launch, capture, triton
-
-
-@dataclass(frozen=True)
-class Target:
-    """An architecture and the limits that decide how many blocks fit on a multiprocessor (AMD: a compute unit)."""
-
-    backend: str
-    arch: int | str
-    warp: int  # threads
-    registers: int  # per multiprocessor, in four equal partitions
-    warps: int
-    blocks: int
-    shared: int  # bytes
-    block_shared: int  # bytes, of one block at most
-
-
-def _cuda(arch: int, warps: int, blocks: int, kilobytes: int) -> Target:
-    """One kilobyte of a block's shared memory belongs to the system."""
-    return Target("cuda", arch, 32, 65536, warps, blocks, kilobytes << 10, (kilobytes - 1) << 10)
-
-
-# From the vendors' tuning guides: CUDA C++ Programming Guide, table "Technical Specifications per Compute Capability";
-# AMD CDNA3 ISA. On gfx942 four SIMDs share a compute unit, 512 registers of 64 lanes each; its limit of 16 workgroups
-# of several waves is that of its 32 waves.
-TARGETS = {
-    "sm_80": _cuda(80, 64, 32, 164),  # A100
-    "sm_90": _cuda(90, 64, 32, 228),  # H100
-    "sm_100": _cuda(100, 64, 32, 228),  # B200
-    "sm_120": _cuda(120, 48, 24, 100),  # RTX 50
-    "gfx942": Target("hip", "gfx942", 64, 4 * 512 * 64, 32, 32, 64 << 10, 64 << 10),  # MI300
-}
-# Compiled for when asked for by name: what TARGETS says of their neighbours holds for them but for the limits.
-OTHER_TARGETS = {
-    "sm_86": _cuda(86, 48, 16, 100),  # RTX 30
-    "sm_89": _cuda(89, 48, 24, 100),  # RTX 40, L40S
-}
-ALL_TARGETS = {**TARGETS, **OTHER_TARGETS}
 
 # (kernel, target) → up to how many spilled bytes are accepted, and why.
 ACCEPTED_SPILLS: dict[tuple[str, str], tuple[int, str]] = {
     ("_rms_norm_bwd_kernel", "sm_80"): (8, "at C = 768, ptxas stops at 64 registers so that half the warps fit"),
     ("_rms_norm_bwd_kernel", "sm_120"): (16, "with Triton 3.7.1 (not 3.9.0), ptxas stops at 48 registers"),
 }
-
-# Cards on which fp8 ops run as PyTorch's emulation only, and why.
-NO_FP8 = {
-    "sm_80": "has no fp8 instructions",
-    "sm_86": "has no fp8 instructions",
-    "gfx942": "has other fp8 formats (fnuz)",
-}
-
-NO_FLOAT16 = ("linear_relu2", "mlp_relu2", "fp8_linear", "fp8_mlp_relu2")  # they refuse it: see their files
 
 POINTERS = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64", torch.int32: "*i32",
@@ -108,7 +63,8 @@ def source(launch: Launch) -> tuple[str, dict[str, str], dict[tuple[int, ...], A
     attributes: dict[tuple[int, ...], Any] = {}
     for i, parameter in enumerate(launch.kernel.params):
         value = values[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        special = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
             signature[parameter.name] = "constexpr"
             constants[(i,)] = value
             continue
@@ -117,7 +73,7 @@ def source(launch: Launch) -> tuple[str, dict[str, str], dict[tuple[int, ...], A
             aligned = value.storage_offset() * value.itemsize % 16 == 0
         elif isinstance(value, int):
             signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
-            aligned = value % 16 == 0
+            aligned = special and value % 16 == 0
         else:
             signature[parameter.name], aligned = "fp32", False
         if aligned:
@@ -173,20 +129,16 @@ def occupancy(target: Target, registers: int, shared: int, warps: int) -> float:
 def resident_blocks(target: Target, registers: int, shared: int, warps: int) -> int:
     """Blocks that a multiprocessor holds at a time; 0: not even one can run."""
     # Registers are handed out a warp at a time, from one of four partitions.
-    unit = 256 if target.backend == "cuda" else 8 * target.warp
+    unit = target.register_unit * target.warp
     of_warp = max(math.ceil(registers * target.warp / unit), 1) * unit
     fit = target.registers // 4 // of_warp * 4 // warps
     found = min(fit, target.warps // warps, target.blocks)
-    if target.backend == "cuda":
-        # A launch is checked as if a block's warps took as much of every partition, and no thread has more than 256.
-        if registers > 256 or of_warp * math.ceil(warps / 4) * 4 > target.registers:
-            return 0
-        own, grain = 1024, 128
-    else:
-        own, grain = 0, 512
+    # A CUDA launch is checked as if a block's warps took as much of every partition, and no thread has more than 256.
+    if target.backend == "cuda" and (registers > 256 or of_warp * math.ceil(warps / 4) * 4 > target.registers):
+        return 0
     if shared > target.block_shared or warps > 1024 // target.warp:
         return 0
-    taken = math.ceil((shared + own) / grain) * grain
+    taken = math.ceil((shared + target.reserved) / target.shared_unit) * target.shared_unit
     return min(found, target.shared // taken) if taken else found
 
 
@@ -204,6 +156,11 @@ def faults(row: dict[str, Any], dtype: torch.dtype) -> list[str]:
     if row["error"]:
         return [row["error"]]
     found = []
+    machine = ALL_TARGETS[row["target"]]
+    if row["shared_bytes"] > machine.block_shared:
+        found.append(f"needs {row['shared_bytes']:,} bytes of shared memory, a block has {machine.block_shared:,}")
+    elif not row["occupancy"]:
+        found.append(f"no block of {row['warps']} warps with {row['registers']} registers a thread fits")
     if row["spill_bytes"] and not row["spill_reason"]:
         found.append(f"spills {row['spill_bytes']} bytes")
     if row["float64_instructions"]:
@@ -211,12 +168,20 @@ def faults(row: dict[str, Any], dtype: torch.dtype) -> list[str]:
     if STREAMING.search(row["kernel"]) and row["access_bytes"] < 16:
         found.append(f"memory is accessed {row['access_bytes']} bytes at a time")
     if row["dot_rows"] and dtype != torch.float32:
-        wanted = {"gfx942": "MFMA", "sm_90": "HGMMA" if row["dot_rows"] >= 64 else "HMMA"}.get(row["target"], "MMA")
+        wanted = matrix_unit(row["target"], row["dot_rows"])
         if wanted not in row["tensor_core"]:
             found.append(f"tensor cores: {row['tensor_core'] or 'none'}, wanted {wanted}")
     if row["tf32"]:
         found.append("multiplies in TF32 where IEEE was promised")
     return found
+
+
+def matrix_unit(target: str, rows: int) -> str:
+    """What the name of a target's matrix instruction has in it, for products of so many rows."""
+    machine = ALL_TARGETS[target]
+    if machine.backend == "hip":
+        return "MFMA" if machine.warp == 64 else "WMMA"
+    return {"sm_90": "HGMMA" if rows >= 64 else "HMMA"}.get(target, "MMA")
 
 
 def case_of(op: Op, shape: str, dtype: torch.dtype) -> str:
@@ -226,18 +191,4 @@ def case_of(op: Op, shape: str, dtype: torch.dtype) -> str:
 
 def runs_on(name: str, target: str, dtype: torch.dtype) -> bool:
     """Whether an op's kernels are for this target and dtype."""
-    return not (name.startswith("fp8_") and target in NO_FP8) and not (dtype == torch.float16 and name in NO_FLOAT16)
-
-
-def report(ops: list[str], targets: list[str], shape: str, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Rows for every launch of these ops at the named case (or an op's largest), on these targets."""
-    rows = []
-    for name in ops:
-        op = OPS[name]
-        case = case_of(op, shape, dtype)
-        for target in targets:
-            if runs_on(name, target, dtype):
-                rows += [build(name, case, launch, target) for launch in launches(op, op.cases[case], dtype, target)]
-    for row in rows:
-        row["faults"] = faults(row, dtype)
-    return rows
+    return not refused(name, target, dtype)

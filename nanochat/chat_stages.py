@@ -8,6 +8,7 @@ Both start at the learning rates of base training, with its optimizer moments st
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from nanochat.cadence import EVERY, TOKENS
 from nanochat.data import choose
 from nanochat.data.loader import Encode, conversation_encoder
 from nanochat.data.source import Source, first_items
@@ -36,6 +37,7 @@ class ChatFlags:
     fp8: bool = flag(False, "multiply in fp8 (H100 and newer; emulated, and slowly, elsewhere)")
     fp8_scaling: str = flag("current", "fp8's scales: of each tensor itself, or of its last 16", choices=SCALINGS)
     fresh: bool = flag(False, "forget what this stage has trained so far")
+    tune: bool = flag(True, "on a GPU, measure once which kernels pay (at most 3 minutes), where it is not known")
     wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
     profile: int = flag(0, "record so many steps, once it is warm, to <run>/<stage>/profile/ (0: none)")
     source: str = flag("", "stage to start from (default: mid for sft where there is one, else base)", "-i")
@@ -47,8 +49,9 @@ class ChatFlags:
     init_lr_frac: float = flag(0.8, "learning rates at the start, as a fraction of base training's")
     warmdown_ratio: float = flag(0.5, "last part of the stage in which the learning rate falls")
     final_lr_frac: float = flag(0.0, "learning rate at the end, as a fraction")
-    eval_every: int = flag(200, "validate every so many steps (-1: only at the end)")
-    eval_tokens: int = flag(40 * 524288, "tokens to validate on (at most the whole split)")
+    eval_every: int = flag(EVERY["mid"], "validate every so many steps (-1: only at the end)")
+    eval_tokens: int = flag(TOKENS["mid"], "tokens to validate on at the end (at most the whole split)")
+    eval_tokens_between: int = flag(-1, "tokens of the validations before (-1: as many; on a GPU a sixteenth)")
     sample_every: int = flag(-1, "show answers every so many steps (-1: only at the end)")
     save_every: int = flag(-1, "checkpoint every so many steps (-1: with each validation)")
     seed: int = flag(42, "of the draw of the embedded conversations")
@@ -115,10 +118,12 @@ def run_chat_stage(name: str, flags: ChatFlags, watch: Callable[[Stage], Callabl
         rates=parent.meta["rates"],
         plan=plan,
         eval_tokens=flags.eval_tokens,
+        eval_tokens_between=flags.eval_tokens_between,
         prompts=PROMPTS,
         compile=flags.compile,
         pad=masked,
         wandb=flags.wandb,
+        tune=flags.tune,
         watch=watch,
     )
     for sentence in left_out:

@@ -2,23 +2,26 @@
 
     RUN/base/step_000300/{model,optimizer,loader}.safetensors, meta.json, manifest.json
 
-Everything is written into a temporary folder and flushed; the manifest, with the SHA-256 of every file, comes last;
-then the folder is renamed. A folder without a manifest, or with a file that does not match it, is passed over aloud,
-and the newest complete one is used. Nothing is pickled. A stage is finished when its last checkpoint says so
-("finished": true).
+Everything is written into a temporary folder and flushed; the manifest, with the SHA-256 of every file, comes last and
+makes it complete; then the folder is renamed. A checkpoint of the same step is first moved aside and removed when the
+new one is in its place, so that a process killed at any moment leaves a complete one, if need be under a temporary
+name, where it is found. A damaged one is passed over aloud, and the newest complete one is used. Nothing is pickled. A
+stage is finished when its last checkpoint says so ("finished": true). nanochat/saving.py writes them in a thread.
 """
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nanochat.errors import UserError
@@ -28,6 +31,10 @@ from nanochat.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
 KEEP = 2  # checkpoints of a stage that are kept
+# A folder's name: its state and its step. Of one step, a complete temporary one is newer than the one in its place, and
+# one that was moved aside is older.
+FOLDER = re.compile(r"step_(\d+)|(\.old-|\.tmp-)step_(\d+)-\d+")
+STATES = (".old-", "", ".tmp-")  # from older to newer
 
 
 @dataclass(frozen=True)
@@ -82,51 +89,135 @@ def save(
     model: GPT,
     parts: dict[str, dict[str, Tensor]],
 ) -> Checkpoint:
-    """Writes folder/step_…, then removes all but the newest KEEP. meta must have "step" and "finished".
+    """`write` with the model's config and weights added."""
+    return write(folder, dict(meta, config=asdict(model.config)), dict(parts, model=dict(model.state_dict())))
+
+
+def write(folder: Path, meta: dict[str, Any], parts: dict[str, dict[str, Tensor]]) -> Checkpoint:
+    """Writes folder/step_…, then removes all but the newest KEEP. meta must have "step", "finished" and "config".
 
     A failure (a full disk, say) leaves no trace and the older checkpoints as they were.
     """
-    name = f"step_{meta['step']:06d}"
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".tmp-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary = folder / f".tmp-{name}-{os.getpid()}"
+    settle(folder)
+    final = folder / f"step_{meta['step']:06d}"
+    temporary = folder / f".tmp-{final.name}-{os.getpid()}"
     temporary.mkdir()
     try:
-        meta = dict(meta, config=asdict(model.config))
-        for part, tensors in dict(parts, model=dict(model.state_dict())).items():
-            path = temporary / f"{part}.safetensors"
-            _save_tensors(path, tensors)
-        write_atomically(temporary / "meta.json", json.dumps(meta, indent=1).encode())
-        digests = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        digests = {}
+        for part, tensors in parts.items():
+            name = f"{part}.safetensors"
+            digests[name] = write_tensors(temporary / name, tensors)
+        text = json.dumps(meta, indent=1).encode()
+        write_atomically(temporary / "meta.json", text)
+        digests["meta.json"] = hashlib.sha256(text).hexdigest()
         write_atomically(temporary / MANIFEST, json.dumps(digests, indent=1).encode())
-        final = folder / name
-        if final.exists():  # an older attempt at the same step that did not verify
-            shutil.rmtree(final)
-        os.rename(temporary, final)
-        sync_folder(folder)
-    finally:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in sorted(folder.glob("step_*"))[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+        raise
+    _put(temporary, final)
+    for old in [path for _, state, path in _folders(folder) if not state][:-KEEP]:
+        if old != final:
+            shutil.rmtree(old, ignore_errors=True)
     return Checkpoint(final, meta)
 
 
-def _save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def _put(temporary: Path, final: Path) -> None:
+    """Gives a complete checkpoint its place; one that has it is removed only when the new one is there for good."""
+    aside = final.with_name(f".old-{final.name}-{os.getpid()}")
+    replacing = final.exists()
+    if replacing:
+        os.rename(final, aside)
+    os.rename(temporary, final)
+    sync_folder(final.parent)
+    if replacing:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Ends what a killed save left behind: what is complete and newest takes its place, the rest is removed.
+
+    Only for the process that writes there.
+    """
+    for step, state, path in _folders(folder):
+        if not state:
+            continue
+        final = folder / f"step_{step:06d}"
+        wanted = damage(path) is None
+        if wanted and state == ".old-":
+            wanted = damage(final) is not None
+            if wanted:
+                shutil.rmtree(final, ignore_errors=True)
+        if wanted:
+            _put(path, final)
+        else:
+            sync_folder(folder)  # what replaced it is there for good before it goes
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _folders(folder: Path) -> list[tuple[int, str, Path]]:
+    """(step, state, path) of every folder that is ours, from the oldest to the newest."""
+    matches = [(FOLDER.fullmatch(path.name), path) for path in folder.glob("*step_*")]
+    found = [(int(match[1] or match[3]), match[2] or "", path) for match, path in matches if match]
+    return sorted(found, key=lambda entry: (entry[0], STATES.index(entry[1])))
+
+
+PIECE = 1 << 24  # bytes that are hashed and written at a time; Python's lock is free meanwhile
+NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}  # of dtypes in a safetensors file
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+    """Writes a safetensors file, flushed to disk; returns its SHA-256, taken on the way, as `files.sha256` gives it.
+
+    The library's own writer keeps the digest from us, and `safetensors.serialize` would hold everything in memory a
+    second time. The format: 8 bytes with the length of the header, little-endian; the header, JSON; the tensors' bytes
+    one after another, those of wide dtypes first, so that each is aligned. Tensors may be on any device: one at a time
+    is copied. Raises OSError with the path.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    header, end = {}, 0
+    for name in order:
+        tensor, begin = tensors[name], end
+        end += tensor.nbytes
+        header[name] = dict(dtype=NAMES[tensor.dtype], shape=list(tensor.shape), data_offsets=[begin, end])
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # its I/O errors carry no errno
-        text = str(error)
-        if "os error 28" in text or "No space" in text:
-            raise OSError(28, "No space left on device", str(path)) from None
-        raise
-    with open(path, "rb") as f:
-        os.fsync(f.fileno())
+        with open(path, "wb") as f:
+            head = memoryview(len(text).to_bytes(8, "little") + text)
+            for block in chain([head], (_bytes(tensors[name]) for name in order)):
+                for at in range(0, len(block), PIECE):
+                    digest.update(block[at : at + PIECE])
+                    f.write(block[at : at + PIECE])
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    whole = tensor.detach().cpu().contiguous()
+    return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy().data  # a stride of 0 can be contiguous
 
 
 def latest(folder: Path, verify: bool = True) -> Checkpoint | None:
-    """The newest complete checkpoint in a folder, or None. Damaged ones are named on stderr and passed over."""
-    for path in sorted(folder.glob("step_*"), reverse=True):
+    """The newest complete checkpoint in a folder, or None. Damaged ones are named on stderr and passed over.
+
+    One that a killed process could not give its place any more counts too.
+    """
+    for _, state, path in reversed(_folders(folder)):
+        if state and not (path / MANIFEST).exists():
+            continue  # somebody still writes it, or was killed while writing
         problem = damage(path) if verify else None
         if problem is None:
             return Checkpoint(path, json.loads((path / "meta.json").read_text()))

@@ -233,7 +233,8 @@ class _Step:
                 "gradients of a micro-batch": gradient * matrices + (0 if self.device == "cuda" else 4 * tables),
             },
             "optimizer": {"optimizer": self._update(banks, head, tables)},
-            "save": {"gather of a save": self._moments(banks, head, tables) if self.world > 1 else 0},
+            # moments are gathered one at a time: the largest bank, or the head's
+            "save": {"gather of a save": 4 * max(head, *map(math.prod, self._banks())) if self.world > 1 else 0},
         }
 
     def _moments(self, banks: int, head: int, tables: int) -> int:

@@ -53,12 +53,15 @@ Say = Callable[[str], None]
 Choice = dict[str, Any]
 
 
-def choose(config: GPTConfig, rows: int, hardware: Hardware, fp8: str, say: Say = print) -> Choice | None:
+def choose(
+    config: GPTConfig, rows: int, hardware: Hardware, fp8: str, say: Say = print, wanted: bool = True
+) -> Choice | None:
     """What training of this model, with so many rows at a time, is to run: as known for this card, or measured now.
 
-    fp8: "", "current" or "delayed". Returns a dict of `setting` (for kernels.use), `rows` (what was measured), `left`
-    (groups for which no time was left), `blocks`, `card`, `when` and `seconds`; None where there is nothing to choose:
-    no CUDA device, or NANOCHAT_KERNELS says it. Collective: every rank calls it.
+    fp8: "", "current" or "delayed"; wanted: whether to measure what is not known (on rank 0, whose `say` it is).
+    Returns a dict of `setting` (for kernels.use), `rows` (what was measured), `left` (groups for which no time was
+    left), `blocks`, `card`, `when` and `seconds`; None where there is nothing to choose: no CUDA device, or
+    NANOCHAT_KERNELS says it. Collective: every rank calls it.
     """
     if hardware.device.type != "cuda" or not dispatch.is_default():
         return None
@@ -67,10 +70,9 @@ def choose(config: GPTConfig, rows: int, hardware: Hardware, fp8: str, say: Say 
         index, key = hardware.device.index or 0, shape(config, rows, hardware, fp8)
         kept = measured.load(index)
         found = [kept.get("steps", {}).get(key)]
-        if found[0] is None:
-            found = [_measured(config, rows, hardware, fp8, say)]
-        if found[0] is not None:
-            measured.store(index, steps={**measured.load(index).get("steps", {}), key: found[0]})
+        if found[0] is None and wanted and (made := _measured(config, rows, hardware, fp8, say)):
+            measured.store(index, steps={**measured.load(index).get("steps", {}), key: made})
+            found = [made]
     if hardware.world > 1:
         dist.broadcast_object_list(found, src=0)
     return found[0]
@@ -146,7 +148,8 @@ def shallow_step(config: GPTConfig, rows: int, hardware: Hardware, fp8: str) -> 
 def _measured(config: GPTConfig, rows: int, hardware: Hardware, fp8: str, say: Say) -> Choice | None:
     """What was measured; None, said aloud, where it cannot be: training goes on with what `auto` takes."""
     try:
-        return measure(config, rows, hardware, fp8, say)
+        with torch.random.fork_rng([]):  # what training draws next stays the same
+            return measure(config, rows, hardware, fp8, say)
     except Exception as problem:  # out of memory, a compiler's failure: training will say it if it meets the same
         say(f"nothing was measured: {type(problem).__name__}: {str(problem).splitlines()[:1]}; kernels as by default")
         torch.cuda.empty_cache()

@@ -16,6 +16,7 @@ Rajbhandari et al., ZeRO, arXiv:1910.02054. Read `step` first.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -254,7 +255,13 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def full_state(self) -> dict[str, Tensor]:
         """All moments as "group.parameter.name" → tensor, gathered from the ranks (call it on every rank)."""
-        flat = {}
+        return dict(self.each_state())
+
+    def each_state(self) -> Iterator[tuple[str, Tensor]]:
+        """The same one by one: who lets go of each before the next never holds all ranks' moments at once.
+
+        Every rank must take all of them.
+        """
         for g, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
                 for name, value in self.state.get(p, {}).items():
@@ -264,8 +271,12 @@ class MuonAdamW(torch.optim.Optimizer):
                         whole = value.new_empty((value.size(0) * self.world, *value.shape[1:]))
                         dist.all_gather_into_tensor(whole, value)
                         value = whole[: len(group["params"])] if group["kind"] == "muon" else whole
-                    flat[f"{g}.{i}.{name}"] = value
-        return flat
+                    yield f"{g}.{i}.{name}", value
+
+    def state_bytes(self) -> int:
+        """Of all ranks' moments together, at most."""
+        tensors = (value for state in self.state.values() for value in state.values() if isinstance(value, Tensor))
+        return self.world * sum(tensor.nbytes for tensor in tensors)
 
     def load_full_state(self, flat: dict[str, Tensor]) -> None:
         """The inverse of `full_state`, for any number of ranks. Raises ValueError when the groups differ."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from nanochat import hardware, presets, toolchain
+from nanochat.cadence import cadence, checkpoint_bytes, last_tokens, overhead
 from nanochat.cost import flops_per_token, parameter_counts
 from nanochat.data import choose, hub
 from nanochat.errors import UserError
@@ -23,7 +24,7 @@ from nanochat.files import write_atomically
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.presets import Flags, Preset
 from nanochat.recipe import horizon, model_config
-from nanochat.run import Run
+from nanochat.run import TRAINED, Run
 
 STAGES = ("tokenizer", "base", "mid", "sft", "eval", "report")
 SMALL_MINUTES = 15.0  # what the small preset may take unless --max-minutes says otherwise
@@ -48,7 +49,7 @@ class Plan:
     batch: int  # tokens per step of base training
     steps: dict[str, int]
     seconds: dict[str, float | None] = field(default_factory=dict)
-    rate: float | None = None  # tokens per second
+    rate: float = 0.0  # tokens per second; none in plans of older versions for some GPUs
     measured: bool = False
     disk: int = 0  # bytes
     memory: int = 0  # bytes of one GPU; 0 in plans of older versions
@@ -106,7 +107,9 @@ def make(run: Run, asked: dict[str, Any]) -> Plan:
     )
     plan.rate, plan.measured = speed(machine, config, preset, gpus)
     limit = asked.get("max_minutes") or (SMALL_MINUTES if small else None)
+    set_last(plan)
     fit(plan, limit)
+    set_cadence(plan, config)
     plan.disk = disk(plan, config)
     plan.memory, plan.dtype = machine.memory, str(machine.dtype)[6:]
     return plan
@@ -186,7 +189,6 @@ def step_seconds(machine: hardware.Hardware, config: GPTConfig, rows: int) -> fl
 
 def fit(plan: Plan, max_minutes: float | None) -> None:
     """Sets the time of each stage, and shortens all training alike when together they exceed max_minutes."""
-    assert plan.rate is not None
     rate = plan.rate
     total = sum(steps * plan.batch / rate for steps in plan.steps.values())
     fixed = OTHER_SECONDS + STARTUP_SECONDS * len(plan.steps)
@@ -204,12 +206,38 @@ def fit(plan: Plan, max_minutes: float | None) -> None:
     plan.seconds = {stage: steps * plan.batch / rate + STARTUP_SECONDS for stage, steps in plan.steps.items()}
 
 
+def set_last(plan: Plan) -> None:
+    """Puts the size of the last validation into the flags of each training stage; called before a time limit acts."""
+    for stage in TRAINED:
+        flags = plan.flags[stage]
+        flags["eval_tokens"] = last_tokens(stage, flags, plan.steps.get(stage), plan.batch)
+
+
+def set_cadence(plan: Plan, config: GPTConfig) -> None:
+    """Puts into the flags of each training stage how often it validates and saves (nanochat/cadence.py)."""
+    size = checkpoint_bytes(config)
+    for stage in TRAINED:
+        flags, steps = plan.flags[stage], plan.steps.get(stage)
+        flags.update(cadence(stage, flags, steps, plan.batch, plan.rate, size, plan.device))
+
+
+def cadence_line(plan: Plan, config: GPTConfig) -> str:
+    """For people: what `set_cadence` decided, and the share of each stage's time that it is predicted to take."""
+    said, size = [], checkpoint_bytes(config)
+    for stage in TRAINED:
+        flags = plan.flags[stage]
+        every = int(flags["eval_every"])
+        share = overhead(flags, plan.steps.get(stage), plan.batch, plan.rate, size, plan.device)
+        often = f"every {every} steps {flags['eval_tokens_between']:,} tokens, " if every > 0 else ""
+        said.append(
+            f"{stage}: {often}at the end {flags['eval_tokens']:,}, saved every {flags['save_every']}: {share:.1%}"
+        )
+    return "; ".join(said) + " of the time (predicted)"
+
+
 def disk(plan: Plan, config: GPTConfig) -> int:
     """Bytes that the run's artifacts and downloads will take, at most, while a checkpoint is being written."""
-    counts = parameter_counts(config)
-    matrices = counts["transformer_matrices"] + counts["lm_head"]
-    one = 4 * matrices + 2 * (counts["total"] - matrices)  # the model; its moments below
-    one += 4 * counts["transformer_matrices"] + 8 * counts["lm_head"] + 4 * (counts["total"] - matrices)
+    one = checkpoint_bytes(config)
     total = 3 * 3 * one  # three stages, two checkpoints kept and one being written
     if plan.data == "hub" and not hub.mirror():
         total += hub.shards_for(plan.steps["base"] * plan.batch) * 100_000_000
@@ -294,6 +322,8 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
         whole = sum(s or 0 for s in plan.seconds.values()) + (OTHER_SECONDS if small else 0)
         part = "all stages" if small else "base training"
         print(f"  time      about {duration(whole)} for {part}, at {plan.rate:,.0f} tokens/s ({source})")
+    if "eval_tokens_between" in plan.flags["base"]:  # a plan stored by an older version has no cadence
+        print(f"  validate  {cadence_line(plan, config)}")
     print(f"  disk      at most {plan.disk / 1e9:.2f} GB", flush=True)
 
 
@@ -330,7 +360,7 @@ def duration(seconds: float) -> str:
     )
 
 
-def shell(plan: Plan, run: Run, stages: list[str], fresh: bool) -> str:
+def shell(plan: Plan, run: Run, stages: list[str], fresh: bool, tune: bool = True) -> str:
     """Assignments for speedrun.sh: names, and for each stage an array of its flags."""
     lines = [
         f"RUN={shlex.quote(plan.run)}",
@@ -343,6 +373,7 @@ def shell(plan: Plan, run: Run, stages: list[str], fresh: bool) -> str:
     ]
     for stage, flags in plan.flags.items():
         words = [word for key, value in flags.items() for word in (f"--{key.replace('_', '-')}={value}",)]
+        words += ["--no-tune"] if not tune and stage != "tokenizer" else []
         words += ["--fresh"] if fresh and stage in stages else []
         lines.append(f"{stage.upper()}=({shlex.join(words)})")
     return "\n".join(lines) + "\n"

@@ -28,6 +28,7 @@ def sections(run: Run) -> list[Section]:
         environment(run),
         tokenizer(run),
         stages(run),
+        kernel_choices(run),
         evaluation(run),
         knowledge(run),
         conversations(run),
@@ -112,6 +113,7 @@ def stages(run: Run) -> Section:
         row("tokens/s", lambda s: f"{s['tok_per_s']:,.0f}"),
         row("training loss, nats", lambda s: f"{s['train_loss']:.4f}"),
         row("validation, bits per byte", lambda s: DASH if s["val_bpb"] is None else f"{s['val_bpb']:.4f}"),
+        row("validated on, tokens", lambda s: f"{s['val_tokens']:,}" if s.get("val_tokens") else DASH),
         row("steps skipped", lambda s: str(s["skipped_steps"])),
         row("peak memory", lambda s: f"{s['peak_memory'] / 2**30:.2f} GiB"),
     ]
@@ -194,6 +196,18 @@ def conversations(run: Run) -> Section:
         verdict = f"wrong, expected {example['expected']}" if example["outcome"] == "wrong" else example["outcome"]
         lines.append(f"You: {example['question']}\nnanochat:{tool} {example['answer'] or '(nothing)'}\n({verdict})")
     return Section(f"Four conversations with the {stage} model", lines)
+
+
+def kernel_choices(run: Run) -> Section:
+    """Which kernels each stage ran, where that was measured: milliseconds of a shallow step, with and without ours."""
+    rows = []
+    for stage in STAGES:
+        choice = (run.summary(stage) or {}).get("kernels") or {}
+        for row in choice.get("rows", []):
+            times = (f"{row[key]:.1f} ms" for key in ("on_ms", "off_ms"))
+            rows.append((stage, row["group"], *times, "ours" if row["on"] else "PyTorch's", choice["when"]))
+    titles = ("stage", "ops", "a step with our kernels", "without", "taken", "measured")
+    return Section("Kernels, as measured on this card", [Table(titles, rows)] if rows else [])
 
 
 def samples(run: Run) -> Section:

@@ -2,17 +2,20 @@
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from kernels import dispatch, use
 from kernels.fp8.quantize import has_units
-from nanochat import checkpoint, trainer
+from nanochat import checkpoint, measure, trainer
+from nanochat.cadence import between, compiling_pays, validated
 from nanochat.chat import answers, visible_text
 from nanochat.cost import flops_per_token, parameter_counts
-from nanochat.data.loader import Encode, Rows, batches, one_pass
+from nanochat.data.loader import Batch, Encode, Rows, batches, one_pass
 from nanochat.data.source import Source
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.errors import UserError
@@ -46,11 +49,13 @@ class Setup:
     settings: Settings
     rates: dict[str, float]  # learning rates of base training, which later stages start from
     plan: dict[str, Any]
-    eval_tokens: int
+    eval_tokens: int  # of the last validation
     prompts: list[Any]  # strings to continue, or lists of messages to answer
     compile: str = "auto"
     pad: bool = False
     wandb: bool = False
+    tune: bool = True  # whether to measure which kernels pay, where that is not known
+    eval_tokens_between: int = -1  # of the validations before; -1: nanochat/cadence.py's default
     watch: Callable[[Stage], Callable[[], None]] | None = None  # given the stage, what to call after each step
 
 
@@ -66,8 +71,14 @@ def run_stage(setup: Setup) -> None:
         pin=hardware.device.type == "cuda",
     )
     bos = setup.tokenizer.bos
-    per_batch = rows.B * rows.world
-    eval_rows = max(1, setup.eval_tokens // rows.T // per_batch) * per_batch
+    fewer = between(setup.eval_tokens, setup.eval_tokens_between, hardware.device.type)
+
+    def validation(tokens: int) -> Callable[[], Iterator[Batch]]:
+        """Makes batches of about so many tokens of the validation split, over all ranks."""
+        at_once = rows.B * rows.world
+        count = max(1, tokens // rows.T // at_once) * at_once
+        return lambda: one_pass(setup.source, "val", setup.encode, rows, count, bos)
+
     meta = dict(
         tokenizer=setup.tokenizer.fingerprint,
         data=f"{setup.source.name} {setup.source.fingerprint}",
@@ -85,9 +96,10 @@ def run_stage(setup: Setup) -> None:
         settings,
         hardware,
         lambda state: batches(setup.source, "train", setup.encode, rows, state, bos),
-        lambda: one_pass(setup.source, "val", setup.encode, rows, eval_rows, bos),
+        validation(setup.eval_tokens),
         setup.tokenizer.token_bytes(),
         meta,
+        between_batches=validation(fewer),
         sample=lambda: samples(setup),
         scaler=torch.amp.GradScaler(hardware.device.type) if setup.model.dtype == torch.float16 else None,
     )
@@ -97,6 +109,10 @@ def run_stage(setup: Setup) -> None:
         return
     settings.accumulation(hardware.world)  # refuses before anything is compiled or written
     stage.compile, reason = _compile(setup)
+    tokens = validated(settings.num_iterations, settings.eval_every, fewer, setup.eval_tokens) // hardware.world
+    peak = hardware.peak.bf16 * 1e12 if hardware.peak else None
+    pays = hardware.device.type == "cuda" and compiling_pays(tokens, flops_per_token(setup.model.config), peak)
+    stage.compile_evaluation = stage.compile and pays
     where = f"from step {stage.state.step}" if resumed else "from the beginning"
     say(
         setup,
@@ -104,17 +120,35 @@ def run_stage(setup: Setup) -> None:
         f"{setup.source.name}, {where}; {hardware.device.type} ({hardware.name}), {str(setup.model.dtype)[6:]}, "
         f"{'compiled' if stage.compile else 'eager: ' + reason}",
     )
+    choice = _kernels(setup, stage, resumed)
     if hardware.is_main:
         stage.log = _log(setup, stage)
         if setup.watch:
             stage.after_step = setup.watch(stage)
     started = time.time()
-    trainer.train(stage)
+    with use(choice["setting"]) if choice else nullcontext():
+        trainer.train(stage)
     if hardware.is_main:
         said = samples(setup)
         setup.run.write_summary(setup.name, dict(summary(setup, stage, time.time() - started), samples=said))
         print("\n".join(f"  {text}" for text in said), flush=True)
     hardware.barrier()
+
+
+def _kernels(setup: Setup, stage: Stage, resumed: bool) -> measure.Choice | None:
+    """Which kernels the stage runs: those it began with, or what is known or measured now for this card.
+
+    None: as `auto` decides. Block sizes are in force when it returns, and the choice goes into every checkpoint.
+    """
+    if not resumed:
+        config = replace(setup.model.config, sequence_len=setup.settings.max_seq_len)
+        rows, fp8 = setup.settings.device_batch_size, setup.plan.get("fp8", "")
+        wanted = setup.tune and stage.compile
+        chosen = measure.choose(config, rows, setup.hardware, fp8, lambda line: say(setup, f"  {line}"), wanted)
+        stage.meta["kernels"] = chosen
+    choice = stage.meta["kernels"] if dispatch.is_default() else None
+    measure.adopt(choice)
+    return choice
 
 
 def set_fp8(model: GPT, hardware: Hardware, fp8: bool, scaling: str) -> dict[str, str]:
@@ -145,7 +179,7 @@ def _compile(setup: Setup) -> tuple[bool, str]:
 
 
 def _log(setup: Setup, stage: Stage) -> Callable[[dict[str, Any]], None]:
-    write = trainer.json_log(stage.folder / "log.jsonl", stage.state.step)
+    write = trainer.json_log(stage.folder / "log.jsonl", stage.state.step, stage.state.evaluated_step)
     if not setup.wandb:
         return write
     import wandb
@@ -211,5 +245,7 @@ def summary(setup: Setup, stage: Stage, seconds: float) -> dict[str, Any]:
         train_loss=state.smooth_loss / (1 - 0.9 ** max(1, state.step - state.skipped)),
         skipped_steps=state.skipped,
         val_bpb=state.val_bpb,
+        val_tokens=state.val_tokens,
+        kernels=stage.meta["kernels"],
         peak_memory=setup.hardware.peak_memory(),
     )

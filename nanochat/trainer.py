@@ -1,9 +1,10 @@
 """The one training loop of base, mid and SFT.
 
 `train` runs steps from wherever the state stands to the last one: gradient accumulation, schedules, evaluation,
-samples, checkpoints. A checkpoint is written before anything that could fail (an evaluation), and holds everything that
-the next step depends on, so a resumed run takes the same steps as one that was never stopped. SIGINT and SIGTERM let
-the step finish, save, and end the process with a code of its own; a second one ends it at once.
+samples, checkpoints. A checkpoint is taken before anything that could fail (an evaluation) and holds everything that
+the next step depends on, so a resumed run takes the same steps as one that was never stopped; a thread writes it
+(nanochat/saving.py), and however training ends, it is written first. SIGINT and SIGTERM let the step finish, save, and
+end the process with a code of its own; a second one ends it at once.
 """
 
 import gc
@@ -13,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from nanochat import checkpoint
 from nanochat.cost import flops_per_token
 from nanochat.data.loader import Batch, LoaderState, Prefetch
 from nanochat.errors import UserError
-from nanochat.evaluate.bits_per_byte import bits_per_byte
+from nanochat.evaluate.bits_per_byte import Score, bits_per_byte, score
 from nanochat.files import write_atomically
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware, compile_cache, mark_compiling
@@ -34,6 +35,7 @@ from nanochat.optim import MuonAdamW
 from nanochat.progress import Progress
 from nanochat.ranks import Shared, any_rank
 from nanochat.recipe import Schedule
+from nanochat.saving import Saver
 
 BAD_STEPS = 5  # so many steps in a row with a loss that is no number end the run
 
@@ -71,6 +73,7 @@ class State:
     smooth_loss: float = 0.0  # exponential mean of the loss, not yet debiased
     val_bpb: float | None = None
     evaluated_step: int = -1  # to which step val_bpb belongs
+    val_tokens: int = 0  # over how many tokens it was taken
     skipped: int = 0  # steps whose loss was no finite number
     scaler: dict[str, Any] | None = None  # of the float16 loss scaling
 
@@ -91,16 +94,22 @@ class Stage:
     settings: Settings
     hardware: Hardware
     batches: Callable[[LoaderState | None], Iterable[Batch]]
-    val_batches: Callable[[], Iterable[Batch]]
+    val_batches: Callable[[], Iterable[Batch]]  # of the last validation
     token_bytes: Tensor
     meta: dict[str, Any]  # goes into every checkpoint
+    between_batches: Callable[[], Iterable[Batch]] | None = None  # of those before, where they are fewer
     sample: Callable[[], list[str]] = lambda: []
     compile: bool = False
+    compile_evaluation: bool = False
     log: Callable[[dict[str, Any]], None] = lambda row: None
     after_step: Callable[[], None] = lambda: None  # of whoever watches: profiling/record.py
     state: State = field(default_factory=State)
     saved_step: int = 0  # of the newest checkpoint
     scaler: torch.amp.GradScaler | None = None  # float16 only
+    saver: Saver = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.saver = Saver(self.folder, pinned=self.hardware.device.type == "cuda")
 
     def due(self, every: int) -> bool:
         """Whether something done every so many steps is to be done now."""
@@ -126,11 +135,12 @@ class Interrupt:
     """Notes SIGINT and SIGTERM instead of dying of them; the second one is deadly again."""
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = self.at_once = False
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def _note(self, number: int, frame: object) -> None:
         if self.received:
+            self.at_once = True
             self.restore()
             raise KeyboardInterrupt
         self.received = True
@@ -143,6 +153,9 @@ class Interrupt:
 
 def resume(stage: Stage) -> bool:
     """Puts the stage where its newest complete checkpoint left it. False when there is none."""
+    if stage.hardware.is_main:
+        checkpoint.settle(stage.folder)
+    stage.hardware.barrier()
     found = checkpoint.latest(stage.folder)
     if found is None:
         return False
@@ -155,6 +168,7 @@ def resume(stage: Stage) -> bool:
     stage.model.load_state_dict(found.tensors("model"))
     stage.model.set_dtype(stage.model.dtype)
     stage.optimizer.load_full_state(found.tensors("optimizer"))
+    stage.meta["kernels"] = found.meta.get("kernels")
     stage.state = State(**found.meta["state"])
     loader = found.tensors("loader")
     stage.state.loader = LoaderState.restore(found.meta["loader"], loader)
@@ -169,12 +183,14 @@ def resume(stage: Stage) -> bool:
 
 
 def save(stage: Stage, finished: bool) -> None:
-    """Writes a checkpoint (rank 0; the others only hand over their shares of the optimizer)."""
-    moments = stage.optimizer.full_state()
+    """Takes a checkpoint, which rank 0 writes in a thread; the others only hand over their shares of the optimizer."""
+    moments = stage.optimizer.each_state()
     stage.saved_step = stage.state.step
     if not stage.hardware.is_main:
+        for _ in moments:
+            pass
         return
-    state = stage.state
+    state, model = stage.state, stage.model
     assert state.loader is not None
     state.scaler = stage.scaler.state_dict() if stage.scaler else None
     meta = dict(
@@ -185,12 +201,15 @@ def save(stage: Stage, finished: bool) -> None:
         state=state.numbers(),
         loader=state.loader.metadata(),
         peak_memory=stage.hardware.peak_memory(),
+        config=asdict(model.config),
     )
+    weights, histories = model.state_dict(), model.histories()
+    changing = dict(model=weights.items(), optimizer=moments, fp8=histories.items())
+    if not histories:
+        del changing["fp8"]
     loader = dict(state.loader.tensors(), torch_rng=torch.get_rng_state())
-    parts = dict(optimizer=moments, loader=loader)
-    if histories := stage.model.histories():
-        parts["fp8"] = histories
-    checkpoint.save(stage.folder, meta, stage.model, parts)
+    size = sum(tensor.nbytes for tensor in (*weights.values(), *histories.values())) + stage.optimizer.state_bytes()
+    stage.saver.save(meta, changing, dict(loader=loader), size)
 
 
 def train(stage: Stage) -> None:
@@ -202,6 +221,7 @@ def train(stage: Stage) -> None:
     data = Prefetch(iter(stage.batches(state.loader)))
     progress = Progress(stage.name, settings.num_iterations, state.step, hardware.is_main)
     interrupt = Interrupt()
+    counting: Score = torch.compile(score, dynamic=False) if stage.compile_evaluation else score
     first = state.step
     bad = 0
     stop = False  # told to, as all ranks know it
@@ -210,10 +230,12 @@ def train(stage: Stage) -> None:
         while True:
             stop = interrupt.received if hardware.world == 1 else stop
             if stage.evaluation_due() and not stop:
-                stop = _evaluate(stage, interrupt, progress)
+                stop = _evaluate(stage, interrupt, progress, counting)
+            stage.saver.check()
             if stop:
                 if state.step > first and state.step != stage.saved_step:
                     save(stage, finished=False)
+                stage.saver.wait()
                 hardware.barrier()  # a rank that ends before rank 0 has written would have its launcher kill it
                 progress.note(f"{stage.name}: stopped at step {stage.saved_step}, saved")
                 raise KeyboardInterrupt
@@ -243,11 +265,13 @@ def train(stage: Stage) -> None:
                 gc.collect()  # or the collector scans the whole model again and again, up to half a second each time
                 gc.freeze()
         save(stage, finished=True)
+        stage.saver.wait()
     finally:
+        stage.saver.close(wait=not interrupt.at_once)
         progress.close()
         interrupt.restore()
         data.close()
-        gc.unfreeze()  # what is frozen when Python ends is not taken apart, of which Triton's bindings complain at length
+        gc.unfreeze()  # or it is never taken apart, of which Triton's bindings complain when Python ends
 
 
 def runnable(stage: Stage) -> Any:
@@ -362,25 +386,44 @@ def agree(model: GPT) -> None:
             history.copy_(part.view_as(history))
 
 
-def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress) -> bool:
+def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress, counting: Score) -> bool:
     """Sets val_bpb. Told to stop (True), it forgets the half evaluation; the resumed run makes it again."""
-    state = stage.state
+    state, last = stage.state, stage.state.step == stage.settings.num_iterations
+    batches = stage.val_batches if last else stage.between_batches or stage.val_batches
+    data, tokens = Prefetch(iter(batches())), 0
+
+    def counted() -> Iterator[Batch]:
+        nonlocal tokens
+        for batch in data:
+            tokens += batch.inputs.numel() * stage.hardware.world
+            yield batch
+
+    compiling = mark_compiling(compile_cache()) if stage.compile_evaluation else None
     stage.model.eval()
-    value = bits_per_byte(stage.model, stage.val_batches(), stage.token_bytes, lambda: interrupt.received)
+    try:
+        value = bits_per_byte(stage.model, counted(), stage.token_bytes, lambda: interrupt.received, counting)
+    finally:
+        data.close()
     stage.model.train()
+    if compiling:
+        compiling.unlink(missing_ok=True)
     if any_rank(interrupt.received, stage.hardware):
         return True
-    state.val_bpb, state.evaluated_step = value, state.step
-    progress.note(f"{stage.name} step {state.step}: validation {value:.4f} bits per byte")
+    state.val_bpb, state.evaluated_step, state.val_tokens = value, state.step, tokens
+    kind = "validation" if last else "intermediate validation"
+    progress.note(f"{stage.name} step {state.step}: {kind} {value:.4f} bits per byte, {tokens:,} tokens")
     if stage.hardware.is_main:
-        stage.log(dict(step=state.step, val_bpb=value))
+        stage.log(dict(step=state.step, val_bpb=value, val_tokens=tokens, final=last))
     return False
 
 
-def json_log(path: Path, step: int) -> Callable[[dict[str, Any]], None]:
-    """Appends each row to a JSON-lines file, after dropping what an earlier attempt logged beyond `step`."""
+def json_log(path: Path, step: int, evaluated: int) -> Callable[[dict[str, Any]], None]:
+    """Appends each row to a JSON-lines file, after dropping what an earlier attempt logged beyond `step`, and its
+    validations beyond step `evaluated`: they are made again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [line for line in read_log(path) if line["step"] <= step] if step else []
+    rows = read_log(path) if step else []
+    kept = [row for row in rows if row["step"] <= (evaluated if "val_bpb" in row else step)]
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def write(row: dict[str, Any]) -> None:

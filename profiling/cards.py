@@ -125,6 +125,11 @@ def names() -> list[str]:
     return list(_CARDS)
 
 
+def target_of(name: str) -> str:
+    """What kernels are compiled to for a card of `names()`."""
+    return _CARDS[name][1]
+
+
 def slug(driver: str) -> str:
     """A GPU's name as a file's: "NVIDIA H100 80GB HBM3" → "nvidia-h100-80gb-hbm3"."""
     return re.sub(r"[^a-z0-9]+", "-", driver.lower()).strip("-")

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kernels.targets import ALL_TARGETS
+from kernels.architectures import ALL_TARGETS
 from profiling.cards import Card
 
 LARGE = 32e6  # bytes: from there on a kernel is said to stream

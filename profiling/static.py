@@ -13,23 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from kernels import OPS, readme, targets, tuned
+from kernels.architectures import TARGETS
 from kernels.triton_utils import INSTALLED, INTERPRETED, triton
 from nanochat.errors import UserError
 from nanochat.files import base_dir, write_atomically
 from nanochat.flags import flag, parse, run_script
 from nanochat.render import page
 from profiling import static_page, static_rows
-from profiling.cards import Card, card
+from profiling.cards import Card, card, target_of
 from profiling.predict import Prediction, predict
 
 SHAPES = ["d12", "d24"]
 CARDS = ("A100", "RTX 3090", "RTX 4090", "H100", "B200", "RTX 5090", "MI300X")  # what a target is predicted for
+PREDICTED = list(dict.fromkeys(map(target_of, CARDS)))
 
 
 @dataclass
 class Flags:
     op: str = flag("", "ops, comma-separated (default: all that have a kernel)")
-    target: str = flag("", f"targets, comma-separated, of {', '.join(targets.ALL_TARGETS)} (default: five)")
+    target: str = flag("", f"targets, comma-separated, of {', '.join(PREDICTED)} (default: five)")
     card: str = flag("", "cards, comma-separated, to predict for, and their targets (default: one a target)")
     out: str = flag("", "folder for static.json and static.html (default: static/ beside the runs)")
     jobs: int = flag(0, "compilers at a time (default: one a processor)")
@@ -102,8 +104,8 @@ def main() -> None:
     flags = parse(Flags, __doc__ or "")
     ops = chosen(flags.op, tuned.ops(), tuned.ops(), "op")
     asked = [card(name) for name in flags.card.split(",") if name]
-    default = [chip.target for chip in asked] or list(targets.TARGETS)
-    wanted = chosen(flags.target, list(targets.ALL_TARGETS), default, "target")
+    default = [chip.target for chip in asked] or [target for target in PREDICTED if target in TARGETS]
+    wanted = chosen(flags.target, PREDICTED, default, "target")
     if flags.jobs < 0:
         raise UserError(f"--jobs is {flags.jobs}, wanted at least 1")
     chips = [*map(card, CARDS), *asked]

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from kernels import OPS, machine_code, targets
+from kernels import OPS, architectures, machine_code, targets
 from kernels.triton_utils import Launch, triton
 from nanochat.files import write_atomically
 
@@ -57,7 +57,7 @@ def launches(whose: str, op: str, shape: str, target: str) -> list[tuple[Launch,
 def key(launch: Launch, target: str) -> str:
     """Name of the cache's file: changes with anything that the row follows from."""
     options = {name: value for name, value in launch.constants.items() if name not in launch.kernel.arg_names}
-    reading = [Path(module.__file__ or "").read_bytes() for module in (machine_code, targets)]
+    reading = [Path(module.__file__ or "").read_bytes() for module in (machine_code, targets, architectures)]
     parts = [launch.kernel.cache_key, targets.source(launch), sorted(options.items()), target, triton.__version__]
     return hashlib.sha256(repr(parts).encode() + b"".join(reading)).hexdigest()[:32]
 
@@ -104,16 +104,27 @@ def compile_all(missing: dict[str, Task], folder: Path, jobs: int) -> dict[str, 
     made: dict[str, dict[str, Any]] = {}
     if not missing:
         return made
-    # Not forked: torch has threads here. Longest first, so that none of them is left over at the end.
+    # Longest first, so that none of them is left over at the end.
     queue = sorted(missing, key=lambda name: ("attention" not in missing[name].op, missing[name].op))
-    with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(compile_task, missing[name]): name for name in queue}
+    made.update(compile_in_pool({name: missing[name] for name in queue}, folder, jobs))
+    # A process that died takes all of its pool with it: what was lost is tried again, each in a pool of its own.
+    for name in [name for name in queue if name not in made]:
+        made[name] = compile_in_pool({name: missing[name]}, folder, 1).get(name) or broken(missing[name])
+    return made
+
+
+def compile_in_pool(tasks: dict[str, Task], folder: Path, jobs: int) -> dict[str, dict[str, Any]]:
+    """As compile_all, without those that were lost when a process died."""
+    made: dict[str, dict[str, Any]] = {}
+    # Not forked: torch has threads here.
+    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(compile_task, task): name for name, task in tasks.items()}
         for count, future in enumerate(as_completed(futures), 1):
             name = futures[future]
             try:
                 made[name] = future.result()
             except BrokenProcessPool:
-                made[name] = broken(missing[name])
+                continue
             if not made[name]["error"]:
                 write_atomically(folder / f"{name}.json", json.dumps(made[name]).encode())
             if count % 20 == 0 or count == len(futures):
@@ -122,9 +133,9 @@ def compile_all(missing: dict[str, Task], folder: Path, jobs: int) -> dict[str, 
 
 
 def broken(task: Task) -> dict[str, Any]:
-    """A row for a kernel with whose compilation, or beside which, a process of the pool died."""
+    """A row for a kernel whose compilation ended its process, twice."""
     row = dict(op=task.op, kernel="?", target=task.target, shape=task.shape)
-    return {**row, **targets.UNREAD, "error": "the compiler's process died (memory?); the same command tries again"}
+    return {**row, **targets.UNREAD, "error": "the compiler's process died (a crash, or memory)"}
 
 
 def load(path: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nanochat.cadence import EVERY, TOKENS
 from nanochat.data import choose
 from nanochat.data.loader import document_encoder
 from nanochat.flags import flag, parse, run_script
@@ -31,6 +32,7 @@ class Flags:
     fp8: bool = flag(False, "multiply in fp8 (H100 and newer; emulated, and slowly, elsewhere)")
     fp8_scaling: str = flag("current", "fp8's scales: of each tensor itself, or of its last 16", choices=SCALINGS)
     fresh: bool = flag(False, "forget what this stage has trained so far")
+    tune: bool = flag(True, "on a GPU, measure once which kernels pay (at most 3 minutes), where it is not known")
     wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
     profile: int = flag(0, "record so many steps, once it is warm, to <run>/base/profile/ (0: none)")
     depth: int = flag(20, "layers of the model; with the recipe, everything follows from it")
@@ -51,8 +53,9 @@ class Flags:
     warmup_steps: int = flag(40, "steps of learning-rate warm-up (at most a twentieth of the run)")
     warmdown_ratio: float = flag(0.65, "last part of the run in which the learning rate falls")
     final_lr_frac: float = flag(0.05, "learning rate at the end, as a fraction")
-    eval_every: int = flag(250, "validate every so many steps (-1: only at the end)")
-    eval_tokens: int = flag(80 * 524288, "tokens to validate on (at most the whole split)")
+    eval_every: int = flag(EVERY["base"], "validate every so many steps (-1: only at the end)")
+    eval_tokens: int = flag(TOKENS["base"], "tokens to validate on at the end (at most the whole split)")
+    eval_tokens_between: int = flag(-1, "tokens of the validations before (-1: as many; on a GPU a sixteenth)")
     sample_every: int = flag(2000, "show samples every so many steps (-1: only at the end)")
     save_every: int = flag(-1, "checkpoint every so many steps (-1: with each validation)")
     seed: int = flag(42, "of the initial weights, and of the draw of the embedded data")
@@ -121,9 +124,11 @@ def main() -> None:
             rates=rates,
             plan=dict(decisive, **rates, config=vars(config), **precision),
             eval_tokens=flags.eval_tokens,
+            eval_tokens_between=flags.eval_tokens_between,
             prompts=PROMPTS,
             compile=flags.compile,
             wandb=flags.wandb,
+            tune=flags.tune,
             watch=watcher(flags.profile),
         )
     )

@@ -51,7 +51,7 @@ def main() -> None:
     limits, door = Limits(hosts, flags.api_key), Door()
     with listen(flags.host, flags.port) as at, listening(door, limits, at) as thread:
         served = load(flags)
-        door.open(make_app(served, limits))
+        enter(door, served, limits)
         where = f"http://{'localhost' if everywhere else address(flags.host)}:{flags.port}"
         print(f"Serving {served.model}: {where}/ (page), {where}/v1 (API). Ctrl-C ends.", flush=True)
         if everywhere and not flags.api_key:
@@ -60,6 +60,20 @@ def main() -> None:
         door.closed = "draining"
         served.pool.drain(DRAIN_SECONDS)
     served.pool.close()
+
+
+def enter(door: Door, served: Served, limits: Limits) -> None:
+    """Opens the door when every replica is warm or dead; until then /health says loading. Raises UserError when all
+    are dead."""
+    if served.pool.workers[0].engine.decoding == "graphs":
+        print("Compiling kernels and capturing graphs; the first time takes a minute or more.", flush=True)
+    try:
+        served.pool.wait_until_ready()
+    except RuntimeError as problem:
+        raise UserError(f"no replica could be started: {problem}; fewer --slots need less memory") from None
+    if served.pool.problem:
+        print(f"note: a replica is dead, the others serve: {served.pool.problem}", flush=True)
+    door.open(make_app(served, limits))
 
 
 def load(flags: Flags) -> Served:
@@ -82,7 +96,7 @@ def load(flags: Flags) -> Served:
         found.check_tokenizer(tokenizer)
         name = f"{flags.run}-{stage}"
         engines = [engine := Engine(found.model(device, hardware.dtype), flags.slots) for device in devices]
-        if not cuda:  # compiled beside the first answers, and then taken over
+        if hardware.device.type == "cpu":  # compiled beside the first answers, and then taken over
             threading.Thread(target=compile_decoding, args=(engine,), name="compiler", daemon=True).start()
     begin = [partial(torch.cuda.set_device, device) if cuda else (lambda: None) for device in devices]
     pool = Pool([Worker(engine, metrics.ended, b) for engine, b in zip(engines, begin)], flags.max_waiting)

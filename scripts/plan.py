@@ -19,6 +19,7 @@ class Flags:
     max_minutes: float | None = flag(None, "shorten the training to stay within so many minutes", kind=float)
     seed: int | None = flag(None, "of the weights and of the embedded data's draw (default: 42)", kind=int)
     stages: str = flag("all", f"comma-separated, of {', '.join(planning.STAGES)}")
+    tune: bool = flag(True, "on a GPU, measure once which kernels pay; --no-tune takes what is known")
     fresh: bool = flag(False, "forget what the stages have done so far (all of them: the plan too)")
     dry_run: bool = flag(False, "print the plan and stop")
     write: str = flag("", "file for the shell's variables (speedrun.sh gives it)")
@@ -46,7 +47,7 @@ def main() -> None:
     if everything or stored is None:
         planning.store(plan, run)
     if flags.write:
-        Path(flags.write).write_text(planning.shell(plan, run, stages, flags.fresh))
+        Path(flags.write).write_text(planning.shell(plan, run, stages, flags.fresh, flags.tune))
 
 
 if __name__ == "__main__":

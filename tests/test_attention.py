@@ -72,6 +72,40 @@ def test_decode_is_the_same_however_keys_are_split(splits, window, monkeypatch):
         assert (found[row : row + 1] - exact).norm() / exact.norm() < 1e-6
 
 
+@needs_interpreter
+@pytest.mark.parametrize("window", [None, 0, 5, 100, 399])
+@pytest.mark.parametrize("T", [triton_decode.FEW, triton_decode.FEW + 1, 150])
+def test_prompts_are_attention_row_by_row_from_each_rows_start(T, window):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(3, T, 6, 24, generator=generator)
+    k, v = (torch.randn(3, 400, 2, 24, generator=generator) for _ in range(2))
+    start = torch.tensor([0, 37, 400 - T])
+    for row in range(2):
+        k[row, start[row] + T :], v[row, start[row] + T :] = float("nan"), float("nan")
+    with kernels.use("triton"):
+        found = kernels.flash_attention_decode(q, k, v, start, window)
+    for row in range(3):
+        length = int(start[row]) + T
+        mine = (x[row : row + 1, :length].double() for x in (k, v))
+        exact = kernels.flash_attention(q[row : row + 1].double(), *mine, window=window)
+        assert (found[row : row + 1] - exact).norm() / exact.norm() < 1e-6
+
+
+@needs_interpreter
+@pytest.mark.parametrize("window", [None, 70])
+def test_a_prompts_tiles_are_those_of_flash_attention(window):
+    """A long prompt's queries are not taken 16 at a time, and no tile out of sight is visited."""
+    T, S, D = 200, 330, 16
+    config = tuned.config("flash_attention", torch.float32, D, torch.device("cpu"))
+    rows, columns = config["BLOCK_M"], config["BLOCK_N"]
+    q, k = torch.zeros(2, T, 1, D), torch.zeros(2, S, 1, D)
+    start = torch.tensor([0, S - T])
+    with kernels.use("triton"), traffic.counting() as counted:
+        kernels.flash_attention_decode(q, k, k, start, window)
+    needed = sum(needed_tiles(T, int(first) + T, window, rows, columns) for first in start)
+    assert rows > 16 and counted.flops == needed * 2 * 2 * rows * columns * D
+
+
 def test_split_count_fills_the_card_but_keeps_pieces_long():
     device = torch.device("meta")  # as an H100: 528 programs
     assert triton_decode.split_count(device, 12, 4096, 256) == 16  # limited by the pieces' length

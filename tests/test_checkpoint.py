@@ -1,6 +1,8 @@
 import errno
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +12,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from nanochat import checkpoint
+from nanochat.data.loader import LoaderState
+from nanochat.data.source import Position
 from nanochat.errors import UserError
+from nanochat.files import sha256
 
 META = dict(stage="base", tokenizer="t", finished=False)
 
@@ -20,7 +26,7 @@ META = dict(stage="base", tokenizer="t", finished=False)
 def save(folder, step, seed=0, **meta):
     model = tiny.model(seed=seed)
     loader = dict(lengths=torch.zeros(0))
-    return checkpoint.save(folder, dict(META, step=step, **meta), model, dict(optimizer={}, loader=loader)), model
+    return checkpoint.save(folder, {**META, "step": step, **meta}, model, dict(optimizer={}, loader=loader)), model
 
 
 def test_what_is_saved_comes_back(tmp_path):
@@ -37,6 +43,56 @@ def test_only_the_newest_are_kept(tmp_path):
     for step in range(5):
         save(tmp_path, step)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000003", "step_000004"]
+
+
+def test_steps_are_numbers_and_other_folders_nobodys(tmp_path):
+    for name in ("step_backup", "step_000010_keep", "step_000010-5"):
+        (tmp_path / name).mkdir()
+    for step in (999_999, 1_000_000, 1_000_001):
+        save(tmp_path, step)
+    assert checkpoint.latest(tmp_path).step == 1_000_001
+    ours = ["step_1000000", "step_1000001"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [*ours, "step_000010-5", "step_000010_keep", "step_backup"]
+    )
+
+
+def test_the_manifest_has_the_digest_of_every_other_file(tmp_path):
+    made, _ = save(tmp_path, 1)
+    digests = json.loads((made.folder / "manifest.json").read_text())
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in made.folder.iterdir()}
+    files.pop("manifest.json")
+    assert digests == files and len(files) == 4
+
+
+def test_the_library_reads_what_was_written(tmp_path):
+    torch.manual_seed(0)
+    tensors = {
+        str(dtype): (torch.randn(3, 5) * 100).to(dtype)
+        for dtype in (torch.uint8, torch.bool, torch.bfloat16, torch.float16, torch.int32, torch.float32, torch.int64)
+    }
+    tensors.update(
+        scalar=torch.tensor(7),
+        empty=torch.zeros(0, 4),
+        turned=torch.arange(6.0).view(2, 3).T,
+        part=torch.arange(9)[2:5],
+    )
+    tensors.update(LoaderState(Position(), []).tensors(), one=torch.ones(1).as_strided((1,), (0,)))
+    tensors["ünïcode"] = torch.nn.Parameter(torch.randn(1000, 33))
+    for piece in (1 << 24, 1000):  # in one piece, in many
+        checkpoint.PIECE, before = piece, checkpoint.PIECE
+        try:
+            digest = checkpoint.write_tensors(tmp_path / "x.safetensors", tensors)
+        finally:
+            checkpoint.PIECE = before
+        assert digest == sha256(tmp_path / "x.safetensors")
+        found = load_file(tmp_path / "x.safetensors")
+        assert found.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape, name
+            assert torch.equal(found[name], tensor), name
+    checkpoint.write_tensors(tmp_path / "none.safetensors", {})
+    assert load_file(tmp_path / "none.safetensors") == {}
 
 
 def damages(path: Path):
@@ -135,6 +191,99 @@ def test_killed_while_saving(tmp_path):
 @pytest.mark.slow
 def test_killed_while_saving_fifty_times(tmp_path):
     kill_while_saving(tmp_path, 50)
+
+
+def test_nothing_complete_is_removed_before_what_replaces_it_is_there_for_good(tmp_path, monkeypatch):
+    for step in (1, 2):
+        save(tmp_path, step)
+    order = []
+
+    def noted(owner, name):
+        plain = getattr(owner, name)
+        what = lambda args: [Path(arg).name.split(f"-{os.getpid()}")[0] for arg in args if isinstance(arg, Path)]
+        monkeypatch.setattr(
+            owner, name, lambda *args, **more: (order.append((name, *what(args))), plain(*args, **more))
+        )
+
+    for owner, name in ((os, "rename"), (shutil, "rmtree"), (checkpoint, "sync_folder")):
+        noted(owner, name)
+    save(tmp_path, 2, finished=True)
+    assert order == [
+        ("rename", "step_000002", ".old-step_000002"),
+        ("rename", ".tmp-step_000002", "step_000002"),
+        ("sync_folder", tmp_path.name),
+        ("rmtree", ".old-step_000002"),
+    ]
+    order.clear()
+    save(tmp_path, 3)
+    assert order == [
+        ("rename", ".tmp-step_000003", "step_000003"),
+        ("sync_folder", tmp_path.name),
+        ("rmtree", "step_000001"),
+    ]
+
+
+def in_a_child_killed_at(call, act):
+    """Runs `act` in a forked process that dies, as by SIGKILL, at its so-manieth file operation; True if it ended."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1] == 0
+    left = [call]
+
+    def count(event="", args=()):
+        if event in ("", "open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.scandir"):
+            left[0] -= 1
+            if not left[0]:
+                os._exit(9)
+
+    fsync, write = os.fsync, checkpoint.hashlib.sha256
+    os.fsync = lambda descriptor: (count(), fsync(descriptor), count())
+    checkpoint.hashlib.sha256 = lambda *args: (count(), write(*args))[1]
+    sys.addaudithook(count)
+    act()
+    os._exit(0)
+
+
+def test_killed_between_any_two_calls_a_complete_checkpoint_is_left(tmp_path):
+    """The last save of a stage: of a step that is there already, and mostly alone."""
+    save(tmp_path / "before", 5)
+    parts = dict(model=dict(tiny.model(seed=1).state_dict()), optimizer={}, loader=dict(lengths=torch.zeros(0)))
+    meta = dict(META, step=5, finished=True, config=checkpoint.latest(tmp_path / "before").meta["config"])
+    for call in range(1, 1000):
+        folder = tmp_path / str(call)
+        shutil.copytree(tmp_path / "before", folder)
+        ended = in_a_child_killed_at(call, lambda folder=folder: checkpoint.write(folder, meta, parts))
+        left = checkpoint.latest(folder)
+        assert left is not None and left.step == 5 and checkpoint.damage(left.folder) is None, call
+        assert checkpoint.finished(folder) == left.finished
+        manifest = json.loads((left.folder / "manifest.json").read_text())
+        checkpoint.write(folder, dict(meta, step=6), parts)  # the next save finds its place for what was left
+        assert sorted(path.name for path in folder.iterdir()) == ["step_000005", "step_000006"], call
+        assert json.loads((folder / "step_000005" / "manifest.json").read_text()) == manifest, call
+        if ended:
+            break
+    assert ended and left.finished and call > 30
+
+
+@pytest.mark.parametrize("place", ["free", "taken", "damaged"])
+@pytest.mark.parametrize("state", [".tmp-", ".old-"])
+def test_a_complete_one_under_another_name_is_used_and_put_in_its_place(tmp_path, place, state):
+    """Its process was killed before it could do that. A temporary one is the newer, one moved aside the older."""
+    made, _ = save(tmp_path, 2, note="under another name")
+    aside = made.folder.rename(tmp_path / f"{state}step_000002-{os.getpid()}")
+    if place != "free":
+        shutil.copytree(aside, made.folder)
+        meta = (made.folder / "meta.json").read_text().replace("under another name", "in its place")
+        (made.folder / "meta.json").write_text(meta)
+        digests = json.loads((made.folder / "manifest.json").read_text())
+        if place == "taken":
+            digests["meta.json"] = hashlib.sha256(meta.encode()).hexdigest()
+        (made.folder / "manifest.json").write_text(json.dumps(digests))
+    wanted = "in its place" if place == "taken" and state == ".old-" else "under another name"
+    assert checkpoint.latest(tmp_path).meta["note"] == wanted
+    save(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000002", "step_000003"]
+    assert checkpoint.at(made.folder).meta["note"] == wanted
 
 
 def test_leftovers_of_a_killed_save_are_cleared(tmp_path):

@@ -199,6 +199,30 @@ def test_log_probabilities_are_the_models_own():
     assert request.ended == "length"
 
 
+def test_each_request_gets_the_log_probabilities_it_asked_for():
+    """Beside others that ask for none, for more, whose tokens are forced, and that stop."""
+
+    def requests():
+        return [
+            Request([5, 6], 4, GREEDY), Request([7, 8, 9], 4, Sampling(0.8, 20, seed=1, logprobs=2)),
+            Request([1], 4, Sampling(temperature=0, logprobs=4)), Request([2], 4, Sampling(1.0, None, 3, logprobs=0)),
+        ]  # fmt: skip
+
+    def run(requests, slots):
+        requests[-2].force([70, 71])
+        run_all(Engine(tiny.model(), slots), requests)
+        return [(request.output, request.logprobs) for request in requests]
+
+    together = run(requests(), 4)
+    assert [len(said) for _, said in together] == [0, 4, 4, 4]
+    assert [len(said[0].top) for _, said in together[1:]] == [2, 4, 0] and together[2][0][:2] == [70, 71]
+    for (output, said), (alone_output, alone) in zip(together, run(requests(), 1)):
+        assert output == alone_output
+        for one, other in zip(said, alone):
+            assert one.chosen == pytest.approx(other.chosen, abs=1e-4)
+            assert [token for token, _ in one.top] == [token for token, _ in other.top]
+
+
 # ---- the decode step, and what the cache keeps
 
 

@@ -123,6 +123,26 @@ def test_prefetch_hands_on_items_and_errors_and_ends_its_thread():
     assert not any(thread.name == "data" and thread.is_alive() for thread in threading.enumerate())
 
 
+def test_prefetch_ends_where_its_iterator_does():
+    assert list(Prefetch(iter([1, 2, 3]))) == [1, 2, 3]
+    assert list(Prefetch(iter([]))) == []
+
+
+@pytest.mark.parametrize(
+    "device, pinned, ahead",
+    [("cpu", False, False), ("mps", False, False), ("cuda", False, False), ("cuda", True, True)],
+)
+def test_only_pinned_memory_is_copied_without_waiting_and_to_cuda_only(monkeypatch, device, pinned, ahead):
+    """Pageable memory may be freed, and used again, before such a copy has read it."""
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: pinned)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda tensor, to, non_blocking=False: asked.append((to.type, non_blocking))
+    )
+    Batch(torch.zeros(1, 2), torch.ones(1, 2), LoaderState(Position(), [])).to(torch.device(device))
+    assert asked == [(device, ahead)] * 2
+
+
 def test_batches_move_to_the_device():
     batch = Batch(torch.zeros(1, 2), torch.ones(1, 2), LoaderState(Position(), []))
     inputs, targets = batch.to(torch.device("cpu"))

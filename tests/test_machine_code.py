@@ -8,11 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from kernels import machine_code, triton_utils, tuned
-from kernels.targets import ALL_TARGETS, NO_FLOAT16, TARGETS, occupancy, resident_blocks
+from kernels.architectures import ALL_TARGETS, NO_FP8, OTHER_TARGETS, REFUSED, TARGETS, refused
+from kernels.targets import occupancy, resident_blocks
 
 pytestmark = pytest.mark.skipif(
     not triton_utils.INSTALLED, reason="Triton is not installed, so nothing can be compiled"
@@ -36,11 +39,12 @@ def report(*flags):
     return json.loads(made.stdout), made.returncode
 
 
-def check(rows, code, targets, dtype="bfloat16"):
+def check(rows, code, targets, dtype="bfloat16", ops=None):
     wrong = {(row["kernel"], row["op"], row["target"], row["shape"]): row["faults"] for row in rows if row["faults"]}
     assert not wrong and code == 0
-    assert {row["op"] for row in rows} == set(tuned.ops()) - set(NO_FLOAT16 if dtype == "float16" else ())
-    assert {row["target"] for row in rows} == set(targets)
+    wanted = itertools.product(ops or tuned.ops(), targets)
+    there = {(op, target) for op, target in wanted if not refused(op, target, getattr(torch, dtype))}
+    assert {(row["op"], row["target"]) for row in rows} == there
     for row in rows:
         assert 16 <= row["registers"] <= 512 and 0 < row["occupancy"] <= 1, row
         mix = row["mix"]
@@ -54,6 +58,42 @@ def test_every_kernel_keeps_its_promises_on_two_cards():
     check(*report("--target=sm_80,sm_90"), ("sm_80", "sm_90"))
 
 
+def test_a_prompts_attention_uses_matrix_units_and_does_not_spill():
+    rows, code = report("--op=flash_attention_decode", "--shape=prompt", "--target=sm_80,sm_90")
+    assert code == 0 and [(row["kernel"], row["faults"]) for row in rows] == [("_prefill_kernel", [])] * 2
+    assert rows[1]["tensor_core"] == "HGMMA"
+
+
+def test_what_a_card_without_bfloat16_and_one_with_waves_of_32_get():
+    ops = ("add_rms_norm", "qk_norm_rotary", "embedding", "fp8_add_rms_norm")
+    rows, code = report("--target=sm_75,gfx1100", "--dtype=float16", f"--op={','.join(ops)}")
+    check(rows, code, ("sm_75", "gfx1100"), "float16", ops)
+    assert {row["tensor_core"] for row in rows if row["op"] == "embedding"} == {"WMMA"}
+
+
+def test_what_is_refused_is_said():
+    assert refused("flash_attention", "sm_75", torch.float16).startswith("on sm_75, Triton does not use its tensor")
+    assert refused("flash_attention", "gfx1201", torch.bfloat16).startswith("on gfx1201, at D = 128")
+    assert refused("fp8_linear", "gfx1100", torch.bfloat16) == "gfx1100 has no fp8 instructions"
+    assert refused("fp8_linear", "gfx950", torch.bfloat16) == refused("rms_norm", "sm_75", torch.float16) == ""
+    assert "float16" in refused("linear_relu2", "sm_90", torch.float16)
+    assert {target for _, target in REFUSED} | set(NO_FP8) <= set(ALL_TARGETS)
+    assert {op for op, _ in REFUSED} <= set(tuned.ops())
+
+
+def test_rows_of_block_sizes_are_shared_by_architectures_alike(monkeypatch):
+    tables = {
+        "gfx1100": {"adamw_": [dict(dtype="*", config=dict(BLOCK=1), ms=1), dict(dtype="*", config=dict(BLOCK=2))]},
+        "default": {"adamw_": [dict(dtype="*", config=dict(BLOCK=3))]},
+    }
+    monkeypatch.setattr(tuned, "table", lambda arch: tables.get(arch, {}))
+    found = []
+    for arch in ("gfx1100", "gfx1201", "sm_121"):
+        with tuned.assume(arch):
+            found.append(tuned.config("adamw_", torch.float32, 1, torch.device("meta"))["BLOCK"])
+    assert found == [1, 2, 3]  # what was measured on one card is not said of another
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("shape", ["d12", "d24", "d32"])
@@ -64,14 +104,37 @@ def test_every_kernel_keeps_its_promises_everywhere(shape, dtype):
     check(rows, code, TARGETS, dtype)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("target", OTHER_TARGETS)
+def test_every_kernel_keeps_its_promises_on_their_neighbours(target, dtype):
+    rows, code = report(f"--target={target}", f"--dtype={dtype}")
+    if dtype == "float32":
+        rows = [dict(row, tensor_core=row["tensor_core"] or "none needed") for row in rows]
+    check(rows, code, (target,), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("shape", ["head_64", "head_256"])
+def test_attention_of_other_heads_fits_into_every_cards_shared_memory(shape, dtype):
+    rows, _ = report(
+        "--target=sm_80,sm_86,sm_90,sm_120,gfx942", f"--shape={shape}", f"--dtype={dtype}", "--op=flash_attention"
+    )
+    assert len(rows) >= 20 and all(row["occupancy"] and not row["error"] for row in rows)
+
+
 def test_each_fault_is_found():
     made = run(str(ROOT / "tests" / "faulty_kernels.py"))
     assert made.returncode == 0, made.stderr[-2000:]
     found = json.loads(made.stdout)
-    assert found["good"] == found["ieee"] == found["tensor cores"] == []
+    for name in ("good", "ieee", "tensor cores", "shared memory of an H100", "WMMA", "MFMA"):
+        assert found[name] == [], name
     for name, words in {
         "float64": "float64 instructions", "narrow": "2 bytes at a time", "spills": "spills", "tf32": "TF32",
         "no tensor cores": "tensor cores: none", "does not compile": "nonsense",
+        "shared memory": "needs 131,072 bytes of shared memory, a block has 101,376",
+        "no tensor cores for sm_75": "tensor cores: none",  # else it is to be taken out of architectures.REFUSED
     }.items():  # fmt: skip
         assert any(words in fault for fault in found[name]), (name, found[name])
 
@@ -86,30 +149,38 @@ def test_occupancy():
     assert occupancy(card, 16, 0, 1) == 32 / 64  # not more than 32 blocks
     assert occupancy(TARGETS["gfx942"], 128, 64 << 10, 4) == 4 / 32
     assert occupancy(TARGETS["gfx942"], 257, 0, 4) == 4 / 32  # 264 of a SIMD's 512 registers: one wave on each
+    assert occupancy(TARGETS["sm_75"], 64, 64 << 10, 4) == 4 / 32 and occupancy(TARGETS["sm_75"], 64, 98304, 4) == 0
+    assert occupancy(TARGETS["gfx1100"], 96, 0, 4) == 1.0  # RDNA: 16 waves of 96 of a SIMD's 1,536 registers
+    assert occupancy(TARGETS["gfx1100"], 97, 0, 4) == 48 / 64  # 120: they come in 24s
+    assert (
+        occupancy(TARGETS["gfx1100"], 96, 64 << 10, 8) == 16 / 64 and occupancy(TARGETS["gfx1100"], 96, 65537, 8) == 0
+    )
+    assert occupancy(ALL_TARGETS["gfx950"], 128, 160 << 10, 8) == 8 / 32
 
 
 CUDA = {name: target for name, target in ALL_TARGETS.items() if target.backend == "cuda"}
 
 
 def test_blocks_at_known_points():
-    assert [resident_blocks(CUDA[name], 40, 0, 4) for name in sorted(CUDA)] == [12] * 6
-    order = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-    assert [resident_blocks(CUDA[name], 64, 48 << 10, 8) for name in order] == [3, 2, 2, 4, 4, 2]
+    order = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "sm_121")
+    assert set(order) == set(CUDA)
+    assert [resident_blocks(CUDA[name], 40, 0, 4) for name in order] == [8] + [12] * 7
+    assert [resident_blocks(CUDA[name], 64, 48 << 10, 8) for name in order] == [1, 3, 2, 2, 4, 4, 2, 2]
 
 
 ORACLE = """
 #include <cuda_occupancy.h>
 #include <stdio.h>
 int main(void) {
-    int major, minor, warps, threads, registers; unsigned long per_sm, per_block, shared;
-    while (scanf("%d %d %d %lu %lu %d %d %lu", &major, &minor, &warps, &per_sm, &per_block, &threads, &registers,
-                 &shared) == 8) {
+    int major, minor, warps, threads, registers; unsigned long per_sm, per_block, reserved, shared;
+    while (scanf("%d %d %d %lu %lu %lu %d %d %lu", &major, &minor, &warps, &per_sm, &per_block, &reserved, &threads,
+                 &registers, &shared) == 9) {
         struct cudaOccDeviceProp card = {0};
         card.computeMajor = major; card.computeMinor = minor; card.warpSize = 32; card.numSms = 1;
         card.maxThreadsPerBlock = 1024; card.maxThreadsPerMultiprocessor = 32 * warps;
         card.regsPerBlock = card.regsPerMultiprocessor = 65536;
         card.sharedMemPerBlock = 48 << 10; card.sharedMemPerBlockOptin = per_block;
-        card.sharedMemPerMultiprocessor = per_sm; card.reservedSharedMemPerBlock = 1024;
+        card.sharedMemPerMultiprocessor = per_sm; card.reservedSharedMemPerBlock = reserved;
         struct cudaOccFuncAttributes kernel = {0};
         kernel.maxThreadsPerBlock = 1024; kernel.numRegs = registers; kernel.numBlockBarriers = 1;
         kernel.shmemLimitConfig = FUNC_SHMEM_LIMIT_OPTIN; kernel.maxDynamicSharedSizeBytes = shared;
@@ -132,7 +203,7 @@ def test_blocks_as_nvidias_calculator_has_them(tmp_path):
     built = ["gcc", "-w", "-I", str(header.parent), str(tmp_path / "oracle.c"), "-o", str(tmp_path / "oracle")]
     subprocess.run(built, check=True)
     rng = random.Random(0)
-    sizes = [0, 1, 127, 128, 1024, 48 << 10, *(kb << 10 for kb in (98, 99, 100, 163, 164, 226, 227, 228))]
+    sizes = [0, 1, 127, 128, 1024, 9300, 48 << 10, *(kb << 10 for kb in (63, 64, 98, 99, 100, 163, 164, 226, 227, 228))]
     grid = [
         *itertools.product(CUDA, (1, 2, 3, 4, 8, 16, 32), (1, 16, 32, 40, 64, 65, 128, 129, 168, 255, 256), sizes),
         *(
@@ -143,7 +214,7 @@ def test_blocks_as_nvidias_calculator_has_them(tmp_path):
     ]
     asked = "".join(
         f"{CUDA[name].arch // 10} {CUDA[name].arch % 10} {CUDA[name].warps} {CUDA[name].shared} "
-        f"{CUDA[name].block_shared} {32 * warps} {registers} {shared}\n"
+        f"{CUDA[name].block_shared} {CUDA[name].reserved} {32 * warps} {registers} {shared}\n"
         for name, warps, registers, shared in grid
     )
     said = subprocess.run([str(tmp_path / "oracle")], input=asked, capture_output=True, text=True, check=True).stdout
@@ -186,6 +257,32 @@ def test_instructions_by_class():
         "global_load.128", "buffer_store.16", "ds_read.128", "MFMA", "FP32 fma", "SHFL", "MUFU", "BAR", "integer",
         "other",
     ]  # fmt: skip
+    rdna = ["global_load_b128", "global_store_d16_hi_b16", "ds_load_2addr_b64", "ds_store_b32", "global_load_u8",
+            "v_wmma_f32_16x16x16_f16", "v_swmmac_f32_16x16x32_bf16", "v_dual_fmac_f32", "v_dual_add_f32",
+            "v_permlanex16_b32", "s_barrier_signal", "v_dual_lshlrev_b32", "s_wait_loadcnt"]  # fmt: skip
+    assert [machine_code.amd_class(word) for word in rdna] == [
+        "global_load.128", "global_store.16", "ds_load.128", "ds_store.32", "global_load.8", "WMMA", "SWMMAC",
+        "FP32 fma", "FP32 add", "SHFL", "BAR", "integer", "other",
+    ]  # fmt: skip
+
+
+RDNA = """
+	s_clause 0x1
+	global_load_b128 v[0:3], v4, s[2:3]
+	s_delay_alu instid0(VALU_DEP_1)
+	v_dual_mul_f32 v5, v0, v1 :: v_dual_mul_f32 v6, v2, v3
+	v_wmma_f32_16x16x16_f16 v[8:15], v[16:23], v[24:31], v[8:15]
+	global_store_b64 v4, v[5:6], s[2:3]
+	s_endpgm
+	.section	.rodata
+    .vgpr_count:     32
+"""
+
+
+def test_rdna_issues_two_instructions_in_one_line():
+    found = machine_code.read_amd(SimpleNamespace(asm={"amdgcn": RDNA}))
+    assert found["mix"] == {"FP32 mul": 2, "global_load.128": 1, "WMMA": 1, "global_store.64": 1, "other": 1}
+    assert (found["tensor_core"], found["registers"], found["access_bytes"]) == ("WMMA", 32, 16)
 
 
 def test_a_loop_is_a_way_back_to_the_same_instruction():
@@ -217,7 +314,7 @@ def test_one_launch_for_one_row_is_another_kernel_than_for_many():
     "words, message",
     [
         (("compile", "--op=softmax"), "--op names 'softmax'; the ops with a Triton kernel are rms_norm"),
-        (("compile", "--target=sm_70"), "--target names 'sm_70'; the targets are sm_80"),
+        (("compile", "--target=sm_70"), "--target names 'sm_70'; the targets are sm_75"),
         (("compile", "--shape=d99"), "--shape is 'd99'"),
         (("tune",), "tuning needs a CUDA device"),
     ],

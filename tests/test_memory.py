@@ -125,15 +125,16 @@ def test_ranks_share_moments_and_pad_banks():
     assert eight["moments"] < one["moments"] / 8 * 1.21
     assert "NCCL" in eight and "NCCL" not in one
     gather = cost._Step(model_config(24, 32768), 1, 8, "bfloat16", "", "auto", "cuda").moments()["save"]
-    assert sum(gather.values()) == pytest.approx(5.7e9, rel=0.02)
+    assert sum(gather.values()) == 4 * 24 * 6144 * 1536  # one bank at a time
 
 
 @pytest.mark.parametrize("gpus", [1, 8])
 @pytest.mark.parametrize("card", CARDS.values(), ids=lambda card: card.name)
 def test_a_preset_takes_less_than_nine_tenths_of_its_card(card, gpus):
-    preset = presets.gpu(card.memory / 2**30, gpus, None)
+    old = card.capability < (8, 0)
+    preset = presets.gpu(card.memory / 2**30, gpus, None, "float16" if old else "bfloat16")
     config = plan.config_of(preset)
-    how = dict(dtype="float16", kernels="torch") if card.capability < (8, 0) else {}
+    how = dict(dtype="float16", kernels="torch") if old else {}
     rows = int(preset.base["device_batch_size"])
     assert cost.training_bytes(config, rows * config.sequence_len, gpus, **how) < 0.9 * card.memory
 

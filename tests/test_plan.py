@@ -6,12 +6,13 @@ import pytest
 import standins
 import tiny
 
-from nanochat import hardware, plan, toolchain
+from nanochat import cadence, hardware, plan, presets, toolchain
 from nanochat.cost import flops_per_token
 from nanochat.data import hub
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.presets import predicted
+from nanochat.recipe import horizon
 from nanochat.run import Run
 
 SPEED = plan.speed
@@ -42,6 +43,63 @@ def test_a_time_limit_shortens_all_training_alike(run):
     assert short.flags["base"]["num_iterations"] == short.steps["base"]
     with pytest.raises(UserError, match="leaves no time to train"):
         plan.make(run, dict(device="cpu", max_minutes=0.5))
+
+
+def overheads(made, config):
+    """Of each stage, computed from the flags that its script gets."""
+    size = cadence.checkpoint_bytes(config)
+    return {
+        stage: cadence.overhead(made.flags[stage], made.steps.get(stage), made.batch, made.rate, size, made.device)
+        for stage in ("base", "mid", "sft")
+    }
+
+
+@pytest.mark.parametrize("rate", [300.0, 3_000.0, 14_000.0, 30_000.0])
+def test_validating_and_saving_takes_less_than_3_percent_of_the_small_preset(run, monkeypatch, rate):
+    monkeypatch.setattr(plan, "speed", lambda *args: (rate, True))
+    made = plan.make(run, dict(device="cpu", max_minutes=1e6))
+    assert max(overheads(made, GPTConfig(**made.config)).values()) < 0.03
+    assert made.flags["base"]["eval_tokens"] == 2**16 and made.flags["sft"]["eval_tokens"] == 2**15
+
+
+def test_a_time_limit_leaves_the_last_validation_as_it_is(run):
+    flags = plan.make(run, dict(device="cpu", max_minutes=3.0)).flags
+    assert flags["base"]["eval_tokens"] == 2**16 and flags["mid"]["eval_tokens"] == 2**15
+
+
+def gpu_plan(gb, gpus, peak, depth=None):
+    """A plan of a preset for GPUs, made as `make` does, which needs to see one."""
+    preset = presets.gpu(gb, gpus, depth)
+    config = plan.config_of(preset)
+    length = horizon(config, 0.28, float(preset.base["target_param_data_ratio"]))
+    flags = {stage: dict(getattr(preset, stage)) for stage in ("base", "mid", "sft")}
+    rate = gpus * peak * 1e12 * plan.ASSUMED_MFU / flops_per_token(config)
+    steps = dict(base=length.num_iterations)
+    made = plan.Plan("r", {}, "cuda", "", gpus, "hub", [], flags, {}, length.total_batch_size, steps, rate=rate)
+    plan.set_last(made)
+    plan.set_cadence(made, config)
+    return made, config
+
+
+@pytest.mark.parametrize("gb", [size.memory for size in presets.SIZES])
+@pytest.mark.parametrize("gpus", [1, 8])
+@pytest.mark.parametrize("peak", [50, 200, 400])
+def test_validating_and_saving_takes_less_than_3_percent_of_every_preset(gb, gpus, peak):
+    made, config = gpu_plan(gb, gpus, 5 * peak if gb >= 79 else peak)
+    assert max(overheads(made, config).values()) < 0.03
+    assert made.flags["base"]["eval_every"] > 0  # and there are some in between
+
+
+def test_the_cadence_of_the_speedrun_on_eight_h100():
+    """As much text at the end as nanochat validates on, a quarter of it in between; saved every 250 steps."""
+    made, config = gpu_plan(79.1, 8, 989)
+    flags = made.flags["base"]
+    assert config.n_layer == 24
+    assert flags["eval_tokens"] == 80 * 524288 and flags["eval_tokens_between"] == 20 * 524288
+    assert flags["eval_every"] == flags["save_every"] == 250
+    assert overheads(made, config)["base"] < 0.03
+    made.flags["base"] = dict(flags, eval_tokens_between=flags["eval_tokens"])
+    assert overheads(made, config)["base"] > 0.05  # what it was before
 
 
 @pytest.mark.parametrize(
@@ -98,7 +156,7 @@ def test_a_full_disk_is_seen_before_anything_begins(run, monkeypatch):
 def test_a_dry_run_writes_nothing(run, capsys):
     assert tiny.call("plan", "--run=r", "--device=cpu", "--dry-run") == 0
     shown = capsys.readouterr().out
-    for word in ("machine", "model", "tokenizer", "base", "mid", "sft", "eval", "report", "time", "disk"):
+    for word in ("machine", "model", "tokenizer", "base", "mid", "sft", "eval", "report", "time", "validate", "disk"):
         assert f"\n  {word}" in shown
     assert not run.folder.exists()
 

@@ -1,17 +1,24 @@
 """Several replicas behind one queue: jobs are spread, a dead replica is nobody else's trouble, numbers add up."""
 
+import socket
 import threading
+from contextlib import contextmanager
 
 import httpx
 import pytest
 import tiny
-from test_web import client, say, serving, wait_until
+from test_web import HOSTS, client, say, serving, wait_until
 
 from nanochat import chat
 from nanochat.chat import Reply
 from nanochat.engine import Engine, Request, Sampling
+from nanochat.errors import UserError
 from nanochat.web import metrics, mock
+from nanochat.web.app import Served
+from nanochat.web.limits import Limits
+from nanochat.web.server import Door, listening
 from nanochat.web.worker import Full, Job, Pool, Worker, stats
+from scripts import chat_web
 
 TOKENIZER = tiny.tokenizer()
 
@@ -182,6 +189,73 @@ def test_numbers_are_those_of_all_replicas(pool):
     tokens = sum(len(one.job.request.output) for one in told)
     assert stats(pool)["tokens"] == tokens and made() - before == tokens + 6
     assert stats(pool)["tok_per_s"] == pytest.approx(tokens / 10, abs=0.1)
+
+
+class Cold(mock.Parrot):
+    """Is warm when it is told to be, or dies of it."""
+
+    def __init__(self, problem=""):
+        super().__init__(TOKENIZER, 4)
+        self.goes, self.problem, self.inside = threading.Event(), problem, threading.Event()
+
+    def warm(self):
+        self.inside.set()
+        self.goes.wait(10)
+        if self.problem:
+            raise RuntimeError(self.problem)
+
+
+@contextmanager
+def entering(engines):
+    """A server whose door opens when its engines are warm: (address, door, the thread in which it is waited for)."""
+    pool, limits, door = Pool([Worker(engine) for engine in engines], 64), Limits(HOSTS), Door()
+    failed = []
+
+    def enter():
+        try:
+            chat_web.enter(door, Served(pool, TOKENIZER, "tiny", 500, "sft"), limits)
+        except UserError as problem:
+            failed.append(str(problem))
+
+    with socket.create_server(("127.0.0.1", 0)) as at, listening(door, limits, at):
+        waits = threading.Thread(target=enter)
+        waits.start()
+        yield f"http://127.0.0.1:{at.getsockname()[1]}", waits, failed
+    pool.close()
+
+
+def test_the_door_stays_closed_until_every_replica_is_warm(capsys):
+    engines = [Cold(), Cold()]
+    with entering(engines) as (address, waits, failed):
+        body = dict(messages=say("x"))
+        for warmed in range(2):
+            assert wait_until(lambda: sum(one.inside.is_set() for one in engines) > warmed)  # noqa: B023 (called here)
+            assert sum(one.inside.is_set() for one in engines) == warmed + 1  # one after the other
+            answer = httpx.get(address + "/health")
+            assert answer.status_code == 503 and answer.json() == dict(status="loading")
+            assert httpx.post(address + "/v1/chat/completions", json=body).json()["error"]["code"] == "loading"
+            next(one for one in engines if one.inside.is_set() and not one.goes.is_set()).goes.set()
+        waits.join(10)
+        assert httpx.get(address + "/health").json() == dict(status="ok") and not failed
+        assert httpx.post(address + "/v1/chat/completions", json=body).status_code == 200
+
+
+def test_a_replica_that_dies_while_it_is_warmed(capsys):
+    engines = [Cold("CUDA out of memory"), Cold()]
+    for engine in engines:
+        engine.goes.set()
+    with entering(engines) as (address, waits, failed):
+        waits.join(10)
+        assert httpx.get(address + "/health").json()["status"] == "degraded" and not failed
+        assert "a replica is dead, the others serve: RuntimeError: CUDA out of memory" in capsys.readouterr().out
+    engines = [Cold("CUDA out of memory")]
+    engines[0].goes.set()
+    with entering(engines) as (address, waits, failed):
+        waits.join(10)
+        assert failed == [
+            "no replica could be started: RuntimeError: CUDA out of memory; fewer --slots need less memory"
+        ]
+        assert httpx.get(address + "/health").json() == dict(status="loading")
 
 
 def test_real_engines_answer_as_one_would():

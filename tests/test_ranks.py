@@ -86,7 +86,7 @@ from nanochat import checkpoint, trainer
 from nanochat.flags import run_script
 from scripts import base_train
 
-write, account = checkpoint.save, trainer._account
+write, account = checkpoint.write, trainer._account
 
 def slowly(*args):
     time.sleep(2)
@@ -97,7 +97,7 @@ def told(stage, *args):
     if stage.state.step == 5:  # each rank is, as by a launcher that hands on a signal
         os.kill(os.getpid(), signal.SIGTERM)
 
-checkpoint.save, trainer._account = slowly, told
+checkpoint.write, trainer._account = slowly, told
 run_script(base_train.main)
 """
 

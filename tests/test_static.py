@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from kernels import targets, triton_utils, tuned
+from kernels.architectures import ALL_TARGETS
 from nanochat.render import page
 from profiling import cards, static, static_page, static_rows
 from profiling.cards import card
@@ -85,10 +86,10 @@ def test_what_kernels_ask_for_is_known_of_every_op():
     assert all(ratio >= 1 for ratio in asked.values())
 
 
-def test_a_default_card_for_every_target_and_no_look_alike():
-    assert {card(name).target for name in static.CARDS} == set(targets.ALL_TARGETS)
+def test_a_default_card_for_every_cards_target_and_no_look_alike():
+    assert {cards.target_of(name) for name in cards.names()} == set(static.PREDICTED)
     for name in cards.names():
-        assert card(name).target in targets.ALL_TARGETS and card(name).sms > 0 and 1e9 < card(name).clock < 3e9
+        assert card(name).target in ALL_TARGETS and card(name).sms > 0 and 1e9 < card(name).clock < 3e9
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,22 @@ def test_the_key_changes_with_all_that_a_row_follows_from_and_launches_are_count
     assert keys[0] == keys[1] and len(set(keys)) == 5
     assert launches["polar_express"] == [["forward", 5], ["forward", 5]]  # X·Xᵀ and A·A in each of five steps
     assert launches["rms_norm"] == [["forward", 1], ["backward", 1]]
+
+
+def fragile(task):
+    """Stands in for `compile_task`, in a process of the pool."""
+    if task.index == 0:
+        os.kill(os.getpid(), 11)
+    return made_row(task.op, task.target)
+
+
+def test_a_crash_costs_its_own_row_only(monkeypatch, tmp_path):
+    """A pool that lost a process is lost as a whole: the others are compiled again, alone."""
+    monkeypatch.setattr(static_rows, "compile_task", fragile)
+    tasks = {f"{index}": static_rows.Task("ours", "rms_norm", "d24", "gfx1100", index) for index in range(2)}
+    made = static_rows.compile_all(tasks, tmp_path, 1)
+    assert "process died" in made["0"]["error"] and made["1"]["error"] == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["1.json"]
 
 
 def test_a_process_that_died_leaves_a_row_that_says_so():

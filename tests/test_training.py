@@ -1,11 +1,14 @@
 """Whole stages through their scripts, tiny: exact resume, doing nothing twice, refusing what does not fit."""
 
+import errno
 import gc
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +17,7 @@ import pytest
 import tiny
 import torch
 
-from nanochat import checkpoint, trainer
+from nanochat import checkpoint, stages, trainer
 from nanochat.errors import EXIT_INTERRUPTED
 from nanochat.run import Run
 
@@ -96,9 +99,9 @@ def test_interrupted_inside_an_evaluation(home, monkeypatch):
     assert train(home, "a") == 0
     plain = trainer.bits_per_byte
 
-    def interrupting(model, batches, token_bytes, stop):
+    def interrupting(*args):
         os.kill(os.getpid(), signal.SIGTERM)
-        return plain(model, batches, token_bytes, stop)
+        return plain(*args)
 
     monkeypatch.setattr(trainer, "bits_per_byte", interrupting)
     assert train(home, "b") == EXIT_INTERRUPTED
@@ -142,18 +145,208 @@ def test_chat_stages_resume_exactly_too(home, monkeypatch, stage):
     assert_same(stage)
 
 
-def test_killed_and_called_again_it_takes_the_same_steps(home):
-    assert train(home, "a", "base", "--num-iterations=60") == 0
-    command = [sys.executable, "-m", "scripts.base_train", "--run=b", f"--data={home / 'text.jsonl'}", *SIZES]
-    process = subprocess.Popen([*command, "--num-iterations=60"], cwd=ROOT, stdout=subprocess.DEVNULL)
-    folder = Run.open("b").stage("base")
-    while checkpoint.latest(folder) is None and process.poll() is None:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert 0 < checkpoint.latest(folder).step < 60
-    assert train(home, "b", "base", "--num-iterations=60") == 0
+LONG = ("--num-iterations=60", "--save-every=1")  # a thread is nearly always writing
+SLOWLY = """
+import sys, time
+sys.path[:0] = [sys.argv.pop(1)]
+from nanochat import checkpoint
+from nanochat.flags import run_script
+from scripts import base_train
+
+write = checkpoint.write_tensors
+
+def slowly(path, tensors):
+    time.sleep(0.01)
+    return write(path, tensors)
+
+checkpoint.write_tensors = slowly
+run_script(base_train.main)
+"""
+
+
+def kill_while_training(home, times):
+    """Kills it so often, each time at another moment after its first save, which a thread makes; resumes in between."""
+    assert train(home, "a", "base", *LONG) == 0
+    flags = ["--run=b", f"--data={home / 'text.jsonl'}", *SIZES, *LONG]
+    folder, draw = Run.open("b").stage("base"), random.Random(0)
+    for _ in range(times):
+        before = checkpoint.latest(folder)
+        process = subprocess.Popen([sys.executable, "-c", SLOWLY, ROOT, *flags], cwd=ROOT, stdout=subprocess.DEVNULL)
+        while process.poll() is None and (now := checkpoint.latest(folder, verify=False)) == before is None:
+            time.sleep(0.02)
+        while process.poll() is None and now == before:
+            now = checkpoint.latest(folder, verify=False)
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 0.2))
+        process.kill()
+        process.wait()
+        found = checkpoint.latest(folder)
+        assert found is not None and found.step >= (before.step if before else 1)
+    assert train(home, "b", "base", *LONG) == 0
     assert_same("base")
+
+
+def test_killed_and_called_again_it_takes_the_same_steps(home):
+    kill_while_training(home, 2)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_and_called_again_it_takes_the_same_steps(home):
+    kill_while_training(home, 20)
+
+
+# ---- checkpoints are written by a thread
+
+
+@contextmanager
+def writing(monkeypatch, act):
+    """Within it, `act` is called with the metadata of each checkpoint in the thread that writes it, before that."""
+    plain = checkpoint.write
+
+    def wrapped(folder, meta, parts):
+        assert threading.current_thread() is not threading.main_thread()
+        act(meta)
+        return plain(folder, meta, parts)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "write", wrapped)
+        yield
+
+
+def test_a_checkpoint_holds_its_own_step_however_late_it_is_written(home, monkeypatch):
+    assert train(home, "a") == 0
+    steps, plain = [0], trainer._account
+
+    def noted(stage, *args):
+        plain(stage, *args)
+        steps.append(stage.state.step)
+
+    def late(meta):
+        """After the next step was taken, where there is one: its weights must not be in this checkpoint."""
+        while meta["step"] < 12 and steps[-1] <= meta["step"]:
+            time.sleep(0.002)
+
+    monkeypatch.setattr(trainer, "_account", noted)
+    with writing(monkeypatch, late):
+        assert train(home, "b") == 0
+    for step in (9, 12):
+        one, two = (Run.open(name).checkpoint("base", step) for name in ("a", "b"))
+        for part in ("model", "optimizer", "loader"):
+            first, second = one.tensors(part), two.tensors(part)
+            assert all(torch.equal(first[key], second[key]) for key in first), (step, part)
+        one.meta["state"].pop("seconds"), two.meta["state"].pop("seconds")
+        assert one.meta["state"] == two.meta["state"] and one.meta["loader"] == two.meta["loader"]
+    assert_same("base")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_what_fails_in_the_thread_is_one_sentence_of_the_training(home, monkeypatch, capsys, code):
+    def fail(meta):
+        if meta["step"] == 6:
+            raise OSError(code, "no", "a disk")
+
+    with writing(monkeypatch, fail):
+        assert train(home, "a") == 2
+    error = capsys.readouterr().err
+    assert error == "error: no space is left on the disk of a disk; free some, then give the same command again\n"
+    assert checkpoint.latest(Run.open("a").stage("base")).step == 4
+
+
+def test_a_last_checkpoint_that_fails_is_no_interruption(home, monkeypatch, capsys):
+    def fail(meta):
+        if meta["step"] == 5:
+            time.sleep(0.3)  # the main thread has nothing to do but to wait
+            raise OSError(errno.ENOSPC, "no", "a disk")
+
+    with writing(monkeypatch, fail), interrupted_at(monkeypatch, 5):
+        assert train(home, "a") == 2
+    assert capsys.readouterr().err.endswith("the disk of a disk; free some, then give the same command again\n")
+
+
+def test_told_to_stop_while_the_thread_writes_it_waits_for_it_and_saves(home, monkeypatch):
+    def told(meta):
+        if meta["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+
+    with writing(monkeypatch, told):
+        assert train(home, "b") == EXIT_INTERRUPTED
+    found = checkpoint.latest(Run.open("b").stage("base"))
+    assert found.step >= 3 and [path.name for path in found.folder.parent.glob(".*")] == []
+    assert train(home, "b") == 0 == train(home, "a")
+    assert_same("base")
+
+
+def test_told_twice_to_stop_it_does_not_wait_for_the_thread(home, monkeypatch):
+    over = threading.Event()
+
+    def told(meta):
+        if meta["step"] == 6:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.2)
+            over.wait(60)
+
+    with writing(monkeypatch, told):
+        assert train(home, "b") == EXIT_INTERRUPTED
+        assert checkpoint.latest(Run.open("b").stage("base")).step == 4
+        over.set()
+        for thread in threading.enumerate():
+            if thread.name == "save":
+                thread.join()
+
+
+def test_an_evaluation_that_fails_loses_no_checkpoint(home, monkeypatch):
+    def failing(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(trainer, "bits_per_byte", failing)
+    with writing(monkeypatch, lambda meta: time.sleep(0.3)), pytest.raises(RuntimeError, match="out of memory"):
+        train(home, "a")
+    assert checkpoint.latest(Run.open("a").stage("base")).step == 4
+
+
+def test_a_validation_that_is_made_again_is_logged_once(home, monkeypatch):
+    """Killed after an evaluation and before the next save, it resumes from the checkpoint before the evaluation."""
+    plain = trainer.step
+
+    def failing(stage, *rest):
+        if stage.state.evaluated_step == 4:
+            raise RuntimeError("killed")
+        return plain(stage, *rest)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr(trainer, "step", failing)
+        train(home, "b")
+    assert train(home, "b") == 0 == train(home, "a")
+    assert_same("base")
+
+
+def test_intermediate_validations_may_be_smaller(home, capsys):
+    assert train(home, "a", "base", "--eval-tokens-between=256") == 0
+    assert "step 4: intermediate validation" in capsys.readouterr().out
+    rows = [row for row in trainer.read_log(Run.open("a").stage("base") / "log.jsonl") if "val_bpb" in row]
+    assert [(row["step"], row["val_tokens"], row["final"]) for row in rows] == [
+        (4, 256, False),
+        (8, 256, False),
+        (12, 512, True),
+    ]
+    assert Run.open("a").summary("base")["val_tokens"] == 512
+    assert train(home, "b", "base", "--eval-tokens-between=0") == 2
+    assert "--eval-tokens-between is 0" in capsys.readouterr().err
+
+
+def test_validation_is_prepared_by_another_thread(home, monkeypatch):
+    threads, plain = [], stages.one_pass
+
+    def noted(*args):
+        threads.append(threading.current_thread().name)
+        yield from plain(*args)
+
+    monkeypatch.setattr(stages, "one_pass", noted)
+    assert train(home, "a") == 0
+    assert threads == ["data"] * 3
+    assert not any(thread.name == "data" for thread in threading.enumerate())
 
 
 def test_a_finished_stage_does_nothing_twice(home, capsys):
@@ -163,6 +356,15 @@ def test_a_finished_stage_does_nothing_twice(home, capsys):
     assert train(home, "a") == 0
     assert "already trained" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in made.folder.iterdir()}
+
+
+def test_a_finished_checkpoint_without_its_place_finds_it(home, capsys):
+    """Killed between the last two calls: of a stage that is finished, nothing is saved again."""
+    assert train(home, "a") == 0
+    made = checkpoint.latest(Run.open("a").stage("base")).folder
+    made.rename(made.with_name(f".tmp-{made.name}-1"))
+    assert train(home, "a") == 0
+    assert "already trained" in capsys.readouterr().out and made.is_dir()
 
 
 def test_another_plan_other_data_another_tokenizer_are_refused(home, capsys):

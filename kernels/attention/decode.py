@@ -74,7 +74,9 @@ register(
         cases={
             "odd": dict(B=3, Tq=1, S=45, H=6, K=3, D=40, W=13),
             "odd_long": dict(B=2, Tq=2, S=1100, H=4, K=1, D=24, W=-1),
-            "prefill": dict(B=2, Tq=33, S=64, H=4, K=2, D=32, W=-1),
+            "odd_few": dict(B=2, Tq=33, S=64, H=4, K=2, D=32, W=-1),
+            "prefill": dict(B=2, Tq=75, S=91, H=4, K=2, D=24, W=29),
+            "prompt": dict(B=1, Tq=1500, S=2048, H=12, K=12, D=128, W=512),
             "d24": dict(B=32, Tq=1, S=2048, H=12, K=12, D=128, W=512),
         },
         flops=lambda case: 4 * case["B"] * case["H"] * case["D"] * case["Tq"] * case["S"],
@@ -84,7 +86,7 @@ register(
         size=lambda case: case["D"],
         probe=lambda size: (
             dict(B=2, Tq=1, S=600, H=2, K=1, D=size, W=50),
-            dict(B=1, Tq=33, S=600, H=2, K=1, D=size, W=-1),
+            dict(B=1, Tq=75, S=600, H=2, K=1, D=size, W=-1),
         ),
     )
 )

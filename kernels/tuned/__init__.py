@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from kernels import measured as kept
+from kernels.architectures import LIKE
 
 FOLDER = Path(__file__).parent
 Row = dict[str, Any]
@@ -79,12 +80,13 @@ def owner(op: str) -> str:
 
 
 def rows(op: str, dtype: torch.dtype, size: int, device: torch.device) -> list[Row]:
-    """All rows that fit, measured ones first."""
+    """All rows that fit: measured ones first, the architecture's, those of the one it is like, the default's."""
     if _trial and owner(op) == _trial[0]:
         return [dict(config=_trial[1])]
     index = device.index or 0
     arch, mine = (architecture(index), kept.blocks(index)) if device.type == "cuda" else (_assumed, {})
-    found = mine.get(op, []) + mine.get(owner(op), []) + _of(table(arch), op) + _of(table("default"), op)
+    alike = [row for row in _of(table(LIKE.get(arch, "")), op) if "ms" not in row]  # measured there says nothing here
+    found = mine.get(op, []) + mine.get(owner(op), []) + _of(table(arch), op) + alike + _of(table("default"), op)
     return [row for row in found if row["dtype"] in ("*", str(dtype)[6:]) and size <= row.get("up_to", size)]
 
 

@@ -61,7 +61,14 @@ class Batch:
     state: LoaderState
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        return self.inputs.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
+        """(inputs, targets) on the device; the batch may be dropped at once.
+
+        Only pinned memory is copied to CUDA without waiting. There torch's caching host allocator notes the stream with
+        the block (record_event, called by the copy) and gives a freed block to nobody before the copy is done. Nothing
+        keeps pageable memory alive, and MPS would go on reading it after it was freed.
+        """
+        ahead = device.type == "cuda" and self.inputs.is_pinned()
+        return self.inputs.to(device, non_blocking=ahead), self.targets.to(device, non_blocking=ahead)
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,7 @@ def _batch(own: list[tuple[np.ndarray, np.ndarray]], rows: Rows, state: LoaderSt
 
 
 class Prefetch:
-    """Runs an iterator in a thread, a few items ahead. An error there is raised here, at the item where it happened."""
+    """Runs an iterator in a thread, a few items ahead. Its end, or an error in it, comes here after its last item."""
 
     def __init__(self, items: Iterator[Batch], ahead: int = 4):
         self._queue: queue.Queue = queue.Queue(maxsize=ahead)
@@ -173,6 +180,7 @@ class Prefetch:
                 self._put(item)
                 if self._stop.is_set():
                     return
+            self._put(StopIteration())
         except BaseException as error:  # noqa: BLE001 (handed to the consumer)
             self._put(error)
 

@@ -6,10 +6,18 @@ left: a new request whose prompt begins like one of them, or like a running one'
 history again with each turn, and a server's system prompt is the same for everybody, so most prompts do.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from nanochat.gpt import GPTConfig
+
+
+def moved(values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A list as a tensor on a device. On CUDA the host does not wait for it: it comes from pinned memory."""
+    cuda = device.type == "cuda"
+    return torch.tensor(values, dtype=dtype, pin_memory=cuda).to(device, non_blocking=cuda)
 
 
 class Slots:
@@ -36,11 +44,10 @@ class Slots:
         if a == b:
             return
         n = max(self.lengths[a], self.lengths[b])
-        for store in (self.k, self.v):
-            kept = store[:, a, :n].clone()
-            store[:, a, :n] = store[:, b, :n]
-            store[:, b, :n] = kept
-        self.previous[[a, b]] = self.previous[[b, a]]
+        for store in (self.k[:, :, :n], self.v[:, :, :n], self.previous[None]):
+            kept = store[:, a].clone()
+            store[:, a] = store[:, b]
+            store[:, b] = kept
         self.lengths[a], self.lengths[b] = self.lengths[b], self.lengths[a]
         self.tokens[a], self.tokens[b] = self.tokens[b], self.tokens[a]
         self._used[a], self._used[b] = self._used[b], self._used[a]
@@ -66,6 +73,11 @@ class Slots:
         self._used[slot] = self._clock
         return n
 
+    def forget(self) -> None:
+        """Nothing is kept for later prompts. Nothing may be running."""
+        count = len(self.lengths)
+        self.lengths, self.tokens, self._used = [0] * count, [[] for _ in range(count)], [0] * count
+
     def _shared(self, prompt: list[int], slot: int) -> int:
         """How many of a prompt's first tokens, but for its last, a slot holds."""
         held = self.tokens[slot]
@@ -83,7 +95,7 @@ class View:
     def __init__(self, slots: Slots, first: int, last: int, tokens: int):
         self.slots, self.first, self.last, self.tokens = slots, first, last, tokens
         lengths = slots.lengths[first:last]
-        self.start = torch.tensor(lengths, device=slots.k.device)  # (B,)
+        self.start = moved(lengths, torch.int64, slots.k.device)  # (B,)
         self.previous = slots.previous[first:last]  # (B, 1, C)
         self.seen = max(lengths) + tokens  # no row reaches further
         self._rows = torch.arange(last - first, device=slots.k.device)[:, None]  # (B, 1)

@@ -12,12 +12,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nanochat.engine.cache import Slots
+from nanochat.engine.cache import Slots, moved
 from nanochat.engine.decode import Decoder
 from nanochat.engine.graphs import Graphs
 from nanochat.engine.sampling import LogProbs, Sampling, log_probabilities, sample
 from nanochat.gpt import GPT
 from nanochat.hardware import can_compile, compile_cache, mark_compiling
+
+# What `warm` sends: as many new tokens as it takes to have met whatever kernels are specialized for (one, a multiple of
+# 16, neither; few and many for attention), and every way of sampling.
+PREFILLS = (1, 3, 16, 100, 128)
+KINDS = (
+    Sampling(), Sampling(temperature=0), Sampling(top_k=None), Sampling(top_k=None, top_p=0.9, min_p=0.01),
+    Sampling(repetition_penalty=1.1, logprobs=5), Sampling(top_p=0.9),
+)  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -85,11 +93,30 @@ class Engine:
         self._compiling = False
         return why
 
+    def warm(self) -> None:
+        """On a GPU: captures all graphs, and answers a request of every kind and length, so that no later one waits
+        for a kernel to be compiled or probed, and the longest prompt has found its memory. On a CPU nothing needs it.
+
+        Call it in the thread that will call `step`, before any request. Raises what the device raises.
+        """
+        if isinstance(self._decode, Decoder):
+            return
+        self._decode.warm()
+        most = self.config.sequence_len - 2  # of a prompt, the last token goes through the decode step
+        for i, fresh in enumerate([*(n for n in PREFILLS if n < most), most]):
+            prompt = [i % self.config.vocab_size] + [0] * fresh  # no two begin alike
+            self.submit(Request(prompt, 2, KINDS[i]))
+        while not self.idle:
+            self.step()
+        self.slots.forget()
+
     @property
     def decoding(self) -> str:
-        """How it decodes now: "graphs" on a GPU; on a CPU "eager", "compiling" (still eagerly) or "compiled"."""
+        """How it decodes now: "graphs" or, without them, "eager" on a GPU; on a CPU "eager", "compiling" (still
+        eagerly) or "compiled".
+        """
         if isinstance(self._decode, Graphs):
-            return "graphs"
+            return "eager" if self._decode.problem else "graphs"
         return "compiled" if self._decode.ready else "compiling" if self._compiling else "eager"
 
     def submit(self, request: Request) -> Request:
@@ -118,7 +145,7 @@ class Engine:
             return []
         last = [(request.output or request.prompt)[-1] for request in self.running]
         with self.part("decode"):
-            logits = self._decode(last).cpu()  # (B, V), raw
+            logits = self._decode(last)  # (B, V), raw
         with self.part("sampling"):
             found = self._choose(logits)
         self.after_step()
@@ -144,28 +171,32 @@ class Engine:
         self.running.append(request)
         if fresh := request.prompt[done:-1]:
             view = self.slots.view(slot, slot + 1, len(fresh))
-            self.model.hidden(torch.tensor([fresh], device=self.device), view)
+            self.model.hidden(moved([fresh], torch.int64, self.device), view)
             view.advance()
 
     def _choose(self, logits: Tensor) -> list[tuple[Request, int]]:
         """Every running request's next token, from raw logits (B, V)."""
         softcap = self.config.softcap
-        tokens = sample(logits, softcap, self.running)
-        found = []
-        for i, (request, token) in enumerate(zip(self.running, tokens)):
-            if request.forced:
-                token = request.forced.popleft()
-            elif token in request.stop:
+        found = []  # (row, token)
+        for i, (request, token) in enumerate(zip(self.running, sample(logits, softcap, self.running))):
+            if not request.forced and token in request.stop:
                 request.finished, request.ended = True, "stop"
-                continue
-            if request.sampling.logprobs is not None:
-                request.logprobs.append(log_probabilities(logits[i], softcap, token, request.sampling.logprobs))
+            else:
+                found.append((i, request.forced.popleft() if request.forced else token))
+        told = [(i, token) for i, token in found if self.running[i].sampling.logprobs is not None]
+        if told:
+            rows, tokens = zip(*told)
+            alternatives = [self.running[i].sampling.logprobs or 0 for i in rows]
+            part = logits[moved(rows, torch.int64, logits.device)]
+            for i, said in zip(rows, log_probabilities(part, softcap, tokens, alternatives)):
+                self.running[i].logprobs.append(said)
+        for i, token in found:
+            request = self.running[i]
             request.output.append(token)
             full = len(request.prompt) + len(request.output) >= self.config.sequence_len
             if full or len(request.output) >= request.max_tokens:
                 request.finished, request.ended = True, "length"
-            found.append((request, token))
-        return found
+        return [(self.running[i], token) for i, token in found]
 
     def retire(self) -> None:
         """Frees the slots of finished requests, which keep their tokens for later prompts that begin alike."""

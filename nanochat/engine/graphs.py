@@ -1,68 +1,109 @@
 """One more token for every running row on a GPU: the model of gpt.py, captured once as a CUDA graph and replayed.
 
 A step of a small model is a thousand launches of a few microseconds each; replayed as one graph they cost one launch.
-A graph is for a fixed number of rows and fixed memory, so there is one for each power of two of rows, made when it is
-first needed; rows beyond the running ones are idle. Attention reads the whole cache's length of keys, of which each
-row's length says how many count.
+A graph is for a fixed number of rows and fixed memory, so there is one for each power of two of rows, made by `warm` or
+when it is first needed; rows beyond the running ones are idle. Attention is given the whole cache, of which each row's
+start says how many keys it sees: an idle row only its first one.
 
-Source: CUDA graphs for decoding as in gpt-fast and vLLM.
+Source: CUDA graphs for decoding as in gpt-fast and vLLM; how to capture: torch's notes on CUDA graphs.
 """
 
+import threading
 import warnings
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nanochat.engine.cache import Slots
+from nanochat.engine.cache import Slots, moved
 from nanochat.gpt import GPT
 
 WARM = 3  # runs before a capture: kernels are compiled and probed in them
+CAPTURING = threading.Lock()  # torch captures one graph at a time, whichever thread and card it is for
 
 
 class Static:
-    """The `Cache` of a captured step: what changes from step to step lies in tensors that stay where they are."""
+    """The `Cache` of a captured step: what changes from step to step lies in tensors that stay where they are.
+
+    `start` is where a row's new token stands, `at` where its key and value are written: for an idle row 0, so that it
+    sees one key, and the cache's end, where nothing is ever kept.
+    """
 
     def __init__(self, slots: Slots, rows: int):
-        device = slots.k.device
+        device, self.end = slots.k.device, slots.k.size(2) - 1
         self.slots, self.rows = slots, rows
-        self.start = torch.zeros(rows, dtype=torch.int64, device=device)  # (B,)
-        self.tokens = torch.zeros((rows, 1), dtype=torch.int64, device=device)
+        self._told = torch.zeros((3, rows + rows % 2), dtype=torch.int64, device=device)  # each 16-byte aligned
+        self.start, self.at = self._told[1, :rows], self._told[2, :rows]  # (B,)
+        self.tokens = self._told[0, :rows, None]  # (B, 1)
         self.previous = slots.previous[:rows]  # (B, 1, C)
-        self._rows = torch.arange(rows, device=device)[:, None]
+        self._rows = torch.arange(rows, device=device)
+        self.tell([], [])
+
+    def tell(self, tokens: list[int], lengths: list[int]) -> None:
+        """The first rows' next tokens, and how many they have; the other rows are idle."""
+        idle = self._told.size(1) - len(tokens)
+        told = [[*tokens, *[0] * idle], [*lengths, *[0] * idle], [*lengths, *[self.end] * idle]]
+        self._told.copy_(moved(told, torch.int64, self._told.device))
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self.slots.k[layer, : self.rows], self.slots.v[layer, : self.rows]
-        keys[self._rows, self.start[:, None]] = k
-        values[self._rows, self.start[:, None]] = v
+        keys[self._rows, self.at] = k[:, 0]
+        values[self._rows, self.at] = v[:, 0]
         return keys, values
 
 
 class Graphs:
-    """Decode steps over the first rows of the slots."""
+    """Decode steps over the first rows of the slots. `problem` says why they run without graphs, where they do."""
 
     def __init__(self, model: GPT, slots: Slots):
-        self.model, self.slots = model, slots
-        self._made: dict[int, tuple[Static, torch.cuda.CUDAGraph | None, Tensor]] = {}
+        self.model, self.slots, self.device = model, slots, slots.k.device
+        self.problem = "" if self.device.type == "cuda" else "not on CUDA"
+        self._made: dict[int, tuple[Static, torch.cuda.CUDAGraph | None, Tensor | None]] = {}
+
+    @cached_property
+    def stream(self) -> torch.cuda.Stream:
+        """To capture on: torch's own default is one for the whole process, on the card that came first."""
+        return torch.cuda.Stream(self.device)
+
+    @cached_property
+    def pool(self) -> Any:
+        """Memory that the graphs share: no two run at the same time."""
+        return torch.cuda.graph_pool_handle()
+
+    @torch.inference_mode()
+    def warm(self) -> None:
+        """Makes all graphs that can be needed, the largest first: the others then find memory that it has left."""
+        most = self.slots.k.size(1)
+        for rows in sorted({self._bucket(running) for running in range(1, most + 1)}, reverse=True):
+            self._get(rows)
 
     def __call__(self, tokens: list[int]) -> Tensor:
-        """Raw logits (B, V), before the softcap, after one more token for each of the first B slots; they advance."""
+        """Raw logits (B, V), before the softcap, after one more token for each of the first B slots; they advance.
+
+        They are only there until the next call.
+        """
         B = len(tokens)
-        rows = min(1 << (B - 1).bit_length(), self.slots.k.size(1))
-        if rows not in self._made:
-            self._made[rows] = self._make(rows)
-        static, graph, logits = self._made[rows]
+        rows = self._bucket(B)
+        static, graph, logits = self._get(rows)
         lengths = self.slots.lengths[:B]
-        idle = [self.slots.k.size(2) - 1] * (rows - B)  # an idle row writes where nothing is ever kept
         kept = self.slots.previous[B:rows].clone()
-        static.tokens.copy_(torch.tensor([*tokens, *[0] * (rows - B)])[:, None])
-        static.start.copy_(torch.tensor([*lengths, *idle]))
-        if graph is None:
+        static.tell(tokens, lengths)
+        if graph is None or logits is None:
             logits = self._run(static)
         else:
-            graph.replay()
+            with self._on_device():
+                graph.replay()
         self.slots.previous[B:rows] = kept
         self.slots.lengths[:B] = [length + 1 for length in lengths]
         return logits[:B]
+
+    def _bucket(self, running: int) -> int:
+        return min(1 << (running - 1).bit_length(), self.slots.k.size(1))
+
+    def _on_device(self) -> AbstractContextManager:
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _run(self, static: Static) -> Tensor:
         static.previous = self.slots.previous[: static.rows]
@@ -70,22 +111,36 @@ class Graphs:
         self.slots.previous[: static.rows] = static.previous
         return self.model.lm_head(hidden)[:, : self.model.config.vocab_size]
 
-    def _make(self, rows: int) -> tuple[Static, torch.cuda.CUDAGraph | None, Tensor]:
-        """A graph for so many rows; None, said aloud, where it cannot be captured (or there is no CUDA: MPS)."""
+    def _get(self, rows: int) -> tuple[Static, torch.cuda.CUDAGraph | None, Tensor | None]:
+        """A graph for so many rows; None, said aloud once, where it cannot be captured."""
+        if rows in self._made:
+            return self._made[rows]
         static = Static(self.slots, rows)
-        static.start.fill_(self.slots.k.size(2) - 1)
         kept = self.slots.previous[:rows].clone()
-        logits, graph = self._run(static), None
-        if self.slots.k.is_cuda:
-            try:
-                for _ in range(WARM):
-                    self._run(static)
-                torch.cuda.synchronize()
-                made = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(made, capture_error_mode="thread_local"):  # other replicas allocate meanwhile
-                    logits = self._run(static)
-                graph = made
-            except RuntimeError as problem:
-                warnings.warn(f"decoding without CUDA graphs: {str(problem).splitlines()[0]}", stacklevel=2)
+        made: tuple[Static, torch.cuda.CUDAGraph | None, Tensor | None] = (static, None, None)
+        with self._on_device():
+            if not self.problem:
+                try:
+                    made = (static, *self._capture(static))
+                except RuntimeError as problem:
+                    self.problem = str(problem).splitlines()[0]
+                    warnings.warn(f"decoding on {self.device} without CUDA graphs: {self.problem}", stacklevel=2)
+                    torch.cuda.synchronize()
+            if made[1] is None:
+                self._run(static)  # kernels are compiled and probed now, and not when somebody waits
         self.slots.previous[:rows] = kept
-        return static, graph, logits
+        self._made[rows] = made
+        return made
+
+    def _capture(self, static: Static) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Raises RuntimeError where it cannot be done; the thread's stream is the one before in any case."""
+        before, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        self.stream.wait_stream(before)
+        with torch.cuda.stream(self.stream):  # torch.cuda.graph leaves its own behind when a capture fails
+            for _ in range(WARM):
+                self._run(static)
+            mode = "thread_local"  # other replicas allocate meanwhile
+            with CAPTURING, torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode=mode):
+                logits = self._run(static)
+        before.wait_stream(self.stream)
+        return graph, logits

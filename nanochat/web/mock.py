@@ -50,6 +50,9 @@ class Parrot:
     def idle(self) -> bool:
         return not self.running and not self.waiting
 
+    def warm(self) -> None:
+        pass
+
     def submit(self, request: Request) -> Request:
         self.waiting.append(request)
         return request

@@ -16,6 +16,7 @@ from nanochat.chat import Event, Reply
 from nanochat.engine import Request
 
 RATE_SECONDS = 10.0  # over which tokens per second are counted
+WARMING = threading.Lock()  # one replica at a time: the second finds what the first has compiled
 
 
 class Runs(Protocol):
@@ -27,6 +28,7 @@ class Runs(Protocol):
     @property
     def decoding(self) -> str: ...
 
+    def warm(self) -> None: ...
     def submit(self, request: Request) -> Request: ...
     def cancel(self, request: Request) -> None: ...
     def retire(self) -> None: ...
@@ -61,9 +63,10 @@ class Job:
 
 
 class Worker:
-    """An engine in a thread of its own, which first calls `begin()` (a GPU is chosen for each thread).
+    """An engine in a thread of its own, which first calls `begin()` (a GPU is chosen for each thread), then warms it.
 
-    `on_end(job)` is called in that thread when a job is over, however it ended.
+    Jobs may come before it is warm, and wait. `on_end(job)` is called in that thread when a job is over, however it
+    ended.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Worker:
     ):
         self.engine, self.on_end, self.begin = engine, on_end, begin
         self.problem = ""  # why it is dead
+        self.ready = threading.Event()  # set when it is warm, or dead
         self.tokens = 0  # made since the start
         self._jobs: dict[Request, Job] = {}
         self._incoming: deque[Job] = deque()
@@ -120,6 +124,9 @@ class Worker:
     def _run(self) -> None:
         try:
             self.begin()
+            with WARMING:
+                self.engine.warm()
+            self.ready.set()
             while self._take():
                 self._step()
             why = "the server is shutting down"
@@ -130,6 +137,7 @@ class Worker:
             abandoned = [*self._jobs.values(), *self._incoming]
             self._jobs.clear()
             self._incoming.clear()
+        self.ready.set()
         for job in abandoned:
             job.failed = True
             job.tell(RuntimeError(f"the engine stopped: {why}"))
@@ -204,6 +212,13 @@ class Pool:
             if worker.submit(jobs):
                 return worker
         raise RuntimeError(f"the engine stopped: {self.problem}")
+
+    def wait_until_ready(self) -> None:
+        """Returns when every worker is warm or dead. Raises RuntimeError when all are dead."""
+        for worker in self.workers:
+            worker.ready.wait()
+        if self.status == "dead":
+            raise RuntimeError(self.problem)
 
     def drain(self, seconds: float) -> None:
         """Waits so long, at most, until nothing runs or waits."""

@@ -1,0 +1,58 @@
+"""How many graphs a training step compiles on a GPU: one forward, one backward, one for each kind of update, once.
+
+Inductor compiles the step for an H100 on the null device (profiling/compiled/lower.py), whole graphs only: a break
+would be an error. The second step has other learning rates, decays and momentum, and compiles nothing.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from nanochat.presets import SIZES
+from nanochat.recipe import model_config
+from profiling.compiled import lower, null_device
+
+ROOT = Path(__file__).parent.parent
+PRECISIONS = [("bfloat16", ""), ("float16", ""), ("bfloat16", "current"), ("bfloat16", "delayed")]
+
+
+def counted(cases, home):
+    """What tests/null_device/count_graphs.py finds of each case."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    if reason := null_device.obstacle():
+        pytest.skip(reason)
+    environment = null_device.environment("h100")
+    for name in ("TRITON_INTERPRET", "NANOCHAT_KERNELS"):
+        environment.pop(name, None)
+    environment.update(TORCHINDUCTOR_CACHE_DIR=str(home), OMP_NUM_THREADS="1")
+    words = [json.dumps(asdict(case)) for case in cases]
+    command = [sys.executable, "tests/null_device/count_graphs.py", *words]
+    made = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr[-4000:]
+    return json.loads(made.stdout.splitlines()[-1])
+
+
+def check(cases, home):
+    """One forward, one backward; AdamW for at most six kinds of parameter and Muon for four shapes; nothing anew."""
+    for case, found in zip(cases, counted(cases, home), strict=True):
+        names = found["names"]
+        assert names[:2] == ["forward", "backward"] and set(names[2:]) == {"inference"}, case
+        assert len(names) - 2 <= 10 and found["anew"] == 0, (case, names)
+
+
+def test_a_step_of_two_layers_in_every_precision(tmp_path):
+    config = asdict(model_config(2, 4096, 512))
+    check([lower.Case(config, 4, dtype, fp8) for dtype, fp8 in PRECISIONS], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+@pytest.mark.parametrize("dtype, fp8", PRECISIONS)
+@pytest.mark.parametrize("depth, rows", sorted({(size.depth, size.rows) for size in SIZES} | {(24, 16), (24, 8)}))
+def test_a_step_of_every_preset(depth, rows, dtype, fp8, kernels, tmp_path):
+    check([lower.Case(asdict(model_config(depth, 32768)), rows, dtype, fp8, kernels)], tmp_path)
