@@ -278,6 +278,7 @@ def train(stage: Stage) -> None:
         progress.close()
         interrupt.restore()
         data.close()
+        gc.unfreeze()  # or it is never taken apart, of which Triton's bindings complain when Python ends
 
 
 def runnable(stage: Stage) -> Any:

@@ -1,6 +1,7 @@
 """Whole stages through their scripts, tiny: exact resume, doing nothing twice, refusing what does not fit."""
 
 import errno
+import gc
 import json
 import os
 import random
@@ -483,3 +484,9 @@ def test_training_learns(home):
     rows = [loss for _, loss in losses("a", "base")]
     assert rows[0] == pytest.approx(5.70, abs=0.02)  # ln 300
     assert Run.open("a").summary("base")["train_loss"] < 4.5
+
+
+def test_nothing_stays_frozen_after_training(home):
+    """Or Triton's bindings print 25 lines about leaks when the process ends."""
+    assert train(home, "a") == 0
+    assert gc.get_freeze_count() == 0
