@@ -267,7 +267,7 @@ def _muon_update(
 
 
 def _values(scalars: Sequence[Tensor]) -> list[float]:
-    return [scalar.item() for scalar in scalars]
+    return [0.5 if scalar.is_meta else scalar.item() for scalar in scalars]  # of meta tensors: any
 
 
 def _held(scalars: Sequence[Scalar]) -> list[Tensor]:
@@ -429,7 +429,7 @@ def _muon_update_inputs(case: Case, dtype: torch.dtype, device: str) -> dict:
     return dict(
         param=randn(shape, dtype, device, 0, scale=0.1),
         update=randn(shape, dtype, device, 1),
-        second_moment=randn(second_moment_shape(shape), dtype, device, 2).abs() * 0.1,
+        second_moment=randn(second_moment_shape(shape), dtype, device, 2).abs() / max(shape[1:]),  # as it will be
         lr=0.02,
         weight_decay=0.28,
         beta2=0.9,

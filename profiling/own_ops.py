@@ -74,4 +74,6 @@ def _cost(op: str, recorded: str) -> Cost | None:
 def _argument(dims: Any, dtype: str, value: str) -> Any:
     if dtype in DTYPES:
         return torch.empty(dims, dtype=DTYPES[dtype], device="meta")
+    if dtype == "TensorList":  # of scalars, whose dtypes are not recorded
+        return [torch.empty(each, dtype=torch.float64, device="meta") for each in dims]
     return ast.literal_eval(value) if value else None

@@ -59,30 +59,29 @@ def spoil(tensor, before):
         tensor.copy_(flat.view(tensor.dtype).view(tensor.shape))
 
 
-def launches(name, monkeypatch, broken=-1):
-    """How many kernels a probe launches; the results of the one with this number are spoilt."""
-    count = 0
+def launched(name, monkeypatch, broken=None):
+    """The kernels that an op's probe launches; what the one that is `broken` writes is spoilt, each time."""
+    found = []
     real = triton_utils.launch
 
     def launch(kernel, grid, *args, **constants):
-        nonlocal count
-        mine = [(arg, arg.clone()) for arg in args if torch.is_tensor(arg) and count == broken]
+        mine = [(arg, arg.clone()) for arg in args if torch.is_tensor(arg) and kernel is broken]
         real(kernel, grid, *args, **constants)
         for tensor, before in mine:
             spoil(tensor, before)
-        count += 1
+        found.append(kernel)
 
     with monkeypatch.context() as patch:
         for module in list(sys.modules.values()):
             if getattr(module, "__name__", "").startswith("kernels") and getattr(module, "launch", None) is real:
                 patch.setattr(module, "launch", launch)
         probing.check(name, torch.bfloat16, size(name, ("odd", "odd_wide", "odd")), DEVICE)
-    return count
+    return dict.fromkeys(found)
 
 
 @pytest.mark.parametrize("name", tuned.ops())
 def test_the_probe_fails_for_every_kernel_that_is_broken(name, monkeypatch):
-    for number in range(launches(name, monkeypatch)):
+    for kernel in launched(name, monkeypatch):
         with pytest.raises(RuntimeError, match="is off by"):
-            launches(name, monkeypatch, broken=number)
-            pytest.fail(f"launch {number} was broken, and nobody noticed")
+            launched(name, monkeypatch, broken=kernel)
+            pytest.fail(f"{kernel} was broken, and nobody noticed")
