@@ -102,7 +102,7 @@ def run_stage(setup: Setup) -> None:
         meta,
         between_batches=validation(fewer),
         sample=lambda: samples(setup),
-        scaler=torch.amp.GradScaler(hardware.device.type) if setup.model.dtype == torch.float16 else None,
+        scaler=_scaler(hardware, settings) if setup.model.dtype == torch.float16 else None,
     )
     resumed = trainer.resume(stage)
     if resumed and checkpoint.finished(stage.folder):
@@ -158,6 +158,11 @@ def _kernels(setup: Setup, stage: Stage, resumed: bool) -> measure.Choice | None
     choice = stage.meta["kernels"] if dispatch.is_default() else None
     measure.adopt(choice)
     return choice
+
+
+def _scaler(hardware: Hardware, settings: Settings) -> torch.amp.GradScaler:
+    """For float16. It begins where a step of one micro-batch would: each of several has a part of the loss."""
+    return torch.amp.GradScaler(hardware.device.type, init_scale=2.0**16 * settings.accumulation(hardware.world))
 
 
 def set_fp8(model: GPT, hardware: Hardware, fp8: bool, scaling: str) -> dict[str, str]:
