@@ -58,12 +58,14 @@ def test_every_kernel_keeps_its_promises_on_two_cards():
     check(*report("--target=sm_80,sm_90"), ("sm_80", "sm_90"))
 
 
+@pytest.mark.slow
 def test_a_prompts_attention_uses_matrix_units_and_does_not_spill():
     rows, code = report("--op=flash_attention_decode", "--shape=prompt", "--target=sm_80,sm_90")
     assert code == 0 and [(row["kernel"], row["faults"]) for row in rows] == [("_prefill_kernel", [])] * 2
     assert rows[1]["tensor_core"] == "HGMMA"
 
 
+@pytest.mark.slow
 def test_what_a_card_without_bfloat16_and_one_with_waves_of_32_get():
     ops = ("add_rms_norm", "qk_norm_rotary", "embedding", "fp8_add_rms_norm")
     rows, code = report("--target=sm_75,gfx1100", "--dtype=float16", f"--op={','.join(ops)}")

@@ -83,6 +83,7 @@ def test_it_behaves_like_a_gpu(run):
 CARDS = "h100 h100:8 4090 3090 5090 l4 t4 mi300x unknown".split()
 
 
+@pytest.mark.slow
 def test_every_card_gets_a_plan(run, tmp_path):
     plans = json.loads(run(HERE / "plans.py", *CARDS, NANOCHAT_BASE_DIR=str(tmp_path)).splitlines()[-1])
     assert list(plans) == CARDS
@@ -224,6 +225,7 @@ def test_auto_on_an_h100_ends_with_our_attention(run):
         assert re.search(rf"{op} +triton +the probe launch", out), out
 
 
+@pytest.mark.slow
 def test_tuning_benchmarks_and_sensors(run, tmp_path):
     assert "tools: as wanted" in run(HERE / "tools.py", NANOCHAT_BASE_DIR=str(tmp_path))
 

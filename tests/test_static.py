@@ -123,6 +123,7 @@ def run(folder, *words, **variables):
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=environment)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_command_and_what_it_remembers(tmp_path):
     """Compiled once; read the second time; a damaged file is made again, and nothing else."""
