@@ -153,7 +153,7 @@ def unfit(op: str, dtype: torch.dtype, size: int, index: int) -> str:
     if torch.version.hip:  # where the compiler may end the process that calls it
         from kernels.child_compile import compiles_in_child  # imports the ops, which import this
 
-        return compiles_in_child(op, size, dtype, arch)
+        return compiles_in_child(op, OPS[op].size(OPS[op].probe(size)[0]), dtype, arch)
     if why := refused(op, arch, dtype):
         return why
     found = torch.cuda.get_device_capability(index)
