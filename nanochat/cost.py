@@ -21,6 +21,11 @@ def meta_model(config: GPTConfig) -> GPT:
 
 def parameter_counts(config: GPTConfig) -> dict[str, int]:
     """Parameters by part, and their "total"."""
+    return dict(_counts(config))
+
+
+@cache
+def _counts(config: GPTConfig) -> dict[str, int]:
     counts = dict(wte=0, value_embeds=0, lm_head=0, transformer_matrices=0, scalars=0)
     for name, p in meta_model(config).named_parameters():
         part = (
@@ -141,6 +146,12 @@ def training_bytes(config: GPTConfig, tokens: int, world: int = 1, **how: str) -
     return sum(training_memory(config, tokens, world, **how).values())
 
 
+@cache
+def _block_shapes(config: GPTConfig) -> Counter[tuple[int, ...]]:
+    """How many matrices of each shape the blocks have."""
+    return Counter(tuple(matrix.shape) for matrix in meta_model(config).transformer["h"].parameters())
+
+
 @dataclass(frozen=True)
 class _Step:
     """The terms of `training_memory`. Letters as in gpt.py, N tokens; e: bytes of an activation."""
@@ -174,8 +185,7 @@ class _Step:
 
     def _banks(self) -> list[tuple[int, int, int]]:
         """(K, m, n) of the blocks' matrices, by shape, with those that pad each bank so that the ranks share it."""
-        shapes = Counter(tuple(matrix.shape) for matrix in meta_model(self.config).transformer["h"].parameters())
-        return [(count + -count % self.world, m, n) for (m, n), count in shapes.items()]
+        return [(count + -count % self.world, m, n) for (m, n), count in _block_shapes(self.config).items()]
 
     def _sizes(self) -> tuple[int, int, int, int]:
         """Numbers: the blocks' matrices; the same with their padding; head; all tables."""

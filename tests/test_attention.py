@@ -72,9 +72,15 @@ def test_decode_is_the_same_however_keys_are_split(splits, window, monkeypatch):
         assert (found[row : row + 1] - exact).norm() / exact.norm() < 1e-6
 
 
+FEW = triton_decode.FEW
+SHORT = [(FEW, None), (FEW + 1, 5), (FEW + 1, 399), (150, 100)]  # the rest by name
+REST = [(T, window) for T in (FEW, FEW + 1, 150) for window in (None, 0, 5, 100, 399)]
+
+
 @needs_interpreter
-@pytest.mark.parametrize("window", [None, 0, 5, 100, 399])
-@pytest.mark.parametrize("T", [triton_decode.FEW, triton_decode.FEW + 1, 150])
+@pytest.mark.parametrize(
+    "T, window", SHORT + [pytest.param(*pair, marks=pytest.mark.slow) for pair in REST if pair not in SHORT]
+)
 def test_prompts_are_attention_row_by_row_from_each_rows_start(T, window):
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(3, T, 6, 24, generator=generator)

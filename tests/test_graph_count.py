@@ -41,13 +41,15 @@ def check(cases, home):
     """One forward, one backward; AdamW for at most six kinds of parameter and Muon for four shapes; nothing anew."""
     for case, found in zip(cases, counted(cases, home), strict=True):
         names = found["names"]
-        assert names[:2] == ["forward", "backward"] and set(names[2:]) == {"inference"}, case
-        assert len(names) - 2 <= 10 and found["anew"] == 0, (case, names)
+        updates = len(names) - 2
+        assert names == ["forward", "backward", *["inference"] * updates] and found["anew"] == 0, (case, names)
+        assert 0 < updates <= 10 if case.optimizer else updates == 0
 
 
 def test_a_step_of_two_layers_in_every_precision(tmp_path):
     config = asdict(model_config(2, 4096, 512))
-    check([lower.Case(config, 4, dtype, fp8) for dtype, fp8 in PRECISIONS], tmp_path)
+    plain = [lower.Case(config, 4, dtype, fp8, optimizer=False) for dtype, fp8 in PRECISIONS[1:]]
+    check([lower.Case(config, 4), *plain], tmp_path)  # the updates are the same but for dtypes: all by name, below
 
 
 @pytest.mark.slow
