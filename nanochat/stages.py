@@ -55,6 +55,7 @@ class Setup:
     compile: str = "auto"
     pad: bool = False
     wandb: bool = False
+    spike_guard: bool = True
     tune: bool = True  # whether to measure which kernels pay, where that is not known
     eval_tokens_between: int = -1  # of the validations before; -1: nanochat/cadence.py's default
     watch: Callable[[Stage], Callable[[], None]] | None = None  # given the stage, what to call after each step
@@ -101,6 +102,7 @@ def run_stage(setup: Setup) -> None:
         setup.tokenizer.token_bytes(),
         meta,
         between_batches=validation(fewer),
+        spike_guard=setup.spike_guard,
         sample=lambda: samples(setup),
         scaler=_scaler(hardware, settings) if setup.model.dtype == torch.float16 else None,
     )
@@ -256,8 +258,10 @@ def summary(setup: Setup, stage: Stage, seconds: float) -> dict[str, Any]:
         training_seconds=state.seconds,
         tok_per_s=tokens / max(state.seconds, 1e-9),
         last_session_seconds=seconds,
-        train_loss=state.smooth_loss / (1 - 0.9 ** max(1, state.step - state.skipped)),
+        train_loss=state.mean_loss,
         skipped_steps=state.skipped,
+        documents=state.loader.seen if state.loader else 0,
+        documents_left_out=state.loader.left_out if state.loader else 0,
         val_bpb=state.val_bpb,
         val_tokens=state.val_tokens,
         kernels=stage.meta["kernels"],
