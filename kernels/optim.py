@@ -144,7 +144,7 @@ def _adamw_kernel(
     v += g * g * tl.cast(one_minus_beta2, tl.float32)
     p = tl.load(param_ptr + at, mask=mask, other=0.0).to(tl.float32) * tl.cast(keep, tl.float32)
     p -= tl.cast(rate, tl.float32) * m / (tl.sqrt(v * tl.cast(v_factor, tl.float32)) + tl.cast(eps, tl.float32))
-    mask = mask & (tl.load(skip_ptr) == 0)
+    mask = at < tl.where(tl.load(skip_ptr) == 0, N, 0)
     tl.store(m_ptr + at, m, mask=mask)
     tl.store(v_ptr + at, v, mask=mask)
     tl.store(param_ptr + at, p, mask=mask)
@@ -158,7 +158,7 @@ def _momentum_kernel(
     """A program owns BLOCK_M rows of N: new momentum, Nesterov gradient, and the gradient's sum of squares by row."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     momentum = tl.cast(momentum, tl.float32)
-    kept = tl.load(skip_ptr) == 0
+    written = row < tl.where(tl.load(skip_ptr) == 0, rows, 0)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, N, BLOCK_N):
         col = start + tl.arange(0, BLOCK_N)
@@ -168,7 +168,7 @@ def _momentum_kernel(
         buffer = tl.load(buffer_ptr + at, mask=mask, other=0.0).to(tl.float32)
         buffer = buffer * momentum + g * (1.0 - momentum)
         g = (g * (1.0 - momentum) + buffer * momentum).to(out_ptr.dtype.element_ty)
-        tl.store(buffer_ptr + at, buffer, mask=mask & kept)
+        tl.store(buffer_ptr + at, buffer, mask=mask & written[:, None])
         tl.store(out_ptr + at, g, mask=mask)
         total += g.to(tl.float32) * g.to(tl.float32)
     tl.store(squares_ptr + row, tl.sum(total, axis=1), mask=row < rows)
@@ -225,7 +225,7 @@ def _step_kernel(
     x = tl.load(update_ptr + at, mask=mask, other=0.0).to(tl.float32) * factor
     p = tl.load(param_ptr + at, mask=mask, other=0.0).to(tl.float32)
     decayed = tl.where(x * p >= 0, tl.cast(decay, tl.float32) * p, 0.0)
-    mask = mask & (tl.load(skip_ptr) == 0)
+    mask &= (row < tl.where(tl.load(skip_ptr) == 0, M, 0))[:, None]
     tl.store(param_ptr + at, p - tl.cast(lr, tl.float32) * x - decayed, mask=mask)
 
 

@@ -167,11 +167,10 @@ class MuonAdamW(torch.optim.Optimizer):
         """
         self.heed()
         reduced = [self._reduce(group) for group in self.param_groups]
-        shares = [(work, grad) for group in reduced for work, grad in group]
-        for work, _ in shares:
-            if work is not None:
-                work.wait()
-        grads = [grad for _, grad in shares]
+        for work in [work for group in reduced for work, _ in group if work is not None]:
+            work.wait()  # once: gloo's copies its result again with each
+        shares = [[grad for _, grad in group] for group in reduced]
+        grads = [grad for group in shares for grad in group]
         if scale != 1:
             torch._foreach_mul_(grads, scale)
         self.void = not_finite(grads)
@@ -184,8 +183,8 @@ class MuonAdamW(torch.optim.Optimizer):
             if not self._taken:
                 return
         gathers: list[Any] = []
-        for group, shares in zip(self.param_groups, reduced):
-            gathers += (self._muon_group if is_muon(group) else self._adamw_group)(group, shares)
+        for group, own in zip(self.param_groups, shares):
+            gathers += (self._muon_group if is_muon(group) else self._adamw_group)(group, own)
         for work in gathers:
             work.wait()
         if self._shadows:
@@ -239,11 +238,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
     # ---- updates
 
-    def _adamw_group(self, group: dict[str, Any], shares: list[tuple[Any, Tensor]]) -> list:
+    def _adamw_group(self, group: dict[str, Any], grads: list[Tensor]) -> list:
         gathers = []
-        for p, (work, grad) in zip(group["params"], shares):
-            if work is not None:
-                work.wait()
+        for p, grad in zip(group["params"], grads):
             sharded = self._divides(p)
             mine = self._mine(p) if sharded else p
             state = self.state[p]
@@ -263,10 +260,8 @@ class MuonAdamW(torch.optim.Optimizer):
                 gathers.append(dist.all_gather_into_tensor(p, mine.clone(), async_op=True))
         return gathers
 
-    def _muon_group(self, group: dict[str, Any], shares: list[tuple[Any, Tensor]]) -> list:
-        first, (work, grad) = group["params"][0], shares[0]
-        if work is not None:
-            work.wait()
+    def _muon_group(self, group: dict[str, Any], grads: list[Tensor]) -> list:
+        first, grad = group["params"][0], grads[0]
         m, n = first.shape
         bank = self._banks[first]
         mine, fused = self._mine(bank), self._compiled and first.is_cuda  # (K', m, n)
