@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from kernels import dispatch, use
 from kernels.fp8.quantize import has_units
@@ -188,10 +189,21 @@ def say(setup: Setup, line: str) -> None:
 
 
 def _compile(setup: Setup) -> tuple[bool, str]:
+    """Whether to compile, as all ranks have it, and if not, why."""
+    hardware = setup.hardware
     if setup.compile == "no":
         return False, "asked for"
-    works, reason = can_compile(setup.hardware.device)
-    return works, f"{reason}; {COMPILE_GAIN}" if setup.hardware.device.type == "cpu" else reason
+    works, reason = False, ""
+    for turn in (True, False):  # a machine's first rank alone: it may clear what a killed process left in the cache
+        if (hardware.local_rank == 0) == turn:
+            works, reason = can_compile(hardware.device)
+        hardware.barrier()
+    if hardware.world > 1:
+        reasons = [reason] * hardware.world
+        dist.all_gather_object(reasons, "" if works else reason)
+        failed = next((rank for rank, why in enumerate(reasons) if why), None)
+        works, reason = failed is None, "" if failed is None else f"rank {failed}: {reasons[failed]}"
+    return works, f"{reason}; {COMPILE_GAIN}" if hardware.device.type == "cpu" else reason
 
 
 def _log(setup: Setup, stage: Stage) -> Callable[[dict[str, Any]], None]:

@@ -122,7 +122,8 @@ class Stage:
     saver: Saver = field(init=False)
 
     def __post_init__(self) -> None:
-        self.saver = Saver(self.folder, pinned=self.hardware.device.type == "cuda")
+        cuda, several = self.hardware.device.type == "cuda", self.hardware.world > 1
+        self.saver = Saver(self.folder, pinned=cuda, gathered=several)
 
     def due(self, every: int) -> bool:
         """Whether something done every so many steps is to be done now."""

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_training import ROOT, SIZES, home  # noqa: F401 (home is a fixture)
 
-from nanochat import checkpoint, ranks, step, trainer
+from nanochat import checkpoint, ranks, stages, step, trainer
 from nanochat.data.loader import Batch
 from nanochat.errors import UserError
 from nanochat.flags import run_script
@@ -160,3 +160,20 @@ def test_ranks_wait_long_for_one_that_compiles_or_saves(monkeypatch):
     setup()
     own = torch.device("cuda:1")
     assert asked == [(("nccl",), dict(timeout=timedelta(minutes=30), device_id=own))]
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_ranks_compile_all_or_none_and_the_first_of_a_machine_looks_first(monkeypatch, local_rank):
+    order = []
+
+    def gather(reasons, own):
+        reasons[:] = ["", "no C compiler"]
+
+    monkeypatch.setattr(stages, "can_compile", lambda device: (order.append("looked"), (True, ""))[1])
+    monkeypatch.setattr(stages.dist, "all_gather_object", gather)
+    hardware = types.SimpleNamespace(
+        device=torch.device("cuda"), world=2, local_rank=local_rank, barrier=lambda: order.append("barrier")
+    )
+    setup = types.SimpleNamespace(compile="auto", hardware=hardware)
+    assert stages._compile(setup) == (False, "rank 1: no C compiler")
+    assert order == [["looked", "barrier", "barrier"], ["barrier", "looked", "barrier"]][local_rank]
