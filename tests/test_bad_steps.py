@@ -360,8 +360,15 @@ def rank_of_two(rank, port, folder):
 
 
 def poisoned(model, rank):
+    """One NaN on rank 1, in a row that rank 0 owns."""
+
+    def spoilt(grad):
+        grad = grad.clone()
+        grad[0, 0] = math.nan
+        return grad
+
     if rank == 1:
-        model.lm_head.weight.register_hook(lambda grad: grad * math.nan)
+        model.lm_head.weight.register_hook(spoilt)
     return model
 
 
