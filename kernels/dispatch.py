@@ -10,7 +10,7 @@ another implementation.
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -27,6 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST = (8, 0)  # compute capability; below it our kernels run where a measurement says that they pay
 # (op, dtype, size, GPU) → why `auto` leaves such calls to PyTorch, "" where Triton runs them
 _DECIDED: dict[tuple[str, torch.dtype, int, int], str] = {}
+FULL = "OutOfMemoryError"  # a reason that begins so is asked for again
 PROBING = threading.RLock()  # one probe at a time, whichever thread's
 
 
@@ -130,7 +131,10 @@ def refusal(op: str, dtype: torch.dtype, size: int, index: int) -> str:
     if key not in _DECIDED:
         with PROBING:
             if key not in _DECIDED:
-                _DECIDED[key] = _not_wanted(*key) or probe(*key)
+                reason = _not_wanted(*key) or probe(*key)
+                if reason.startswith(FULL):  # of the moment, not of the kernel
+                    return reason
+                _DECIDED[key] = reason
     return _DECIDED[key]
 
 
@@ -169,13 +173,22 @@ def probe(op: str, dtype: torch.dtype, size: int, index: int) -> str:
     registers or shared memory than the card has. A failure is warned about.
     """
     try:
-        probing.check(op, dtype, size, torch.device("cuda", index))
+        with_memory(lambda: probing.check(op, dtype, size, torch.device("cuda", index)))
     except Exception as problem:  # whatever a driver or compiler throws
         reason = f"{type(problem).__name__}: {problem}".split("\n")[0]
         what = f"{op} ({str(dtype)[6:]}, size {size})"
         warnings.warn(f"kernels: {what} runs on PyTorch, its Triton kernel failed here: {reason}", stacklevel=2)
         return reason
     return ""
+
+
+def with_memory(call: Callable[[], None]) -> None:
+    """Calls it, and once more with the caching allocator emptied where the card's memory is full."""
+    try:
+        call()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        call()
 
 
 def forget() -> None:

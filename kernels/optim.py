@@ -9,6 +9,9 @@ call per operation moves about 20. Scalars may be Python floats or 0-d tensors o
 `torch.compile`, or every new learning rate compiles again. Moments live in the parameter's dtype, arithmetic in
 float32.
 
+skip: 0-d int32 on the tensors' device; where it is not 0, nothing that an op changes is changed, to the bit. A device
+that finds out itself that a gradient is no number so tells its own kernels, and no host waits. None: 0.
+
 How the kernels are made: adamw_ is one pass. The Muon parts need a norm of each row (or column) before they can go on,
 so they are two passes each: one that reduces, one that applies a factor per row or column; what lies between is
 arithmetic on vectors and stays in PyTorch. Every sum has one owner, so results are bitwise repeatable. `torch.compile`
@@ -40,18 +43,23 @@ def adamw_factors(
     return [beta1, 1 - beta1, beta2, 1 - beta2, rate, unbias, eps, 1 - lr * weight_decay]
 
 
+def _put(old: Tensor, new: Tensor, skip: Tensor | None) -> None:
+    """old ← new, unless it is to be skipped."""
+    old.copy_(new if skip is None else torch.where(skip != 0, old, new.to(old.dtype)))
+
+
 def _adamw_apply_reference_(
-    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: Sequence[Scalar]
+    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: Sequence[Scalar], skip: Tensor | None
 ) -> None:
     beta1, rest1, beta2, rest2, rate, unbias, eps, keep = factors
     wide = _wide(param)
     g = grad.to(wide)
     m = exp_avg.to(wide) * beta1 + g * rest1
     v = exp_avg_sq.to(wide) * beta2 + g * g * rest2
-    exp_avg.copy_(m)
-    exp_avg_sq.copy_(v)
+    _put(exp_avg, m, skip)
+    _put(exp_avg_sq, v, skip)
     denominator = (v * unbias).sqrt_() + eps
-    param.copy_(param.to(wide) * keep - m / denominator * rate)
+    _put(param, param.to(wide) * keep - m / denominator * rate, skip)
 
 
 def adamw_reference_(
@@ -65,13 +73,16 @@ def adamw_reference_(
     beta2: Scalar,
     eps: Scalar,
     weight_decay: Scalar,
+    skip: Tensor | None = None,
 ) -> None:
     factors = adamw_factors(step, lr, beta1, beta2, eps, weight_decay)
-    _adamw_apply_reference_(param, grad, exp_avg, exp_avg_sq, factors)
+    _adamw_apply_reference_(param, grad, exp_avg, exp_avg_sq, factors, skip)
 
 
-def muon_momentum_reference_(grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtype: torch.dtype) -> Tensor:
-    momentum_buffer.copy_(grad + (momentum_buffer - grad) * momentum)
+def muon_momentum_reference_(
+    grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtype: torch.dtype, skip: Tensor | None = None
+) -> Tensor:
+    _put(momentum_buffer, grad + (momentum_buffer - grad) * momentum, skip)
     g = (grad + (momentum_buffer - grad) * momentum).to(dtype)  # (K, m, n), Nesterov
     wide = _wide(g)
     row = torch.linalg.vector_norm(g, dim=-1, keepdim=True, dtype=wide)  # (K, m, 1)
@@ -79,7 +90,9 @@ def muon_momentum_reference_(grad: Tensor, momentum_buffer: Tensor, momentum: Sc
     return (g * (whole * g.size(-2) ** -0.5 / row.clamp_min(1e-6))).to(dtype)
 
 
-def _normuon_factor(squares: Tensor, shape: torch.Size, second_moment: Tensor, beta2: Scalar) -> Tensor:
+def _normuon_factor(
+    squares: Tensor, shape: torch.Size, second_moment: Tensor, beta2: Scalar, skip: Tensor | None
+) -> Tensor:
     """What to multiply the update with, by row or column; changes second_moment.
 
     squares: the update's sums of squares by row (K, m, 1) or column (K, 1, n), like second_moment.
@@ -89,7 +102,7 @@ def _normuon_factor(squares: Tensor, shape: torch.Size, second_moment: Tensor, b
     norm = squares.sum(dim=(-2, -1), keepdim=True).sqrt().clamp_min(1e-10)
     unit = min(m, n) ** 0.5 / norm  # to the Frobenius norm of an orthogonal matrix
     variance = squares * unit.square() / size
-    second_moment.copy_(second_moment * beta2 + variance * (1 - beta2))
+    _put(second_moment, second_moment * beta2 + variance * (1 - beta2), skip)
     scale = second_moment.to(squares.dtype).clamp_min(1e-10).rsqrt()
     before = (variance * size).sum(dim=(-2, -1), keepdim=True).sqrt()
     after = (variance * size * scale.square()).sum(dim=(-2, -1), keepdim=True).sqrt()
@@ -97,14 +110,20 @@ def _normuon_factor(squares: Tensor, shape: torch.Size, second_moment: Tensor, b
 
 
 def muon_update_reference_(
-    param: Tensor, update: Tensor, second_moment: Tensor, lr: Scalar, weight_decay: Scalar, beta2: Scalar
+    param: Tensor,
+    update: Tensor,
+    second_moment: Tensor,
+    lr: Scalar,
+    weight_decay: Scalar,
+    beta2: Scalar,
+    skip: Tensor | None = None,
 ) -> None:
     m, n = param.shape[-2:]
     x = update.to(_wide(param))
     squares = x.square().sum(dim=-1 if m >= n else -2, keepdim=True)
-    x = x * _normuon_factor(squares, param.shape, second_moment, beta2)
+    x = x * _normuon_factor(squares, param.shape, second_moment, beta2, skip)
     p = param.to(x.dtype)
-    param.copy_(p - lr * (x + weight_decay * (p * (x * p >= 0))))
+    _put(param, p - lr * (x + weight_decay * (p * (x * p >= 0))), skip)
 
 
 # ---- Triton
@@ -112,8 +131,8 @@ def muon_update_reference_(
 
 @triton.jit
 def _adamw_kernel(
-    param_ptr, grad_ptr, m_ptr, v_ptr, N, beta1, one_minus_beta1, beta2, one_minus_beta2, rate, v_factor, eps, keep,
-    BLOCK: tl.constexpr,
+    param_ptr, grad_ptr, m_ptr, v_ptr, skip_ptr, N, beta1, one_minus_beta1, beta2, one_minus_beta2, rate, v_factor,
+    eps, keep, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK consecutive elements of all four tensors. rate and v_factor have the bias corrections."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -125,6 +144,7 @@ def _adamw_kernel(
     v += g * g * tl.cast(one_minus_beta2, tl.float32)
     p = tl.load(param_ptr + at, mask=mask, other=0.0).to(tl.float32) * tl.cast(keep, tl.float32)
     p -= tl.cast(rate, tl.float32) * m / (tl.sqrt(v * tl.cast(v_factor, tl.float32)) + tl.cast(eps, tl.float32))
+    mask = at < tl.where(tl.load(skip_ptr) == 0, N, 0)
     tl.store(m_ptr + at, m, mask=mask)
     tl.store(v_ptr + at, v, mask=mask)
     tl.store(param_ptr + at, p, mask=mask)
@@ -132,11 +152,13 @@ def _adamw_kernel(
 
 @triton.jit
 def _momentum_kernel(
-    grad_ptr, buffer_ptr, out_ptr, squares_ptr, rows, N, momentum, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
+    grad_ptr, buffer_ptr, out_ptr, squares_ptr, skip_ptr, rows, N, momentum,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """A program owns BLOCK_M rows of N: new momentum, Nesterov gradient, and the gradient's sum of squares by row."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     momentum = tl.cast(momentum, tl.float32)
+    written = row < tl.where(tl.load(skip_ptr) == 0, rows, 0)
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, N, BLOCK_N):
         col = start + tl.arange(0, BLOCK_N)
@@ -146,7 +168,7 @@ def _momentum_kernel(
         buffer = tl.load(buffer_ptr + at, mask=mask, other=0.0).to(tl.float32)
         buffer = buffer * momentum + g * (1.0 - momentum)
         g = (g * (1.0 - momentum) + buffer * momentum).to(out_ptr.dtype.element_ty)
-        tl.store(buffer_ptr + at, buffer, mask=mask)
+        tl.store(buffer_ptr + at, buffer, mask=mask & written[:, None])
         tl.store(out_ptr + at, g, mask=mask)
         total += g.to(tl.float32) * g.to(tl.float32)
     tl.store(squares_ptr + row, tl.sum(total, axis=1), mask=row < rows)
@@ -187,7 +209,7 @@ def _squares_kernel(x_ptr, squares_ptr, M, N, BY_ROW: tl.constexpr, BLOCK_M: tl.
 
 @triton.jit
 def _step_kernel(
-    param_ptr, update_ptr, factor_ptr, M, N, lr, decay,
+    param_ptr, update_ptr, factor_ptr, skip_ptr, M, N, lr, decay,
     BY_ROW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """param −= lr·x + decay·param where they agree in sign, x = factor·update; a program owns a tile of one matrix."""
@@ -203,6 +225,7 @@ def _step_kernel(
     x = tl.load(update_ptr + at, mask=mask, other=0.0).to(tl.float32) * factor
     p = tl.load(param_ptr + at, mask=mask, other=0.0).to(tl.float32)
     decayed = tl.where(x * p >= 0, tl.cast(decay, tl.float32) * p, 0.0)
+    mask &= (row < tl.where(tl.load(skip_ptr) == 0, M, 0))[:, None]
     tl.store(param_ptr + at, p - tl.cast(lr, tl.float32) * x - decayed, mask=mask)
 
 
@@ -219,19 +242,21 @@ def _tile(op: str, x: Tensor) -> dict[str, int]:
 
 
 @operator(mutates=("param", "exp_avg", "exp_avg_sq"))
-def _adamw(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: Sequence[Tensor]) -> None:
+def _adamw(
+    param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: Sequence[Tensor], skip: Tensor
+) -> None:
     if isinstance(param, FakeTensor):
         return
     beta1, rest1, beta2, rest2, rate, unbias, eps, keep = _values(factors)
     config = tuned.config("adamw_", param.dtype, param.numel(), param.device)
     launch(
-        _adamw_kernel, (cdiv(param.numel(), config["BLOCK"]),), param, grad, exp_avg, exp_avg_sq, param.numel(), beta1,
-        rest1, beta2, rest2, rate, unbias, eps, keep, **config,
+        _adamw_kernel, (cdiv(param.numel(), config["BLOCK"]),), param, grad, exp_avg, exp_avg_sq, skip,
+        param.numel(), beta1, rest1, beta2, rest2, rate, unbias, eps, keep, **config,
     )  # fmt: skip
 
 
 @operator(mutates=("momentum_buffer",))
-def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, momentum: Tensor, dtype: torch.dtype) -> Tensor:
+def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, momentum: Tensor, dtype: torch.dtype, skip: Tensor) -> Tensor:
     out = torch.empty_like(grad, dtype=dtype)
     k, m, n = grad.shape
     squares = grad.new_empty((k, m, 1), dtype=torch.float32)
@@ -239,7 +264,7 @@ def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, momentum: Tensor, dtyp
         return out
     config = _tile("muon_momentum_", grad)
     launch(
-        _momentum_kernel, (cdiv(k * m, config["BLOCK_M"]),), grad, momentum_buffer, out, squares, k * m, n,
+        _momentum_kernel, (cdiv(k * m, config["BLOCK_M"]),), grad, momentum_buffer, out, squares, skip, k * m, n,
         *_values([momentum]), **config,
     )  # fmt: skip
     whole = squares.sum(dim=-2, keepdim=True).sqrt()
@@ -251,7 +276,7 @@ def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, momentum: Tensor, dtyp
 
 @operator(mutates=("param", "second_moment"))
 def _muon_update(
-    param: Tensor, update: Tensor, second_moment: Tensor, lr: Tensor, weight_decay: Tensor, beta2: float
+    param: Tensor, update: Tensor, second_moment: Tensor, lr: Tensor, weight_decay: Tensor, beta2: float, skip: Tensor
 ) -> None:
     if isinstance(param, FakeTensor):
         return
@@ -262,8 +287,8 @@ def _muon_update(
     config = _tile("muon_update_", param)
     blocks = (cdiv(m, config["BLOCK_M"]), cdiv(n, config["BLOCK_N"]))
     launch(_squares_kernel, (blocks[0 if by_row else 1], k), update, squares, m, n, BY_ROW=by_row, **config)
-    factor = _normuon_factor(squares, param.shape, second_moment, beta2).contiguous()
-    launch(_step_kernel, (*blocks, k), param, update, factor, m, n, rate, rate * decay, BY_ROW=by_row, **config)
+    factor = _normuon_factor(squares, param.shape, second_moment, beta2, skip).contiguous()
+    launch(_step_kernel, (*blocks, k), param, update, factor, skip, m, n, rate, rate * decay, BY_ROW=by_row, **config)
 
 
 def _values(scalars: Sequence[Tensor]) -> list[float]:
@@ -281,7 +306,19 @@ def _held(scalars: Sequence[Scalar]) -> list[Tensor]:
 # ---- the public functions
 
 
-def adamw_apply_(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: Sequence[Scalar]) -> None:
+def _flag(skip: Tensor | None, like: Tensor) -> Tensor:
+    """skip as an operator takes it."""
+    return like.new_zeros((), dtype=torch.int32) if skip is None else skip
+
+
+def adamw_apply_(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    factors: Sequence[Scalar],
+    skip: Tensor | None = None,
+) -> None:
     """adamw_ with what it multiplies with given, as `adamw_factors` has it: what is to be compiled.
 
     Under torch.compile factors are 0-d tensors on the CPU. Raises ValueError when shapes differ.
@@ -289,9 +326,9 @@ def adamw_apply_(param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tenso
     for name, tensor in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
         _fits("adamw_", name, tensor, param)
     if triton_runs("adamw_", param, param.numel()) and _contiguous("adamw_", param, exp_avg, exp_avg_sq):
-        _adamw(param, grad.contiguous(), exp_avg, exp_avg_sq, _held(factors))
+        _adamw(param, grad.contiguous(), exp_avg, exp_avg_sq, _held(factors), _flag(skip, param))
         return
-    _adamw_apply_reference_(param, grad, exp_avg, exp_avg_sq, factors)
+    _adamw_apply_reference_(param, grad, exp_avg, exp_avg_sq, factors, skip)
 
 
 def adamw_(
@@ -305,16 +342,19 @@ def adamw_(
     beta2: Scalar,
     eps: Scalar,
     weight_decay: Scalar,
+    skip: Tensor | None = None,
 ) -> None:
     """One AdamW step in place: changes param, exp_avg, exp_avg_sq, all of one shape and any floating dtype.
 
     step counts from 1. Decay comes first: param ← param·(1 − lr·weight_decay). Raises ValueError when shapes differ.
     """
     factors = adamw_factors(step, lr, beta1, beta2, eps, weight_decay)
-    adamw_apply_(param, grad, exp_avg, exp_avg_sq, factors)
+    adamw_apply_(param, grad, exp_avg, exp_avg_sq, factors, skip)
 
 
-def muon_momentum_(grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtype: torch.dtype) -> Tensor:
+def muon_momentum_(
+    grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtype: torch.dtype, skip: Tensor | None = None
+) -> Tensor:
     """Updates momentum_buffer (K, m, n) in place; returns the Nesterov gradient with equal row norms, in `dtype`.
 
     Every row is scaled to ‖g‖_F/√m of its own matrix. Raises ValueError when shapes differ.
@@ -322,12 +362,18 @@ def muon_momentum_(grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtyp
     _stacked("muon_momentum_", "grad", grad)
     _fits("muon_momentum_", "momentum_buffer", momentum_buffer, grad)
     if triton_runs("muon_momentum_", grad, grad.size(-1)) and _contiguous("muon_momentum_", momentum_buffer):
-        return _muon_momentum_triton(grad, momentum_buffer, momentum, dtype)
-    return muon_momentum_reference_(grad, momentum_buffer, momentum, dtype)
+        return _muon_momentum_triton(grad, momentum_buffer, momentum, dtype, skip)
+    return muon_momentum_reference_(grad, momentum_buffer, momentum, dtype, skip)
 
 
 def muon_update_(
-    param: Tensor, update: Tensor, second_moment: Tensor, lr: Scalar, weight_decay: Scalar, beta2: Scalar
+    param: Tensor,
+    update: Tensor,
+    second_moment: Tensor,
+    lr: Scalar,
+    weight_decay: Scalar,
+    beta2: Scalar,
+    skip: Tensor | None = None,
 ) -> None:
     """Steps param (K, m, n) in place along `update`, the orthogonalised gradient of the same shape.
 
@@ -338,9 +384,9 @@ def muon_update_(
     _fits("muon_update_", "update", update, param)
     _fits("muon_update_", "second_moment", second_moment, param, second_moment_shape(param.shape))
     if triton_runs("muon_update_", param, param.size(-1)) and _contiguous("muon_update_", param):
-        _muon_update_triton(param, update, second_moment, lr, weight_decay, beta2)
+        _muon_update_triton(param, update, second_moment, lr, weight_decay, beta2, skip)
         return
-    muon_update_reference_(param, update, second_moment, lr, weight_decay, beta2)
+    muon_update_reference_(param, update, second_moment, lr, weight_decay, beta2, skip)
 
 
 def _adamw_triton(
@@ -354,19 +400,30 @@ def _adamw_triton(
     beta2: Scalar,
     eps: Scalar,
     weight_decay: Scalar,
+    skip: Tensor | None = None,
 ) -> None:
     factors = adamw_factors(step, lr, beta1, beta2, eps, weight_decay)
-    _adamw(param, grad.contiguous(), exp_avg, exp_avg_sq, _held(factors))
+    _adamw(param, grad.contiguous(), exp_avg, exp_avg_sq, _held(factors), _flag(skip, param))
 
 
-def _muon_momentum_triton(grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtype: torch.dtype) -> Tensor:
-    return _muon_momentum(grad.contiguous(), momentum_buffer, *_held([momentum]), dtype)
+def _muon_momentum_triton(
+    grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtype: torch.dtype, skip: Tensor | None = None
+) -> Tensor:
+    return _muon_momentum(grad.contiguous(), momentum_buffer, *_held([momentum]), dtype, _flag(skip, grad))
 
 
 def _muon_update_triton(
-    param: Tensor, update: Tensor, second_moment: Tensor, lr: Scalar, weight_decay: Scalar, beta2: Scalar
+    param: Tensor,
+    update: Tensor,
+    second_moment: Tensor,
+    lr: Scalar,
+    weight_decay: Scalar,
+    beta2: Scalar,
+    skip: Tensor | None = None,
 ) -> None:
-    _muon_update(param, update.contiguous(), second_moment, *_held([lr, weight_decay]), float(beta2))
+    _muon_update(
+        param, update.contiguous(), second_moment, *_held([lr, weight_decay]), float(beta2), _flag(skip, param)
+    )
 
 
 def _contiguous(op: str, *tensors: Tensor) -> bool:

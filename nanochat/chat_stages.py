@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from nanochat.cadence import EVERY, TOKENS
 from nanochat.data import choose
 from nanochat.data.loader import Encode, conversation_encoder
+from nanochat.data.packing import learnable
 from nanochat.data.source import Source, first_items
 from nanochat.errors import UserError
 from nanochat.flags import flag
@@ -38,6 +39,7 @@ class ChatFlags:
     fp8_scaling: str = flag("current", "fp8's scales: of each tensor itself, or of its last 16", choices=SCALINGS)
     fresh: bool = flag(False, "forget what this stage has trained so far")
     tune: bool = flag(True, "on a GPU, measure once which kernels pay (at most 3 minutes), where it is not known")
+    spike_guard: bool = flag(True, "skip a step whose loss is 6 standard deviations above the last 128")
     wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
     profile: int = flag(0, "record so many steps, once it is warm, to <run>/<stage>/profile/ (0: none)")
     source: str = flag("", "stage to start from (default: mid for sft where there is one, else base)", "-i")
@@ -124,6 +126,7 @@ def run_chat_stage(name: str, flags: ChatFlags, watch: Callable[[Stage], Callabl
         pad=masked,
         wandb=flags.wandb,
         tune=flags.tune,
+        spike_guard=flags.spike_guard,
         watch=watch,
     )
     for sentence in left_out:
@@ -137,7 +140,8 @@ def _stage_before(run: Run, name: str) -> str:
 
 def epoch_steps(source: Source, encode: Encode, settings: Settings) -> int:
     """Optimizer steps of one epoch, from the mean length of the first conversations."""
+    capacity = settings.max_seq_len + 1
     first = encode(first_items(source, "train", 1000))
-    mean = sum(min(len(document), settings.max_seq_len + 1) for document in first) / len(first)
+    mean = sum(min(len(document), capacity) for document in first if learnable(document, capacity)) / len(first)
     items = sum(len(source.load("train", unit)) for unit in (0, source.units("train") - 1)) / 2 * source.units("train")
     return max(1, round(items * mean / settings.total_batch_size))

@@ -128,9 +128,9 @@ def ready_step(
     run = trainer.runnable(stage)
 
     def step() -> float:
-        loss, *_ = trainer.step(stage, run, batches, 1)
+        outcome = trainer.step(stage, run, batches, 1)
         stage.state.step += 1
-        return loss
+        return outcome.loss
 
     return step
 

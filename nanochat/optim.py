@@ -6,8 +6,11 @@ averages the gradients, and each rank keeps moments for, and updates, only its s
 
     reduce-scatter all gradients   →   update own share, group by group   →   all-gather the new values
 
-An AdamW share is a range of rows, a Muon share a range of whole matrices. The reductions are all started first, so they
-overlap with the updates. Parameters that do not divide (scalars, odd row counts) are averaged and updated everywhere.
+An AdamW share is a range of rows, a Muon share a range of whole matrices. Parameters that do not divide (scalars, odd
+row counts) are averaged and updated everywhere.
+
+Where a reduced gradient has a NaN or an infinity on any rank, no rank changes anything: the device finds out, hands a
+flag to the updates, and the host reads it when it gets round to it (`heed`).
 
 The arithmetic is in `kernels/optim.py` and `kernels/newton_schulz.py`. Groups and defaults are nanochat's; sharding:
 Rajbhandari et al., ZeRO, arXiv:1910.02054. Read `step` first.
@@ -26,6 +29,7 @@ from torch._dynamo import config as dynamo
 
 from kernels import muon_momentum_, muon_update_, polar_express
 from kernels.optim import adamw_apply_, adamw_factors, second_moment_shape
+from nanochat.late import Late
 
 if TYPE_CHECKING:
     from nanochat.gpt import GPT
@@ -97,6 +101,10 @@ class MuonAdamW(torch.optim.Optimizer):
         self._gradients: dict[Tensor, Tensor] = {}  # banks of gradients by a group's first matrix, where there are any
         self._shadows: list[tuple[Tensor, Tensor]] = []  # (parameter, its copy)
         self._kept: dict[Tensor, Tensor] = {}  # gradients by parameter that are never given away
+        self.void = torch.zeros((), dtype=torch.int32)  # on the device: 1 where the last step changed nothing
+        self._skip: Tensor | None = None  # the same for the updates, where they are queued before the host can know
+        self._verdict: Late | None = None  # the same on its way to the host
+        self._taken: bool | None = None  # known, and not yet asked for
 
     def compile(self) -> None:
         """Has the updates compiled; on a CPU, those of large tables only: Muon's time is in its products."""
@@ -152,17 +160,49 @@ class MuonAdamW(torch.optim.Optimizer):
             param.grad = gradient.zero_()
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter from its gradient; averages the gradients over the ranks."""
+    def step(self, closure: None = None, scale: float = 1.0) -> None:  # type: ignore[override]
+        """One update of every parameter from its gradient, averaged over the ranks and multiplied by `scale`.
+
+        Nothing is changed, to the bit, where one of these gradients is no finite number: see `void` and `heed`.
+        """
+        self.heed()
         reduced = [self._reduce(group) for group in self.param_groups]
+        for work in [work for group in reduced for work, _ in group if work is not None]:
+            work.wait()  # once: gloo's copies its result again with each
+        shares = [[grad for _, grad in group] for group in reduced]
+        grads = [grad for group in shares for grad in group]
+        if scale != 1:
+            torch._foreach_mul_(grads, scale)
+        self.void = not_finite(grads)
+        if self.world > 1:
+            pass
+        if not self.void.is_cpu:
+            self._verdict, self._skip = Late(self.void), self.void
+        else:
+            self._taken = not self.void.item()
+            if not self._taken:
+                return
         gathers: list[Any] = []
-        for group, shares in zip(self.param_groups, reduced):
-            gathers += (self._muon_group if is_muon(group) else self._adamw_group)(group, shares)
+        for group, own in zip(self.param_groups, shares):
+            gathers += (self._muon_group if is_muon(group) else self._adamw_group)(group, own)
         for work in gathers:
             work.wait()
         if self._shadows:
             params, copies = zip(*self._shadows)
             torch._foreach_copy_(list(copies), list(params))
+
+    def heed(self) -> bool | None:
+        """Whether the last step was taken (False: void), for whoever asks first; None for others.
+
+        But on a CPU, `step` returns before that is known, and this waits until it is.
+        """
+        taken, self._taken = self._taken, None
+        if self._verdict is not None:
+            taken, self._verdict = not self._verdict.read()[0], None
+            for state in self.state.values() if not taken else ():
+                if "step" in state:
+                    state["step"] -= 1  # it was counted when it was queued
+        return taken
 
     # ---- communication: what each rank owns
 
@@ -198,11 +238,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
     # ---- updates
 
-    def _adamw_group(self, group: dict[str, Any], shares: list[tuple[Any, Tensor]]) -> list:
+    def _adamw_group(self, group: dict[str, Any], grads: list[Tensor]) -> list:
         gathers = []
-        for p, (work, grad) in zip(group["params"], shares):
-            if work is not None:
-                work.wait()
+        for p, grad in zip(group["params"], grads):
             sharded = self._divides(p)
             mine = self._mine(p) if sharded else p
             state = self.state[p]
@@ -217,15 +255,13 @@ class MuonAdamW(torch.optim.Optimizer):
             factors = adamw_factors(state["step"], group["lr"], beta1, beta2, eps, decay)
             scalars = [self._scalar(p, f"adamw {i}", float(factor), fused) for i, factor in enumerate(factors)]
             for values, g, first, second in pieces:
-                (self._adamw if fused else adamw_apply_)(values, g, first, second, scalars)
+                (self._adamw if fused else adamw_apply_)(values, g, first, second, scalars, self._skip)
             if sharded:
                 gathers.append(dist.all_gather_into_tensor(p, mine.clone(), async_op=True))
         return gathers
 
-    def _muon_group(self, group: dict[str, Any], shares: list[tuple[Any, Tensor]]) -> list:
-        first, (work, grad) = group["params"][0], shares[0]
-        if work is not None:
-            work.wait()
+    def _muon_group(self, group: dict[str, Any], grads: list[Tensor]) -> list:
+        first, grad = group["params"][0], grads[0]
         m, n = first.shape
         bank = self._banks[first]
         mine, fused = self._mine(bank), self._compiled and first.is_cuda  # (K', m, n)
@@ -244,6 +280,7 @@ class MuonAdamW(torch.optim.Optimizer):
             group["beta2"],
             group["steps"],
             self.dtype,
+            self._skip,
         )
         return [dist.all_gather_into_tensor(bank, mine.clone(), async_op=True)] if self.world > 1 else []
 
@@ -264,6 +301,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
         Every rank must take all of them.
         """
+        self.heed()
         for g, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
                 for name, value in self.state.get(p, {}).items():
@@ -316,7 +354,15 @@ def _muon_step_(
     beta2: float,
     steps: int,
     dtype: torch.dtype,
+    skip: Tensor | None,
 ) -> None:
-    """Momentum, orthogonalisation and step for a stack of matrices (K, m, n), in place."""
-    g = muon_momentum_(grad, momentum_buffer, momentum, dtype)
-    muon_update_(param, polar_express(g, steps), second_moment, lr, weight_decay, beta2)
+    """Momentum, orthogonalisation and step for a stack of matrices (K, m, n), in place; nothing changes with `skip`."""
+    g = muon_momentum_(grad, momentum_buffer, momentum, dtype, skip)
+    muon_update_(param, polar_express(g, steps), second_moment, lr, weight_decay, beta2, skip)
+
+
+def not_finite(tensors: list[Tensor]) -> Tensor:
+    """0-d int32 on their device: 1 where any element is NaN or infinite. One pass, many tensors a launch."""
+    kinds = {tensor.dtype for tensor in tensors}
+    norms = [n for kind in kinds for n in torch._foreach_norm([t for t in tensors if t.dtype == kind], math.inf)]
+    return (~torch.stack([norm.float() for norm in norms]).isfinite().all()).int()

@@ -7,33 +7,27 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat.hardware import Hardware
+from nanochat.late import Late
 
 
 class Shared:
-    """A step's loss and whether to stop, summed over the ranks: asked for early and read late, so that no GPU waits.
+    """A step's loss, its targets and whether to stop, summed over the ranks: asked for early and read late.
 
     The host goes on queueing work for the GPU meanwhile; were the loss asked for after the backward, the GPU would have
-    nothing to do until the host has read it and queued the optimizer. In float16 it has nothing to do all the same:
-    torch's GradScaler reads after the backward whether a gradient overflowed.
+    nothing to do until the host has read it and queued the optimizer.
     """
 
-    def __init__(self, loss: Tensor, stop: bool, world: int):
-        self._values = torch.stack((loss, torch.full_like(loss, float(stop))))
-        self._arrived = None
+    def __init__(self, loss: Tensor, targets: int, stop: bool, world: int):
+        """loss: the sum over this rank's `targets`, 0-d."""
+        values = torch.stack((loss, torch.full_like(loss, targets), torch.full_like(loss, stop)))
         if world > 1:
-            dist.all_reduce(self._values)
-        if loss.is_cuda:
-            device, self._values = self._values, torch.empty(2, pin_memory=True)
-            self._values.copy_(device, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            dist.all_reduce(values)
+        self._late = Late(values)
 
-    def read(self) -> tuple[float, float]:
-        """(sum of the ranks' losses, how many of them were told to stop)."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        loss, told = self._values.tolist()
-        return loss, told
+    def read(self) -> tuple[float, int, float]:
+        """(sum of the losses, number of targets, how many ranks were told to stop)."""
+        loss, targets, told = self._late.read()
+        return loss, round(targets), told
 
 
 def any_rank(flag: bool, hardware: Hardware) -> bool:

@@ -27,13 +27,15 @@ SPARE = 1.25  # how many times the size must be available
 
 
 class Saver:
-    """Writes the checkpoints of a stage into `folder`. pinned: the tensors are on a CUDA device.
+    """Writes the checkpoints of a stage into `folder`. pinned: the tensors are on a CUDA device; gathered: those of
+    several ranks are put together for each save.
 
     What fails in the thread is raised by the next `check`, `save` or `wait`.
     """
 
-    def __init__(self, folder: Path, pinned: bool):
-        self.folder, self.pinned = folder, pinned
+    def __init__(self, folder: Path, pinned: bool, gathered: bool = False):
+        self.folder, self.gathered = folder, gathered
+        self.cuda = self.pinned = pinned
         self._kept: dict[tuple[str, str], Tensor] = {}  # by part and name
         self._chunk = torch.empty(0, dtype=torch.uint8)
         self._used = 0  # bytes of the chunk
@@ -58,12 +60,13 @@ class Saver:
         if self._fits is None:
             self._fits = self._has_room(size)
         if not self._fits:
-            whole = {part: dict(named) for part, named in changing.items()}
+            # What was put together leaves the GPU at once, where there may be room for one tensor of all ranks' only.
+            whole = {part: {n: t.cpu() if self.gathered else t for n, t in named} for part, named in changing.items()}
             checkpoint.write(self.folder, meta, {**whole, **fixed})
             return
         copies = {part: {name: self._copy(part, name, t) for name, t in named} for part, named in changing.items()}
         copied = None
-        if self.pinned:
+        if self.cuda:
             copied = torch.cuda.Event()
             copied.record()
         self._idle.clear()
@@ -105,15 +108,25 @@ class Saver:
         """The tensor's values now, or, of one on a GPU, once its stream comes to the copy."""
         if (part, name) not in self._kept:
             self._kept[part, name] = self._room(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
-        return self._kept[part, name].copy_(tensor.detach(), non_blocking=self.pinned)
+        return self._kept[part, name].copy_(tensor.detach(), non_blocking=self.cuda)
 
     def _room(self, size: int) -> Tensor:
         """Bytes to keep something in, (size,) uint8."""
         begin = -(-self._used // ALIGNED) * ALIGNED
         if begin + size > len(self._chunk):
-            begin, self._chunk = 0, torch.empty(max(size, CHUNK), dtype=torch.uint8, pin_memory=self.pinned)
+            begin, self._chunk = 0, self._memory(max(size, CHUNK))
         self._used = begin + size
         return self._chunk[begin : self._used]
+
+    def _memory(self, size: int) -> Tensor:
+        if self.pinned:
+            try:
+                return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            except RuntimeError as problem:  # WSL, or a limit on what may be locked; the other ranks are in a gather
+                self.pinned = False
+                why = str(problem).splitlines()[0]
+                print(f"note: no pinned memory for checkpoints ({why}): copying them takes longer", flush=True)
+        return torch.empty(size, dtype=torch.uint8)
 
     def _has_room(self, size: int) -> bool:
         free = available()

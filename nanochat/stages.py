@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from kernels import dispatch, use
 from kernels.fp8.quantize import has_units
@@ -55,6 +56,7 @@ class Setup:
     compile: str = "auto"
     pad: bool = False
     wandb: bool = False
+    spike_guard: bool = True
     tune: bool = True  # whether to measure which kernels pay, where that is not known
     eval_tokens_between: int = -1  # of the validations before; -1: nanochat/cadence.py's default
     watch: Callable[[Stage], Callable[[], None]] | None = None  # given the stage, what to call after each step
@@ -101,6 +103,7 @@ def run_stage(setup: Setup) -> None:
         setup.tokenizer.token_bytes(),
         meta,
         between_batches=validation(fewer),
+        spike_guard=setup.spike_guard,
         sample=lambda: samples(setup),
         scaler=_scaler(hardware, settings) if setup.model.dtype == torch.float16 else None,
     )
@@ -186,10 +189,21 @@ def say(setup: Setup, line: str) -> None:
 
 
 def _compile(setup: Setup) -> tuple[bool, str]:
+    """Whether to compile, as all ranks have it, and if not, why."""
+    hardware = setup.hardware
     if setup.compile == "no":
         return False, "asked for"
-    works, reason = can_compile(setup.hardware.device)
-    return works, f"{reason}; {COMPILE_GAIN}" if setup.hardware.device.type == "cpu" else reason
+    works, reason = False, ""
+    for turn in (True, False):  # a machine's first rank alone: it may clear what a killed process left in the cache
+        if (hardware.local_rank == 0) == turn:
+            works, reason = can_compile(hardware.device)
+        hardware.barrier()
+    if hardware.world > 1:
+        reasons = [reason] * hardware.world
+        dist.all_gather_object(reasons, "" if works else reason)
+        failed = next((rank for rank, why in enumerate(reasons) if why), None)
+        works, reason = failed is None, "" if failed is None else f"rank {failed}: {reasons[failed]}"
+    return works, f"{reason}; {COMPILE_GAIN}" if hardware.device.type == "cpu" else reason
 
 
 def _log(setup: Setup, stage: Stage) -> Callable[[dict[str, Any]], None]:
@@ -256,8 +270,10 @@ def summary(setup: Setup, stage: Stage, seconds: float) -> dict[str, Any]:
         training_seconds=state.seconds,
         tok_per_s=tokens / max(state.seconds, 1e-9),
         last_session_seconds=seconds,
-        train_loss=state.smooth_loss / (1 - 0.9 ** max(1, state.step - state.skipped)),
+        train_loss=state.mean_loss,
         skipped_steps=state.skipped,
+        documents=state.loader.seen if state.loader else 0,
+        documents_left_out=state.loader.left_out if state.loader else 0,
         val_bpb=state.val_bpb,
         val_tokens=state.val_tokens,
         kernels=stage.meta["kernels"],

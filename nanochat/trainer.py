@@ -5,6 +5,9 @@ samples, checkpoints. A checkpoint is taken before anything that could fail (an 
 the next step depends on, so a resumed run takes the same steps as one that was never stopped; a thread writes it
 (nanochat/saving.py), and however training ends, it is written first. SIGINT and SIGTERM let the step finish, save, and
 end the process with a code of its own; a second one ends it at once.
+
+A step (nanochat/step.py) that goes wrong changes nothing. Where its loss or gradient is no finite number it is bad:
+nothing is saved before a good one, and several in a row end the run.
 """
 
 import gc
@@ -19,9 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.profiler import record_function
 
 from nanochat import checkpoint
 from nanochat.cost import flops_per_token
@@ -34,11 +35,12 @@ from nanochat.hardware import Hardware, compile_cache, mark_compiling
 from nanochat.launch import ONE_PRESS
 from nanochat.optim import MuonAdamW
 from nanochat.progress import Progress
-from nanochat.ranks import Shared, any_rank
+from nanochat.ranks import any_rank
 from nanochat.recipe import Schedule
 from nanochat.saving import Saver
+from nanochat.step import WINDOW, Outcome, step
 
-BAD_STEPS = 5  # so many steps in a row with a loss that is no number end the run
+BAD_STEPS = 5  # so many in a row end the run
 
 
 @dataclass
@@ -72,11 +74,18 @@ class State:
     loader: LoaderState | None = None
     seconds: float = 0.0  # spent in training steps
     smooth_loss: float = 0.0  # exponential mean of the loss, not yet debiased
+    smoothed: int = 0  # over how many steps
+    recent: list[float] = field(default_factory=list)  # losses of the last steps, for step.is_spike
     val_bpb: float | None = None
     evaluated_step: int = -1  # to which step val_bpb belongs
     val_tokens: int = 0  # over how many tokens it was taken
-    skipped: int = 0  # steps whose loss was no finite number
+    skipped: int = 0  # steps that changed nothing
     scaler: dict[str, Any] | None = None  # of the float16 loss scaling
+
+    @property
+    def mean_loss(self) -> float:
+        """Over the last ten steps or so."""
+        return self.smooth_loss / (1 - 0.9 ** max(1, self.smoothed))
 
     def numbers(self) -> dict[str, Any]:
         """What goes into a checkpoint's JSON."""
@@ -106,11 +115,15 @@ class Stage:
     after_step: Callable[[], None] = lambda: None  # of whoever watches: profiling/record.py
     state: State = field(default_factory=State)
     saved_step: int = 0  # of the newest checkpoint
+    spike_guard: bool = True
+    bad: int = 0  # bad steps in a row
+    owed: bool = False  # whether a checkpoint is due that waits for a good step
     scaler: torch.amp.GradScaler | None = None  # float16 only
     saver: Saver = field(init=False)
 
     def __post_init__(self) -> None:
-        self.saver = Saver(self.folder, pinned=self.hardware.device.type == "cuda")
+        cuda, several = self.hardware.device.type == "cuda", self.hardware.world > 1
+        self.saver = Saver(self.folder, pinned=cuda, gathered=several)
 
     def due(self, every: int) -> bool:
         """Whether something done every so many steps is to be done now."""
@@ -192,7 +205,7 @@ def resume(stage: Stage) -> bool:
 def save(stage: Stage, finished: bool) -> None:
     """Takes a checkpoint, which rank 0 writes in a thread; the others only hand over their shares of the optimizer."""
     moments = stage.optimizer.each_state()
-    stage.saved_step = stage.state.step
+    stage.saved_step, stage.owed = stage.state.step, False
     if not stage.hardware.is_main:
         for _ in moments:
             pass
@@ -230,17 +243,16 @@ def train(stage: Stage) -> None:
     interrupt = Interrupt()
     counting: Score = compiled_score(progress.note) if stage.compile_evaluation else score
     first = state.step
-    bad = 0
     stop = False  # told to, as all ranks know it
     compiling = mark_compiling(compile_cache()) if stage.compile else None
     try:
         while True:
             stop = interrupt.received if hardware.world == 1 else stop
-            if stage.evaluation_due() and not stop:
+            if stage.evaluation_due() and not stop and (not stage.owed or state.step == settings.num_iterations):
                 stop = _evaluate(stage, interrupt, progress, counting)
             stage.saver.check()
             if stop:
-                if state.step > first and state.step != stage.saved_step:
+                if state.step > first and state.step != stage.saved_step and not stage.bad:
                     save(stage, finished=False)
                 stage.saver.wait()
                 hardware.barrier()  # a rank that ends before rank 0 has written would have its launcher kill it
@@ -249,24 +261,24 @@ def train(stage: Stage) -> None:
             if state.step == settings.num_iterations:
                 break
             started = time.perf_counter()
-            loss, ok, stop = step(stage, model, data, accumulation, lambda: interrupt.received)
+            outcome = step(stage, model, data, accumulation, lambda: interrupt.received)
+            stop = outcome.stop
             if stage.pause_follows():
                 hardware.synchronize()  # or what a GPU still has to do would be nobody's time
             seconds = time.perf_counter() - started
-            bad = 0 if ok else bad + 1
-            if bad == BAD_STEPS:
-                raise UserError(
-                    f"{stage.name}: the loss was no finite number {bad} steps in a row up to step {state.step}; "
-                    "lower the learning rates, or look at the data around there"
-                )
-            _account(stage, progress, loss, ok, seconds, flops)
+            known = hardware.device.type == "cpu" or stage.pause_follows() or stage.owed or stop
+            judge(stage, progress, outcome, known)
+            _account(stage, progress, outcome, seconds, flops)
             stage.after_step()
-            if stage.save_due():
+            stage.owed = stage.owed or stage.save_due()
+            if stage.owed and not stage.bad:
                 save(stage, finished=False)
             if stage.due(settings.sample_every) and hardware.is_main:
                 for text in stage.sample():
                     progress.note(f"  {text}")
             if state.step == first + 1:
+                if state.loader and (complaint := state.loader.complaint()):
+                    progress.note(f"{stage.name}: {complaint}")
                 if compiling:
                     compiling.unlink(missing_ok=True)
                 gc.collect()  # or the collector scans the whole model again and again, up to half a second each time
@@ -296,101 +308,59 @@ def runnable(stage: Stage) -> Any:
     return torch.compile(stage.model, dynamic=False)
 
 
-def _account(stage: Stage, progress: Progress, loss: float, ok: bool, seconds: float, flops: int) -> None:
+def judge(stage: Stage, progress: Progress, outcome: Outcome, known: bool) -> None:
+    """Counts the steps that changed nothing. known: whether a GPU's word on the step just taken is waited for.
+
+    Raises UserError after BAD_STEPS bad ones in a row; a spike is none.
+    """
+    number = stage.state.step + 1
+    _count(stage, progress, number - 1, outcome.before)
+    if outcome.spike:
+        stage.state.skipped += 1
+        progress.note(f"{stage.name} step {number}: skipped, its loss {outcome.loss:.4f} is a spike (--no-spike-guard)")
+    elif not math.isfinite(outcome.loss):
+        _bad(stage, progress, number, f"its loss is {outcome.loss}")
+    elif known:
+        _count(stage, progress, number, stage.optimizer.heed())
+
+
+def _count(stage: Stage, progress: Progress, number: int, taken: bool | None) -> None:
+    if taken:
+        stage.bad = 0
+    elif taken is False and stage.scaler and stage.scaler.get_scale() >= 1:
+        stage.state.skipped += 1  # float16's loss scale was too large, and is smaller now
+    elif taken is False:
+        _bad(stage, progress, number, "its gradient is no finite number")
+
+
+def _bad(stage: Stage, progress: Progress, number: int, why: str) -> None:
+    stage.state.skipped += 1
+    stage.bad += 1
+    progress.note(f"{stage.name} step {number}: nothing was changed, {why}")
+    if stage.bad == BAD_STEPS:
+        raise UserError(
+            f"{stage.name}: loss or gradient was no finite number {BAD_STEPS} steps in a row up to step {number}; "
+            f"the last checkpoint is of step {stage.saved_step}; lower the learning rates, or look at the data there"
+        )
+
+
+def _account(stage: Stage, progress: Progress, outcome: Outcome, seconds: float, flops: int) -> None:
     """Moves the state on by one step, shows it and logs it."""
-    state, hardware = stage.state, stage.hardware
+    state, hardware, loss = stage.state, stage.hardware, outcome.loss
     multiplier = stage.schedule.lr(state.step)
     state.step += 1
     state.seconds += seconds
-    state.skipped += not ok
-    if ok:
-        state.smooth_loss = 0.9 * state.smooth_loss + 0.1 * loss
-    mean = state.smooth_loss / (1 - 0.9 ** max(1, state.step - state.skipped))
+    if math.isfinite(loss):
+        state.recent = [*state.recent, loss][-WINDOW:]
+        if not outcome.spike:
+            state.smooth_loss = 0.9 * state.smooth_loss + 0.1 * loss
+            state.smoothed += 1
+    mean = state.mean_loss
     rate = stage.settings.total_batch_size / seconds
     mfu = flops / seconds / (hardware.peak.bf16 * 1e12 * hardware.world) if hardware.peak else None
     progress.update(state.step, mean, rate, mfu)
     if hardware.is_main:
         stage.log(dict(step=state.step, loss=loss, smooth_loss=mean, lr=multiplier, tok_per_s=rate, mfu=mfu))
-
-
-def step(
-    stage: Stage,
-    model: Any,
-    data: Iterator[Batch],
-    accumulation: int,
-    stop: Callable[[], bool] = lambda: False,
-) -> tuple[float, bool, bool]:
-    """One optimizer step: (mean loss over the micro-batches of all ranks, whether the parameters were updated, and
-    whether `stop` of a rank said so when its last forward was queued).
-
-    A GPU may still be at work on it, up to a whole backward and update.
-
-    Its parts carry names for a profiler (profiling/analysis.py); without one, a name costs some ten microseconds.
-    """
-    state, schedule, optimizer, scaler = stage.state, stage.schedule, stage.optimizer, stage.scaler
-    total = torch.zeros((), device=stage.hardware.device)
-    for left in reversed(range(accumulation)):
-        with record_function("data"):
-            batch = next(data)
-            inputs, targets = batch.to(stage.hardware.device)
-        if state.step == 0 and state.loader is None:
-            calibrate(stage.model, optimizer, inputs, targets, stage.hardware.world)
-        with record_function("forward"):
-            loss = model(inputs, targets) / accumulation
-        total += loss.detach()
-        if not left:
-            shared = Shared(total, stop(), stage.hardware.world)
-        with record_function("backward"):
-            (scaler.scale(loss) if scaler else loss).backward()
-        state.loader = batch.state
-    if stage.hardware.world > 1:
-        agree(stage.model)
-    multiplier = schedule.lr(state.step)
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * multiplier
-        if group["kind"] == "muon":
-            group["momentum"] = schedule.momentum(state.step)
-            group["weight_decay"] = group["initial_weight_decay"] * schedule.weight_decay(state.step)
-    loss_sum, told = shared.read()
-    mean = loss_sum / stage.hardware.world
-    ok = math.isfinite(mean)
-    with record_function("optimizer"):
-        if scaler:
-            scaler.unscale_(optimizer)
-            for found in scaler._found_inf_per_device(optimizer).values():
-                if stage.hardware.world > 1:
-                    dist.all_reduce(found, op=dist.ReduceOp.MAX)
-            scaler.step(optimizer)
-            scaler.update()
-        elif ok:
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return mean, ok, told > 0
-
-
-CALIBRATION = 3  # passes, each with the scales that the one before found
-
-
-def calibrate(model: GPT, optimizer: MuonAdamW, inputs: Tensor, targets: Tensor, world: int) -> None:
-    """Fills fresh histories of fp8's delayed scaling from one row of the first batch; nothing without them."""
-    histories = model.histories().values()
-    for _ in range(CALIBRATION if histories else 0):
-        model(inputs[:1], targets[:1]).backward()
-        optimizer.zero_grad(set_to_none=True)
-        if world > 1:
-            agree(model)
-        for history in histories:
-            history.copy_(history[:, :1])  # what was guessed before is forgotten
-
-
-def agree(model: GPT) -> None:
-    """The largest of all ranks' maxima becomes everyone's, so that a resumed run does not depend on its rank."""
-    histories = list(model.histories().values())
-    if histories:
-        flat = torch.cat([history.flatten() for history in histories])
-        dist.all_reduce(flat, op=dist.ReduceOp.MAX)
-        for history, part in zip(histories, flat.split([history.numel() for history in histories])):
-            history.copy_(part.view_as(history))
 
 
 def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress, counting: Score) -> bool:

@@ -294,3 +294,24 @@ def test_transformers_works_beside_ours_with_the_other_package_installed():
             pytest.skip(f"{name} is not installed (pip install transformers kernels)")
     made = run("-c", "import kernels; from transformers import LlamaForCausalLM; print(kernels.OPS['rms_norm'].name)")
     assert made.stdout == "rms_norm\n", made.stderr[-2000:]
+
+
+def test_a_full_card_is_no_kernels_fault(monkeypatch):
+    """Its memory is emptied and the probe made again; and if that fails too, the next call asks again."""
+    tries, emptied = [], []
+
+    def check(*args):
+        tries.append(args)
+        if len(tries) <= full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(dispatch, "_DECIDED", {})
+    monkeypatch.setattr(dispatch, "_not_wanted", lambda *key: "")
+    monkeypatch.setattr(dispatch.probing, "check", check)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
+    full = 1
+    assert dispatch.refusal("rms_norm", torch.bfloat16, 8, 0) == "" and len(tries) == 2 and emptied == [1]
+    full, dispatch._DECIDED = 4, {}
+    with pytest.warns(UserWarning, match="OutOfMemoryError"):
+        assert dispatch.refusal("rms_norm", torch.bfloat16, 8, 0).startswith("OutOfMemoryError")
+    assert dispatch.refusal("rms_norm", torch.bfloat16, 8, 0) == "" and len(tries) == 5

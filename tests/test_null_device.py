@@ -117,7 +117,9 @@ def test_stages_train_in_every_precision_and_resume(run, home):  # noqa: F811
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["training", "scripts", "engine", "web", "pool", "record", "ranks", "measure"])
+@pytest.mark.parametrize(
+    "name", ["training", "scripts", "engine", "web", "pool", "record", "ranks", "measure", "bad_steps"]
+)
 def test_what_holds_on_a_cpu_holds_on_the_device(run, name):
     """But for two tests: one stops Python while the device is being put in, one knows a CPU's way of decoding."""
     others = "not ctrl_c_while_starting_up and not an_evaluation_is_recorded"

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_training import ROOT, SIZES, home  # noqa: F401 (home is a fixture)
 
-from nanochat import checkpoint, ranks, trainer
+from nanochat import checkpoint, ranks, stages, step, trainer
 from nanochat.data.loader import Batch
 from nanochat.errors import UserError
 from nanochat.flags import run_script
@@ -30,7 +30,7 @@ def rank_of_two(rank, port, folder):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     hardware, found = types.SimpleNamespace(world=2, device="cpu"), []
     for told in (False, True):
-        shared = Shared(torch.tensor(1.5 + rank), told and rank == 1, 2)
+        shared = Shared(torch.tensor(1.5 + rank), 10 + rank, told and rank == 1, 2)
         found.append((shared.read(), any_rank(told and rank == 1, hardware)))
     torch.save(found, folder / f"{rank}.pt")
     dist.barrier()  # nobody hangs up while another still talks
@@ -44,7 +44,7 @@ def test_two_ranks_know_the_same(tmp_path):
         port = s.getsockname()[1]
     mp.spawn(rank_of_two, (port, tmp_path), nprocs=2)
     for rank in (0, 1):
-        assert torch.load(tmp_path / f"{rank}.pt") == [((4.0, 0.0), False), ((4.0, 1.0), True)]
+        assert torch.load(tmp_path / f"{rank}.pt") == [((4.0, 21, 0.0), False), ((4.0, 21, 1.0), True)]
 
 
 @pytest.mark.parametrize("stop", [False, True])
@@ -60,14 +60,15 @@ def test_the_loss_is_asked_for_before_the_last_backward_and_read_after_it(monkey
             order.append("read")
             return super().read()
 
-    monkeypatch.setattr(trainer, "Shared", Noted)
+    monkeypatch.setattr(step, "Shared", Noted)
     model = tiny.model()
     ids = torch.randint(300, (3, 2, 9), generator=torch.Generator().manual_seed(0))
     losses = [model(rows[:, :-1], rows[:, 1:]).item() for rows in ids]
     model.lm_head.weight.register_hook(lambda grad: order.append("backward"))
+    optimizer = model.setup_optimizer()
     stage = types.SimpleNamespace(
-        state=trainer.State(), schedule=Schedule(10, 0, 0.0), optimizer=model.setup_optimizer(), scaler=None,
-        hardware=setup("cpu"), model=model,
+        state=trainer.State(), schedule=Schedule(10, 0, 0.0), optimizer=optimizer, scaler=None,
+        hardware=setup("cpu"), model=model, settings=trainer.Settings(10, 2, 8, 48), spike_guard=True,
     )  # fmt: skip
     batches = (Batch(rows[:, :-1], rows[:, 1:], None) for rows in ids)
 
@@ -75,9 +76,10 @@ def test_the_loss_is_asked_for_before_the_last_backward_and_read_after_it(monkey
         order.append("told")
         return stop
 
-    loss, ok, told = trainer.step(stage, model, batches, 3, told_to_stop)
+    outcome = trainer.step(stage, model, batches, 3, told_to_stop)
     assert order == ["backward", "backward", "told", "asked", "backward", "read"]
-    assert loss == pytest.approx(sum(losses) / 3, rel=1e-6) and ok and told == stop
+    assert outcome.loss == pytest.approx(sum(losses) / 3, rel=1e-6) and outcome.stop == stop
+    assert optimizer.heed() is True
 
 
 SLOW = """
@@ -158,3 +160,20 @@ def test_ranks_wait_long_for_one_that_compiles_or_saves(monkeypatch):
     setup()
     own = torch.device("cuda:1")
     assert asked == [(("nccl",), dict(timeout=timedelta(minutes=30), device_id=own))]
+
+
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_ranks_compile_all_or_none_and_the_first_of_a_machine_looks_first(monkeypatch, local_rank):
+    order = []
+
+    def gather(reasons, own):
+        reasons[:] = ["", "no C compiler"]
+
+    monkeypatch.setattr(stages, "can_compile", lambda device: (order.append("looked"), (True, ""))[1])
+    monkeypatch.setattr(stages.dist, "all_gather_object", gather)
+    hardware = types.SimpleNamespace(
+        device=torch.device("cuda"), world=2, local_rank=local_rank, barrier=lambda: order.append("barrier")
+    )
+    setup = types.SimpleNamespace(compile="auto", hardware=hardware)
+    assert stages._compile(setup) == (False, "rank 1: no C compiler")
+    assert order == [["looked", "barrier", "barrier"], ["barrier", "looked", "barrier"]][local_rank]

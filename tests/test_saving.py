@@ -2,6 +2,7 @@
 
 import threading
 import types
+import weakref
 
 import pytest
 import torch
@@ -157,3 +158,55 @@ def test_from_a_gpu_copies_are_queued_and_the_thread_waits_for_them(tmp_path, mo
     arrived.set()
     saver.wait()
     assert order[4:] == ["arrived", "written"]
+
+
+def test_where_memory_cannot_be_pinned_it_goes_on_without_and_says_so_once(tmp_path, monkeypatch, capsys):
+    """An exception would leave the other ranks in a gather."""
+    plain, events = torch.empty, []
+
+    def empty(*size, pin_memory=False, **kwargs):
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory\nmore lines")
+        return plain(*size, **kwargs)
+
+    class Event:
+        def record(self):
+            events.append("recorded")
+
+        def synchronize(self):
+            pass
+
+    monkeypatch.setattr(saving, "CHUNK", 10)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(saving, "torch", types.SimpleNamespace(empty=empty, uint8=torch.uint8, cuda=torch.cuda))
+    saver, live = Saver(tmp_path, pinned=True), tensors()
+    save(saver, live)
+    saver.wait()
+    assert capsys.readouterr().out.count("no pinned memory for checkpoints (CUDA error: out of memory)") == 1
+    assert events == ["recorded"]  # copies are queued all the same
+    assert torch.equal(checkpoint.latest(tmp_path).tensors("model")["a"], live["a"])
+
+
+def test_what_ranks_put_together_leaves_the_device_one_by_one(tmp_path, monkeypatch):
+    """Also where nothing is copied ahead: a card may have room for one tensor of all ranks' moments only."""
+    alive, most = set(), []
+
+    class OnDevice(torch.Tensor):
+        def cpu(self):
+            return torch.ones(3)
+
+    def made():
+        for i in range(5):
+            tensor = torch.ones(3).as_subclass(OnDevice)
+            alive.add(i)
+            weakref.finalize(tensor, alive.discard, i)
+            most.append(len(alive))
+            yield f"{i}", tensor
+
+    monkeypatch.setattr(saving, "available", lambda: 0)
+    for gathered, expected in ((True, 2), (False, 5)):  # the one before is let go when the next is there
+        alive.clear()
+        most.clear()
+        config = dict(META, step=7)
+        Saver(tmp_path, pinned=False, gathered=gathered).save(config, dict(model=made()), {}, 60)
+        assert max(most) == expected, most

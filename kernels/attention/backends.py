@@ -83,7 +83,10 @@ def tried(backend: Backend, dtype: torch.dtype, head: int, device: torch.device)
     if key not in _TRIED:
         with dispatch.PROBING:
             if key not in _TRIED:
-                _TRIED[key] = _outcome(backend, dtype, head, device)
+                reason = _outcome(backend, dtype, head, device)
+                if reason.startswith(dispatch.FULL):  # of the moment
+                    return reason
+                _TRIED[key] = reason
     return _TRIED[key]
 
 
@@ -91,7 +94,7 @@ def _outcome(backend: Backend, dtype: torch.dtype, head: int, device: torch.devi
     try:
         package = importlib.import_module(backend.module)
         _FUNCTIONS[backend.name] = fa4.flash_attn_func if backend.name == "fa4" else package.flash_attn_func
-        _try(backend, dtype, head, device)
+        dispatch.with_memory(lambda: _try(backend, dtype, head, device))
     except ModuleNotFoundError as problem:
         return f"{problem.name} is not installed"
     except Exception as problem:  # a broken build, a missing symbol, no kernel for this card

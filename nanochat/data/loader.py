@@ -17,9 +17,11 @@ from torch import Tensor
 
 from nanochat.data.packing import Document, Packer, row_arrays
 from nanochat.data.source import Position, Source, read
+from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 
 BUFFER = 1000  # documents to choose from when packing
+MANY = 0.01  # of the documents
 Encode = Callable[[list[Any]], list[Document]]
 
 
@@ -29,6 +31,17 @@ class LoaderState:
 
     position: Position
     waiting: list[Document]
+    seen: int = 0  # documents so far
+    left_out: int = 0  # of these, because they have nothing to learn
+
+    def complaint(self) -> str:
+        """A sentence where many documents are left out, else ""."""
+        if self.left_out <= MANY * self.seen:
+            return ""
+        return (
+            f"{self.left_out:,} of the first {self.seen:,} conversations have nothing to learn (no answer, or none "
+            "that begins within --max-seq-len) and are left out"
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """For a safetensors file."""
@@ -40,7 +53,8 @@ class LoaderState:
         return dict(lengths=lengths, tokens=tokens, trained=trained)
 
     def metadata(self) -> dict[str, Any]:
-        return dict(position=asdict(self.position), masked=any(d.trained is not None for d in self.waiting))
+        masked = any(d.trained is not None for d in self.waiting)
+        return dict(position=asdict(self.position), masked=masked, seen=self.seen, left_out=self.left_out)
 
     @classmethod
     def restore(cls, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> "LoaderState":
@@ -49,7 +63,7 @@ class LoaderState:
         trained = np.split(tensors["trained"].numpy(), ends) if len(tensors["lengths"]) else []
         masked = metadata["masked"]
         waiting = [Document(t, m if masked else None) for t, m in zip(tokens, trained)]
-        return cls(Position(**metadata["position"]), waiting)
+        return cls(Position(**metadata["position"]), waiting, metadata["seen"], metadata["left_out"])
 
 
 @dataclass(frozen=True)
@@ -112,9 +126,9 @@ def conversation_encoder(tokenizer: Tokenizer, masked: bool) -> Encode:
 def batches(
     source: Source, split: str, encode: Encode, rows: Rows, state: LoaderState | None = None, bos: int = 0
 ) -> Iterator[Batch]:
-    """Endless batches for training, from `state` on."""
+    """Endless batches for training, from `state` on. Raises UserError when no document has anything to learn."""
     packer, items, position = _restore(source, split, rows, state)
-    capacity = rows.T + 1
+    capacity, begun = rows.T + 1, position.epoch
     while True:
         own = []
         for i in range(rows.B * rows.world):
@@ -122,10 +136,15 @@ def batches(
                 texts, position = next(items)
                 for document in encode(texts):
                     packer.add(document)
+                if position.epoch > begun and packer.seen == packer.left_out:
+                    raise UserError(
+                        f"{source.name}: no conversation has anything to learn: an answer of the assistant that begins "
+                        f"within {rows.T} tokens"
+                    )
             row = packer.pack()
             if i // rows.B == rows.rank:
                 own.append(row_arrays(row, capacity, bos))
-        yield _batch(own, rows, LoaderState(position, packer.waiting()))
+        yield _batch(own, rows, LoaderState(position, packer.waiting(), packer.seen, packer.left_out))
 
 
 def one_pass(source: Source, split: str, encode: Encode, rows: Rows, max_rows: int, bos: int = 0) -> Iterator[Batch]:
@@ -155,6 +174,7 @@ def _restore(source: Source, split: str, rows: Rows, state: LoaderState | None):
     packer = Packer(rows.T + 1, rows.pad)
     for document in state.waiting:
         packer.add(document)
+    packer.seen, packer.left_out = state.seen, state.left_out
     return packer, read(source, split, state.position), state.position
 
 

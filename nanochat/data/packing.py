@@ -41,11 +41,17 @@ def cut_long(document: Document, capacity: int) -> list[Document]:
     return [Document(np.concatenate((bos, body[i : i + step]))) for i in range(0, len(body), step)]
 
 
+def learnable(document: Document, capacity: int) -> bool:
+    """Whether a row of `capacity` tokens that begins with it has a target of it. A row's first token is none."""
+    return document.trained is None or bool(document.trained[1:capacity].any())
+
+
 class Packer:
     """The waiting documents. `add` them, `pack` rows of `capacity` tokens out of them."""
 
     def __init__(self, capacity: int, pad: bool):
         self.capacity, self.pad = capacity, pad
+        self.seen = self.left_out = 0  # documents
         self._waiting: list[tuple[int, int, Document]] = []  # sorted by (length, arrival)
         self._arrivals = 0
 
@@ -53,7 +59,14 @@ class Packer:
         return len(self._waiting)
 
     def add(self, document: Document) -> None:
-        """Padded rows cannot hold more than their capacity: there a longer document is cropped, else cut in pieces."""
+        """Padded rows cannot hold more than their capacity: there a longer document is cropped, else cut in pieces.
+
+        One with nothing to learn (an answer that begins beyond the crop, or none) is left out.
+        """
+        self.seen += 1
+        if not learnable(document, self.capacity):
+            self.left_out += 1
+            return
         pieces = [document.cropped(self.capacity)] if self.pad else cut_long(document, self.capacity)
         for piece in pieces:
             insort(self._waiting, (len(piece), self._arrivals, piece))
