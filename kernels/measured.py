@@ -63,14 +63,28 @@ def load(index: int) -> dict[str, Any]:
     file = path(index)
     try:
         found = json.loads(file.read_text())
-        if not isinstance(found, dict) or not isinstance(found.get("blocks", {}), dict):
+        if not _is_table(found):
             raise ValueError("it is no table")
         return found
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         warnings.warn(f"{file} is not used: {problem}; what it had is measured again", stacklevel=2)
         return {}
+
+
+def _is_table(found: Any) -> bool:
+    """Whether a file's content has what dispatch and a training read from it, in the right types."""
+    if not isinstance(found, dict) or not isinstance(found.get("steps", {}), dict):
+        return False
+    blocks = found.get("blocks", {})
+    if not isinstance(blocks, dict) or not all(isinstance(rows, list) for rows in blocks.values()):
+        return False
+    return all(
+        isinstance(row, dict) and isinstance(row.get("dtype"), str) and isinstance(row.get("config"), dict)
+        for rows in blocks.values()
+        for row in rows
+    )
 
 
 def store(index: int, **parts: Any) -> Path:
