@@ -13,6 +13,7 @@ import json
 import os
 import re
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,22 @@ def store(index: int, **parts: Any) -> Path:
     file = path(index)
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {**load(index), "machine": identity(index), **parts}
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace(file, json.dumps(content, indent=1) + "\n")
     forget()
     return file
+
+
+def replace(file: Path, text: str) -> None:
+    """Writes a file whole, or leaves the one that is there. Raises OSError with the path."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, file)
+    except OSError as problem:
+        raise OSError(problem.errno, problem.strerror, str(file)) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 _adopted: Blocks | None = None  # block sizes that this process uses, whatever is in its file

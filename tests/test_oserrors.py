@@ -106,6 +106,26 @@ def test_a_file_where_a_folder_should_be(home, capsys):  # noqa: F811
     assert "report.md is a folder, wanted a file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC])
+def test_the_kernels_tables_are_whole_or_as_before(tmp_path, monkeypatch, capsys, code):
+    from kernels import __main__, measured
+
+    path = tmp_path / "sm_90.json"
+    path.write_text("old")
+
+    def failing(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "replace", failing)
+    monkeypatch.setattr(__main__, "describe", lambda: measured.replace(path, "new"))
+    monkeypatch.setattr("sys.argv", ["kernels"])
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and str(path) in error and error.count("\n") == 1
+    assert path.read_text() == "old" and [found.name for found in tmp_path.iterdir()] == ["sm_90.json"]
+
+
 def test_every_script_runs_in_the_frame():
     """Or what the operating system refuses would be a traceback there; kernels has a frame of its own."""
     root = Path(__file__).parent.parent
