@@ -35,13 +35,14 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def read(path: Path, remedy: str) -> dict[str, Any] | None:
-    """What `write` wrote; None where there is no file. Raises UserError with `remedy` for one that is damaged."""
+    """What `write` wrote; None where there is no file.
+
+    Raises UserError with `remedy` for one that is damaged, OSError for one that cannot be read.
+    """
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (IsADirectoryError, NotADirectoryError, PermissionError) as problem:
-        raise UserError(f"{path} cannot be read ({problem.strerror}); {remedy}") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: it is no JSON; {remedy}") from None
     if not isinstance(found, dict):

@@ -103,8 +103,6 @@ class Tokenizer:
             raise UserError(f"there is no tokenizer at {path}; train one first: python -m scripts.tok_train") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({error}); {AGAIN}") from None
-        except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from None
 
     @property
     def fingerprint(self) -> str:

@@ -31,6 +31,10 @@ def test_one_sentence_with_the_path_and_exit_code_2(capsys, name):
     assert error.startswith("error: ") and error.count("\n") == 1 and "/some/where" in error
 
 
+class Library(OSError):
+    """As those of HTTP clients."""
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -39,7 +43,9 @@ def test_one_sentence_with_the_path_and_exit_code_2(capsys, name):
         TimeoutError(errno.ETIMEDOUT, "timed out"),
         socket.gaierror(-2, "Name or service not known"),
         ssl.SSLError(1, "certificate verify failed"),
+        ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused", "a.sock"),
         OSError("said by a library"),
+        Library(errno.EACCES, "forbidden", "https://example.org"),
         PermissionError(errno.EACCES, "Permission denied"),  # of a socket: no path
         ValueError("a mistake in the code"),
     ],
