@@ -18,6 +18,9 @@ import torch
 from kernels import OPS, targets
 from kernels.architectures import ALL_TARGETS
 from kernels.triton_utils import INSTALLED, Launch, triton
+from nanochat.errors import UserError
+from nanochat.files import write_atomically
+from nanochat.flags import run_script
 
 RESULTS = Path(__file__).parent / "results"
 TARGETS = ("sm_80", "sm_90", "sm_100")
@@ -78,11 +81,11 @@ def liger() -> dict[str, list[Launch]]:
 
 def main() -> None:
     if not INSTALLED:
-        raise SystemExit("error: comparing needs Triton (pip install triton)")
+        raise UserError("comparing needs Triton (pip install triton)")
     try:
         version = importlib.metadata.version("liger-kernel")
     except importlib.metadata.PackageNotFoundError:
-        raise SystemExit("error: comparing needs Liger-Kernel (pip install liger-kernel)") from None
+        raise UserError("comparing needs Liger-Kernel (pip install liger-kernel)") from None
     rows = []
     for name, launches in liger().items():
         for target in TARGETS:
@@ -90,8 +93,8 @@ def main() -> None:
             for whose, found in (("ours", targets.launches(OPS[name], case, DTYPE, target)), ("liger", launches)):
                 rows += [dict(targets.build(name, "d24", launch, target), whose=whose) for launch in found]
     result = dict(triton=triton.__version__, liger=version, dtype=str(DTYPE)[6:], rows=rows)
-    (RESULTS / "static-peers.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "static-peers.md").write_text(table(result))
+    write_atomically(RESULTS / "static-peers.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(RESULTS / "static-peers.md", table(result).encode())
     print(table(result))
 
 
@@ -139,4 +142,4 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

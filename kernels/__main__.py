@@ -55,6 +55,11 @@ def main() -> None:
     except ValueError as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+    except OSError as problem:  # a file that cannot be read or written
+        if problem.filename is None:
+            raise
+        print(f"error: {problem.filename}: {problem.strerror}; look at its disk and its permissions", file=sys.stderr)
+        sys.exit(2)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,28 @@ def load(index: int) -> dict[str, Any]:
     file = path(index)
     try:
         found = json.loads(file.read_text())
-        if not isinstance(found, dict) or not isinstance(found.get("blocks", {}), dict):
+        if not _is_table(found):
             raise ValueError("it is no table")
         return found
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         warnings.warn(f"{file} is not used: {problem}; what it had is measured again", stacklevel=2)
         return {}
+
+
+def _is_table(found: Any) -> bool:
+    """Whether a file's content has what dispatch and a training read from it, in the right types."""
+    if not isinstance(found, dict) or not isinstance(found.get("steps", {}), dict):
+        return False
+    blocks = found.get("blocks", {})
+    if not isinstance(blocks, dict) or not all(isinstance(rows, list) for rows in blocks.values()):
+        return False
+    return all(
+        isinstance(row, dict) and isinstance(row.get("dtype"), str) and isinstance(row.get("config"), dict)
+        for rows in blocks.values()
+        for row in rows
+    )
 
 
 def store(index: int, **parts: Any) -> Path:
@@ -78,14 +93,22 @@ def store(index: int, **parts: Any) -> Path:
     file = path(index)
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {**load(index), "machine": identity(index), **parts}
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace(file, json.dumps(content, indent=1) + "\n")
     forget()
     return file
+
+
+def replace(file: Path, text: str) -> None:
+    """Writes a file whole, or leaves the one that is there. Raises OSError with the path."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, file)
+    except OSError as problem:
+        raise OSError(problem.errno, problem.strerror, str(file)) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 _adopted: Blocks | None = None  # block sizes that this process uses, whatever is in its file

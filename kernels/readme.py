@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kernels import architectures, traffic, tuned
+from kernels import architectures, measured, traffic, tuned
 from kernels.registry import OPS
 from kernels.triton_utils import INSTALLED, triton
 
@@ -85,7 +85,7 @@ def write() -> None:
         raise ValueError("writing kernels/README.md needs Triton (pip install triton)")
     rows = in_child("kernels", "compile", "--shape", SHAPE, "--dtype", DTYPE, "--json", interpret=False)
     found = in_child("kernels.readme", interpret=True)
-    PATH.write_text(text(rows, found["counted"], found["symmetric_share"], found["tiles"]))
+    measured.replace(PATH, text(rows, found["counted"], found["symmetric_share"], found["tiles"]))
     print(f"written: {PATH}")
 
 

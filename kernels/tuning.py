@@ -238,5 +238,5 @@ def into_repository(rows: measured.Blocks) -> None:
     merged = _merged({name: [row for row in found if "up_to" in row] for name, found in lists.items()}, rows)
     unlimited = {name: [row for row in found if "up_to" not in row] for name, found in lists.items()}
     table = before | {name: merged.get(name, []) + unlimited.get(name, []) for name in {**lists, **merged}}
-    path.write_text(json.dumps(table, indent=1) + "\n")
+    measured.replace(path, json.dumps(table, indent=1) + "\n")
     tuned.table.cache_clear()

@@ -6,34 +6,34 @@ Everything is written into a temporary folder and flushed; the manifest, with th
 makes it complete; then the folder is renamed. A checkpoint of the same step is first moved aside and removed when the
 new one is in its place, so that a process killed at any moment leaves a complete one, if need be under a temporary
 name, where it is found. A damaged one is passed over aloud, and the newest complete one is used. Nothing is pickled. A
-stage is finished when its last checkpoint says so ("finished": true). nanochat/saving.py writes them in a thread.
+stage is finished when its last checkpoint says so ("finished": true). nanochat/complete.py decides what is complete;
+nanochat/saving.py writes in a thread.
 """
 
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nanochat import complete
+from nanochat.complete import FOLDER, MANIFEST, Damaged
 from nanochat.errors import UserError
-from nanochat.files import sha256, sync_folder, write_atomically
+from nanochat.files import sync_folder, write_atomically
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
-MANIFEST = "manifest.json"
-KEEP = 2  # checkpoints of a stage that are kept
-# A folder's name: its state and its step. Of one step, a complete temporary one is newer than the one in its place, and
-# one that was moved aside is older.
-FOLDER = re.compile(r"step_(\d+)|(\.old-|\.tmp-)step_(\d+)-\d+")
+KEEP = 2  # complete checkpoints of a stage that are kept
 STATES = (".old-", "", ".tmp-")  # from older to newer
 
 
@@ -59,11 +59,18 @@ class Checkpoint:
     @property
     def fingerprint(self) -> str:
         """Of the weights, from the manifest: stages that go on from here carry it."""
-        return json.loads((self.folder / MANIFEST).read_text())["model.safetensors"][:16]
+        try:
+            return complete.manifest(self.folder)["model.safetensors"][:16]
+        except Damaged as problem:
+            raise UserError(f"{self.folder} cannot be used any more: {problem}") from None
 
     def tensors(self, part: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """part: "model", "optimizer" or "loader"."""
-        return load_file(self.folder / f"{part}.safetensors", device=str(device))
+        """part: "model", "optimizer", "loader" or "fp8". Raises UserError when the file has gone bad meanwhile."""
+        path = self.folder / f"{part}.safetensors"
+        try:
+            return load_file(path, device=str(device))
+        except (SafetensorError, OSError) as problem:
+            raise UserError(f"{path} cannot be read ({problem}); the same command again looks for another") from None
 
     def model(self, device: torch.device | str, dtype: torch.dtype) -> GPT:
         """The model with its weights, activations in `dtype`."""
@@ -108,6 +115,7 @@ def write(folder: Path, meta: dict[str, Any], parts: dict[str, dict[str, Tensor]
         for part, tensors in parts.items():
             name = f"{part}.safetensors"
             digests[name] = write_tensors(temporary / name, tensors)
+        meta = dict(meta, parts=sorted(parts))
         text = json.dumps(meta, indent=1).encode()
         write_atomically(temporary / "meta.json", text)
         digests["meta.json"] = hashlib.sha256(text).hexdigest()
@@ -116,9 +124,12 @@ def write(folder: Path, meta: dict[str, Any], parts: dict[str, dict[str, Tensor]
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _put(temporary, final)
-    for old in [path for _, state, path in _folders(folder) if not state][:-KEEP]:
-        if old != final:
-            shutil.rmtree(old, ignore_errors=True)
+    kept = 0
+    for path in reversed(steps(folder).values()):
+        if kept >= KEEP and path != final:
+            _remove(path)
+        else:
+            kept += damage(path, verify=False) is None
     return Checkpoint(final, meta)
 
 
@@ -131,35 +142,56 @@ def _put(temporary: Path, final: Path) -> None:
     os.rename(temporary, final)
     sync_folder(final.parent)
     if replacing:
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
 
 
 def settle(folder: Path) -> None:
     """Ends what a killed save left behind: what is complete and newest takes its place, the rest is removed.
 
-    Only for the process that writes there.
+    Only for the process that writes there. What cannot be read now, and may be whole, stays as it is.
     """
     for step, state, path in _folders(folder):
         if not state:
             continue
         final = folder / f"step_{step:06d}"
-        wanted = damage(path) is None
-        if wanted and state == ".old-":
-            wanted = damage(final) is not None
-            if wanted:
-                shutil.rmtree(final, ignore_errors=True)
+        try:
+            wanted = damage(path, unreadable=False) is None
+            if wanted and state == ".old-":
+                wanted = damage(final, unreadable=False) is not None
+                if wanted:
+                    _remove(final)
+        except Damaged:
+            continue
         if wanted:
             _put(path, final)
         else:
             sync_folder(folder)  # what replaced it is there for good before it goes
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """A folder, or what stands in its place; what cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _folders(folder: Path) -> list[tuple[int, str, Path]]:
-    """(step, state, path) of every folder that is ours, from the oldest to the newest."""
-    matches = [(FOLDER.fullmatch(path.name), path) for path in folder.glob("*step_*")]
+    """(step, state, path) of every folder that is ours, from the oldest to the newest. Raises OSError."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    matches = [(FOLDER.fullmatch(name), folder / name) for name in names]
     found = [(int(match[1] or match[3]), match[2] or "", path) for match, path in matches if match]
-    return sorted(found, key=lambda entry: (entry[0], STATES.index(entry[1])))
+    return sorted(found, key=lambda entry: (entry[0], STATES.index(entry[1]), entry[2]))
+
+
+def steps(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a stage that have their place, complete or not, by step: from the oldest to the newest."""
+    return {step: path for step, state, path in _folders(folder) if not state}
 
 
 PIECE = 1 << 24  # bytes that are hashed and written at a time; Python's lock is free meanwhile
@@ -210,46 +242,67 @@ def _bytes(tensor: Tensor) -> memoryview:
     return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy().data  # a stride of 0 can be contiguous
 
 
-def latest(folder: Path, verify: bool = True) -> Checkpoint | None:
-    """The newest complete checkpoint in a folder, or None. Damaged ones are named on stderr and passed over.
+def newest(folder: Path, verify: bool = True) -> tuple[Checkpoint | None, list[str]]:
+    """(the newest complete checkpoint in a folder, a sentence about each newer one that is damaged).
 
     One that a killed process could not give its place any more counts too.
     """
+    damaged: list[str] = []
     for _, state, path in reversed(_folders(folder)):
         if state and not (path / MANIFEST).exists():
             continue  # somebody still writes it, or was killed while writing
-        problem = damage(path) if verify else None
-        if problem is None:
-            return Checkpoint(path, json.loads((path / "meta.json").read_text()))
-        print(f"warning: {path} is not used: {problem}", file=sys.stderr)
-    return None
+        try:
+            return Checkpoint(path, complete.read(path, verify)), damaged
+        except Damaged as problem:
+            damaged.append(f"{path} is not used: {problem}")
+    return None, damaged
+
+
+def latest(folder: Path, verify: bool = True) -> Checkpoint | None:
+    """The newest complete checkpoint in a folder, or None. Damaged ones are named on stderr and passed over."""
+    found, damaged = newest(folder, verify)
+    warn(damaged)
+    return found
+
+
+def warn(sentences: list[str]) -> None:
+    """On stderr, once for all ranks."""
+    for sentence in sentences if os.environ.get("RANK", "0") == "0" else ():
+        print(f"warning: {sentence}", file=sys.stderr)
+
+
+def to_resume(folder: Path) -> Checkpoint | None:
+    """`latest`, or None where nothing was saved. Raises UserError when there are checkpoints, and none is complete."""
+    found, damaged = newest(folder)
+    if found is None and damaged:
+        raise UserError(
+            f"no checkpoint in {folder} can be used ({damaged[0]}); put a copy in its place, or give --fresh to train "
+            "the stage again"
+        )
+    warn(damaged)
+    return found
 
 
 def at(path: Path) -> Checkpoint:
     """The checkpoint in a folder. Raises UserError when it is damaged."""
-    problem = damage(path)
-    if problem is not None:
-        raise UserError(f"{path} cannot be used: {problem}")
-    return Checkpoint(path, json.loads((path / "meta.json").read_text()))
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
     try:
-        digests = json.loads((path / MANIFEST).read_text())
-    except FileNotFoundError:
-        return "it has no manifest, so it was not written to the end"
-    except ValueError:
-        return "its manifest is damaged"
-    for name, digest in digests.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if sha256(path / name) != digest:
-            return f"{name} does not match its checksum"
+        return Checkpoint(path, complete.read(path))
+    except Damaged as problem:
+        raise UserError(f"{path} cannot be used: {problem}") from None
+
+
+def damage(path: Path, verify: bool = True, unreadable: bool = True) -> str | None:
+    """What is wrong with a checkpoint, or None. unreadable=False: raises Damaged for one that cannot be read now."""
+    try:
+        complete.read(path, verify)
+    except Damaged as problem:
+        if problem.unreadable and not unreadable:
+            raise
+        return str(problem)
     return None
 
 
 def finished(folder: Path) -> bool:
-    """Whether the newest checkpoint in a folder says that its stage is finished (checksums aside)."""
-    checkpoint = latest(folder, verify=False) if folder.is_dir() else None
-    return checkpoint is not None and checkpoint.finished
+    """Whether the newest complete checkpoint in a folder says that its stage is finished."""
+    found, _ = newest(folder)
+    return found is not None and found.finished

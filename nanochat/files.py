@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -11,7 +12,10 @@ def base_dir() -> Path:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces path by content; a crash at any moment leaves the old file or the new one, never half of it."""
+    """Replaces path by content; a crash at any moment leaves the old file or the new one, never half of it.
+
+    Raises OSError with the path.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -20,8 +24,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

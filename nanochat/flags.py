@@ -1,18 +1,19 @@
 """Command-line flags from one dataclass per script, and the frame that every script runs in.
 
 A field made by `flag(default, help)` becomes `--field-name`; its type comes from the default (or from `kind` where the
-default is None). `run_script` turns a UserError into one sentence and exit code 2, and a full disk likewise.
+default is None). `run_script` turns a UserError into one sentence and exit code 2, and what the operating system
+refuses likewise: a full disk, a file that may not be read.
 """
 
 import argparse
 import dataclasses
-import errno
 import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
+from nanochat import oserrors
 from nanochat.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
 T = TypeVar("T")
@@ -61,10 +62,9 @@ def run_script(main: Callable[[], None]) -> NoReturn:
             print("\nStopped. The same command again goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not (said := oserrors.sentence(error)):
             raise
-        where = error.filename or "the run's folder"
-        sys.exit(fail(f"no space is left on the disk of {where}; free some, then give the same command again"))
+        sys.exit(fail(said))
     finally:
         if "torch" in sys.modules:
             from nanochat.ranks import leave

@@ -70,13 +70,22 @@ def choose(
     if hardware.is_main:
         index, key = hardware.device.index or 0, shape(config, rows, hardware, fp8)
         kept = measured.load(index)
-        found = [kept.get("steps", {}).get(key)]
+        found = [known(kept.get("steps", {}).get(key), say)]
         if found[0] is None and wanted and (made := _measured(config, rows, hardware, fp8, say)):
             measured.store(index, steps={**measured.load(index).get("steps", {}), key: made})
             found = [made]
     if hardware.world > 1:
         dist.broadcast_object_list(found, src=0)
     return found[0]
+
+
+def known(choice: Any, say: Say) -> Choice | None:
+    """A choice that was kept, or None, said aloud where it lacks something: it is measured again."""
+    needed = dict(setting=str, rows=list, left=list, blocks=dict, card=str, when=str)
+    whole = isinstance(choice, dict) and all(isinstance(choice.get(key), kind) for key, kind in needed.items())
+    if choice is not None and not whole:
+        say(f"what was measured before is damaged ({measured.folder()})")
+    return choice if whole else None
 
 
 def shape(config: GPTConfig, rows: int, hardware: Hardware, fp8: str) -> str:

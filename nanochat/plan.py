@@ -5,22 +5,20 @@ changed. Times on CPUs and Apple GPUs come from a few real steps run just before
 say so.
 """
 
-import json
 import shlex
 import shutil
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import torch
 
-from nanochat import hardware, presets, toolchain
+from nanochat import hardware, presets, records, toolchain
 from nanochat.cadence import cadence, checkpoint_bytes, last_tokens, overhead
 from nanochat.cost import flops_per_token, parameter_counts
 from nanochat.data import choose, hub
 from nanochat.errors import UserError
-from nanochat.files import write_atomically
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.presets import Flags, Preset
 from nanochat.recipe import horizon, model_config
@@ -245,18 +243,32 @@ def disk(plan: Plan, config: GPTConfig) -> int:
 
 
 def store(plan: Plan, run: Run) -> None:
-    write_atomically(run.folder / "plan.json", json.dumps(asdict(plan), indent=1).encode())
+    records.write(run.folder / "plan.json", asdict(plan))
 
 
 def load(run: Run, asked: dict[str, Any]) -> Plan | None:
-    """The stored plan of a run, or None. Raises UserError when flags given now differ from those it was made with."""
+    """The stored plan of a run, or None.
+
+    Raises UserError when it is damaged, or when flags given now differ from those it was made with.
+    """
     path = run.folder / "plan.json"
-    if not path.exists():
+    remedy = "put a copy in its place, or delete it and give the first call's flags again"
+    content = records.read(path, remedy)
+    if content is None:
         return None
     try:
-        plan = Plan(**json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        raise UserError(f"{path} is damaged; delete it, or start over with --fresh") from None
+        plan = Plan(**content)
+        GPTConfig(**plan.config)
+        for needed in fields(Plan):
+            kind = needed.type if isinstance(needed.type, type) else get_origin(needed.type)
+            if not isinstance(getattr(plan, needed.name), (int, float) if kind is float else kind):  # type: ignore
+                raise TypeError(f"{needed.name} is of another type")
+        if not set(TRAINED) | {"tokenizer"} <= plan.flags.keys():
+            raise TypeError("the flags of a stage are missing")
+    except (TypeError, ValueError) as problem:
+        raise UserError(f"{path} is damaged: {problem}; {remedy}") from None
+    if plan.run != run.name:
+        raise UserError(f"{path} is the plan of run {plan.run!r}; {remedy}")
     for key, value in asked.items():
         if plan.asked.get(key) != value:
             before = plan.asked.get(key)

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from nanochat import checkpoint
 from nanochat.render import Curve, Section, Table
-from nanochat.run import TRAINED, Run
+from nanochat.run import SCRIPTS, TRAINED, Run
 from nanochat.tasks import TASKS
 from nanochat.trainer import read_log
 
@@ -35,6 +36,23 @@ def sections(run: Run) -> list[Section]:
         samples(run),
     ]
     return [section for section in made if section.blocks]
+
+
+def missing(run: Run) -> list[str]:
+    """What the report has to do without although it was there once, and how it is made again."""
+    found = []
+    if run.summary("tokenizer") is None and run.stage("tokenizer").is_dir():
+        found.append(f"{run.stage('tokenizer')} has no summary.json; python -m scripts.tok_train makes it again")
+    for stage in TRAINED:
+        folder = run.stage(stage)
+        made, _ = checkpoint.newest(folder, verify=False)
+        if run.summary(stage) is None and made and made.finished:
+            found.append(f"{folder} has no summary.json; python -m scripts.{SCRIPTS[stage]} makes it again")
+        if made and made.step and not (folder / "log.jsonl").exists():
+            found.append(f"{folder} has no log.jsonl, so its curve is left out")
+    if run.summary("eval") is None and any(run.stage("eval").glob("*.jsonl")):
+        found.append(f"{run.stage('eval')} has no summary.json; base_eval and chat_eval make it again")
+    return found
 
 
 def git_state() -> str:

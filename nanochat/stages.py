@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from kernels import dispatch, use
 from kernels.fp8.quantize import has_units
-from nanochat import checkpoint, measure, trainer
+from nanochat import measure, trainer
 from nanochat.cadence import MFU, PEAK, between, compiling_pays, validated
 from nanochat.chat import answers, visible_text
 from nanochat.cost import flops_per_token, parameter_counts
@@ -63,7 +63,10 @@ class Setup:
 
 
 def run_stage(setup: Setup) -> None:
-    """Trains the stage to its end, going on from its newest checkpoint; does nothing when it is finished already."""
+    """Trains the stage to its end, going on from its newest checkpoint.
+
+    When it is finished already it does nothing, but for a summary that is missing: that is made again.
+    """
     hardware, settings = setup.hardware, setup.settings
     rows = Rows(
         settings.device_batch_size,
@@ -108,8 +111,11 @@ def run_stage(setup: Setup) -> None:
         scaler=_scaler(hardware, settings) if setup.model.dtype == torch.float16 else None,
     )
     resumed = trainer.resume(stage)
-    if resumed and checkpoint.finished(stage.folder):
+    if resumed and resumed.finished:
         say(setup, f"{setup.name}: already trained, {stage.state.step} steps ({stage.folder})")
+        if hardware.is_main and setup.run.summary(setup.name) is None:
+            print(f"{setup.name}: summary.json is missing, and made again from that checkpoint", flush=True)
+            conclude(setup, stage, resumed.meta)
         return
     settings.accumulation(hardware.world)  # refuses before anything is compiled or written
     stage.compile, reason = _compile(setup)
@@ -124,7 +130,8 @@ def run_stage(setup: Setup) -> None:
         f"{setup.source.name}, {where}; {hardware.device.type} ({hardware.name}), {str(setup.model.dtype)[6:]}, "
         f"{'compiled' if stage.compile else 'eager: ' + reason}",
     )
-    choice = _kernels(setup, stage, resumed)
+    choice = _kernels(setup, stage, resumed is not None)
+    stage.meta.update(device=hardware.name, world=hardware.world, compiled=stage.compile)
     if hardware.is_main:
         stage.log = _log(setup, stage)
         if setup.watch:
@@ -133,10 +140,16 @@ def run_stage(setup: Setup) -> None:
     with use(choice["setting"]) if choice else nullcontext():
         trainer.train(stage)
     if hardware.is_main:
-        said = samples(setup)
-        setup.run.write_summary(setup.name, dict(summary(setup, stage, time.time() - started), samples=said))
-        print("\n".join(f"  {text}" for text in said), flush=True)
+        session = dict(last_session_seconds=time.time() - started, peak_memory=hardware.peak_memory())
+        conclude(setup, stage, {**stage.meta, **session})
     hardware.barrier()
+
+
+def conclude(setup: Setup, stage: Stage, meta: dict[str, Any]) -> None:
+    """Samples and summary of a finished stage. meta: of its last checkpoint, which has all that cannot be computed."""
+    said = samples(setup)
+    setup.run.write_summary(setup.name, dict(summary(setup, stage, meta), samples=said))
+    print("\n".join(f"  {text}" for text in said), flush=True)
 
 
 def _kernels(setup: Setup, stage: Stage, resumed: bool) -> measure.Choice | None:
@@ -251,25 +264,25 @@ def copy_of(model: GPT, state: dict[str, torch.Tensor]) -> GPT:
     return twin
 
 
-def summary(setup: Setup, stage: Stage, seconds: float) -> dict[str, Any]:
-    """What the report says about a finished stage."""
+def summary(setup: Setup, stage: Stage, meta: dict[str, Any]) -> dict[str, Any]:
+    """What the report says about a finished stage; `meta` as in `conclude`."""
     state, config, settings = stage.state, setup.model.config, setup.settings
     tokens = state.step * settings.total_batch_size
     return dict(
         stage=setup.name,
         plan=setup.plan,
         data=stage.meta["data"],
-        device=setup.hardware.name,
-        world=setup.hardware.world,
-        dtype=stage.meta["dtype"],
-        compiled=stage.compile,
+        device=meta.get("device", setup.hardware.name),  # older checkpoints do not have it
+        world=meta.get("world", setup.hardware.world),
+        dtype=meta["dtype"],
+        compiled=meta.get("compiled", stage.compile),
         parameters=parameter_counts(config),
         steps=state.step,
         tokens=tokens,
         flops=tokens * flops_per_token(config),
         training_seconds=state.seconds,
         tok_per_s=tokens / max(state.seconds, 1e-9),
-        last_session_seconds=seconds,
+        last_session_seconds=meta.get("last_session_seconds"),  # unknown to a checkpoint
         train_loss=state.mean_loss,
         skipped_steps=state.skipped,
         documents=state.loader.seen if state.loader else 0,
@@ -277,5 +290,5 @@ def summary(setup: Setup, stage: Stage, seconds: float) -> dict[str, Any]:
         val_bpb=state.val_bpb,
         val_tokens=state.val_tokens,
         kernels=stage.meta["kernels"],
-        peak_memory=setup.hardware.peak_memory(),
+        peak_memory=meta["peak_memory"],
     )

@@ -37,6 +37,7 @@ SPECIAL_TOKENS = (  # in this order after the merges
     "<|output_end|>",
 )
 FILE = "tokenizer.json"
+AGAIN = "put a copy in its place, or delete it, and python -m scripts.tok_train, called as before, makes it again"
 
 Conversation = dict[str, Any]  # {"messages": [{"role": …, "content": …}, …]}
 
@@ -77,10 +78,11 @@ class Tokenizer:
         return cls(merges)
 
     def save(self, folder: Path) -> None:
-        """Writes folder/tokenizer.json: pattern, special tokens, merges in base64."""
+        """Writes folder/tokenizer.json: pattern, special tokens, merges in base64, and their fingerprint."""
         content = dict(
             pattern=SPLIT_PATTERN,
             special_tokens=SPECIAL_TOKENS,
+            fingerprint=self.fingerprint,
             merges=[base64.b64encode(token).decode() for token in self.merges],
         )
         write_atomically(folder / FILE, json.dumps(content, indent=0).encode())
@@ -93,11 +95,14 @@ class Tokenizer:
             content = json.loads(path.read_text())
             if content["pattern"] != SPLIT_PATTERN or tuple(content["special_tokens"]) != SPECIAL_TOKENS:
                 raise UserError(f"{path} was made with another split pattern or other special tokens; train it again")
-            return cls([base64.b64decode(token, validate=True) for token in content["merges"]])
+            made = cls([base64.b64decode(token, validate=True) for token in content["merges"]])
+            if content.get("fingerprint", made.fingerprint) != made.fingerprint:
+                raise ValueError("it does not match its fingerprint")
+            return made
         except FileNotFoundError:
             raise UserError(f"there is no tokenizer at {path}; train one first: python -m scripts.tok_train") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}); train the tokenizer again") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{path} is damaged ({error}); {AGAIN}") from None
 
     @property
     def fingerprint(self) -> str:

@@ -171,14 +171,17 @@ class Interrupt:
             signal.signal(number, handler)
 
 
-def resume(stage: Stage) -> bool:
-    """Puts the stage where its newest complete checkpoint left it. False when there is none."""
+def resume(stage: Stage) -> checkpoint.Checkpoint | None:
+    """Puts the stage where its newest complete checkpoint left it, and returns that; None when nothing was saved.
+
+    Raises UserError when what was saved cannot be gone on with.
+    """
     if stage.hardware.is_main:
         checkpoint.settle(stage.folder)
     stage.hardware.barrier()
-    found = checkpoint.latest(stage.folder)
+    found = checkpoint.to_resume(stage.folder)
     if found is None:
-        return False
+        return None
     for key in ("tokenizer", "data", "plan"):
         if found.meta[key] != stage.meta[key]:
             raise UserError(
@@ -189,7 +192,10 @@ def resume(stage: Stage) -> bool:
     stage.model.set_dtype(stage.model.dtype)
     stage.optimizer.load_full_state(found.tensors("optimizer"))
     stage.meta["kernels"] = found.meta.get("kernels")
-    stage.state = State(**found.meta["state"])
+    try:
+        stage.state = State(**found.meta["state"])
+    except TypeError as problem:
+        raise UserError(f"{found.folder} was saved by another version of this code ({problem})") from None
     loader = found.tensors("loader")
     stage.state.loader = LoaderState.restore(found.meta["loader"], loader)
     torch.set_rng_state(loader["torch_rng"])
@@ -199,7 +205,7 @@ def resume(stage: Stage) -> bool:
         for name, tensor in found.tensors("fp8").items():
             histories[name].copy_(tensor)
     stage.saved_step = stage.state.step
-    return True
+    return found
 
 
 def save(stage: Stage, finished: bool) -> None:

@@ -4,10 +4,13 @@ Predictions come from profiling/simulate.py as the file is written. A GPU measur
 that holds it; a lever without one says so.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
+from nanochat import records
+from nanochat.errors import UserError
+from nanochat.files import write_atomically
+from nanochat.flags import run_script
 from nanochat.recipe import model_config
 from profiling.cards import card
 from profiling.simulate import BAND, LEVERS, Job, what_if
@@ -83,14 +86,16 @@ def listed(title: str, rows: dict[str, str]) -> str:
 
 
 def main() -> None:
-    result = json.loads((ROOT / CPU).read_text())
+    result = records.read(ROOT / CPU, "take it from the repository again")
+    if result is None:
+        raise UserError(f"{CPU} is missing; take it from the repository again")
     text = HEAD.format(band=BAND) + predicted(False) + predicted(True) + on_cpu(result)
     text += listed("Built, between the parts: nothing of it is predicted", UNSEEN) + listed(
         "Not built, and why", NOT_BUILT
     )
-    (ROOT / "profiling" / "LEDGER.md").write_text(text)
+    write_atomically(ROOT / "profiling" / "LEDGER.md", text.encode())
     print(text)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

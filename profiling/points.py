@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.flags import run_script
 from nanochat.recipe import model_config
 from profiling.cards import all_reduce, card, names
 from profiling.simulate import Job, seconds
@@ -121,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -24,6 +24,7 @@ def main() -> None:
     flags = parse(Flags, __doc__ or "")
     hardware = look_at_hardware(flags.device_type)
     run = Run.open(flags.run)
+    run.summary("eval")  # a damaged one is an error before the work
     found = run.checkpoint(flags.source)
     tokenizer = run.tokenizer()
     found.check_tokenizer(tokenizer)

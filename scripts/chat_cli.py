@@ -121,7 +121,7 @@ def main() -> None:
         raise UserError(f"--max-tokens is {flags.max_tokens}, wanted at least 1")
     hardware = look_at_hardware(flags.device_type)
     run = Run.open(flags.run)
-    found = run.checkpoint(flags.source or None)
+    found = run.checkpoint(flags.source or None, older=True)
     tokenizer = run.tokenizer()
     found.check_tokenizer(tokenizer)
     engine = Engine(found.model(hardware.device, hardware.dtype), slots=1)

@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import dataclass
 
+from nanochat import records
 from nanochat.engine import Engine, Sampling
 from nanochat.errors import UserError
 from nanochat.evaluate.chat_tasks import evaluate
@@ -38,6 +39,9 @@ def main() -> None:
             raise UserError(f"--tasks names {name!r}; the tasks are {', '.join(TASKS)}")
     hardware = look_at_hardware(flags.device_type)
     run = Run.open(flags.run)
+    run.summary("eval")  # a damaged one is an error before the work
+    path = run.stage("eval") / f"{flags.source}_failures.jsonl"
+    failures = [row for row in records.rows(path, "delete it and evaluate again") if row.get("task") not in names]
     found = run.checkpoint(flags.source)
     tokenizer = run.tokenizer()
     found.check_tokenizer(tokenizer)
@@ -45,7 +49,7 @@ def main() -> None:
     more = "ask more (--max-problems, --max-new-tokens), or fewer at a time (--batch-size)"
     recorder = engine_recorder(engine, flags.profile, "chat_eval", run.stage("eval"), hardware, more)
     sampling = Sampling(flags.temperature, flags.top_k or None)
-    results, failures = {}, []
+    results, before = {}, len(failures)
     for name in names:
         started = time.perf_counter()
         result = evaluate(engine, tokenizer, TASKS[name], flags.max_problems, flags.max_new_tokens, sampling)
@@ -58,13 +62,12 @@ def main() -> None:
         )
         results[name] = result.numbers()
         failures += [dict(task=name, **example) for example in result.examples if example["outcome"] != result.wanted]
-    path = run.stage("eval") / f"{flags.source}_failures.jsonl"
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in failures).encode())
     everything = run.summary("eval") or {}
-    before = everything.get("chat", {})
-    tasks = {**before.get(flags.source, {}), **results}
-    run.write_summary("eval", {**everything, "chat": {**before, flags.source: tasks}})
-    print(f"{len(failures)} failing examples in {path}")
+    chat = everything.get("chat", {})
+    tasks = {**chat.get(flags.source, {}), **results}
+    run.write_summary("eval", {**everything, "chat": {**chat, flags.source: tasks}})
+    print(f"{len(failures) - before} failing examples in {path}")
     if recorder:
         recorder.end()
 

@@ -91,7 +91,7 @@ def load(flags: Flags) -> Served:
         engines = [mock.Parrot(tokenizer, flags.slots) for _ in devices]
     else:
         run = Run.open(flags.run)
-        found = run.checkpoint(flags.source or None, flags.step if flags.step >= 0 else None)
+        found = run.checkpoint(flags.source or None, flags.step if flags.step >= 0 else None, older=True)
         tokenizer, stage = run.tokenizer(), found.meta["stage"]
         found.check_tokenizer(tokenizer)
         name = f"{flags.run}-{stage}"

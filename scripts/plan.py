@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nanochat import plan as planning
 from nanochat.errors import UserError
+from nanochat.files import write_atomically
 from nanochat.flags import flag, parse, run_script
 from nanochat.run import Run
 
@@ -47,7 +48,7 @@ def main() -> None:
     if everything or stored is None:
         planning.store(plan, run)
     if flags.write:
-        Path(flags.write).write_text(planning.shell(plan, run, stages, flags.fresh, flags.tune))
+        write_atomically(Path(flags.write), planning.shell(plan, run, stages, flags.fresh, flags.tune).encode())
 
 
 if __name__ == "__main__":

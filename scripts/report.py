@@ -1,5 +1,6 @@
 """Writes report.md and report.html of a run, and shows what matters of it."""
 
+import sys
 from dataclasses import dataclass
 
 from nanochat import render, report
@@ -19,6 +20,8 @@ def main() -> None:
     run = Run.open(flags.run)
     if not run.folder.is_dir():
         raise UserError(f"there is no run {run.name!r} in {run.folder.parent}; train one with speedrun.sh")
+    for note in report.missing(run):
+        print(f"note: {note}", file=sys.stderr)
     title, content = f"Report of run {run.name}", report.sections(run)
     write_atomically(run.folder / "report.md", render.markdown(title, content).encode())
     write_atomically(run.folder / "report.html", render.page(title, content).encode())

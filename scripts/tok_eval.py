@@ -9,6 +9,7 @@ import tiktoken
 
 from nanochat.data import choose
 from nanochat.data.source import first_items
+from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
 from nanochat.run import Run
 
@@ -33,7 +34,9 @@ class Flags:
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
     run = Run.open(flags.run)
-    tokenizer = run.tokenizer()
+    tokenizer, summary = run.tokenizer(), run.summary("tokenizer")
+    if summary and summary["fingerprint"] != tokenizer.fingerprint:
+        raise UserError(f"{run.stage('tokenizer')}: tokenizer.json and summary.json do not belong together")
     source = choose.documents(flags.data, 0)
     texts = {"validation": "\n".join(first_items(source, "val", 200)), **OTHER_TEXT}
     encoders = {"ours": tokenizer.encode}
@@ -50,8 +53,10 @@ def main() -> None:
         size = len(text.encode())
         table[kind] = {title: size / len(encode(text)) for title, encode in encoders.items()}
         print(f"{kind:12}" + "".join(f"{ratio:18.2f}" for ratio in table[kind].values()))
-    summary = run.summary("tokenizer") or {}
-    run.write_summary("tokenizer", {**summary, "bytes_per_token": table})
+    if summary is None:
+        print("note: summary.json of the tokenizer is missing, so nothing is noted there; tok_train makes it again")
+    else:
+        run.write_summary("tokenizer", {**summary, "bytes_per_token": table})
 
 
 if __name__ == "__main__":

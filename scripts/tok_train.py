@@ -9,7 +9,7 @@ from nanochat.data.source import Source
 from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
 from nanochat.run import Run
-from nanochat.tokenizer import Tokenizer
+from nanochat.tokenizer import FILE, Tokenizer
 
 
 @dataclass
@@ -39,16 +39,24 @@ def main() -> None:
     wanted = dict(data=flags.data, vocab_size=flags.vocab_size, max_chars=flags.max_chars, doc_cap=flags.doc_cap)
     source = choose.documents(flags.data, flags.max_chars // 4)
     wanted["fingerprint"] = source.fingerprint
-    made = run.summary("tokenizer")
-    if made and not flags.fresh:
-        tokenizer = run.tokenizer()
+    path = run.stage("tokenizer") / FILE
+    made = None if flags.fresh else run.summary("tokenizer")
+    there = run.tokenizer() if path.exists() and not flags.fresh else None
+    before = made["fingerprint"] if made else there.fingerprint if there else ""  # a lost half is made again, the same
+    if made:
         if made["wanted"] != wanted:
             raise UserError(
                 f"run {run.name!r} has a tokenizer made with {made['wanted']}, not {wanted}; "
                 "give --fresh or another --run"
             )
-        print(f"tokenizer: already trained, {tokenizer.vocab_size:,} tokens ({run.stage('tokenizer')})")
-        return
+        if there and there.fingerprint != before:
+            raise UserError(
+                f"{path} is not the tokenizer that summary.json tells of ({there.fingerprint}, not {before}); "
+                "put a copy in its place, or delete it and it is made again"
+            )
+        if there:
+            print(f"tokenizer: already trained, {there.vocab_size:,} tokens ({run.stage('tokenizer')})")
+            return
     started, characters = time.time(), 0
 
     def counted() -> Iterator[str]:
@@ -59,6 +67,11 @@ def main() -> None:
 
     tokenizer = Tokenizer.train(counted(), flags.vocab_size)
     seconds = time.time() - started
+    if before and tokenizer.fingerprint != before:
+        raise UserError(
+            f"run {run.name!r} has a tokenizer {before}, of which {'the file' if made else 'summary.json'} is lost, "
+            f"and these flags and data give another, {tokenizer.fingerprint}; give those it was made with, or --fresh"
+        )
     tokenizer.save(run.stage("tokenizer"))
     summary = dict(wanted=wanted, characters=characters, seconds=seconds, fingerprint=tokenizer.fingerprint)
     run.write_summary("tokenizer", dict(summary, vocab_size=tokenizer.vocab_size))

@@ -20,7 +20,8 @@ from nanochat.data.source import Position
 from nanochat.errors import UserError
 from nanochat.files import sha256
 
-META = dict(stage="base", tokenizer="t", finished=False)
+RESUMED = dict(data="d", plan={}, dtype="torch.float32", rates={}, settings={}, state={}, loader={})
+META = dict(stage="base", tokenizer="t", finished=False, **RESUMED)
 
 
 def save(folder, step, seed=0, **meta):

@@ -74,7 +74,8 @@ def test_runs_side_by_side(tmp_path, monkeypatch, capsys):
     for name, rate in (("one", 0.5), ("two", 0.7)):
         folder = tmp_path / "runs" / name / "eval"
         folder.mkdir(parents=True)
-        results = dict(facts_taught=dict(rate=rate, n=10, counts=dict(right=0, wrong=0, refused=1)))
+        result = dict(wanted="right", rate=rate, low=0.0, high=1.0, n=10, counts=dict(right=0, wrong=0, refused=1))
+        results = dict(facts_taught=dict(result, examples={}))
         (folder / "summary.json").write_text(json.dumps(dict(chat=dict(sft=results))))
     tiny.call("compare", "--runs=one,two", f"--write={tmp_path / 'out.json'}")
     assert "| facts_taught | 60.0% (50.0% to 70.0%) |" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import torch
 from nanochat import checkpoint, saving
 from nanochat.saving import Saver
 
-META = dict(step=1, finished=False, config={})
+META = dict(stage="base", step=1, finished=False, config={}, tokenizer="t")
 
 
 def tensors():

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -52,9 +53,14 @@ def call_module(name: str, *argv: str) -> int:
     module = importlib.import_module(name)
     before, sys.argv = sys.argv, [name, *argv]
     try:
-        with pytest.raises(SystemExit) as ended:
-            run_script(module.main)
+        return called(module.main)
     finally:
         sys.argv = before
+
+
+def called(main: Callable[[], None]) -> int:
+    """Runs it as a script's main; returns the exit code."""
+    with pytest.raises(SystemExit) as ended:
+        run_script(main)
     code = ended.value.code
     return code if isinstance(code, int) else 1

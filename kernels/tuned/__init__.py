@@ -26,9 +26,12 @@ UNPROVEN = ("linear_relu2", "mlp_relu2")  # faster only if our GEMM comes near c
 
 @cache
 def table(arch: str) -> dict[str, Any]:
-    """Rows by op; empty where nothing was measured."""
+    """Rows by op; empty where nothing was measured. Raises ValueError for a file that is damaged."""
     path = FOLDER / f"{arch}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        raise ValueError(f"{path} is damaged: it is no JSON; take it from the repository again") from None
 
 
 def ops() -> list[str]:

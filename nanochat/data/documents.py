@@ -194,7 +194,7 @@ def _index_parquet(path: Path) -> list[Unit]:
     try:
         with pa.parquet.ParquetFile(path) as file:
             schema, groups, rows = file.schema_arrow, file.num_row_groups, file.metadata.num_rows
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is no readable parquet file ({str(error).splitlines()[0]})") from None
     if "text" not in schema.names:
         raise UserError(f"{path} has no `text` column; its columns are {', '.join(schema.names)}")
@@ -211,7 +211,7 @@ def _read_row_group(unit: Unit) -> list[str]:
     try:
         with pa.parquet.ParquetFile(unit.path) as file:
             texts = file.read_row_group(unit.row_group, columns=["text"])["text"].to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # the text may be no UTF-8 any more
         raise UserError(
             f"{unit.path}, row group {unit.row_group}: damaged ({str(error).splitlines()[0]}); replace the file"
         ) from None

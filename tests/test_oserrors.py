@@ -1,0 +1,143 @@
+"""What the operating system refuses is one sentence with the path, and nothing else is swallowed."""
+
+import errno
+import os
+import socket
+import ssl
+from pathlib import Path
+
+import pytest
+import tiny
+from test_training import home, train, writing  # noqa: F401 (home is a fixture)
+
+from nanochat import files, oserrors
+from nanochat.run import Run
+
+CODES = (
+    "EROFS EACCES EPERM EFBIG EDQUOT ENOSPC ENOTDIR EISDIR EMFILE ENFILE EIO ENAMETOOLONG ENODEV ESTALE ENOENT EEXIST "
+    "ELOOP ENOTEMPTY EBUSY"
+).split()
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_one_sentence_with_the_path_and_exit_code_2(capsys, name):
+    code = getattr(errno, name)
+
+    def main():
+        raise OSError(code, os.strerror(code), "/some/where")
+
+    assert tiny.called(main) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "/some/where" in error
+
+
+class Library(OSError):
+    """As those of HTTP clients."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        TimeoutError(errno.ETIMEDOUT, "timed out"),
+        socket.gaierror(-2, "Name or service not known"),
+        ssl.SSLError(1, "certificate verify failed"),
+        ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused", "a.sock"),
+        OSError("said by a library"),
+        Library(errno.EACCES, "forbidden", "https://example.org"),
+        PermissionError(errno.EACCES, "Permission denied"),  # of a socket: no path
+        ValueError("a mistake in the code"),
+    ],
+)
+def test_other_errors_keep_their_meaning(error):
+    def main():
+        raise error
+
+    with pytest.raises(type(error)):
+        from nanochat.flags import run_script
+
+        run_script(main)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EROFS, "x"), OSError(errno.EIO, "x"), OSError(errno.EMFILE, "x")])
+def test_a_write_may_fail_without_a_path(error):
+    assert "the run's folder" in oserrors.sentence(error)
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EFBIG, errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_no_half_file_is_left_and_the_path_is_named(tmp_path, monkeypatch, code, call):
+    path = tmp_path / "x.json"
+    path.write_text("old")
+
+    def failing(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, call, failing)
+    with pytest.raises(OSError) as caught:
+        files.write_atomically(path, b"new")
+    assert caught.value.filename == str(path) and caught.value.errno == code
+    assert path.read_text() == "old" and [found.name for found in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize("name", ["EROFS", "EACCES", "EFBIG", "EIO"])
+def test_a_checkpoint_that_cannot_be_written_is_one_sentence(home, monkeypatch, capsys, name):  # noqa: F811
+    def fail(meta):
+        if meta["step"] == 6:
+            raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)), "a disk")
+
+    with writing(monkeypatch, fail):
+        assert train(home, "a") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "a disk" in error
+
+
+def test_a_file_where_a_folder_should_be(home, capsys):  # noqa: F811
+    """Of the run, of a stage, of the results."""
+    run = Run.open("a")
+    run.stage("base").write_text("x")
+    assert train(home, "a") == 2
+    run.stage("base").unlink()
+    assert train(home, "a") == 0
+    run.stage("eval").write_text("x")
+    capsys.readouterr()
+    assert tiny.call("base_eval", "--run=a", f"--data={home / 'text.jsonl'}", "--split-tokens=256") == 2
+    assert tiny.call("report", "--run=a") == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and all("eval" in error for error in errors), errors
+    run.stage("eval").unlink()
+    (run.folder / "report.md").mkdir()
+    assert tiny.call("report", "--run=a") == 2
+    assert "report.md is a folder, wanted a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC])
+def test_the_kernels_tables_are_whole_or_as_before(tmp_path, monkeypatch, capsys, code):
+    from kernels import __main__, measured
+
+    path = tmp_path / "sm_90.json"
+    path.write_text("old")
+
+    def failing(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "replace", failing)
+    monkeypatch.setattr(__main__, "describe", lambda: measured.replace(path, "new"))
+    monkeypatch.setattr("sys.argv", ["kernels"])
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and str(path) in error and error.count("\n") == 1
+    assert path.read_text() == "old" and [found.name for found in tmp_path.iterdir()] == ["sm_90.json"]
+
+
+def test_every_script_runs_in_the_frame():
+    """Or what the operating system refuses would be a traceback there; kernels has a frame of its own."""
+    root = Path(__file__).parent.parent
+    children = {"lower.py", "decode_worker.py", "train_worker.py", "null_device.py", "test_attention.py"}
+    for room in ("scripts", "profiling", "benchmarks"):
+        for path in (root / room).rglob("*.py"):
+            text = path.read_text()
+            if '\nif __name__ == "__main__":\n' in text and path.name not in children:
+                assert text.rstrip().endswith("run_script(main)"), path
