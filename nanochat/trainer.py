@@ -268,7 +268,7 @@ def train(stage: Stage) -> None:
                     progress.note(f"  {text}")
             if state.step == first + 1:
                 if compiling:
-                    compiling.unlink(missing_ok=True)
+                    compiling.release()
                 gc.collect()  # or the collector scans the whole model again and again, up to half a second each time
                 gc.freeze()
         save(stage, finished=True)
@@ -413,7 +413,7 @@ def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress, counting: 
         data.close()
     stage.model.train()
     if compiling:
-        compiling.unlink(missing_ok=True)
+        compiling.release()
     if any_rank(interrupt.received, stage.hardware):
         return True
     state.val_bpb, state.evaluated_step, state.val_tokens = value, state.step, tokens
