@@ -21,6 +21,7 @@ from nanochat.engine import Engine, Request, Sampling
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware, can_compile
+from nanochat.log import LOG, json_log
 from nanochat.optim import MuonAdamW
 from nanochat.recipe import Schedule
 from nanochat.run import Run
@@ -193,7 +194,8 @@ def _compile(setup: Setup) -> tuple[bool, str]:
 
 
 def _log(setup: Setup, stage: Stage) -> Callable[[dict[str, Any]], None]:
-    write = trainer.json_log(stage.folder / "log.jsonl", stage.state.step, stage.state.evaluated_step)
+    state = stage.state
+    write = json_log(stage.folder / LOG, state.step, state.evaluated_step, state.evaluations)
     if not setup.wandb:
         return write
     import wandb

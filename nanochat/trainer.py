@@ -8,7 +8,6 @@ end the process with a code of its own; a second one ends it at once.
 """
 
 import gc
-import json
 import math
 import signal
 import sys
@@ -28,7 +27,6 @@ from nanochat.cost import flops_per_token
 from nanochat.data.loader import Batch, LoaderState, Prefetch
 from nanochat.errors import UserError
 from nanochat.evaluate.bits_per_byte import Score, bits_per_byte, compiled_score, score
-from nanochat.files import write_atomically
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware, compile_cache, mark_compiling
 from nanochat.launch import ONE_PRESS
@@ -75,6 +73,7 @@ class State:
     val_bpb: float | None = None
     evaluated_step: int = -1  # to which step val_bpb belongs
     val_tokens: int = 0  # over how many tokens it was taken
+    evaluations: int = 0  # so far: each has its row in the log, as each step has
     skipped: int = 0  # steps whose loss was no finite number
     scaler: dict[str, Any] | None = None  # of the float16 loss scaling
 
@@ -417,35 +416,9 @@ def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress, counting: 
     if any_rank(interrupt.received, stage.hardware):
         return True
     state.val_bpb, state.evaluated_step, state.val_tokens = value, state.step, tokens
+    state.evaluations += 1
     kind = "validation" if last else "intermediate validation"
     progress.note(f"{stage.name} step {state.step}: {kind} {value:.4f} bits per byte, {tokens:,} tokens")
     if stage.hardware.is_main:
         stage.log(dict(step=state.step, val_bpb=value, val_tokens=tokens, final=last))
     return False
-
-
-def json_log(path: Path, step: int, evaluated: int) -> Callable[[dict[str, Any]], None]:
-    """Appends each row to a JSON-lines file, after dropping what an earlier attempt logged beyond `step`, and its
-    validations beyond step `evaluated`: they are made again.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = read_log(path) if step else []
-    kept = [row for row in rows if row["step"] <= (evaluated if "val_bpb" in row else step)]
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-
-    def write(row: dict[str, Any]) -> None:
-        with open(path, "a") as f:
-            f.write(json.dumps(row) + "\n")
-
-    return write
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log; a last line that was cut off by a crash is dropped."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows

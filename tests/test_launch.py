@@ -11,7 +11,8 @@ import pytest
 import tiny
 from test_training import ROOT, SIZES, home  # noqa: F401 (home is a fixture)
 
-from nanochat import checkpoint, launch, trainer
+from nanochat import checkpoint, launch
+from nanochat.log import read_log
 from nanochat.run import Run
 
 RANK = """
@@ -135,7 +136,7 @@ def test_training_that_is_told_to_stop_saves_on_all_ranks(home, tmp_path, number
         start_new_session=True,
     )
     folder = Run.open("b").stage("base")
-    while len(trainer.read_log(folder / "log.jsonl")) < 2:  # after the first, Python collects garbage, deaf to signals
+    while len(read_log(folder / "log.jsonl")) < 2:  # after the first, Python collects garbage, deaf to signals
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     for _ in range(3):

@@ -19,6 +19,7 @@ import torch
 
 from nanochat import checkpoint, stages, trainer
 from nanochat.errors import EXIT_INTERRUPTED
+from nanochat.log import read_log
 from nanochat.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +56,7 @@ def train(home, name, stage="base", *more):
 
 
 def losses(name, stage):
-    rows = trainer.read_log(Run.open(name).stage(stage) / "log.jsonl")
+    rows = read_log(Run.open(name).stage(stage) / "log.jsonl")
     return [(row["step"], row["loss"]) if "loss" in row else (row["step"], row["val_bpb"]) for row in rows]
 
 
@@ -341,7 +342,7 @@ def test_a_validation_that_is_made_again_is_logged_once(home, monkeypatch):
 def test_intermediate_validations_may_be_smaller(home, capsys):
     assert train(home, "a", "base", "--eval-tokens-between=256") == 0
     assert "step 4: intermediate validation" in capsys.readouterr().out
-    rows = [row for row in trainer.read_log(Run.open("a").stage("base") / "log.jsonl") if "val_bpb" in row]
+    rows = [row for row in read_log(Run.open("a").stage("base") / "log.jsonl") if "val_bpb" in row]
     assert [(row["step"], row["val_tokens"], row["final"]) for row in rows] == [
         (4, 256, False),
         (8, 256, False),
