@@ -22,6 +22,7 @@ from nanochat.data import choose, hub
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.interrupt import Interrupt
 from nanochat.presets import Flags, Preset
 from nanochat.recipe import horizon, model_config
 from nanochat.run import TRAINED, Run
@@ -105,7 +106,7 @@ def make(run: Run, asked: dict[str, Any]) -> Plan:
         batch,
         steps,
     )
-    plan.rate, plan.measured = speed(machine, config, preset, gpus)
+    plan.rate, plan.measured = speed(machine, config, preset, gpus, run)
     limit = asked.get("max_minutes") or (SMALL_MINUTES if small else None)
     set_last(plan)
     fit(plan, limit)
@@ -151,19 +152,22 @@ def stage_flags(preset: Preset, data: str, device: str, seed: int | None) -> dic
 MEASURED_LAYERS = 2  # of a large model on a GPU whose peak is not known
 
 
-def speed(machine: hardware.Hardware, config: GPTConfig, preset: Preset, gpus: int) -> tuple[float, bool]:
+def speed(machine: hardware.Hardware, config: GPTConfig, preset: Preset, gpus: int, run: Run) -> tuple[float, bool]:
     """(tokens per second of base training, whether it was measured).
 
     Predicted from the peak of a known GPU. Measured otherwise: the small preset's model itself, or a model of the same
-    width with few layers, whose FLOP/s the whole one is then expected to reach.
+    width with few layers, whose FLOP/s the whole one is then expected to reach. Raises UserError before that when the
+    disk cannot hold the run's checkpoints.
     """
     small = preset.name == "small"
     if machine.device.type == "cuda" and not small and machine.peak:
         return gpus * machine.peak.bf16 * 1e12 * ASSUMED_MFU / flops_per_token(config), False
+    need_room(run, checkpoints(config))
     print("measuring this machine's speed with a few training steps …", flush=True)
     rows = int(preset.base["device_batch_size"])
     tried = config if small else replace(config, n_layer=MEASURED_LAYERS)
-    seconds = step_seconds(machine, tried, rows)
+    with Interrupt():
+        seconds = step_seconds(machine, tried, rows)
     return gpus * rows * config.sequence_len / seconds * flops_per_token(tried) / flops_per_token(config), True
 
 
@@ -235,28 +239,35 @@ def cadence_line(plan: Plan, config: GPTConfig) -> str:
     return "; ".join(said) + " of the time (predicted)"
 
 
+def checkpoints(config: GPTConfig) -> int:
+    """Bytes of a run's checkpoints, at most: of three stages, two kept and one being written."""
+    return 3 * 3 * checkpoint_bytes(config)
+
+
 def disk(plan: Plan, config: GPTConfig) -> int:
     """Bytes that the run's artifacts and downloads will take, at most, while a checkpoint is being written."""
-    one = checkpoint_bytes(config)
-    total = 3 * 3 * one  # three stages, two checkpoints kept and one being written
+    total = checkpoints(config)
     if plan.data == "hub" and not hub.mirror():
         total += hub.shards_for(plan.steps["base"] * plan.batch) * 100_000_000
     return total
 
 
+def path(run: Run) -> Path:
+    return run.folder / "plan.json"
+
+
 def store(plan: Plan, run: Run) -> None:
-    write_atomically(run.folder / "plan.json", json.dumps(asdict(plan), indent=1).encode())
+    write_atomically(path(run), json.dumps(asdict(plan), indent=1).encode())
 
 
 def load(run: Run, asked: dict[str, Any]) -> Plan | None:
     """The stored plan of a run, or None. Raises UserError when flags given now differ from those it was made with."""
-    path = run.folder / "plan.json"
-    if not path.exists():
+    if not path(run).exists():
         return None
     try:
-        plan = Plan(**json.loads(path.read_text()))
+        plan = Plan(**json.loads(path(run).read_text()))
     except (ValueError, TypeError):
-        raise UserError(f"{path} is damaged; delete it, or start over with --fresh") from None
+        raise UserError(f"{path(run)} is damaged; delete it, or start over with --fresh") from None
     for key, value in asked.items():
         if plan.asked.get(key) != value:
             before = plan.asked.get(key)
@@ -278,14 +289,20 @@ def check(plan: Plan, run: Run, stages: list[str]) -> None:
         data = str(plan.flags[stage]["data"])
         if stage in stages and data not in ("embedded", "hub"):
             choose.conversations(data, stage)
+    need_room(run, plan.disk)
+
+
+def need_room(run: Run, size: int) -> None:
+    """Raises UserError when the disk cannot hold a run of so many bytes, what it has already among them."""
     folder = run.folder
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if free < plan.disk:
+    has = sum(file.stat().st_size for file in run.folder.rglob("*") if file.is_file())
+    if free + has < size:
         raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free and this run needs about {plan.disk / 1e9:.1f}; free some, or put "
-            "NANOCHAT_BASE_DIR on another disk"
+            f"{folder} has {free / 1e9:.1f} GB free and this run needs about {(size - has) / 1e9:.1f}; free some, or "
+            "put NANOCHAT_BASE_DIR on another disk"
         )
 
 

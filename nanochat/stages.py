@@ -21,6 +21,7 @@ from nanochat.engine import Engine, Request, Sampling
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware, can_compile
+from nanochat.interrupt import Interrupt
 from nanochat.log import LOG, json_log
 from nanochat.optim import MuonAdamW
 from nanochat.recipe import Schedule
@@ -63,6 +64,11 @@ class Setup:
 
 def run_stage(setup: Setup) -> None:
     """Trains the stage to its end, going on from its newest checkpoint; does nothing when it is finished already."""
+    with Interrupt():  # until training begins, and after it, nothing is to be saved
+        _run_stage(setup)
+
+
+def _run_stage(setup: Setup) -> None:
     hardware, settings = setup.hardware, setup.settings
     rows = Rows(
         settings.device_batch_size,

@@ -4,13 +4,11 @@
 samples, checkpoints. A checkpoint is taken before anything that could fail (an evaluation) and holds everything that
 the next step depends on, so a resumed run takes the same steps as one that was never stopped; a thread writes it
 (nanochat/saving.py), and however training ends, it is written first. SIGINT and SIGTERM let the step finish, save, and
-end the process with a code of its own; a second one ends it at once.
+end the process with a code of its own; a second one ends it at once, and so does the first when nothing is to be saved.
 """
 
 import gc
 import math
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -29,7 +27,7 @@ from nanochat.errors import UserError
 from nanochat.evaluate.bits_per_byte import Score, bits_per_byte, compiled_score, score
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware, compile_cache, mark_compiling
-from nanochat.launch import ONE_PRESS
+from nanochat.interrupt import Interrupt
 from nanochat.optim import MuonAdamW
 from nanochat.progress import Progress
 from nanochat.ranks import Shared, any_rank
@@ -119,6 +117,14 @@ class Stage:
         """Every save_every steps, and before an evaluation, which could fail."""
         return self.due(self.settings.save_every) or self.evaluation_due()
 
+    def unsaved(self, first: int) -> bool:
+        """Whether an end now would lose anything. first: the step at which this process began.
+
+        Of several ranks none ends by itself once a step is taken: rank 0 may be saving with their help.
+        """
+        taken = self.state.step > first
+        return self.saver.busy or (taken and (self.hardware.world > 1 or self.state.step != self.saved_step))
+
     def pause_follows(self) -> bool:
         """Whether something else than another step comes after the one that is being taken."""
         settings, after = self.settings, self.state.step + 1
@@ -129,32 +135,6 @@ class Stage:
         """At the end, and every eval_every steps, once."""
         now = self.state.step == self.settings.num_iterations or self.due(self.settings.eval_every)
         return now and self.state.evaluated_step != self.state.step
-
-
-class Interrupt:
-    """Notes SIGINT and SIGTERM instead of dying of them; another one, some seconds later, is deadly again.
-
-    What follows at once is the same wish: a terminal, a launcher and a scheduler may all hand it on.
-    """
-
-    def __init__(self) -> None:
-        self.received = self.at_once = False
-        self._when = 0.0
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def _note(self, number: int, frame: object) -> None:
-        if self.received and time.monotonic() - self._when < ONE_PRESS:
-            return
-        if self.received:
-            self.at_once = True
-            self.restore()
-            raise KeyboardInterrupt
-        self.received, self._when = True, time.monotonic()
-        print("\nStopping after this step; once more to stop at once.", file=sys.stderr, flush=True)
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def resume(stage: Stage) -> bool:
@@ -191,10 +171,10 @@ def resume(stage: Stage) -> bool:
 def save(stage: Stage, finished: bool) -> None:
     """Takes a checkpoint, which rank 0 writes in a thread; the others only hand over their shares of the optimizer."""
     moments = stage.optimizer.each_state()
-    stage.saved_step = stage.state.step
     if not stage.hardware.is_main:
         for _ in moments:
             pass
+        stage.saved_step = stage.state.step
         return
     state, model = stage.state, stage.model
     assert state.loader is not None
@@ -216,6 +196,7 @@ def save(stage: Stage, finished: bool) -> None:
     loader = dict(state.loader.tensors(), torch_rng=torch.get_rng_state())
     size = sum(tensor.nbytes for tensor in (*weights.values(), *histories.values())) + stage.optimizer.state_bytes()
     stage.saver.save(meta, changing, dict(loader=loader), size)
+    stage.saved_step = state.step
 
 
 def train(stage: Stage) -> None:
@@ -226,9 +207,9 @@ def train(stage: Stage) -> None:
     flops = flops_per_token(stage.model.config) * settings.total_batch_size
     data = Prefetch(iter(stage.batches(state.loader)), device=hardware.device)
     progress = Progress(stage.name, settings.num_iterations, state.step, hardware.is_main)
-    interrupt = Interrupt()
     counting: Score = compiled_score(progress.note) if stage.compile_evaluation else score
     first = state.step
+    interrupt = Interrupt(lambda: stage.unsaved(first))
     bad = 0
     stop = False  # told to, as all ranks know it
     compiling = mark_compiling(compile_cache()) if stage.compile else None

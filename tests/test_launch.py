@@ -149,6 +149,29 @@ def test_training_that_is_told_to_stop_saves_on_all_ranks(home, tmp_path, number
     assert ": stopped at step" in said and checkpoint.latest(folder).step > 0
 
 
+@pytest.mark.slow
+def test_told_to_stop_before_the_first_step_is_done_they_end_at_once(home, tmp_path):  # noqa: F811
+    (tmp_path / "slow.py").write_text(SLOW.replace("0.5", "60"))
+    command = [sys.executable, "-m", "scripts.launch", "--gpus", "2", "slow", "--"]
+    process = subprocess.Popen(
+        [*command, "--run=b", f"--data={home / 'text.jsonl'}", *SIZES],
+        cwd=ROOT,
+        env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=f"{tmp_path}:{ROOT}"),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    folder = Run.open("b").stage("base")
+    while not (folder / "log.jsonl").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=50)[1]
+    assert process.returncode == 75 and "Traceback" not in error and "error:" not in error, error
+    assert error.count("nothing to save") == 1 and checkpoint.latest(folder) is None
+
+
 def test_wrong_use_of_the_script(capsys):
     assert tiny.call("launch", "--gpus=0", "scripts.base_train") == 2
     assert "--gpus is 0" in capsys.readouterr().err

@@ -17,7 +17,7 @@ import pytest
 import tiny
 import torch
 
-from nanochat import checkpoint, stages, trainer
+from nanochat import checkpoint, interrupt, stages, trainer
 from nanochat.errors import EXIT_INTERRUPTED
 from nanochat.log import read_log
 from nanochat.run import Run
@@ -294,7 +294,7 @@ def test_a_signal_that_several_hand_on_is_one(home, monkeypatch):
 
 
 def test_told_twice_to_stop_it_does_not_wait_for_the_thread(home, monkeypatch):
-    monkeypatch.setattr(trainer, "ONE_PRESS", 0.1)
+    monkeypatch.setattr(interrupt, "ONE_PRESS", 0.1)
     over = threading.Event()
 
     def told(meta):
