@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from nanochat import fresh
 from nanochat.errors import UserError
 from nanochat.files import sha256, sync_folder, write_atomically
 from nanochat.gpt import GPT, GPTConfig
@@ -119,6 +120,8 @@ def write(folder: Path, meta: dict[str, Any], parts: dict[str, dict[str, Tensor]
     for old in [path for _, state, path in _folders(folder) if not state][:-KEEP]:
         if old != final:
             shutil.rmtree(old, ignore_errors=True)
+    for replaced in (folder, folder.parent):  # a stage, a run
+        fresh.forget(replaced)
     return Checkpoint(final, meta)
 
 

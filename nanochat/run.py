@@ -10,7 +10,6 @@ $NANOCHAT_BASE_DIR/runs/NAME/
 
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,10 +72,6 @@ class Run:
             kept = ", ".join(map(str, steps)) or "none"
             raise UserError(f"run {self.name!r} has no checkpoint of {name} at step {step}; kept are {kept}")
         return checkpoint.at(self.stage(name) / f"step_{step:06d}")
-
-    def fresh(self, stage: str) -> None:
-        """Forgets a stage."""
-        shutil.rmtree(self.stage(stage), ignore_errors=True)
 
     def write_summary(self, stage: str, summary: dict[str, Any]) -> None:
         write_atomically(self.stage(stage) / "summary.json", json.dumps(summary, indent=1).encode())

@@ -10,6 +10,7 @@ import tiktoken
 from nanochat.data import choose
 from nanochat.data.source import first_items
 from nanochat.flags import flag, parse, run_script
+from nanochat.one_writer import only_writer
 from nanochat.run import Run
 
 OTHER_TEXT = {
@@ -50,8 +51,9 @@ def main() -> None:
         size = len(text.encode())
         table[kind] = {title: size / len(encode(text)) for title, encode in encoders.items()}
         print(f"{kind:12}" + "".join(f"{ratio:18.2f}" for ratio in table[kind].values()))
-    summary = run.summary("tokenizer") or {}
-    run.write_summary("tokenizer", {**summary, "bytes_per_token": table})
+    with only_writer(run):
+        summary = run.summary("tokenizer") or {}
+        run.write_summary("tokenizer", {**summary, "bytes_per_token": table})
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nanochat import fresh
 from nanochat.data import choose
 from nanochat.data.source import Source
 from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
+from nanochat.one_writer import only_writer
 from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
 
@@ -36,9 +38,17 @@ def texts(source: Source, max_chars: int, doc_cap: int) -> Iterator[str]:
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
     run = Run.open(flags.run)
+    with only_writer(run):
+        train(flags, run)
+
+
+def train(flags: Flags, run: Run) -> None:
+    folder, whole = run.stage("tokenizer"), lambda place: (place / "summary.json").exists()
     wanted = dict(data=flags.data, vocab_size=flags.vocab_size, max_chars=flags.max_chars, doc_cap=flags.doc_cap)
     source = choose.documents(flags.data, flags.max_chars // 4)
     wanted["fingerprint"] = source.fingerprint
+    if not flags.fresh and fresh.put_back(folder, whole):
+        print("note: tokenizer: training it again came to no end, so the one before is back")
     made = run.summary("tokenizer")
     if made and not flags.fresh:
         tokenizer = run.tokenizer()
@@ -59,9 +69,11 @@ def main() -> None:
 
     tokenizer = Tokenizer.train(counted(), flags.vocab_size)
     seconds = time.time() - started
-    tokenizer.save(run.stage("tokenizer"))
+    fresh.set_aside(folder, whole)
+    tokenizer.save(folder)
     summary = dict(wanted=wanted, characters=characters, seconds=seconds, fingerprint=tokenizer.fingerprint)
     run.write_summary("tokenizer", dict(summary, vocab_size=tokenizer.vocab_size))
+    fresh.forget(folder)
     print(
         f"tokenizer: {tokenizer.vocab_size:,} tokens from {characters:,} characters of {source.name} in {seconds:.1f} s"
     )
