@@ -4,10 +4,7 @@ import errno
 import gc
 import json
 import os
-import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -144,56 +141,6 @@ def test_chat_stages_resume_exactly_too(home, monkeypatch, stage):
         assert train(home, "b", stage) == EXIT_INTERRUPTED
     assert train(home, "b", stage) == 0
     assert_same(stage)
-
-
-LONG = ("--num-iterations=60", "--save-every=1")  # a thread is nearly always writing
-SLOWLY = """
-import sys, time
-sys.path[:0] = [sys.argv.pop(1)]
-from nanochat import checkpoint
-from nanochat.flags import run_script
-from scripts import base_train
-
-write = checkpoint.write_tensors
-
-def slowly(path, tensors):
-    time.sleep(0.01)
-    return write(path, tensors)
-
-checkpoint.write_tensors = slowly
-run_script(base_train.main)
-"""
-
-
-def kill_while_training(home, times):
-    """Kills it so often, each time at another moment after its first save, which a thread makes; resumes in between."""
-    assert train(home, "a", "base", *LONG) == 0
-    flags = ["--run=b", f"--data={home / 'text.jsonl'}", *SIZES, *LONG]
-    folder, draw = Run.open("b").stage("base"), random.Random(0)
-    for _ in range(times):
-        before = checkpoint.latest(folder)
-        process = subprocess.Popen([sys.executable, "-c", SLOWLY, ROOT, *flags], cwd=ROOT, stdout=subprocess.DEVNULL)
-        while process.poll() is None and (now := checkpoint.latest(folder, verify=False)) == before is None:
-            time.sleep(0.02)
-        while process.poll() is None and now == before:
-            now = checkpoint.latest(folder, verify=False)
-            time.sleep(0.02)
-        time.sleep(draw.uniform(0, 0.2))
-        process.kill()
-        process.wait()
-        found = checkpoint.latest(folder)
-        assert found is not None and found.step >= (before.step if before else 1)
-    assert train(home, "b", "base", *LONG) == 0
-    assert_same("base")
-
-
-def test_killed_and_called_again_it_takes_the_same_steps(home):
-    kill_while_training(home, 2)
-
-
-@pytest.mark.slow
-def test_killed_twenty_times_and_called_again_it_takes_the_same_steps(home):
-    kill_while_training(home, 20)
 
 
 # ---- checkpoints are written by a thread
