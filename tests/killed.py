@@ -65,6 +65,7 @@ def serve() -> None:
     from scripts import base_train, chat_sft, mid_train  # noqa: F401
 
     torch.set_num_threads(1)
+    print("ready", flush=True)
     for line in sys.stdin:
         trial = json.loads(line)
         child = os.fork()
@@ -99,6 +100,11 @@ class Scripts:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             env=dict(os.environ, OMP_NUM_THREADS="1"),
         )  # fmt: skip
+
+    def ready(self) -> None:
+        """Waits for the imports, which is no part of any trial."""
+        assert self.process.stdout
+        assert self.process.stdout.readline() == "ready\n"
 
     def run(self, script: str, *argv: str, operation: int = 0, seconds: float = 0.0, folder: str = "") -> int:
         """The exit code, negative for a signal. operation, folder: see `at_operation`; seconds: until it is killed."""

@@ -138,6 +138,7 @@ def test_killed_while_saving_fifty_times(tmp_path):
 @pytest.fixture
 def scripts(tmp_path):
     scripts = killed.Scripts(tmp_path)
+    scripts.ready()
     yield scripts
     scripts.close()
 
