@@ -21,13 +21,40 @@ for word in "$@"; do
 done
 
 cd "$(dirname "${BASH_SOURCE[0]}")"
-trap : INT TERM # a stage saves and says so by its exit code; then we stop, below
+# Told to stop, a stage saves and says so by its exit code. A signal may come to this shell alone, so it is handed on.
+STOPPED=""
+CHILD=""
+tell() {
+    STOPPED=1
+    [ -z "$CHILD" ] || kill -"$1" "$CHILD" 2>/dev/null || true
+}
+trap 'tell INT' INT
+trap 'tell TERM' TERM
+
+# Runs a command as a child that a signal need not wait for; returns its exit code.
+child() {
+    [ -z "$STOPPED" ] || return 75
+    local code=0 again=0
+    "$@" &
+    CHILD=$!
+    while true; do # a signal ends `wait`, not the child
+        code=0
+        wait "$CHILD" || code=$?
+        kill -0 "$CHILD" 2>/dev/null || break
+    done
+    if [ $code -gt 128 ]; then # of the signal, or of the child, which may have ended just then
+        wait "$CHILD" 2>/dev/null || again=$?
+        [ $again -eq 127 ] || code=$again
+    fi
+    CHILD=""
+    return $code
+}
 
 . scripts/venv.sh
 
 PLAN=$(mktemp)
 trap 'rm -f "$PLAN"' EXIT
-python -m scripts.plan ${ARGS[@]+"${ARGS[@]}"} --write "$PLAN"
+child python -m scripts.plan ${ARGS[@]+"${ARGS[@]}"} --write "$PLAN"
 [ -s "$PLAN" ] || exit 0 # --dry-run
 . "$PLAN"
 
@@ -37,7 +64,7 @@ run() {
     echo
     echo "\$ ${*/#"$PWD/"/}"
     local code=0
-    "$@" || code=$?
+    child "$@" || code=$?
     if [ $code -ne 0 ] && [ $code -ne 2 ] && [ $code -ne 75 ]; then # those have said what is to be said
         echo "This stage ended with code $code; the same command again goes on from its last checkpoint." >&2
     fi

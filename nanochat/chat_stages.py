@@ -8,6 +8,7 @@ Both start at the learning rates of base training, with its optimizer moments st
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from nanochat import fresh
 from nanochat.cadence import EVERY, TOKENS
 from nanochat.data import choose
 from nanochat.data.loader import Encode, conversation_encoder
@@ -15,7 +16,9 @@ from nanochat.data.packing import learnable
 from nanochat.data.source import Source, first_items
 from nanochat.errors import UserError
 from nanochat.flags import flag
+from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
+from nanochat.one_writer import only_writer
 from nanochat.recipe import Schedule
 from nanochat.run import Run
 from nanochat.stages import SCALINGS, Setup, run_stage, say, set_fp8
@@ -63,6 +66,13 @@ def run_chat_stage(name: str, flags: ChatFlags, watch: Callable[[Stage], Callabl
     """Trains stage "mid" or "sft" as the flags say. `watch`: as in Setup."""
     hardware = look_at_hardware(flags.device_type)
     run = Run.open(flags.run)
+    with only_writer(run, hardware):
+        _train(name, flags, run, hardware, watch)
+
+
+def _train(
+    name: str, flags: ChatFlags, run: Run, hardware: Hardware, watch: Callable[[Stage], Callable[[], None]] | None
+) -> None:
     tokenizer = run.tokenizer()
     parent = run.checkpoint(flags.source or (_stage_before(run, name)))
     parent.check_tokenizer(tokenizer)
@@ -87,9 +97,6 @@ def run_chat_stage(name: str, flags: ChatFlags, watch: Callable[[Stage], Callabl
         raise UserError(
             f"--max-seq-len {settings.max_seq_len} is more than the {model.config.sequence_len} of the base model"
         )
-    if flags.fresh and hardware.is_main:
-        run.fresh(name)
-    hardware.barrier()
     rates = {key: value * flags.init_lr_frac for key, value in parent.meta["rates"].items()}
     optimizer = model.setup_optimizer(**rates, weight_decay=0.0)
     if flags.load_optimizer:
@@ -128,6 +135,7 @@ def run_chat_stage(name: str, flags: ChatFlags, watch: Callable[[Stage], Callabl
         tune=flags.tune,
         spike_guard=flags.spike_guard,
         watch=watch,
+        fresh=flags.fresh,
     )
     for sentence in left_out:
         say(setup, f"{name}: {sentence}")
@@ -135,7 +143,8 @@ def run_chat_stage(name: str, flags: ChatFlags, watch: Callable[[Stage], Callabl
 
 
 def _stage_before(run: Run, name: str) -> str:
-    return "mid" if name == "sft" and run.stage("mid").is_dir() else "base"
+    mid = run.stage("mid")
+    return "mid" if name == "sft" and (mid.is_dir() or fresh.old(mid).is_dir()) else "base"
 
 
 def epoch_steps(source: Source, encode: Encode, settings: Settings) -> int:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nanochat import complete
+from nanochat import complete, fresh
 from nanochat.complete import FOLDER, MANIFEST, Damaged
 from nanochat.errors import UserError
 from nanochat.files import sync_folder, write_atomically
@@ -130,6 +130,8 @@ def write(folder: Path, meta: dict[str, Any], parts: dict[str, dict[str, Tensor]
             _remove(path)
         else:
             kept += damage(path, verify=False) is None
+    for replaced in (folder, folder.parent):  # a stage, a run
+        fresh.forget(replaced)
     return Checkpoint(final, meta)
 
 

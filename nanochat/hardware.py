@@ -3,6 +3,8 @@
 Everything that depends on the machine is decided here once, in `setup()`, and handed on as one `Hardware`.
 """
 
+import itertools
+import math
 import os
 import sys
 import time
@@ -15,9 +17,11 @@ import torch
 import torch.distributed as dist
 
 from kernels.dispatch import check_setting
-from nanochat import drivers, toolchain
+from nanochat import drivers, locks, toolchain
 from nanochat.cards import PEAKS, Peak
 from nanochat.errors import UserError
+from nanochat.locks import Lock
+from nanochat.processes import identity
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -251,8 +255,8 @@ def can_compile(device: torch.device) -> tuple[bool, str]:
 
 
 # A process killed while the compiler writes a library leaves half of it in torch's cache, and torch would load that
-# half for ever after. So whoever compiles leaves a marker until its first step is done; a marker of a dead process
-# means that no library written since then can be trusted.
+# half for ever after. So whoever compiles keeps a locked marker there until its first step is done; the marker of a
+# dead process means that no library written since then can be trusted.
 
 
 def compile_cache() -> Path:
@@ -261,24 +265,52 @@ def compile_cache() -> Path:
     return Path(cache_dir())
 
 
-def mark_compiling(cache: Path) -> Path:
-    """Notes that this process compiles; remove the file when everything is compiled."""
+def mark_compiling(cache: Path) -> Lock:
+    """Notes that this process compiles; release it when everything is compiled."""
     cache.mkdir(parents=True, exist_ok=True)
-    marker = cache / f".compiling.{os.getpid()}"
-    marker.touch()
-    return marker
+    own = os.getpid()
+    return locks.take(cache / f".compiling.{own}.{next(MARKERS)}", identity(own), wait=True)
+
+
+MARKERS = itertools.count()
 
 
 def heal_compile_cache(cache: Path) -> None:
-    """Deletes the libraries written since a process that is dead now began to compile."""
-    for marker in cache.glob(".compiling.*"):
-        try:
-            os.kill(int(marker.suffix[1:]), 0)
-        except ProcessLookupError:
-            begun = marker.stat().st_mtime
-            for library in cache.rglob("*.so"):
-                if library.stat().st_mtime >= begun:
-                    library.unlink(missing_ok=True)
-            marker.unlink(missing_ok=True)
-        except OSError:  # alive, and somebody else's
-            continue
+    """Deletes the libraries written since a process that is dead now began to compile.
+
+    But none written since a living one began: it may be its own. What that leaves is deleted by a later call.
+    """
+    dead, alive = {}, []
+    for marker in cache.glob(".compiling.[0-9]*"):
+        begun = _modified(marker)
+        if begun is not None and _compiles(marker):
+            alive.append(begun)
+        elif begun is not None:
+            dead[marker] = begun
+    if not dead:
+        return
+    for library in cache.rglob("*.so"):
+        written = _modified(library)
+        if written is not None and min(dead.values()) <= written < min(alive, default=math.inf):
+            library.unlink(missing_ok=True)
+    for marker in dead if not alive else ():
+        locks.remove_if_free(marker)
+
+
+def _compiles(marker: Path) -> bool:
+    """Whether the process that left a marker lives. Where nothing can be locked, it is known by its identity."""
+    held = locks.held(marker)
+    if held is not None:
+        return held
+    try:
+        said = marker.read_text()
+    except FileNotFoundError:
+        return False
+    return not said or identity(int(marker.name.split(".")[2])) == said  # empty: just being written
+
+
+def _modified(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process removed it
+        return None

@@ -20,6 +20,7 @@ from nanochat.cost import flops_per_token, parameter_counts
 from nanochat.data import choose, hub
 from nanochat.errors import UserError
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.interrupt import Interrupt
 from nanochat.presets import Flags, Preset
 from nanochat.recipe import horizon, model_config
 from nanochat.run import TRAINED, Run
@@ -103,7 +104,7 @@ def make(run: Run, asked: dict[str, Any]) -> Plan:
         batch,
         steps,
     )
-    plan.rate, plan.measured = speed(machine, config, preset, gpus)
+    plan.rate, plan.measured = speed(machine, config, preset, gpus, run)
     limit = asked.get("max_minutes") or (SMALL_MINUTES if small else None)
     set_last(plan)
     fit(plan, limit)
@@ -149,19 +150,22 @@ def stage_flags(preset: Preset, data: str, device: str, seed: int | None) -> dic
 MEASURED_LAYERS = 2  # of a large model on a GPU whose peak is not known
 
 
-def speed(machine: hardware.Hardware, config: GPTConfig, preset: Preset, gpus: int) -> tuple[float, bool]:
+def speed(machine: hardware.Hardware, config: GPTConfig, preset: Preset, gpus: int, run: Run) -> tuple[float, bool]:
     """(tokens per second of base training, whether it was measured).
 
     Predicted from the peak of a known GPU. Measured otherwise: the small preset's model itself, or a model of the same
-    width with few layers, whose FLOP/s the whole one is then expected to reach.
+    width with few layers, whose FLOP/s the whole one is then expected to reach. Raises UserError before that when the
+    disk cannot hold the run's checkpoints.
     """
     small = preset.name == "small"
     if machine.device.type == "cuda" and not small and machine.peak:
         return gpus * machine.peak.bf16 * 1e12 * ASSUMED_MFU / flops_per_token(config), False
+    need_room(run, checkpoints(config))
     print("measuring this machine's speed with a few training steps …", flush=True)
     rows = int(preset.base["device_batch_size"])
     tried = config if small else replace(config, n_layer=MEASURED_LAYERS)
-    seconds = step_seconds(machine, tried, rows)
+    with Interrupt():
+        seconds = step_seconds(machine, tried, rows)
     return gpus * rows * config.sequence_len / seconds * flops_per_token(tried) / flops_per_token(config), True
 
 
@@ -181,7 +185,7 @@ def step_seconds(machine: hardware.Hardware, config: GPTConfig, rows: int) -> fl
         optimizer.zero_grad(set_to_none=True)
         machine.synchronize()
         times.append(time.perf_counter() - started)
-    marker.unlink(missing_ok=True)
+    marker.release()
     return sorted(times[1:])[2]
 
 
@@ -233,17 +237,25 @@ def cadence_line(plan: Plan, config: GPTConfig) -> str:
     return "; ".join(said) + " of the time (predicted)"
 
 
+def checkpoints(config: GPTConfig) -> int:
+    """Bytes of a run's checkpoints, at most: of three stages, two kept and one being written."""
+    return 3 * 3 * checkpoint_bytes(config)
+
+
 def disk(plan: Plan, config: GPTConfig) -> int:
     """Bytes that the run's artifacts and downloads will take, at most, while a checkpoint is being written."""
-    one = checkpoint_bytes(config)
-    total = 3 * 3 * one  # three stages, two checkpoints kept and one being written
+    total = checkpoints(config)
     if plan.data == "hub" and not hub.mirror():
         total += hub.shards_for(plan.steps["base"] * plan.batch) * 100_000_000
     return total
 
 
+def path(run: Run) -> Path:
+    return run.folder / "plan.json"
+
+
 def store(plan: Plan, run: Run) -> None:
-    records.write(run.folder / "plan.json", asdict(plan))
+    records.write(path(run), asdict(plan))
 
 
 def load(run: Run, asked: dict[str, Any]) -> Plan | None:
@@ -251,9 +263,9 @@ def load(run: Run, asked: dict[str, Any]) -> Plan | None:
 
     Raises UserError when it is damaged, or when flags given now differ from those it was made with.
     """
-    path = run.folder / "plan.json"
+    there = path(run)
     remedy = "put a copy in its place, or delete it and give the first call's flags again"
-    content = records.read(path, remedy)
+    content = records.read(there, remedy)
     if content is None:
         return None
     try:
@@ -266,9 +278,9 @@ def load(run: Run, asked: dict[str, Any]) -> Plan | None:
         if not set(TRAINED) | {"tokenizer"} <= plan.flags.keys():
             raise TypeError("the flags of a stage are missing")
     except (TypeError, ValueError) as problem:
-        raise UserError(f"{path} is damaged: {problem}; {remedy}") from None
+        raise UserError(f"{there} is damaged: {problem}; {remedy}") from None
     if plan.run != run.name:
-        raise UserError(f"{path} is the plan of run {plan.run!r}; {remedy}")
+        raise UserError(f"{there} is the plan of run {plan.run!r}; {remedy}")
     for key, value in asked.items():
         if plan.asked.get(key) != value:
             before = plan.asked.get(key)
@@ -290,14 +302,20 @@ def check(plan: Plan, run: Run, stages: list[str]) -> None:
         data = str(plan.flags[stage]["data"])
         if stage in stages and data not in ("embedded", "hub"):
             choose.conversations(data, stage)
+    need_room(run, plan.disk)
+
+
+def need_room(run: Run, size: int) -> None:
+    """Raises UserError when the disk cannot hold a run of so many bytes, what it has already among them."""
     folder = run.folder
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if free < plan.disk:
+    has = sum(file.stat().st_size for file in run.folder.rglob("*") if file.is_file())
+    if free + has < size:
         raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free and this run needs about {plan.disk / 1e9:.1f}; free some, or put "
-            "NANOCHAT_BASE_DIR on another disk"
+            f"{folder} has {free / 1e9:.1f} GB free and this run needs about {(size - has) / 1e9:.1f}; free some, or "
+            "put NANOCHAT_BASE_DIR on another disk"
         )
 
 

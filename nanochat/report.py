@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from nanochat import checkpoint
+from nanochat.log import LOG, read_log
 from nanochat.render import Curve, Section, Table
 from nanochat.run import SCRIPTS, TRAINED, Run
 from nanochat.tasks import TASKS
-from nanochat.trainer import read_log
 
 DASH = "–"
 STAGES = (*TRAINED, "rl")
@@ -140,9 +140,7 @@ def stages(run: Run) -> Section:
 
 
 def loss_curve(run: Run, stage: str) -> Curve | None:
-    points = [
-        (row["step"], row["smooth_loss"]) for row in read_log(run.stage(stage) / "log.jsonl") if "smooth_loss" in row
-    ]
+    points = [(row["step"], row["smooth_loss"]) for row in read_log(run.stage(stage) / LOG) if "smooth_loss" in row]
     return Curve(f"{stage}: training loss (nats, smoothed) by step", points) if len(points) > 1 else None
 
 

@@ -9,7 +9,6 @@ $NANOCHAT_BASE_DIR/runs/NAME/
 """
 
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,10 +94,6 @@ class Run:
             said = ", ".join(map(str, kept)) or "none"
             raise UserError(f"run {self.name!r} has no checkpoint of {name} at step {step}; kept are {said}")
         return checkpoint.at(kept[step])
-
-    def fresh(self, stage: str) -> None:
-        """Forgets a stage."""
-        shutil.rmtree(self.stage(stage), ignore_errors=True)
 
     def write_summary(self, stage: str, summary: dict[str, Any]) -> None:
         records.write(self._summary(stage), dict(summary, stage=stage))

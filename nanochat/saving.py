@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from nanochat import checkpoint
+from nanochat.files import sync_file
+from nanochat.log import LOG
 
 CHUNK = 1 << 28  # bytes that are asked for at a time: a power of two, to which torch rounds pinned memory up
 ALIGNED = 64  # bytes
@@ -57,21 +59,32 @@ class Saver:
         of `fixed`, on the host, and `meta` are nobody else's.
         """
         self.wait()
-        if self._fits is None:
-            self._fits = self._has_room(size)
-        if not self._fits:
-            # What was put together leaves the GPU at once, where there may be room for one tensor of all ranks' only.
-            whole = {part: {n: t.cpu() if self.gathered else t for n, t in named} for part, named in changing.items()}
-            checkpoint.write(self.folder, meta, {**whole, **fixed})
-            return
-        copies = {part: {name: self._copy(part, name, t) for name, t in named} for part, named in changing.items()}
-        copied = None
-        if self.cuda:
-            copied = torch.cuda.Event()
-            copied.record()
         self._idle.clear()
-        arguments = (meta, {**copies, **fixed}, copied)
-        threading.Thread(target=self._write, args=arguments, daemon=True, name="save").start()
+        try:
+            if self._fits is None:
+                self._fits = self._has_room(size)
+            if not self._fits:
+                # What was put together leaves the GPU at once: it may have room for one tensor of all ranks' only.
+                out = lambda t: t.cpu() if self.gathered else t
+                whole = {part: {name: out(t) for name, t in named} for part, named in changing.items()}
+                self._put(meta, {**whole, **fixed})
+                self._idle.set()
+                return
+            copies = {part: {name: self._copy(part, name, t) for name, t in named} for part, named in changing.items()}
+            copied = None
+            if self.cuda:
+                copied = torch.cuda.Event()
+                copied.record()
+            arguments = (meta, {**copies, **fixed}, copied)
+            threading.Thread(target=self._write, args=arguments, daemon=True, name="save").start()
+        except BaseException:
+            self._idle.set()
+            raise
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being taken or written."""
+        return not self._idle.is_set()
 
     def check(self) -> None:
         """Raises what the thread failed with, if it did."""
@@ -98,11 +111,15 @@ class Saver:
         try:
             if copied is not None:
                 copied.synchronize()
-            checkpoint.write(self.folder, meta, parts)
+            self._put(meta, parts)
         except BaseException as error:  # noqa: BLE001 (raised in the main thread)
             self._error = error
         finally:
             self._idle.set()
+
+    def _put(self, meta: dict[str, Any], parts: dict[str, dict[str, Tensor]]) -> None:
+        sync_file(self.folder / LOG)  # the rows up to here are never less than the checkpoint's steps
+        checkpoint.write(self.folder, meta, parts)
 
     def _copy(self, part: str, name: str, tensor: Tensor) -> Tensor:
         """The tensor's values now, or, of one on a GPU, once its stream comes to the copy."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.distributed as dist
 
 from kernels import dispatch, use
 from kernels.fp8.quantize import has_units
-from nanochat import measure, trainer
+from nanochat import checkpoint, fresh, measure, trainer
 from nanochat.cadence import MFU, PEAK, between, compiling_pays, validated
 from nanochat.chat import answers, visible_text
 from nanochat.cost import flops_per_token, parameter_counts
@@ -22,6 +23,8 @@ from nanochat.engine import Engine, Request, Sampling
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware, can_compile
+from nanochat.interrupt import Interrupt
+from nanochat.log import LOG, json_log
 from nanochat.optim import MuonAdamW
 from nanochat.recipe import Schedule
 from nanochat.run import Run
@@ -60,6 +63,7 @@ class Setup:
     tune: bool = True  # whether to measure which kernels pay, where that is not known
     eval_tokens_between: int = -1  # of the validations before; -1: nanochat/cadence.py's default
     watch: Callable[[Stage], Callable[[], None]] | None = None  # given the stage, what to call after each step
+    fresh: bool = False  # whether what the stage has trained so far is to be replaced
 
 
 def run_stage(setup: Setup) -> None:
@@ -67,6 +71,11 @@ def run_stage(setup: Setup) -> None:
 
     When it is finished already it does nothing, but for a summary that is missing: that is made again.
     """
+    with Interrupt():  # until training begins, and after it, nothing is to be saved
+        _run_stage(setup)
+
+
+def _run_stage(setup: Setup) -> None:
     hardware, settings = setup.hardware, setup.settings
     rows = Rows(
         settings.device_batch_size,
@@ -110,6 +119,9 @@ def run_stage(setup: Setup) -> None:
         sample=lambda: samples(setup),
         scaler=_scaler(hardware, settings) if setup.model.dtype == torch.float16 else None,
     )
+    _check(setup, stage)
+    if hardware.is_main:
+        _begin_again_or_go_on(setup, stage.folder)
     resumed = trainer.resume(stage)
     if resumed and resumed.finished:
         say(setup, f"{setup.name}: already trained, {stage.state.step} steps ({stage.folder})")
@@ -117,7 +129,6 @@ def run_stage(setup: Setup) -> None:
             print(f"{setup.name}: summary.json is missing, and made again from that checkpoint", flush=True)
             conclude(setup, stage, resumed.meta)
         return
-    settings.accumulation(hardware.world)  # refuses before anything is compiled or written
     stage.compile, reason = _compile(setup)
     tokens = validated(settings.num_iterations, settings.eval_every, fewer, setup.eval_tokens) // hardware.world
     peak = hardware.peak.bf16 * 1e12 if hardware.peak else None
@@ -134,7 +145,7 @@ def run_stage(setup: Setup) -> None:
     stage.meta.update(device=hardware.name, world=hardware.world, compiled=stage.compile)
     if hardware.is_main:
         stage.log = _log(setup, stage)
-        if setup.watch:
+        if setup.watch and not setup.fresh:
             stage.after_step = setup.watch(stage)
     started = time.time()
     with use(choice["setting"]) if choice else nullcontext():
@@ -150,6 +161,29 @@ def conclude(setup: Setup, stage: Stage, meta: dict[str, Any]) -> None:
     said = samples(setup)
     setup.run.write_summary(setup.name, dict(summary(setup, stage, meta), samples=said))
     print("\n".join(f"  {text}" for text in said), flush=True)
+
+
+def _check(setup: Setup, stage: Stage) -> None:
+    """Raises UserError for what would stop the stage later: before anything is compiled, moved or written."""
+    setup.settings.accumulation(setup.hardware.world)
+    if setup.wandb:
+        try:
+            import wandb  # noqa: F401
+        except ImportError as problem:
+            raise UserError(f"--wandb: {problem}; pip install wandb, or leave the flag out") from None
+    if (
+        setup.fresh and setup.watch and setup.hardware.is_main
+    ):  # it refuses where few steps are left: here none is taken
+        stage.after_step = setup.watch(stage)
+
+
+def _begin_again_or_go_on(setup: Setup, folder: Path) -> None:
+    """With --fresh, moves aside what was trained so far; without, moves back what such a call has left aside."""
+    trained = lambda place: checkpoint.latest(place) is not None
+    if setup.fresh and fresh.set_aside(folder, trained):
+        say(setup, f"{setup.name}: what was trained so far is in {fresh.old(folder)} until the first new checkpoint")
+    elif not setup.fresh and fresh.put_back(folder, trained):
+        say(setup, f"note: {setup.name}: training it again came to no checkpoint, so what was trained before is back")
 
 
 def _kernels(setup: Setup, stage: Stage, resumed: bool) -> measure.Choice | None:
@@ -220,7 +254,8 @@ def _compile(setup: Setup) -> tuple[bool, str]:
 
 
 def _log(setup: Setup, stage: Stage) -> Callable[[dict[str, Any]], None]:
-    write = trainer.json_log(stage.folder / "log.jsonl", stage.state.step, stage.state.evaluated_step)
+    state = stage.state
+    write = json_log(stage.folder / LOG, state.step, state.evaluated_step, state.evaluations)
     if not setup.wandb:
         return write
     import wandb

@@ -4,17 +4,14 @@
 samples, checkpoints. A checkpoint is taken before anything that could fail (an evaluation) and holds everything that
 the next step depends on, so a resumed run takes the same steps as one that was never stopped; a thread writes it
 (nanochat/saving.py), and however training ends, it is written first. SIGINT and SIGTERM let the step finish, save, and
-end the process with a code of its own; a second one ends it at once.
+end the process with a code of its own; a second one ends it at once, and so does the first when nothing is to be saved.
 
 A step (nanochat/step.py) that goes wrong changes nothing. Where its loss or gradient is no finite number it is bad:
 nothing is saved before a good one, and several in a row end the run.
 """
 
 import gc
-import json
 import math
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -29,10 +26,9 @@ from nanochat.cost import flops_per_token
 from nanochat.data.loader import Batch, LoaderState, Prefetch
 from nanochat.errors import UserError
 from nanochat.evaluate.bits_per_byte import Score, bits_per_byte, compiled_score, score
-from nanochat.files import write_atomically
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware, compile_cache, mark_compiling
-from nanochat.launch import ONE_PRESS
+from nanochat.interrupt import Interrupt
 from nanochat.optim import MuonAdamW
 from nanochat.progress import Progress
 from nanochat.ranks import any_rank
@@ -79,6 +75,7 @@ class State:
     val_bpb: float | None = None
     evaluated_step: int = -1  # to which step val_bpb belongs
     val_tokens: int = 0  # over how many tokens it was taken
+    evaluations: int = 0  # so far: each has its row in the log, as each step has
     skipped: int = 0  # steps that changed nothing
     scaler: dict[str, Any] | None = None  # of the float16 loss scaling
 
@@ -133,6 +130,14 @@ class Stage:
         """Every save_every steps, and before an evaluation, which could fail."""
         return self.due(self.settings.save_every) or self.evaluation_due()
 
+    def unsaved(self, first: int) -> bool:
+        """Whether an end now would lose anything. first: the step at which this process began.
+
+        Of several ranks none ends by itself once a step is taken: rank 0 may be saving with their help.
+        """
+        taken = self.state.step > first
+        return self.saver.busy or (taken and (self.hardware.world > 1 or self.state.step != self.saved_step))
+
     def pause_follows(self) -> bool:
         """Whether something else than another step comes after the one that is being taken."""
         settings, after = self.settings, self.state.step + 1
@@ -143,32 +148,6 @@ class Stage:
         """At the end, and every eval_every steps, once."""
         now = self.state.step == self.settings.num_iterations or self.due(self.settings.eval_every)
         return now and self.state.evaluated_step != self.state.step
-
-
-class Interrupt:
-    """Notes SIGINT and SIGTERM instead of dying of them; another one, some seconds later, is deadly again.
-
-    What follows at once is the same wish: a terminal, a launcher and a scheduler may all hand it on.
-    """
-
-    def __init__(self) -> None:
-        self.received = self.at_once = False
-        self._when = 0.0
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def _note(self, number: int, frame: object) -> None:
-        if self.received and time.monotonic() - self._when < ONE_PRESS:
-            return
-        if self.received:
-            self.at_once = True
-            self.restore()
-            raise KeyboardInterrupt
-        self.received, self._when = True, time.monotonic()
-        print("\nStopping after this step; once more to stop at once.", file=sys.stderr, flush=True)
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def resume(stage: Stage) -> checkpoint.Checkpoint | None:
@@ -211,10 +190,10 @@ def resume(stage: Stage) -> checkpoint.Checkpoint | None:
 def save(stage: Stage, finished: bool) -> None:
     """Takes a checkpoint, which rank 0 writes in a thread; the others only hand over their shares of the optimizer."""
     moments = stage.optimizer.each_state()
-    stage.saved_step, stage.owed = stage.state.step, False
     if not stage.hardware.is_main:
         for _ in moments:
             pass
+        stage.saved_step, stage.owed = stage.state.step, False
         return
     state, model = stage.state, stage.model
     assert state.loader is not None
@@ -236,6 +215,7 @@ def save(stage: Stage, finished: bool) -> None:
     loader = dict(state.loader.tensors(), torch_rng=torch.get_rng_state())
     size = sum(tensor.nbytes for tensor in (*weights.values(), *histories.values())) + stage.optimizer.state_bytes()
     stage.saver.save(meta, changing, dict(loader=loader), size)
+    stage.saved_step, stage.owed = state.step, False
 
 
 def train(stage: Stage) -> None:
@@ -246,9 +226,9 @@ def train(stage: Stage) -> None:
     flops = flops_per_token(stage.model.config) * settings.total_batch_size
     data = Prefetch(iter(stage.batches(state.loader)), device=hardware.device)
     progress = Progress(stage.name, settings.num_iterations, state.step, hardware.is_main)
-    interrupt = Interrupt()
     counting: Score = compiled_score(progress.note) if stage.compile_evaluation else score
     first = state.step
+    interrupt = Interrupt(lambda: stage.unsaved(first))
     stop = False  # told to, as all ranks know it
     compiling = mark_compiling(compile_cache()) if stage.compile else None
     try:
@@ -286,7 +266,7 @@ def train(stage: Stage) -> None:
                 if state.loader and (complaint := state.loader.complaint()):
                     progress.note(f"{stage.name}: {complaint}")
                 if compiling:
-                    compiling.unlink(missing_ok=True)
+                    compiling.release()
                 gc.collect()  # or the collector scans the whole model again and again, up to half a second each time
                 gc.freeze()
         save(stage, finished=True)
@@ -389,39 +369,13 @@ def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress, counting: 
         data.close()
     stage.model.train()
     if compiling:
-        compiling.unlink(missing_ok=True)
+        compiling.release()
     if any_rank(interrupt.received, stage.hardware):
         return True
     state.val_bpb, state.evaluated_step, state.val_tokens = value, state.step, tokens
+    state.evaluations += 1
     kind = "validation" if last else "intermediate validation"
     progress.note(f"{stage.name} step {state.step}: {kind} {value:.4f} bits per byte, {tokens:,} tokens")
     if stage.hardware.is_main:
         stage.log(dict(step=state.step, val_bpb=value, val_tokens=tokens, final=last))
     return False
-
-
-def json_log(path: Path, step: int, evaluated: int) -> Callable[[dict[str, Any]], None]:
-    """Appends each row to a JSON-lines file, after dropping what an earlier attempt logged beyond `step`, and its
-    validations beyond step `evaluated`: they are made again.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = read_log(path) if step else []
-    kept = [row for row in rows if row["step"] <= (evaluated if "val_bpb" in row else step)]
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-
-    def write(row: dict[str, Any]) -> None:
-        with open(path, "a") as f:
-            f.write(json.dumps(row) + "\n")
-
-    return write
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log; a last line that was cut off by a crash is dropped."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows

@@ -7,6 +7,7 @@ from nanochat.data.loader import Rows, document_encoder, one_pass
 from nanochat.evaluate.bits_per_byte import bits_per_byte
 from nanochat.flags import flag, parse, run_script
 from nanochat.hardware import setup as look_at_hardware
+from nanochat.locks import turn
 from nanochat.run import Run
 
 
@@ -39,7 +40,8 @@ def main() -> None:
         if hardware.is_main:
             print(f"{flags.source}: {split} {result[f'{split}_bpb']:.4f} bits per byte on {source.name}")
     if hardware.is_main:
-        run.write_summary("eval", {**(run.summary("eval") or {}), flags.source: result})
+        with turn(run.stage("eval") / ".lock"):  # another stage may be evaluated at the same time
+            run.write_summary("eval", {**(run.summary("eval") or {}), flags.source: result})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from nanochat.data import choose
 from nanochat.data.loader import document_encoder
 from nanochat.flags import flag, parse, run_script
 from nanochat.gpt import GPT
+from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
+from nanochat.one_writer import only_writer
 from nanochat.recipe import Schedule, horizon, model_config
 from nanochat.run import Run
 from nanochat.stages import SCALINGS, Setup, run_stage, set_fp8
@@ -64,36 +66,29 @@ class Flags:
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
-    from profiling.record import watcher
-
     hardware = look_at_hardware(flags.device_type)
     run = Run.open(flags.run)
+    with only_writer(run, hardware):
+        train(flags, run, hardware)
+
+
+def train(flags: Flags, run: Run, hardware: Hardware) -> None:
+    from profiling.record import watcher
+
     tokenizer = run.tokenizer()
     config = model_config(
         flags.depth, tokenizer.vocab_size, flags.max_seq_len, flags.aspect_ratio, flags.head_dim, flags.window_pattern
     )
     length = horizon(
-        config,
-        flags.weight_decay,
-        flags.target_param_data_ratio,
-        flags.num_iterations,
-        flags.target_flops,
+        config, flags.weight_decay, flags.target_param_data_ratio, flags.num_iterations, flags.target_flops,
         flags.total_batch_size,
-    )
+    )  # fmt: skip
     settings = Settings(
-        length.num_iterations,
-        flags.device_batch_size,
-        flags.max_seq_len,
-        length.total_batch_size,
-        flags.eval_every,
-        flags.save_every,
-        flags.sample_every,
-    )
+        length.num_iterations, flags.device_batch_size, flags.max_seq_len, length.total_batch_size, flags.eval_every,
+        flags.save_every, flags.sample_every,
+    )  # fmt: skip
     settings.accumulation(hardware.world)
     source = choose.documents(flags.data, length.num_iterations * length.total_batch_size, flags.seed)
-    if flags.fresh and hardware.is_main:
-        run.fresh("base")
-    hardware.barrier()
     with torch.device("meta"):
         model = GPT(config)
     model.to_empty(device=hardware.device)
@@ -132,6 +127,7 @@ def main() -> None:
             tune=flags.tune,
             spike_guard=flags.spike_guard,
             watch=watcher(flags.profile),
+            fresh=flags.fresh,
         )
     )
 

@@ -11,6 +11,7 @@ from nanochat.evaluate.chat_tasks import evaluate
 from nanochat.files import write_atomically
 from nanochat.flags import flag, parse, run_script
 from nanochat.hardware import setup as look_at_hardware
+from nanochat.locks import turn
 from nanochat.run import Run
 from nanochat.tasks import TASKS
 
@@ -63,10 +64,11 @@ def main() -> None:
         results[name] = result.numbers()
         failures += [dict(task=name, **example) for example in result.examples if example["outcome"] != result.wanted]
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in failures).encode())
-    everything = run.summary("eval") or {}
-    chat = everything.get("chat", {})
-    tasks = {**chat.get(flags.source, {}), **results}
-    run.write_summary("eval", {**everything, "chat": {**chat, flags.source: tasks}})
+    with turn(run.stage("eval") / ".lock"):  # another stage may be evaluated at the same time
+        everything = run.summary("eval") or {}
+        chat = everything.get("chat", {})
+        tasks = {**chat.get(flags.source, {}), **results}
+        run.write_summary("eval", {**everything, "chat": {**chat, flags.source: tasks}})
     print(f"{len(failures) - before} failing examples in {path}")
     if recorder:
         recorder.end()

@@ -1,14 +1,16 @@
 """Decides what speedrun.sh does on this machine, prints it, and writes it down for the shell."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from nanochat import checkpoint, fresh
 from nanochat import plan as planning
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
 from nanochat.flags import flag, parse, run_script
-from nanochat.run import Run
+from nanochat.one_writer import only_writer
+from nanochat.run import TRAINED, Run
 
 
 @dataclass
@@ -36,19 +38,37 @@ def main() -> None:
     run = Run.open(flags.run)
     names = ("data", "depth", "device", "max_minutes", "seed")
     asked = {name: value for name in names if (value := getattr(flags, name)) is not None}
-    everything = flags.fresh and stages == list(planning.STAGES)
-    stored = None if everything else planning.load(run, asked)
+    if flags.dry_run:
+        decide(flags, run, stages, asked)
+        return
+    with only_writer(run):
+        plan = decide(flags, run, stages, asked)
+        if everything(flags, stages) and fresh.set_aside(run.folder, trained):
+            print(f"  note      what run {run.name} has is in {fresh.old(run.folder)} until the first new checkpoint")
+        if not planning.path(run).exists():
+            planning.store(plan, run)
+    if flags.write:
+        write_atomically(Path(flags.write), planning.shell(plan, run, stages, flags.fresh, flags.tune).encode())
+
+
+def everything(flags: Flags, stages: list[str]) -> bool:
+    """Whether nothing of the run is to stay."""
+    return flags.fresh and stages == list(planning.STAGES)
+
+
+def trained(folder: Path) -> bool:
+    return checkpoint.latest(folder / TRAINED[0]) is not None
+
+
+def decide(flags: Flags, run: Run, stages: list[str], asked: dict[str, Any]) -> planning.Plan:
+    """The plan, checked and shown: a stored one, or a new one that is not stored yet."""
+    if not flags.dry_run and not flags.fresh and fresh.put_back(run.folder, trained):
+        print(f"note: starting run {run.name} over came to no checkpoint, so what it had before is back")
+    stored = None if everything(flags, stages) else planning.load(run, asked)
     plan = stored or planning.make(run, asked)
     planning.check(plan, run, stages)
     planning.show(plan, run, stages)
-    if flags.dry_run:
-        return
-    if everything:
-        shutil.rmtree(run.folder, ignore_errors=True)
-    if everything or stored is None:
-        planning.store(plan, run)
-    if flags.write:
-        write_atomically(Path(flags.write), planning.shell(plan, run, stages, flags.fresh, flags.tune).encode())
+    return plan
 
 
 if __name__ == "__main__":

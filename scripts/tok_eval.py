@@ -11,6 +11,7 @@ from nanochat.data import choose
 from nanochat.data.source import first_items
 from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
+from nanochat.one_writer import only_writer
 from nanochat.run import Run
 
 OTHER_TEXT = {
@@ -53,9 +54,11 @@ def main() -> None:
         size = len(text.encode())
         table[kind] = {title: size / len(encode(text)) for title, encode in encoders.items()}
         print(f"{kind:12}" + "".join(f"{ratio:18.2f}" for ratio in table[kind].values()))
-    if summary is None:
-        print("note: summary.json of the tokenizer is missing, so nothing is noted there; tok_train makes it again")
-    else:
+    with only_writer(run):
+        summary = run.summary("tokenizer")
+        if summary is None:
+            print("note: summary.json of the tokenizer is missing, so nothing is noted there; tok_train makes it again")
+            return
         run.write_summary("tokenizer", {**summary, "bytes_per_token": table})
 
 

@@ -4,10 +4,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nanochat import fresh
 from nanochat.data import choose
 from nanochat.data.source import Source
 from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
+from nanochat.one_writer import only_writer
 from nanochat.run import Run
 from nanochat.tokenizer import FILE, Tokenizer
 
@@ -36,10 +38,18 @@ def texts(source: Source, max_chars: int, doc_cap: int) -> Iterator[str]:
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
     run = Run.open(flags.run)
+    with only_writer(run):
+        train(flags, run)
+
+
+def train(flags: Flags, run: Run) -> None:
+    folder, whole = run.stage("tokenizer"), lambda place: (place / "summary.json").exists()
     wanted = dict(data=flags.data, vocab_size=flags.vocab_size, max_chars=flags.max_chars, doc_cap=flags.doc_cap)
     source = choose.documents(flags.data, flags.max_chars // 4)
     wanted["fingerprint"] = source.fingerprint
-    path = run.stage("tokenizer") / FILE
+    if not flags.fresh and fresh.put_back(folder, whole):
+        print("note: tokenizer: training it again came to no end, so the one before is back")
+    path = folder / FILE
     made = None if flags.fresh else run.summary("tokenizer")
     there = run.tokenizer() if path.exists() and not flags.fresh else None
     before = made["fingerprint"] if made else there.fingerprint if there else ""  # a lost half is made again, the same
@@ -72,9 +82,11 @@ def main() -> None:
             f"run {run.name!r} has a tokenizer {before}, of which {'the file' if made else 'summary.json'} is lost, "
             f"and these flags and data give another, {tokenizer.fingerprint}; give those it was made with, or --fresh"
         )
-    tokenizer.save(run.stage("tokenizer"))
+    fresh.set_aside(folder, whole)
+    tokenizer.save(folder)
     summary = dict(wanted=wanted, characters=characters, seconds=seconds, fingerprint=tokenizer.fingerprint)
     run.write_summary("tokenizer", dict(summary, vocab_size=tokenizer.vocab_size))
+    fresh.forget(folder)
     print(
         f"tokenizer: {tokenizer.vocab_size:,} tokens from {characters:,} characters of {source.name} in {seconds:.1f} s"
     )

@@ -3,10 +3,7 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -156,44 +153,6 @@ def test_another_tokenizer_is_refused(tmp_path):
         made.check_tokenizer(tiny.tokenizer())
 
 
-SAVER = """
-import sys; sys.path[:0] = [{root!r}, {tests!r}]
-import test_checkpoint as t, pathlib, torch
-torch.set_num_threads(1)
-for step in range(1, 10**6):
-    t.save(pathlib.Path(sys.argv[1]), step, seed=0)
-    print(step, flush=True)
-"""
-
-
-def kill_while_saving(tmp_path, trials):
-    """Kills a process that saves again and again, at different moments; what is left must always be complete."""
-    tests = Path(__file__).parent
-    code = SAVER.format(root=str(tests.parent), tests=str(tests))
-    done = 0
-    process = None
-    for trial in range(trials):
-        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
-        process.stdout.readline()  # it saves now
-        time.sleep(0.002 * (trial % 10))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        found = checkpoint.latest(tmp_path)
-        assert found is not None and checkpoint.damage(found.folder) is None
-        json.loads((found.folder / "meta.json").read_text())
-        done += 1
-    assert done == trials
-
-
-def test_killed_while_saving(tmp_path):
-    kill_while_saving(tmp_path, 3)
-
-
-@pytest.mark.slow
-def test_killed_while_saving_fifty_times(tmp_path):
-    kill_while_saving(tmp_path, 50)
-
-
 def test_nothing_complete_is_removed_before_what_replaces_it_is_there_for_good(tmp_path, monkeypatch):
     for step in (1, 2):
         save(tmp_path, step)
@@ -222,48 +181,6 @@ def test_nothing_complete_is_removed_before_what_replaces_it_is_there_for_good(t
         ("sync_folder", tmp_path.name),
         ("rmtree", "step_000001"),
     ]
-
-
-def in_a_child_killed_at(call, act):
-    """Runs `act` in a forked process that dies, as by SIGKILL, at its so-manieth file operation; True if it ended."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1] == 0
-    left = [call]
-
-    def count(event="", args=()):
-        if event in ("", "open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.scandir"):
-            left[0] -= 1
-            if not left[0]:
-                os._exit(9)
-
-    fsync, write = os.fsync, checkpoint.hashlib.sha256
-    os.fsync = lambda descriptor: (count(), fsync(descriptor), count())
-    checkpoint.hashlib.sha256 = lambda *args: (count(), write(*args))[1]
-    sys.addaudithook(count)
-    act()
-    os._exit(0)
-
-
-def test_killed_between_any_two_calls_a_complete_checkpoint_is_left(tmp_path):
-    """The last save of a stage: of a step that is there already, and mostly alone."""
-    save(tmp_path / "before", 5)
-    parts = dict(model=dict(tiny.model(seed=1).state_dict()), optimizer={}, loader=dict(lengths=torch.zeros(0)))
-    meta = dict(META, step=5, finished=True, config=checkpoint.latest(tmp_path / "before").meta["config"])
-    for call in range(1, 1000):
-        folder = tmp_path / str(call)
-        shutil.copytree(tmp_path / "before", folder)
-        ended = in_a_child_killed_at(call, lambda folder=folder: checkpoint.write(folder, meta, parts))
-        left = checkpoint.latest(folder)
-        assert left is not None and left.step == 5 and checkpoint.damage(left.folder) is None, call
-        assert checkpoint.finished(folder) == left.finished
-        manifest = json.loads((left.folder / "manifest.json").read_text())
-        checkpoint.write(folder, dict(meta, step=6), parts)  # the next save finds its place for what was left
-        assert sorted(path.name for path in folder.iterdir()) == ["step_000005", "step_000006"], call
-        assert json.loads((folder / "step_000005" / "manifest.json").read_text()) == manifest, call
-        if ended:
-            break
-    assert ended and left.finished and call > 30
 
 
 @pytest.mark.parametrize("place", ["free", "taken", "damaged"])

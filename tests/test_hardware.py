@@ -9,28 +9,116 @@ import pytest
 import standins
 import torch
 
-from nanochat import hardware
+from nanochat import hardware, locks
 from nanochat.errors import UserError
 
+ROOT = Path(__file__).parent.parent
 
-def test_libraries_that_a_killed_compiler_left_are_forgotten(tmp_path):
-    old, new = tmp_path / "a" / "old.so", tmp_path / "b" / "new.so"
-    for library in (old, new):
-        library.parent.mkdir()
-        library.touch()
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    marker = tmp_path / f".compiling.{dead.pid}"
-    marker.touch()
-    new.touch()
-    os.utime(old, (0, 0))
-    alive = hardware.mark_compiling(tmp_path)
+
+COMPILER = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from nanochat.hardware import mark_compiling
+marker = mark_compiling(pathlib.Path(sys.argv[2]))
+print(marker.path.name, flush=True)
+sys.stdin.readline()
+marker.release()
+print("released", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def compiler(tmp_path):
+    """compiler(): another process that compiles into tmp_path, and its marker."""
+    started = []
+
+    def start():
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMPILER, ROOT, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process, tmp_path / process.stdout.readline().strip()
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def library(folder, seconds, name):
+    """One that was written so many seconds after a time long ago."""
+    path = folder / name / f"{name}.so"
+    path.parent.mkdir(exist_ok=True)
+    return at(path, seconds)
+
+
+def at(path, seconds):
+    path.touch()
+    os.utime(path, (1e9 + seconds, 1e9 + seconds))
+    return path
+
+
+def test_libraries_that_a_killed_compiler_left_are_forgotten(tmp_path, compiler):
+    process, marker = compiler()
+    at(marker, 10)
+    before, during = library(tmp_path, 0, "before"), library(tmp_path, 20, "during")
     hardware.heal_compile_cache(tmp_path)
-    assert old.exists() and not new.exists() and not marker.exists() and alive.exists()
-    new.touch()
+    assert during.exists() and marker.exists()  # its process may still be writing
+    process.kill()
+    process.wait()
     hardware.heal_compile_cache(tmp_path)
-    assert new.exists()  # its process is alive and may still be writing
+    assert before.exists() and not during.exists() and not marker.exists()
     hardware.heal_compile_cache(tmp_path / "none")
+
+
+def test_a_dead_compiler_whose_pid_is_another_process_now_is_found_out(tmp_path, compiler):
+    """In a container the first process is 1 each time."""
+    process, marker = compiler()
+    process.kill()
+    process.wait()
+    at(marker.rename(tmp_path / f".compiling.{os.getpid()}.0"), 10)
+    during = library(tmp_path, 20, "during")
+    hardware.heal_compile_cache(tmp_path)
+    assert not during.exists() and not list(tmp_path.glob(".comp*"))
+
+
+def test_without_locks_a_compiler_is_known_by_boot_pid_and_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "fcntl", None)
+    marker = hardware.mark_compiling(tmp_path)
+    at(marker.path, 10)
+    during = library(tmp_path, 20, "during")
+    hardware.heal_compile_cache(tmp_path)
+    assert during.exists() and marker.path.exists()
+    words = marker.path.read_text().split(" ")
+    for word in range(len(words)):
+        at(marker.path, 10).write_text(" ".join([*words[:word], words[word] + "1", *words[word + 1 :]]))
+        at(marker.path, 10)
+        library(tmp_path, 20, "during")
+        hardware.heal_compile_cache(tmp_path)
+        assert not during.exists() and not marker.path.exists()
+    assert len(words) > 2
+
+
+def test_what_another_compiler_may_have_written_stays_until_that_is_done(tmp_path, compiler):
+    (dead, first), (living, second) = compiler(), compiler()
+    dead.kill()
+    dead.wait()
+    at(first, 10), at(second, 30)
+    alone, both = library(tmp_path, 20, "alone"), library(tmp_path, 40, "both")
+    hardware.heal_compile_cache(tmp_path)
+    assert not alone.exists() and both.exists() and first.exists() and second.exists()
+    living.stdin.write("\n"), living.stdin.flush()
+    assert living.stdout.readline() == "released\n"
+    hardware.heal_compile_cache(tmp_path)
+    assert not both.exists() and not list(tmp_path.glob(".comp*"))
+
+
+def test_a_process_that_compiles_twice_has_two_markers(tmp_path):
+    one, two = hardware.mark_compiling(tmp_path), hardware.mark_compiling(tmp_path)
+    one.release()
+    assert not one.path.exists() and locks.held(two.path)
+    two.release()
 
 
 def test_the_dtype_can_be_asked_for(monkeypatch):

@@ -11,7 +11,8 @@ import pytest
 import tiny
 from test_training import ROOT, SIZES, home  # noqa: F401 (home is a fixture)
 
-from nanochat import checkpoint, launch, trainer
+from nanochat import checkpoint, launch
+from nanochat.log import read_log
 from nanochat.run import Run
 
 RANK = """
@@ -135,7 +136,7 @@ def test_training_that_is_told_to_stop_saves_on_all_ranks(home, tmp_path, number
         start_new_session=True,
     )
     folder = Run.open("b").stage("base")
-    while len(trainer.read_log(folder / "log.jsonl")) < 2:  # after the first, Python collects garbage, deaf to signals
+    while len(read_log(folder / "log.jsonl")) < 2:  # after the first, Python collects garbage, deaf to signals
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     for _ in range(3):
@@ -146,6 +147,29 @@ def test_training_that_is_told_to_stop_saves_on_all_ranks(home, tmp_path, number
     assert "Traceback" not in error and "error:" not in error
     assert error.count("The same command again goes on") == 1  # not once a rank
     assert ": stopped at step" in said and checkpoint.latest(folder).step > 0
+
+
+@pytest.mark.slow
+def test_told_to_stop_before_the_first_step_is_done_they_end_at_once(home, tmp_path):  # noqa: F811
+    (tmp_path / "slow.py").write_text(SLOW.replace("0.5", "60"))
+    command = [sys.executable, "-m", "scripts.launch", "--gpus", "2", "slow", "--"]
+    process = subprocess.Popen(
+        [*command, "--run=b", f"--data={home / 'text.jsonl'}", *SIZES],
+        cwd=ROOT,
+        env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=f"{tmp_path}:{ROOT}"),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    folder = Run.open("b").stage("base")
+    while not (folder / "log.jsonl").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    error = process.communicate(timeout=50)[1]
+    assert process.returncode == 75 and "Traceback" not in error and "error:" not in error, error
+    assert error.count("nothing to save") == 1 and checkpoint.latest(folder) is None
 
 
 def test_wrong_use_of_the_script(capsys):

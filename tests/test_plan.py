@@ -1,6 +1,7 @@
 import json
 import shlex
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import standins
@@ -151,6 +152,24 @@ def test_a_full_disk_is_seen_before_anything_begins(run, monkeypatch):
     made.disk = 10**18
     with pytest.raises(UserError, match="needs about 1000000000.0"):
         plan.check(made, run, ["base"])
+
+
+def test_a_full_disk_is_seen_before_the_speed_is_measured(run, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "speed", SPEED)
+    monkeypatch.setattr(plan, "step_seconds", lambda *args: pytest.fail("it was measured"))
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
+    assert tiny.call("plan", "--run=r", "--device=cpu") == 2
+    assert "has 0.0 GB free and this run needs about" in capsys.readouterr().err
+
+
+def test_what_a_run_has_already_needs_no_room_again(run, monkeypatch):
+    made = plan.make(run, dict(device="cpu"))
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=made.disk - 1000))
+    with pytest.raises(UserError, match="free some"):
+        plan.check(made, run, ["base"])
+    run.stage("base").mkdir(parents=True)
+    (run.stage("base") / "x").write_bytes(bytes(1000))
+    plan.check(made, run, ["base"])
 
 
 def test_a_dry_run_writes_nothing(run, capsys):

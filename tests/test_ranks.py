@@ -1,15 +1,18 @@
 """What ranks tell each other, and when the loop asks."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import types
 from datetime import timedelta
 
 import pytest
 import standins
+import test_launch
 import tiny
 import torch
 import torch.distributed as dist
@@ -21,6 +24,7 @@ from nanochat.data.loader import Batch
 from nanochat.errors import UserError
 from nanochat.flags import run_script
 from nanochat.hardware import setup
+from nanochat.log import read_log
 from nanochat.ranks import Shared, any_rank
 from nanochat.recipe import Schedule
 from nanochat.run import Run
@@ -117,6 +121,29 @@ def test_told_to_stop_on_every_rank_they_stop_at_one_step_and_wait_until_it_is_s
     )  # fmt: skip
     assert "stopped at step 6, saved" in done.stdout + done.stderr
     assert checkpoint.latest(Run.open("b").stage("base")).step == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_torchrun_told_again_and_again_has_saved_every_step(home, tmp_path, number):  # noqa: F811
+    """Thrice within a second, to its process group; it hands them on itself."""
+    (tmp_path / "slow.py").write_text(test_launch.SLOW)
+    launch = "-m torch.distributed.run --standalone --nproc-per-node=2".split()
+    flags = ["--run=b", f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=100000", "--eval-every=-1"]
+    process = subprocess.Popen(
+        [sys.executable, *launch, tmp_path / "slow.py", "--", *flags], cwd=ROOT, start_new_session=True, text=True,
+        env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT)), stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    folder = Run.open("b").stage("base")
+    while len(read_log(folder / "log.jsonl")) < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    for _ in range(3):
+        os.killpg(process.pid, number)
+        time.sleep(0.3)
+    _, error = process.communicate(timeout=120)
+    assert checkpoint.latest(folder).step == read_log(folder / "log.jsonl")[-1]["step"] >= 5, error
 
 
 # ---- how they part

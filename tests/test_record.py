@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from test_trace import GEMM, NORM, REDUCE, event, kernel, mark, step
 from torch.profiler import ProfilerActivity, profile
 
-from nanochat import hardware, trainer
+from nanochat import hardware
 from nanochat.cost import attended, decode_cost, flops_per_token, linear_params, training_flops
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.hardware import PEAKS
+from nanochat.log import read_log
 from nanochat.run import Run
 from profiling import cards, diff, lab_page, lab_parts, record
 from profiling.analysis import analyse
@@ -60,7 +61,7 @@ def facts(page):
 
 
 def losses(name, stage):
-    return [row["loss"] for row in trainer.read_log(Run.open(name).stage(stage) / "log.jsonl") if "loss" in row]
+    return [row["loss"] for row in read_log(Run.open(name).stage(stage) / "log.jsonl") if "loss" in row]
 
 
 def test_recording_changes_no_loss_and_leaves_a_page(home, capsys):

@@ -1,9 +1,20 @@
 """speedrun.sh itself, with the Python behind it replaced by a stand-in that shows how it was called."""
 
+import os
+import shlex
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from test_launch import SLOW
+from test_training import SIZES, home  # noqa: F401 (home is a fixture)
+
+from nanochat import checkpoint
+from nanochat.log import read_log
+from nanochat.run import Run
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,6 +58,50 @@ def run(tmp_path):
         )
 
     return start
+
+
+REAL = """#!/usr/bin/env bash
+case "$*" in
+    *scripts.plan*) while [ $# -gt 1 ]; do shift; done; cat {plan} > "$1" ;;
+    *) exec {python} "$@" ;;
+esac
+"""
+SIGNALS = dict(INT=signal.SIGINT, TERM=signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("whole_group", [True, False])
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_told_to_stop_by_real_signals_it_has_saved_every_step(home, tmp_path, name, whole_group, gpus):  # noqa: F811
+    """Thrice within a second: to the process group, as by a terminal, or to the shell alone, as by docker stop."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    root = tmp_path / "root"
+    (root / "scripts").mkdir(parents=True)
+    flags = shlex.join([f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=100000", "--eval-every=-1"])
+    made = PLAN.format(folder=tmp_path, gpus=gpus).replace("a run", "b").replace("--depth=2", flags)
+    (root / "plan").write_text(made.replace("(tokenizer base mid sft eval report)", "(base mid)"))
+    shell = (ROOT / "speedrun.sh").read_text().replace("scripts.base_train", "slow")
+    (root / "speedrun.sh").write_text(shell)
+    (root / "python").write_text(REAL.format(plan=root / "plan", python=sys.executable))
+    (root / "python").chmod(0o755)
+    (root / "scripts" / "venv.sh").write_text(f"PATH={root}:$PATH\nexport PYTHONPATH={tmp_path}:{ROOT}\ncd {ROOT}\n")
+    process = subprocess.Popen(
+        ["bash", root / "speedrun.sh"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True, env=dict(os.environ, OMP_NUM_THREADS="1"),
+    )  # fmt: skip
+    folder = Run.open("b").stage("base")
+    while len(read_log(folder / "log.jsonl")) < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    for _ in range(3):
+        (os.killpg if whole_group else os.kill)(process.pid, SIGNALS[name])
+        time.sleep(0.3)
+    said, error = process.communicate(timeout=120)
+    assert process.returncode == 75, error
+    assert "Traceback" not in error and "error:" not in error and "mid_train" not in said
+    saved = checkpoint.latest(folder).step
+    assert saved == read_log(folder / "log.jsonl")[-1]["step"] >= 5  # none was lost
 
 
 def calls(done):

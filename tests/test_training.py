@@ -5,10 +5,7 @@ import gc
 import json
 import math
 import os
-import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -18,8 +15,9 @@ import pytest
 import tiny
 import torch
 
-from nanochat import checkpoint, stages, trainer
+from nanochat import checkpoint, interrupt, stages, trainer
 from nanochat.errors import EXIT_INTERRUPTED
+from nanochat.log import read_log
 from nanochat.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +54,7 @@ def train(home, name, stage="base", *more):
 
 
 def losses(name, stage):
-    rows = trainer.read_log(Run.open(name).stage(stage) / "log.jsonl")
+    rows = read_log(Run.open(name).stage(stage) / "log.jsonl")
     return [(row["step"], row["loss"]) if "loss" in row else (row["step"], row["val_bpb"]) for row in rows]
 
 
@@ -144,56 +142,6 @@ def test_chat_stages_resume_exactly_too(home, monkeypatch, stage):
         assert train(home, "b", stage) == EXIT_INTERRUPTED
     assert train(home, "b", stage) == 0
     assert_same(stage)
-
-
-LONG = ("--num-iterations=60", "--save-every=1")  # a thread is nearly always writing
-SLOWLY = """
-import sys, time
-sys.path[:0] = [sys.argv.pop(1)]
-from nanochat import checkpoint
-from nanochat.flags import run_script
-from scripts import base_train
-
-write = checkpoint.write_tensors
-
-def slowly(path, tensors):
-    time.sleep(0.01)
-    return write(path, tensors)
-
-checkpoint.write_tensors = slowly
-run_script(base_train.main)
-"""
-
-
-def kill_while_training(home, times):
-    """Kills it so often, each time at another moment after its first save, which a thread makes; resumes in between."""
-    assert train(home, "a", "base", *LONG) == 0
-    flags = ["--run=b", f"--data={home / 'text.jsonl'}", *SIZES, *LONG]
-    folder, draw = Run.open("b").stage("base"), random.Random(0)
-    for _ in range(times):
-        before = checkpoint.latest(folder)
-        process = subprocess.Popen([sys.executable, "-c", SLOWLY, ROOT, *flags], cwd=ROOT, stdout=subprocess.DEVNULL)
-        while process.poll() is None and (now := checkpoint.latest(folder, verify=False)) == before is None:
-            time.sleep(0.02)
-        while process.poll() is None and now == before:
-            now = checkpoint.latest(folder, verify=False)
-            time.sleep(0.02)
-        time.sleep(draw.uniform(0, 0.2))
-        process.kill()
-        process.wait()
-        found = checkpoint.latest(folder)
-        assert found is not None and found.step >= (before.step if before else 1)
-    assert train(home, "b", "base", *LONG) == 0
-    assert_same("base")
-
-
-def test_killed_and_called_again_it_takes_the_same_steps(home):
-    kill_while_training(home, 2)
-
-
-@pytest.mark.slow
-def test_killed_twenty_times_and_called_again_it_takes_the_same_steps(home):
-    kill_while_training(home, 20)
 
 
 # ---- checkpoints are written by a thread
@@ -294,7 +242,7 @@ def test_a_signal_that_several_hand_on_is_one(home, monkeypatch):
 
 
 def test_told_twice_to_stop_it_does_not_wait_for_the_thread(home, monkeypatch):
-    monkeypatch.setattr(trainer, "ONE_PRESS", 0.1)
+    monkeypatch.setattr(interrupt, "ONE_PRESS", 0.1)
     over = threading.Event()
 
     def told(meta):
@@ -342,7 +290,7 @@ def test_a_validation_that_is_made_again_is_logged_once(home, monkeypatch):
 def test_intermediate_validations_may_be_smaller(home, capsys):
     assert train(home, "a", "base", "--eval-tokens-between=256") == 0
     assert "step 4: intermediate validation" in capsys.readouterr().out
-    rows = [row for row in trainer.read_log(Run.open("a").stage("base") / "log.jsonl") if "val_bpb" in row]
+    rows = [row for row in read_log(Run.open("a").stage("base") / "log.jsonl") if "val_bpb" in row]
     assert [(row["step"], row["val_tokens"], row["final"]) for row in rows] == [
         (4, 256, False),
         (8, 256, False),

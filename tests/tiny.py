@@ -1,12 +1,14 @@
 """Small things that several tests need: a text, a tokenizer, a model, and scripts run in this process."""
 
 import importlib
+import signal
 import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 
+from nanochat import interrupt
 from nanochat.flags import run_script
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
@@ -43,6 +45,14 @@ def model(vocab_size: int = 300, seed: int = 0, **sizes) -> GPT:
     return gpt
 
 
+def live_on(handlers: dict) -> None:
+    """What ends a script's process after a signal does not end this one, which gets back its handlers."""
+    if interrupt.ending:
+        interrupt.ending.cancel()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 def call(script: str, *argv: str) -> int:
     """Runs `python -m scripts.NAME argv` in this process; returns the exit code."""
     return call_module(f"scripts.{script}", *argv)
@@ -52,10 +62,12 @@ def call_module(name: str, *argv: str) -> int:
     """Runs `python -m NAME argv`, whose `main` is run by run_script, in this process; returns the exit code."""
     module = importlib.import_module(name)
     before, sys.argv = sys.argv, [name, *argv]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return called(module.main)
     finally:
         sys.argv = before
+        live_on(handlers)
 
 
 def called(main: Callable[[], None]) -> int:

@@ -89,7 +89,7 @@ class Engine:
             except Exception as problem:  # whatever the tool chain throws: steps go on as they are
                 why = f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
             finally:
-                compiling.unlink(missing_ok=True)
+                compiling.release()
         self._compiling = False
         return why
 

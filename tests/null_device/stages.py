@@ -18,6 +18,7 @@ from test_training import CHAT, SIZES  # noqa: E402
 
 from nanochat import trainer  # noqa: E402
 from nanochat.errors import EXIT_INTERRUPTED  # noqa: E402
+from nanochat.log import read_log  # noqa: E402
 from nanochat.run import Run  # noqa: E402
 from profiling.compiled import null_device  # noqa: E402
 
@@ -40,7 +41,7 @@ def train(
 
 def of(run: str) -> torch.Tensor:
     """The losses of all steps and the last validation: those in between are as large as the time allows."""
-    rows = trainer.read_log(Run.open(run).stage("base") / "log.jsonl")
+    rows = read_log(Run.open(run).stage("base") / "log.jsonl")
     validations = [row["val_bpb"] for row in rows if "val_bpb" in row]
     return torch.tensor([row["loss"] for row in rows if "loss" in row] + validations[-1:], dtype=torch.float64)
 

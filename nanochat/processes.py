@@ -1,0 +1,58 @@
+"""What the system knows of processes: who one is, and which ones another has started."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+PROC = Path("/proc")
+# Fields of /proc/PID/stat, counted from after the command's name, which may hold spaces and brackets.
+PARENT, BEGUN = 1, 19
+
+
+def identity(pid: int) -> str:
+    """A process for good: pid, boot and when it began; "" when there is none. A pid alone is given again, and in a
+    container nearly always: the first process is 1.
+    """
+    if (PROC / "self").exists():
+        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        fields = _stat(pid)
+        return f"{pid} {boot} {fields[BEGUN]}" if fields else ""
+    begun = _ps("-o", "lstart=", "-p", str(pid)).strip()
+    return f"{pid} {begun}" if begun else ""
+
+
+def descendants(pid: int) -> set[int]:
+    """The processes that a process has started, and those they have."""
+    if (PROC / "self").exists():
+        found = {int(name): _stat(int(name)) for name in os.listdir(PROC) if name.isdigit()}
+        parents = {child: int(fields[PARENT]) for child, fields in found.items() if fields}
+    else:
+        lines = (line.split() for line in _ps("-axo", "pid=,ppid=").splitlines())
+        parents = {int(child): int(parent) for child, parent in lines}
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family - {pid}
+
+
+def end(pids: set[int]) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def _ps(*words: str) -> str:
+    try:
+        return subprocess.run(["ps", *words], capture_output=True, text=True).stdout
+    except FileNotFoundError:  # Windows
+        return ""
