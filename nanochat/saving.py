@@ -12,7 +12,7 @@ more: chunks are not filled to the end). Where less is available, checkpoints ar
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from nanochat import checkpoint
+from nanochat.optim import Moment
 
 CHUNK = 1 << 28  # bytes that are asked for at a time: a power of two, to which torch rounds pinned memory up
 ALIGNED = 64  # bytes
@@ -45,23 +46,26 @@ class Saver:
     def save(
         self,
         meta: dict[str, Any],
-        changing: dict[str, Iterable[tuple[str, Tensor]]],
+        changing: dict[str, Mapping[str, Tensor | Moment]],
         fixed: dict[str, dict[str, Tensor]],
         size: int,
     ) -> None:
         """Saves meta and parts as `checkpoint.write` does; waits first until the checkpoint before is written.
 
-        changing: parts whose tensors may be changed as soon as this returns; size: their bytes, at most. The tensors
-        of `fixed`, on the host, and `meta` are nobody else's.
+        changing: parts whose tensors may be changed as soon as this returns; size: their bytes, at most. Moments of
+        several ranks are gathered one by one, each part in the order of `checkpoint.in_order`. The tensors of `fixed`,
+        on the host, and `meta` are nobody else's.
         """
         self.wait()
         if self._fits is None:
             self._fits = self._has_room(size)
         if not self._fits:
-            whole = {part: dict(named) for part, named in changing.items()}
-            checkpoint.write(self.folder, meta, {**whole, **fixed})
+            checkpoint.write(self.folder, meta, {**changing, **fixed})
             return
-        copies = {part: {name: self._copy(part, name, t) for name, t in named} for part, named in changing.items()}
+        copies = {
+            part: {name: self._copy(part, name, named[name]) for name in checkpoint.in_order(named)}
+            for part, named in changing.items()
+        }
         copied = None
         if self.pinned:
             copied = torch.cuda.Event()
@@ -101,8 +105,9 @@ class Saver:
         finally:
             self._idle.set()
 
-    def _copy(self, part: str, name: str, tensor: Tensor) -> Tensor:
+    def _copy(self, part: str, name: str, tensor: Tensor | Moment) -> Tensor:
         """The tensor's values now, or, of one on a GPU, once its stream comes to the copy."""
+        tensor = tensor.whole() if isinstance(tensor, Moment) else tensor
         if (part, name) not in self._kept:
             self._kept[part, name] = self._room(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
         return self._kept[part, name].copy_(tensor.detach(), non_blocking=self.pinned)

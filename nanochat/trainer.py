@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from nanochat import checkpoint
+from nanochat.consensus import same_checkpoint
 from nanochat.cost import flops_per_token
 from nanochat.data.loader import Batch, LoaderState, Prefetch
 from nanochat.errors import UserError
@@ -158,14 +159,13 @@ class Interrupt:
             signal.signal(number, handler)
 
 
-def resume(stage: Stage) -> bool:
-    """Puts the stage where its newest complete checkpoint left it. False when there is none."""
+def resume(stage: Stage) -> checkpoint.Checkpoint | None:
+    """Puts the stage where its newest complete checkpoint left it, and returns that; None when there is none."""
     if stage.hardware.is_main:
         checkpoint.settle(stage.folder)
-    stage.hardware.barrier()
-    found = checkpoint.latest(stage.folder)
+    found = same_checkpoint(lambda: checkpoint.latest(stage.folder))
     if found is None:
-        return False
+        return None
     for key in ("tokenizer", "data", "plan"):
         if found.meta[key] != stage.meta[key]:
             raise UserError(
@@ -186,16 +186,16 @@ def resume(stage: Stage) -> bool:
         for name, tensor in found.tensors("fp8").items():
             histories[name].copy_(tensor)
     stage.saved_step = stage.state.step
-    return True
+    return found
 
 
 def save(stage: Stage, finished: bool) -> None:
     """Takes a checkpoint, which rank 0 writes in a thread; the others only hand over their shares of the optimizer."""
-    moments = stage.optimizer.each_state()
+    moments = stage.optimizer.moments()
     stage.saved_step = stage.state.step
     if not stage.hardware.is_main:
-        for _ in moments:
-            pass
+        for name in checkpoint.in_order(moments):
+            moments[name].whole()
         return
     state, model = stage.state, stage.model
     assert state.loader is not None
@@ -211,7 +211,7 @@ def save(stage: Stage, finished: bool) -> None:
         config=asdict(model.config),
     )
     weights, histories = model.state_dict(), model.histories()
-    changing = dict(model=weights.items(), optimizer=moments, fp8=histories.items())
+    changing: dict[str, Any] = dict(model=weights, optimizer=moments, fp8=histories)
     if not histories:
         del changing["fp8"]
     loader = dict(state.loader.tensors(), torch_rng=torch.get_rng_state())

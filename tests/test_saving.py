@@ -2,11 +2,13 @@
 
 import threading
 import types
+import weakref
 
 import pytest
 import torch
 
 from nanochat import checkpoint, saving
+from nanochat.optim import Moment
 from nanochat.saving import Saver
 
 META = dict(step=1, finished=False, config={})
@@ -19,7 +21,7 @@ def tensors():
 
 def save(saver, live, step=1, **fixed):
     size = sum(tensor.nbytes for tensor in live.values())
-    saver.save(dict(META, step=step), dict(model=live.items()), fixed, size)
+    saver.save(dict(META, step=step), dict(model=live), fixed, size)
 
 
 @pytest.fixture
@@ -119,6 +121,31 @@ def test_where_memory_is_short_it_saves_at_once_and_says_so_once(tmp_path, monke
     assert threads == [spare < 0] * 2 and bool(saver._kept) == (spare > 0)
     assert capsys.readouterr().out.count("written while training waits") == (spare < 0)
     assert torch.equal(checkpoint.latest(tmp_path).tensors("model")["a"], live["a"])
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_of_the_moments_of_several_ranks_one_is_gathered_at_a_time(tmp_path, monkeypatch, room):
+    """In the order in which the other ranks hand over their shares, whether or not a thread writes them."""
+    monkeypatch.setattr(saving, "available", lambda: 1 << 40 if room else 0)
+    order, alive = [], []
+
+    def whole(moment):
+        assert not [one for one in alive if one() is not None]
+        gathered = torch.cat([moment.mine, moment.mine + 1])[: moment.rows]
+        order.append(names[id(moment.mine)])
+        alive.append(weakref.ref(gathered))
+        return gathered
+
+    monkeypatch.setattr(Moment, "whole", whole)
+    moments = {f"{i}.0.exp_avg": Moment(torch.full((2, 3), float(i)), 2, 4 - i % 2) for i in range(5)}
+    names = {id(moment.mine): name for name, moment in moments.items()}
+    saver = Saver(tmp_path, pinned=False)
+    saver.save(META, dict(optimizer=moments), {}, 1)
+    saver.wait()
+    assert order == checkpoint.in_order(moments) == list(moments)
+    found = checkpoint.at(tmp_path / "step_000001").tensors("optimizer")
+    assert {name: tuple(value.shape) for name, value in found.items()} == {n: m.shape for n, m in moments.items()}
+    assert all(value.flatten()[:6].eq(int(name[0])).all() for name, value in found.items())
 
 
 def test_available_memory_is_that_of_the_machine_or_of_the_container():
