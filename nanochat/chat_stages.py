@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from nanochat.cadence import EVERY, TOKENS
+from nanochat.consensus import same_checkpoint
 from nanochat.data import choose
 from nanochat.data.loader import Encode, conversation_encoder
 from nanochat.data.source import Source, first_items
@@ -62,7 +63,7 @@ def run_chat_stage(name: str, flags: ChatFlags, watch: Callable[[Stage], Callabl
     hardware = look_at_hardware(flags.device_type)
     run = Run.open(flags.run)
     tokenizer = run.tokenizer()
-    parent = run.checkpoint(flags.source or (_stage_before(run, name)))
+    parent = same_checkpoint(lambda: run.checkpoint(flags.source or _stage_before(run, name)))
     parent.check_tokenizer(tokenizer)
     base = parent.meta["settings"]
     source, left_out = choose.conversations(flags.data, name, flags.seed)

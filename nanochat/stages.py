@@ -11,7 +11,7 @@ import torch
 
 from kernels import dispatch, use
 from kernels.fp8.quantize import has_units
-from nanochat import checkpoint, measure, trainer
+from nanochat import measure, trainer
 from nanochat.cadence import MFU, PEAK, between, compiling_pays, validated
 from nanochat.chat import answers, visible_text
 from nanochat.cost import flops_per_token, parameter_counts
@@ -105,7 +105,7 @@ def run_stage(setup: Setup) -> None:
         scaler=_scaler(hardware, settings) if setup.model.dtype == torch.float16 else None,
     )
     resumed = trainer.resume(stage)
-    if resumed and checkpoint.finished(stage.folder):
+    if resumed and resumed.finished:
         say(setup, f"{setup.name}: already trained, {stage.state.step} steps ({stage.folder})")
         return
     settings.accumulation(hardware.world)  # refuses before anything is compiled or written
@@ -121,7 +121,7 @@ def run_stage(setup: Setup) -> None:
         f"{setup.source.name}, {where}; {hardware.device.type} ({hardware.name}), {str(setup.model.dtype)[6:]}, "
         f"{'compiled' if stage.compile else 'eager: ' + reason}",
     )
-    choice = _kernels(setup, stage, resumed)
+    choice = _kernels(setup, stage, resumed is not None)
     if hardware.is_main:
         stage.log = _log(setup, stage)
         if setup.watch:
