@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Found = TypeVar("Found", bound="Checkpoint | None")
 TO_APPEAR = 120.0  # seconds until another machine sees what one has written into a shared folder
-FAILED = "failed first"  # key in the store of the process group
+TO_HEAR = 5.0  # seconds that the first of several machines stays to tell the others that it failed
+FAILED = "failed first"  # key in the store of the process group; a text that nobody plans
 
 
 def from_rank_0(make: Callable[[], T]) -> T:
@@ -49,18 +50,31 @@ def from_first_machine(make: Callable[[], str], nodes: int, node: int, head: str
         if node > 0:
             text = store.get("text").decode()
             store.add("taken", 1)
-            return text
     except RuntimeError as problem:
         why = str(problem).splitlines()[0]
         raise UserError(f"machine {node} has no plan from the first one, {head}: {why}") from None
-    text = make()
+    if node > 0:
+        if text == FAILED:
+            raise UserError("the first machine could not plan, and says why")
+        return text
+    try:
+        text = make()
+    except BaseException:
+        store.set("text", FAILED)
+        _taken(store, nodes - 1, TO_HEAR)
+        raise
     store.set("text", text)
-    waits_until = time.monotonic() + PATIENCE.total_seconds()
-    while (taken := store.add("taken", 0)) < nodes - 1:
-        if time.monotonic() > waits_until:
-            raise UserError(f"of {nodes} machines only {taken + 1} are there after {PATIENCE}")
-        time.sleep(0.1)
+    if (taken := _taken(store, nodes - 1, PATIENCE.total_seconds())) < nodes - 1:
+        raise UserError(f"of {nodes} machines only {taken + 1} are there after {PATIENCE}")
     return text
+
+
+def _taken(store: dist.Store, all: int, seconds: float) -> int:
+    """How many machines have taken the text: all, or fewer after so many seconds."""
+    waits_until = time.monotonic() + seconds
+    while (taken := store.add("taken", 0)) < all and time.monotonic() < waits_until:
+        time.sleep(0.1)
+    return taken
 
 
 def same_checkpoint(find: Callable[[], Found]) -> Found:

@@ -98,6 +98,27 @@ def test_the_first_machine_plans_for_all():
     assert from_first_machine(lambda: "alone", 1, 0, "") == "alone"
 
 
+def test_when_the_first_machine_cannot_plan_the_others_end_too(capfd):
+    head, said = f"127.0.0.1:{free_port()}", {}
+
+    def fail():
+        raise UserError("no disk")
+
+    def machine(node):
+        try:
+            from_first_machine(fail if node == 0 else never, 2, node, head)
+        except UserError as error:
+            said[node] = str(error)
+
+    threads = [threading.Thread(target=machine, args=(node,)) for node in (1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == {0: "no disk", 1: "the first machine could not plan, and says why"}
+    assert capfd.readouterr().err == ""
+
+
 # ---- the first error
 
 FAILING = """
