@@ -6,6 +6,7 @@
 #
 # Called again, it goes on where it stopped and does nothing twice. Every stage is one command that you can also give by
 # hand; they are printed as they start. Artifacts: $NANOCHAT_BASE_DIR (default ~/.cache/nanochat-kernels).
+# On several machines that share that folder each runs it once, as scripts/slurm.sh shows.
 set -euo pipefail
 
 # A path after --data is meant from where the user stands.
@@ -50,11 +51,26 @@ child() {
     return $code
 }
 
+# Several machines: Slurm (srun) or torchrun's variables say how many there are and which of them this is. The first one
+# plans, and takes the stages of a single process; the others wait for it where the next training begins.
+NODES=${SLURM_STEP_NUM_NODES:-${WORLD_SIZE:-1}}
+NODE=0 HEAD=${MASTER_ADDR:-} PORT=${MASTER_PORT:-29500}
+if [ "$NODES" -gt 1 ]; then
+    NODE=${SLURM_NODEID:-${RANK:-0}} PORT=$((PORT + 1)) # torchrun's own may still be in use
+    wrong() { echo "error: $*" >&2; exit 2; }
+    [ -n "$HEAD" ] || wrong "$NODES machines, but MASTER_ADDR does not name the first of them (scripts/slurm.sh sets it)"
+    [ "${SLURM_STEP_NUM_TASKS:-$NODES}" -eq "$NODES" ] && [ "${LOCAL_WORLD_SIZE:-1}" -eq 1 ] ||
+        wrong "speedrun.sh is started once on each machine, and starts a rank for each GPU itself (srun --ntasks-per-node=1)"
+fi
+unset RANK LOCAL_RANK WORLD_SIZE # they are not those of what we start
+
 . scripts/venv.sh
 
 PLAN=$(mktemp)
 trap 'rm -f "$PLAN"' EXIT
-child python -m scripts.plan ${ARGS[@]+"${ARGS[@]}"} --write "$PLAN"
+TOGETHER=()
+[ "$NODES" -eq 1 ] || TOGETHER=(--nodes="$NODES" --node="$NODE" --head="$HEAD:$PORT")
+child python -m scripts.plan ${ARGS[@]+"${ARGS[@]}"} ${TOGETHER[@]+"${TOGETHER[@]}"} --write "$PLAN"
 [ -s "$PLAN" ] || exit 0 # --dry-run
 . "$PLAN"
 
@@ -71,9 +87,18 @@ run() {
     [ $code -eq 0 ] || exit $code
 }
 
-# Training on several GPUs: a rank each, started and ended together.
+# What one process does, on the first machine.
+alone() { [ "$NODE" -ne 0 ] || run "$@"; }
+
+# Training on several GPUs: a rank each, started and ended together; on several machines by torchrun, which waits up to
+# two hours for the first machine to get here, and ten minutes for ranks that are told to stop and save.
 launch() {
-    if [ "$GPUS" -gt 1 ]; then
+    if [ "$NODES" -gt 1 ]; then
+        PORT=$((PORT + 1)) # each its own: the one before may still be ending elsewhere
+        run python -m torch.distributed.run --nnodes="$NODES" --node-rank="$NODE" --nproc-per-node="$GPUS" \
+            --master-addr="$HEAD" --master-port="$PORT" --rdzv-conf=timeout=7200 --shutdown-timeout=600 \
+            -m "$1" -- "${@:2}"
+    elif [ "$GPUS" -gt 1 ]; then
         run python -m scripts.launch --gpus "$GPUS" "$1" -- "${@:2}"
     else
         run python -m "$@"
@@ -81,8 +106,8 @@ launch() {
 }
 
 if wanted tokenizer; then
-    run python -m scripts.tok_train --run="$RUN" "${TOKENIZER[@]}"
-    run python -m scripts.tok_eval --run="$RUN" --data="$DATA"
+    alone python -m scripts.tok_train --run="$RUN" "${TOKENIZER[@]}"
+    alone python -m scripts.tok_eval --run="$RUN" --data="$DATA"
 fi
 if wanted base; then
     launch scripts.base_train --run="$RUN" "${BASE[@]}"
@@ -94,19 +119,19 @@ if wanted sft; then
     launch scripts.chat_sft --run="$RUN" "${SFT[@]}"
 fi
 if wanted eval; then
-    run python -m scripts.base_eval --run="$RUN" --source=base --data="$DATA" --device-type="$DEVICE" --split-tokens=65536
+    alone python -m scripts.base_eval --run="$RUN" --source=base --data="$DATA" --device-type="$DEVICE" --split-tokens=65536
     if [ "$CHAT_DATA" = embedded ]; then
         for stage in base mid sft; do
             [ ! -d "$RUN_DIR/$stage" ] ||
-                run python -m scripts.chat_eval --run="$RUN" --source=$stage --device-type="$DEVICE" --max-new-tokens=32
+                alone python -m scripts.chat_eval --run="$RUN" --source=$stage --device-type="$DEVICE" --max-new-tokens=32
         done
     fi
 fi
 if wanted report; then
-    run python -m scripts.report --run="$RUN"
+    alone python -m scripts.report --run="$RUN"
 fi
 
-if wanted report; then
+if wanted report && [ "$NODE" -eq 0 ]; then
     echo
     echo "Talk to it:  .venv/bin/python -m scripts.chat_cli --run=$RUN, or scripts.chat_web for a page"
 fi

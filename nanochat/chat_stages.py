@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from nanochat import fresh
 from nanochat.cadence import EVERY, TOKENS
+from nanochat.consensus import same_checkpoint
 from nanochat.data import choose
 from nanochat.data.loader import Encode, conversation_encoder
 from nanochat.data.packing import learnable
@@ -74,7 +75,7 @@ def _train(
     name: str, flags: ChatFlags, run: Run, hardware: Hardware, watch: Callable[[Stage], Callable[[], None]] | None
 ) -> None:
     tokenizer = run.tokenizer()
-    parent = run.checkpoint(flags.source or (_stage_before(run, name)))
+    parent = same_checkpoint(lambda: run.checkpoint(flags.source or _stage_before(run, name)))
     parent.check_tokenizer(tokenizer)
     base = parent.meta["settings"]
     source, left_out = choose.conversations(flags.data, name, flags.seed)

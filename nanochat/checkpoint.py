@@ -12,9 +12,11 @@ nanochat/saving.py writes in a thread.
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -31,6 +33,7 @@ from nanochat.complete import FOLDER, MANIFEST, Damaged
 from nanochat.errors import UserError
 from nanochat.files import sync_folder, write_atomically
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.optim import Moment
 from nanochat.tokenizer import Tokenizer
 
 KEEP = 2  # complete checkpoints of a stage that are kept
@@ -77,7 +80,7 @@ class Checkpoint:
         with torch.device("meta"):
             model = GPT(self.config)
         model.to_empty(device=device)
-        model.load_state_dict(self.tensors("model", device))
+        model.load_state_dict(self.tensors("model"))  # from the host: a GPU need not hold them twice
         model.set_dtype(dtype)
         return model
 
@@ -100,8 +103,10 @@ def save(
     return write(folder, dict(meta, config=asdict(model.config)), dict(parts, model=dict(model.state_dict())))
 
 
-def write(folder: Path, meta: dict[str, Any], parts: dict[str, dict[str, Tensor]]) -> Checkpoint:
+def write(folder: Path, meta: dict[str, Any], parts: Mapping[str, Mapping[str, Tensor | Moment]]) -> Checkpoint:
     """Writes folder/step_…, then removes all but the newest KEEP. meta must have "step", "finished" and "config".
+
+    Moments of several ranks are gathered one by one as they are written, in the order of `in_order`.
 
     A failure (a full disk, say) leaves no trace and the older checkpoints as they were.
     """
@@ -208,7 +213,12 @@ NAMES = {
 }  # of dtypes in a safetensors file
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
+def in_order(tensors: Mapping[str, Tensor | Moment]) -> list[str]:
+    """The names as they follow in a file: wide dtypes first."""
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | Moment]) -> str:
     """Writes a safetensors file, flushed to disk; returns its SHA-256, taken on the way, as `files.sha256` gives it.
 
     The library's own writer keeps the digest from us, and `safetensors.serialize` would hold everything in memory a
@@ -216,11 +226,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     one after another, those of wide dtypes first, so that each is aligned. Tensors may be on any device: one at a time
     is copied. Raises OSError with the path.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    order = in_order(tensors)
     header, end = {}, 0
     for name in order:
         tensor, begin = tensors[name], end
-        end += tensor.nbytes
+        end += math.prod(tensor.shape) * tensor.dtype.itemsize
         header[name] = dict(dtype=NAMES[tensor.dtype], shape=list(tensor.shape), data_offsets=[begin, end])
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -239,7 +249,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def _bytes(tensor: Tensor | Moment) -> memoryview:
+    tensor = tensor.whole() if isinstance(tensor, Moment) else tensor
     whole = tensor.detach().cpu().contiguous()
     return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy().data  # a stride of 0 can be contiguous
 

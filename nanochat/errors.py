@@ -7,3 +7,4 @@ class UserError(Exception):
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 75  # stopped by a signal after saving: the same command again goes on (sysexits' "try again")
+EXIT_AFTER = 74  # of a rank that ends because another has failed, which has said why

@@ -54,7 +54,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     """Runs a script's main and exits: 0 done, 2 wrong use, 75 interrupted and resumable. Ranks part before that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        main()
+        _first(main)
     except UserError as error:
         sys.exit(fail(str(error)))
     except KeyboardInterrupt:
@@ -71,6 +71,18 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
             leave()
     sys.exit(0)
+
+
+def _first(main: Callable[[], None]) -> None:
+    """Runs main; of several ranks that fail, only the first says why."""
+    try:
+        main()
+    except Exception as error:
+        if "torch" in sys.modules:
+            from nanochat.consensus import tell_first
+
+            tell_first(error)
+        raise
 
 
 def fail(message: str) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 
-from nanochat.errors import EXIT_INTERRUPTED, EXIT_USAGE
+from nanochat.errors import EXIT_AFTER, EXIT_INTERRUPTED, EXIT_USAGE
 
 TO_SAVE = 600.0  # seconds that ranks have to finish a step and write a checkpoint once they are told to stop
 TO_GIVE_UP = 30.0  # and to end when another rank has failed, for which they may be waiting
@@ -73,7 +73,8 @@ def watch(processes: Sequence[subprocess.Popen], told: list[float]) -> int:
                 deadline = min(deadline, now + TO_SAVE)
             told.pop(0)
         codes = [process.poll() for process in processes]
-        if EXIT_INTERRUPTED in codes:  # it has saved, or had nothing to save: the others save nothing any more either
+        # One has saved or had nothing to save: the others save nothing any more either. Or one has failed and says so.
+        if EXIT_INTERRUPTED in codes or EXIT_AFTER in codes:
             deadline = min(deadline, now + TO_GIVE_UP)
         if failed is None:
             failed = next((rank for rank, code in enumerate(codes) if bad(code, bool(passed_on))), None)
@@ -89,7 +90,7 @@ def watch(processes: Sequence[subprocess.Popen], told: list[float]) -> int:
         waiting = late if EXIT_INTERRUPTED in ended else set()  # in a collective, for a rank that was interrupted
         failed = next((r for r, code in enumerate(ended) if bad(code, bool(passed_on)) and r not in waiting), None)
     if failed is None:
-        return EXIT_INTERRUPTED if any(ended) else 0
+        return 1 if EXIT_AFTER in ended else EXIT_INTERRUPTED if any(ended) else 0
     if ended[failed] == EXIT_USAGE:
         return EXIT_USAGE
     how = f"with code {ended[failed]}" if ended[failed] > 0 else f"by {signal.Signals(-ended[failed]).name}"
@@ -101,7 +102,7 @@ def watch(processes: Sequence[subprocess.Popen], told: list[float]) -> int:
 
 def bad(code: int | None, told: bool) -> bool:
     """Whether a rank ended otherwise than it should; one that was told to stop may also die of the signal itself."""
-    return code not in (None, 0, EXIT_INTERRUPTED) and not (told and code == -signal.SIGINT)
+    return code not in (None, 0, EXIT_INTERRUPTED, EXIT_AFTER) and not (told and code == -signal.SIGINT)
 
 
 def tell(processes: Sequence[subprocess.Popen], number: int) -> None:

@@ -19,7 +19,7 @@ Rajbhandari et al., ZeRO, arXiv:1910.02054. Read `step` first.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -294,24 +294,20 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def full_state(self) -> dict[str, Tensor]:
         """All moments as "group.parameter.name" → tensor, gathered from the ranks (call it on every rank)."""
-        return dict(self.each_state())
+        return {name: moment.whole() for name, moment in self.moments().items()}
 
-    def each_state(self) -> Iterator[tuple[str, Tensor]]:
-        """The same one by one: who lets go of each before the next never holds all ranks' moments at once.
-
-        Every rank must take all of them.
-        """
+    def moments(self) -> dict[str, Moment]:
+        """The same, each to be gathered when it is wanted: who lets go of it before the next never holds them all."""
         self.heed()
+        found = {}
         for g, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
                 for name, value in self.state.get(p, {}).items():
-                    if name == "step":
-                        value = torch.tensor(value)
-                    elif self.world > 1 and (group["kind"] == "muon" or self._divides(p)):
-                        whole = value.new_empty((value.size(0) * self.world, *value.shape[1:]))
-                        dist.all_gather_into_tensor(whole, value)
-                        value = whole[: len(group["params"])] if group["kind"] == "muon" else whole
-                    yield f"{g}.{i}.{name}", value
+                    value = torch.tensor(value) if name == "step" else value
+                    shared = name != "step" and self.world > 1 and (is_muon(group) or self._divides(p))
+                    rows = len(group["params"]) if is_muon(group) else value.size(0) * self.world if shared else 0
+                    found[f"{g}.{i}.{name}"] = Moment(value, self.world, rows) if shared else Moment(value)
+        return found
 
     def state_bytes(self) -> int:
         """Of all ranks' moments together, at most."""
@@ -331,12 +327,38 @@ class MuonAdamW(torch.optim.Optimizer):
             if name == "step":
                 self.state[p][name] = int(value)
                 continue
-            if group["kind"] == "muon":
-                padding = -value.size(0) % self.world
+            if group["kind"] == "muon" and (padding := -value.size(0) % self.world):
                 value = torch.cat((value, value.new_zeros((padding, *value.shape[1:]))))
             if self.world > 1 and (group["kind"] == "muon" or self._divides(p)):
                 value = self._mine(value)
             self.state[p][name] = value.to(p.device, copy=True)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A tensor of the optimizer's state, of which each of `world` ranks has a range of rows, `mine`, the last ones
+    perhaps padding; of one rank, all of it.
+    """
+
+    mine: Tensor
+    world: int = 1
+    rows: int = 0  # of the whole, where it is shared
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.mine.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows, *self.mine.shape[1:]) if self.world > 1 else tuple(self.mine.shape)
+
+    def whole(self) -> Tensor:
+        """Collective: all ranks call it for the same moments in the same order."""
+        if self.world == 1:
+            return self.mine
+        gathered = self.mine.new_empty((self.mine.size(0) * self.world, *self.mine.shape[1:]))
+        dist.all_gather_into_tensor(gathered, self.mine)
+        return gathered[: self.rows]
 
 
 def is_muon(group: dict[str, Any]) -> bool:

@@ -53,10 +53,13 @@ class Plan:
     disk: int = 0  # bytes
     memory: int = 0  # bytes of one GPU; 0 in plans of older versions
     dtype: str = "bfloat16"  # of the activations
+    nodes: int = 1  # machines, of `gpus` each
 
 
-def make(run: Run, asked: dict[str, Any]) -> Plan:
-    """A new plan from the flags that were given: data, depth, device, max_minutes, seed. Raises UserError."""
+def make(run: Run, asked: dict[str, Any], nodes: int = 1) -> Plan:
+    """A new plan from the flags that were given: data, depth, device, max_minutes, seed; for so many machines like this
+    one. Raises UserError.
+    """
     depth, data = asked.get("depth"), asked.get("data")
     if depth is not None and depth < 1:
         raise UserError(f"--depth is {depth}, wanted at least 1")
@@ -78,7 +81,7 @@ def make(run: Run, asked: dict[str, Any]) -> Plan:
         if gpus < torch.cuda.device_count():
             what = "a power of two of those that are alike" if alike < torch.cuda.device_count() else "a power of two"
             reasons.append(f"gpus: {gpus} of {torch.cuda.device_count()}, {what}")
-        preset = presets.gpu(machine.memory / 2**30, gpus, depth, str(machine.dtype)[6:])
+        preset = presets.gpu(machine.memory / 2**30, gpus * nodes, depth, str(machine.dtype)[6:])
     else:
         preset = presets.small(depth, hub=data != "embedded")
     reasons.append(f"preset: {preset.name}" + (f" for {machine.memory / 2**30:.1f} GiB of memory" if cuda else ""))
@@ -104,7 +107,7 @@ def make(run: Run, asked: dict[str, Any]) -> Plan:
         batch,
         steps,
     )
-    plan.rate, plan.measured = speed(machine, config, preset, gpus, run)
+    plan.rate, plan.measured = speed(machine, config, preset, gpus * nodes, run)
     limit = asked.get("max_minutes") or (SMALL_MINUTES if small else None)
     set_last(plan)
     fit(plan, limit)
@@ -187,6 +190,27 @@ def step_seconds(machine: hardware.Hardware, config: GPTConfig, rows: int) -> fl
         times.append(time.perf_counter() - started)
     marker.release()
     return sorted(times[1:])[2]
+
+
+def spread(plan: Plan, nodes: int) -> None:
+    """Plans for so many machines: fewer rows at a time where a step would be less than one micro-batch of all ranks.
+
+    Raises UserError where a step cannot be shared out.
+    """
+    plan.nodes = nodes
+    if nodes == 1:
+        return
+    rows, ranks = int(plan.flags["base"]["device_batch_size"]), nodes * plan.gpus
+    row = plan.config["sequence_len"] * ranks
+    while rows > 1 and plan.batch % (rows * row):
+        rows //= 2
+    if plan.batch % row:
+        raise UserError(
+            f"a step of {plan.batch:,} tokens cannot be shared out among {nodes} machines with {plan.gpus} GPUs each: "
+            "take a power of two of machines, or fewer"
+        )
+    for stage in TRAINED:
+        plan.flags[stage]["device_batch_size"] = rows
 
 
 def fit(plan: Plan, max_minutes: float | None) -> None:
@@ -324,6 +348,7 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
     config = GPTConfig(**plan.config)
     total = parameter_counts(config)["total"]
     how = f"{plan.gpus} x {plan.device_name}" if plan.device == "cuda" else f"{plan.device} ({plan.device_name})"
+    how = f"{plan.nodes} machines, each {how}" if plan.nodes > 1 else how
     print(f"\nrun {plan.run}: {run.folder}\n  machine   {how}")
     for reason in plan.reasons:
         name, _, text = reason.partition(": ")
@@ -359,7 +384,7 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
 
 def memory(plan: Plan, config: GPTConfig) -> str:
     """Predicted memory of base training by part, largest first; what is less than a hundredth of it is added up."""
-    parts = presets.memory(config, int(plan.flags["base"]["device_batch_size"]), plan.gpus, plan.dtype)
+    parts = presets.memory(config, int(plan.flags["base"]["device_batch_size"]), plan.gpus * plan.nodes, plan.dtype)
     total = sum(parts.values())
     shown = {name: size for name, size in sorted(parts.items(), key=lambda part: -part[1]) if size > 0.01 * total}
     shown["the rest"] = total - sum(shown.values())

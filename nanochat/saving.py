@@ -12,7 +12,7 @@ more: chunks are not filled to the end). Where less is available, checkpoints ar
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from nanochat import checkpoint
 from nanochat.files import sync_file
 from nanochat.log import LOG
+from nanochat.optim import Moment
 
 CHUNK = 1 << 28  # bytes that are asked for at a time: a power of two, to which torch rounds pinned memory up
 ALIGNED = 64  # bytes
@@ -29,14 +30,13 @@ SPARE = 1.25  # how many times the size must be available
 
 
 class Saver:
-    """Writes the checkpoints of a stage into `folder`. pinned: the tensors are on a CUDA device; gathered: those of
-    several ranks are put together for each save.
+    """Writes the checkpoints of a stage into `folder`. pinned: the tensors are on a CUDA device.
 
     What fails in the thread is raised by the next `check`, `save` or `wait`.
     """
 
-    def __init__(self, folder: Path, pinned: bool, gathered: bool = False):
-        self.folder, self.gathered = folder, gathered
+    def __init__(self, folder: Path, pinned: bool):
+        self.folder = folder
         self.cuda = self.pinned = pinned
         self._kept: dict[tuple[str, str], Tensor] = {}  # by part and name
         self._chunk = torch.empty(0, dtype=torch.uint8)
@@ -49,14 +49,15 @@ class Saver:
     def save(
         self,
         meta: dict[str, Any],
-        changing: dict[str, Iterable[tuple[str, Tensor]]],
+        changing: dict[str, Mapping[str, Tensor | Moment]],
         fixed: dict[str, dict[str, Tensor]],
         size: int,
     ) -> None:
         """Saves meta and parts as `checkpoint.write` does; waits first until the checkpoint before is written.
 
-        changing: parts whose tensors may be changed as soon as this returns; size: their bytes, at most. The tensors
-        of `fixed`, on the host, and `meta` are nobody else's.
+        changing: parts whose tensors may be changed as soon as this returns; size: their bytes, at most. Moments of
+        several ranks are gathered one by one, each part in the order of `checkpoint.in_order`. The tensors of `fixed`,
+        on the host, and `meta` are nobody else's.
         """
         self.wait()
         self._idle.clear()
@@ -64,13 +65,13 @@ class Saver:
             if self._fits is None:
                 self._fits = self._has_room(size)
             if not self._fits:
-                # What was put together leaves the GPU at once: it may have room for one tensor of all ranks' only.
-                out = lambda t: t.cpu() if self.gathered else t
-                whole = {part: {name: out(t) for name, t in named} for part, named in changing.items()}
-                self._put(meta, {**whole, **fixed})
+                self._put(meta, {**changing, **fixed})
                 self._idle.set()
                 return
-            copies = {part: {name: self._copy(part, name, t) for name, t in named} for part, named in changing.items()}
+            copies = {
+                part: {name: self._copy(part, name, named[name]) for name in checkpoint.in_order(named)}
+                for part, named in changing.items()
+            }
             copied = None
             if self.cuda:
                 copied = torch.cuda.Event()
@@ -117,12 +118,13 @@ class Saver:
         finally:
             self._idle.set()
 
-    def _put(self, meta: dict[str, Any], parts: dict[str, dict[str, Tensor]]) -> None:
+    def _put(self, meta: dict[str, Any], parts: Mapping[str, Mapping[str, Tensor | Moment]]) -> None:
         sync_file(self.folder / LOG)  # the rows up to here are never less than the checkpoint's steps
         checkpoint.write(self.folder, meta, parts)
 
-    def _copy(self, part: str, name: str, tensor: Tensor) -> Tensor:
+    def _copy(self, part: str, name: str, tensor: Tensor | Moment) -> Tensor:
         """The tensor's values now, or, of one on a GPU, once its stream comes to the copy."""
+        tensor = tensor.whole() if isinstance(tensor, Moment) else tensor
         if (part, name) not in self._kept:
             self._kept[part, name] = self._room(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
         return self._kept[part, name].copy_(tensor.detach(), non_blocking=self.cuda)

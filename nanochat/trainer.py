@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from nanochat import checkpoint
+from nanochat.consensus import same_checkpoint
 from nanochat.cost import flops_per_token
 from nanochat.data.loader import Batch, LoaderState, Prefetch
 from nanochat.errors import UserError
@@ -119,8 +120,7 @@ class Stage:
     saver: Saver = field(init=False)
 
     def __post_init__(self) -> None:
-        cuda, several = self.hardware.device.type == "cuda", self.hardware.world > 1
-        self.saver = Saver(self.folder, pinned=cuda, gathered=several)
+        self.saver = Saver(self.folder, pinned=self.hardware.device.type == "cuda")
 
     def due(self, every: int) -> bool:
         """Whether something done every so many steps is to be done now."""
@@ -157,8 +157,7 @@ def resume(stage: Stage) -> checkpoint.Checkpoint | None:
     """
     if stage.hardware.is_main:
         checkpoint.settle(stage.folder)
-    stage.hardware.barrier()
-    found = checkpoint.to_resume(stage.folder)
+    found = same_checkpoint(lambda: checkpoint.to_resume(stage.folder))
     if found is None:
         return None
     for key in ("tokenizer", "data", "plan"):
@@ -189,10 +188,10 @@ def resume(stage: Stage) -> checkpoint.Checkpoint | None:
 
 def save(stage: Stage, finished: bool) -> None:
     """Takes a checkpoint, which rank 0 writes in a thread; the others only hand over their shares of the optimizer."""
-    moments = stage.optimizer.each_state()
+    moments = stage.optimizer.moments()
     if not stage.hardware.is_main:
-        for _ in moments:
-            pass
+        for name in checkpoint.in_order(moments):
+            moments[name].whole()
         stage.saved_step, stage.owed = stage.state.step, False
         return
     state, model = stage.state, stage.model
@@ -209,7 +208,7 @@ def save(stage: Stage, finished: bool) -> None:
         config=asdict(model.config),
     )
     weights, histories = model.state_dict(), model.histories()
-    changing = dict(model=weights.items(), optimizer=moments, fp8=histories.items())
+    changing: dict[str, Any] = dict(model=weights, optimizer=moments, fp8=histories)
     if not histories:
         del changing["fp8"]
     loader = dict(state.loader.tensors(), torch_rng=torch.get_rng_state())

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from nanochat.consensus import same_checkpoint
 from nanochat.data import choose
 from nanochat.data.loader import Rows, document_encoder, one_pass
 from nanochat.evaluate.bits_per_byte import bits_per_byte
@@ -26,7 +27,7 @@ def main() -> None:
     hardware = look_at_hardware(flags.device_type)
     run = Run.open(flags.run)
     run.summary("eval")  # a damaged one is an error before the work
-    found = run.checkpoint(flags.source)
+    found = same_checkpoint(lambda: run.checkpoint(flags.source))
     tokenizer = run.tokenizer()
     found.check_tokenizer(tokenizer)
     model = found.model(hardware.device, hardware.dtype).eval()

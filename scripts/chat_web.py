@@ -1,7 +1,10 @@
 """Serve a trained model: a chat page, and an API that OpenAI's clients speak (http://127.0.0.1:8000/v1)."""
 
+import os
+import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +22,7 @@ from nanochat.web.server import Door, address, listen, listening, until_told_to_
 from nanochat.web.worker import Pool, Worker
 
 DRAIN_SECONDS = 30.0  # so long answers may still be written after the server was told to end
+COMPILER = "compiler"  # name of a thread
 
 
 @dataclass
@@ -97,7 +101,7 @@ def load(flags: Flags) -> Served:
         name = f"{flags.run}-{stage}"
         engines = [engine := Engine(found.model(device, hardware.dtype), flags.slots) for device in devices]
         if hardware.device.type == "cpu":  # compiled beside the first answers, and then taken over
-            threading.Thread(target=compile_decoding, args=(engine,), name="compiler", daemon=True).start()
+            threading.Thread(target=compile_decoding, args=(engine,), name=COMPILER, daemon=True).start()
     begin = [partial(torch.cuda.set_device, device) if cuda else (lambda: None) for device in devices]
     pool = Pool([Worker(engine, metrics.ended, b) for engine, b in zip(engines, begin)], flags.max_waiting)
     context = engines[0].config.sequence_len
@@ -112,5 +116,21 @@ def compile_decoding(engine: Engine) -> None:
         print(f"note: answers are written without compiled code, and so more slowly: {why}", flush=True)
 
 
+def end_at_once(run: Callable[[], None]) -> None:
+    """Runs a script that ends by SystemExit, and ends as it does even while a thread is inside the compiler.
+
+    When Python ends, it stops such a thread as soon as it comes back from C++, whose stack cannot be unwound: the
+    process then dies of SIGABRT instead.
+    """
+    try:
+        run()
+    except SystemExit as ended:
+        if any(thread.name == COMPILER for thread in threading.enumerate()):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended.code if isinstance(ended.code, int) else 1)
+        raise
+
+
 if __name__ == "__main__":
-    run_script(main)
+    end_at_once(partial(run_script, main))

@@ -6,6 +6,7 @@ from typing import Any
 
 from nanochat import checkpoint, fresh
 from nanochat import plan as planning
+from nanochat.consensus import from_first_machine
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
 from nanochat.flags import flag, parse, run_script
@@ -26,10 +27,20 @@ class Flags:
     fresh: bool = flag(False, "forget what the stages have done so far (all of them: the plan too)")
     dry_run: bool = flag(False, "print the plan and stop")
     write: str = flag("", "file for the shell's variables (speedrun.sh gives it)")
+    nodes: int = flag(1, "machines that train together, of which the first plans (speedrun.sh gives it)")
+    node: int = flag(0, "which of them this is, from 0 (speedrun.sh gives it)")
+    head: str = flag("", "address:port where the first tells the others its plan (speedrun.sh gives it)")
 
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
+    text = from_first_machine(lambda: here(flags), flags.nodes, flags.node, flags.head)
+    if text and flags.write:
+        write_atomically(Path(flags.write), text.encode())
+
+
+def here(flags: Flags) -> str:
+    """Plans, says so, and stores it; returns the shell's variables, "" with --dry-run."""
     stages = list(planning.STAGES) if flags.stages == "all" else [s for s in flags.stages.split(",") if s]
     for stage in stages:
         if stage not in planning.STAGES:
@@ -40,15 +51,14 @@ def main() -> None:
     asked = {name: value for name in names if (value := getattr(flags, name)) is not None}
     if flags.dry_run:
         decide(flags, run, stages, asked)
-        return
+        return ""
     with only_writer(run):
         plan = decide(flags, run, stages, asked)
         if everything(flags, stages) and fresh.set_aside(run.folder, trained):
             print(f"  note      what run {run.name} has is in {fresh.old(run.folder)} until the first new checkpoint")
         if not planning.path(run).exists():
             planning.store(plan, run)
-    if flags.write:
-        write_atomically(Path(flags.write), planning.shell(plan, run, stages, flags.fresh, flags.tune).encode())
+    return planning.shell(plan, run, stages, flags.fresh, flags.tune)
 
 
 def everything(flags: Flags, stages: list[str]) -> bool:
@@ -65,7 +75,8 @@ def decide(flags: Flags, run: Run, stages: list[str], asked: dict[str, Any]) -> 
     if not flags.dry_run and not flags.fresh and fresh.put_back(run.folder, trained):
         print(f"note: starting run {run.name} over came to no checkpoint, so what it had before is back")
     stored = None if everything(flags, stages) else planning.load(run, asked)
-    plan = stored or planning.make(run, asked)
+    plan = stored or planning.make(run, asked, flags.nodes)
+    planning.spread(plan, flags.nodes)
     planning.check(plan, run, stages)
     planning.show(plan, run, stages)
     return plan

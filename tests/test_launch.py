@@ -66,6 +66,9 @@ def go(tmp_path, monkeypatch):
         ("time.sleep(100 * (rank == 0)); raise ValueError('mine')", 1, "error: rank 1 of 2 ended with code 1"),
         ("os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(100)", 1, "rank 1 of 2 ended by SIGKILL"),
         ("sys.exit(75) if rank else (time.sleep(0.5), sys.exit(75))", 75, ""),  # is not hurried
+        ("sys.exit(74) if rank == 0 else (time.sleep(0.5), sys.exit(2))", 2, ""),  # another has failed, and says why
+        ("sys.exit(74) if rank == 0 else (time.sleep(0.5), sys.exit(3))", 1, "rank 1 of 2 ended with code 3"),
+        ("sys.exit(74)", 1, ""),
     ],
 )
 def test_it_ends_as_its_ranks_end(go, capfd, body, code, words):

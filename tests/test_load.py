@@ -81,6 +81,23 @@ def test_sigterm_lets_answers_end_and_takes_no_more(served):
     asyncio.run(scene())
 
 
+@pytest.mark.slow
+def test_told_to_end_while_it_compiles_it_ends_with_0_each_time(served, monkeypatch, tmp_path):
+    """At any moment of a compilation: Python once stopped the compiler's thread in C++, which aborts the process."""
+    monkeypatch.delenv("TORCH_COMPILE_DISABLE")
+    codes = []
+    for trial in range(12):
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / f"cache{trial}"))
+        server = load.Server("a")
+        try:
+            time.sleep(0.5 + trial)
+            server.process.send_signal(signal.SIGTERM)
+            codes.append(server.process.wait(timeout=60))
+        finally:
+            server.process.kill()
+    assert codes == [0] * len(codes)
+
+
 def test_503_while_loading_and_while_draining(monkeypatch, capsys):
     """In this process, with a load that takes as long as we want and a SIGTERM that comes when we want."""
     with socket.create_server(("127.0.0.1", 0)) as free:

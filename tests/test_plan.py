@@ -294,3 +294,27 @@ def test_a_plan_made_for_the_cpu_is_told_of_the_gpu(run, gpus, capsys):
     made.device = "cpu"
     plan.show(made, run, ["base"])
     assert "planned when no GPU could be used; --fresh" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("nodes, rows", [(2, 16), (32, 1)])
+def test_several_machines_share_out_a_step(run, monkeypatch, nodes, rows):
+    monkeypatch.setattr(plan, "speed", SPEED)
+    monkeypatch.setattr(plan, "step_seconds", lambda *args: 1.0)
+    made = plan.make(run, dict(device="cpu"), nodes)
+    assert made.rate == pytest.approx(32 * 256 * nodes)
+    plan.spread(made, nodes)
+    assert {made.flags[stage]["device_batch_size"] for stage in ("base", "mid", "sft")} == {rows}
+    assert made.batch == rows * 256 * nodes
+    for wrong in (3, 64):
+        with pytest.raises(UserError, match=f"cannot be shared out among {wrong} machines"):
+            plan.spread(made, wrong)
+
+
+def test_four_machines_of_eight_h100(run, gpus, capsys):
+    gpus(*["H100"] * 8)
+    made = plan.make(run, {}, 4)
+    plan.spread(made, 4)
+    rows = made.flags["base"]["device_batch_size"]
+    assert made.gpus == 8 and made.batch % (rows * 2048 * 32) == 0
+    plan.show(made, run, ["base"])
+    assert "4 machines, each 8 x NVIDIA H100" in capsys.readouterr().out

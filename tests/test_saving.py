@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nanochat import checkpoint, saving
+from nanochat.optim import Moment
 from nanochat.saving import Saver
 
 META = dict(stage="base", step=1, finished=False, config={}, tokenizer="t")
@@ -20,7 +21,7 @@ def tensors():
 
 def save(saver, live, step=1, **fixed):
     size = sum(tensor.nbytes for tensor in live.values())
-    saver.save(dict(META, step=step), dict(model=live.items()), fixed, size)
+    saver.save(dict(META, step=step), dict(model=live), fixed, size)
 
 
 @pytest.fixture
@@ -122,6 +123,31 @@ def test_where_memory_is_short_it_saves_at_once_and_says_so_once(tmp_path, monke
     assert torch.equal(checkpoint.latest(tmp_path).tensors("model")["a"], live["a"])
 
 
+@pytest.mark.parametrize("room", [True, False])
+def test_of_the_moments_of_several_ranks_one_is_gathered_at_a_time(tmp_path, monkeypatch, room):
+    """In the order in which the other ranks hand over their shares, whether or not a thread writes them."""
+    monkeypatch.setattr(saving, "available", lambda: 1 << 40 if room else 0)
+    order, alive = [], []
+
+    def whole(moment):
+        assert not [one for one in alive if one() is not None]
+        gathered = torch.cat([moment.mine, moment.mine + 1])[: moment.rows]
+        order.append(names[id(moment.mine)])
+        alive.append(weakref.ref(gathered))
+        return gathered
+
+    monkeypatch.setattr(Moment, "whole", whole)
+    moments = {f"{i}.0.exp_avg": Moment(torch.full((2, 3), float(i)), 2, 4 - i % 2) for i in range(5)}
+    names = {id(moment.mine): name for name, moment in moments.items()}
+    saver = Saver(tmp_path, pinned=False)
+    saver.save(META, dict(optimizer=moments), {}, 1)
+    saver.wait()
+    assert order == checkpoint.in_order(moments) == list(moments)
+    found = checkpoint.at(tmp_path / "step_000001").tensors("optimizer")
+    assert {name: tuple(value.shape) for name, value in found.items()} == {n: m.shape for n, m in moments.items()}
+    assert all(value.flatten()[:6].eq(int(name[0])).all() for name, value in found.items())
+
+
 def test_available_memory_is_that_of_the_machine_or_of_the_container():
     assert 1 << 20 < saving.available() < 1 << 50
 
@@ -185,28 +211,3 @@ def test_where_memory_cannot_be_pinned_it_goes_on_without_and_says_so_once(tmp_p
     assert capsys.readouterr().out.count("no pinned memory for checkpoints (CUDA error: out of memory)") == 1
     assert events == ["recorded"]  # copies are queued all the same
     assert torch.equal(checkpoint.latest(tmp_path).tensors("model")["a"], live["a"])
-
-
-def test_what_ranks_put_together_leaves_the_device_one_by_one(tmp_path, monkeypatch):
-    """Also where nothing is copied ahead: a card may have room for one tensor of all ranks' moments only."""
-    alive, most = set(), []
-
-    class OnDevice(torch.Tensor):
-        def cpu(self):
-            return torch.ones(3)
-
-    def made():
-        for i in range(5):
-            tensor = torch.ones(3).as_subclass(OnDevice)
-            alive.add(i)
-            weakref.finalize(tensor, alive.discard, i)
-            most.append(len(alive))
-            yield f"{i}", tensor
-
-    monkeypatch.setattr(saving, "available", lambda: 0)
-    for gathered, expected in ((True, 2), (False, 5)):  # the one before is let go when the next is there
-        alive.clear()
-        most.clear()
-        config = dict(META, step=7)
-        Saver(tmp_path, pinned=False, gathered=gathered).save(config, dict(model=made()), {}, 60)
-        assert max(most) == expected, most

@@ -44,7 +44,7 @@ esac
 def run(tmp_path):
     """speedrun.sh in a copy of its own, with a stand-in for Python and one for the installation."""
 
-    def start(*args, gpus=1, fails="nothing at all", code=0, cwd=None):
+    def start(*args, gpus=1, fails="nothing at all", code=0, cwd=None, **variables):
         root = tmp_path / "root"
         (root / "scripts").mkdir(parents=True, exist_ok=True)
         (root / "speedrun.sh").write_text((ROOT / "speedrun.sh").read_text())
@@ -54,8 +54,9 @@ def run(tmp_path):
         python.chmod(0o755)
         (root / "scripts" / "venv.sh").write_text(f"PATH={root}:$PATH\n")
         return subprocess.run(
-            ["bash", root / "speedrun.sh", *args], capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL
-        )
+            ["bash", root / "speedrun.sh", *args], capture_output=True, text=True, cwd=cwd, stdin=subprocess.DEVNULL,
+            env=dict(os.environ, **variables),
+        )  # fmt: skip
 
     return start
 
@@ -123,6 +124,45 @@ def test_the_stages_in_their_order(run, tmp_path):
 def test_several_gpus_go_through_the_launcher(run):
     base = [call for call in calls(run(gpus=8)) if "base_train" in call]
     assert base == ["-m scripts.launch --gpus 8 scripts.base_train -- --run=a run --depth=2"]
+
+
+SLURM = dict(SLURM_STEP_NUM_NODES="2", SLURM_STEP_NUM_TASKS="2", MASTER_ADDR="first", MASTER_PORT="4000")
+OTHER = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="first", MASTER_PORT="4000")
+
+
+@pytest.mark.parametrize("variables, which", [(SLURM, "SLURM_NODEID"), (OTHER, "RANK")])
+def test_on_several_machines_torchrun_trains_and_the_first_does_the_rest(run, tmp_path, variables, which):
+    (tmp_path / "base").mkdir()
+    first, second = (run(gpus=8, **variables, **{which: str(node)}) for node in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    training = []
+    for node, done in enumerate((first, second)):
+        assert f"scripts.plan --nodes=2 --node={node} --head=first:4001 --write" in calls(done)[0]
+        training.append([call for call in calls(done) if "torch.distributed.run" in call])
+        assert training[node][0] == (
+            f"-m torch.distributed.run --nnodes=2 --node-rank={node} --nproc-per-node=8 --master-addr=first "
+            "--master-port=4002 --rdzv-conf=timeout=7200 --shutdown-timeout=600 -m scripts.base_train -- "
+            "--run=a run --depth=2"
+        )
+        ports = [call.split("--master-port=")[1].split()[0] for call in training[node]]
+        assert ports == ["4002", "4003", "4004"] and "chat_sft" in training[node][2]
+    assert calls(second)[1:] == training[1] and "chat_cli" not in second.stdout
+    alone = [call.split("scripts.")[1].split()[0] for call in calls(first)[1:] if call not in training[0]]
+    assert alone == ["tok_train", "tok_eval", "base_eval", "chat_eval", "report"] and "chat_cli" in first.stdout
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [(dict(MASTER_ADDR=""), "MASTER_ADDR"), (dict(SLURM_STEP_NUM_TASKS="16"), "once on each machine")],
+)
+def test_machines_that_are_told_too_little_are_an_error(run, change, words):
+    done = run(**{**SLURM, **change})
+    assert done.returncode == 2 and words in done.stderr and not calls(done)
+
+
+def test_one_machine_of_a_scheduler_is_like_any_other(run):
+    done = run(gpus=8, SLURM_STEP_NUM_NODES="1", SLURM_NODEID="0", SLURM_JOB_NUM_NODES="1")
+    assert any("scripts.launch --gpus 8" in call for call in calls(done)) and "--nodes" not in calls(done)[0]
 
 
 @pytest.mark.parametrize("code, more", [(2, 0), (75, 0), (1, 1), (137, 1)])
