@@ -26,6 +26,7 @@ ADDED = ("num_stages",)  # what goes up and down by one; the rest is a power of 
 GAIN = 0.98  # of the best time that a neighbour must stay below
 REPEATS = 15
 SWEEPS, MOST_SWEEPS = 4, 128  # queued before a call on a GPU, to begin with and at most: 32 GB, 10 ms at 3 TB/s
+EASED = 64  # calls in a row for which there were enough, before half as many are tried again
 MOST_BYTES = 3e9  # of a registered case; cross_entropy at d12 would be 4.3 GB, and several times that in the reference
 # Those with the most to gain come first, the others as in the table. Of ops that share rows the first is the one that
 # training runs, for its sake the rows are searched.
@@ -53,13 +54,14 @@ def clock(device: str = "cuda") -> Clock:
 
     On a GPU, sweeps are queued before the call, so that its launches wait in line and what is timed is the card's work,
     not the host's. Where the card was through with them before the host had queued the call, the time is none, and
-    twice as many come before the next call. With MOST_SWEEPS it counts: then the call itself waits for the card.
+    twice as many come before the next calls. With MOST_SWEEPS it counts: then the call itself waits for the card.
     """
     on_gpu = device.startswith("cuda")
-    sweep, sweeps = torch.empty((256 if on_gpu else 64) << 20, dtype=torch.int8, device=device), SWEEPS
+    sweep = torch.empty((256 if on_gpu else 64) << 20, dtype=torch.int8, device=device)
+    sweeps, enough = SWEEPS, 0  # enough: calls in a row for which so many were
 
     def on_card(call: Callable[[], Any]) -> float | None:
-        nonlocal sweeps
+        nonlocal sweeps, enough
         for _ in range(sweeps):
             sweep.zero_()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -68,9 +70,12 @@ def clock(device: str = "cuda") -> Clock:
         late = start.query()
         end.record()
         torch.cuda.synchronize()
+        enough = 0 if late else enough + 1
         if late and sweeps < MOST_SWEEPS:
             sweeps *= 2
             return None
+        if enough == EASED:
+            sweeps, enough = max(SWEEPS, sweeps // 2), 0
         return start.elapsed_time(end)
 
     def on_host(call: Callable[[], Any]) -> float:

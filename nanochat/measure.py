@@ -33,7 +33,7 @@ from nanochat.hardware import Hardware
 from nanochat.optim import GRAPHS, MuonAdamW, parameter_groups
 from nanochat.recipe import Schedule
 
-SECONDS = 180.0  # for all of it, at most
+SECONDS = 180.0  # for all of it: nothing is begun that is expected to end later
 BLOCK_SECONDS = 60.0  # of these, for block sizes
 LAYERS = 2  # of the shallow model: one with a short window, one with a full one and a value embedding
 TURNS = 11  # timed steps of each of two variants, after two that compile and warm up
@@ -209,7 +209,7 @@ def measure(
     if not any(change for change, _ in changes.values()):
         return dict(result, seconds=clock() - started)  # no kernel of ours is for this card
     say(
-        f"measuring what pays on this {hardware.name}: once, at most {SECONDS / 60:.0f} minutes (--no-tune skips it; "
+        f"measuring what pays on this {hardware.name}: once, about {SECONDS / 60:.0f} minutes (--no-tune skips it; "
         f"kept in {measured.folder()})"
     )
     keep = lambda rows: measured.store(index, blocks=rows)

@@ -269,7 +269,7 @@ class Device:
     """Stand-in of a card: sweeps of 0.1 ms, a call of 0.05, for which the host needs `host` ms."""
 
     def __init__(self, monkeypatch, host):
-        self.host, self.now, self.free, self.waits = host, 0.0, 0.0, False
+        self.host, self.now, self.free, self.waits, self.sweeps = host, 0.0, 0.0, False, 0
         device = self
 
         class Event:
@@ -286,7 +286,9 @@ class Device:
                 return end.time - self.time
 
         class Sweep:
-            zero_ = lambda self: device.work(0.1)
+            def zero_(self):
+                device.sweeps += 1
+                device.work(0.1)
 
         monkeypatch.setattr(torch, "empty", lambda *_, **__: Sweep())
         monkeypatch.setattr(torch.cuda, "Event", Event)
@@ -311,6 +313,17 @@ def test_the_clock_has_the_cards_time_not_the_hosts(monkeypatch, host):
     rounds = tuning.turns([lambda: device.call, lambda: lambda: device.work(0.2)], tuning.clock())
     for first, second in itertools.islice(rounds, 4):
         assert first == pytest.approx(0.05) and second == pytest.approx(0.2)
+
+
+def test_what_one_slow_call_needs_the_others_do_not_wait_for_for_ever(monkeypatch):
+    device = Device(monkeypatch, 1.0)
+    clock = tuning.clock()
+    next(tuning.turns([lambda: device.call], clock))
+    for _ in range(4 * tuning.EASED):
+        clock(lambda: device.work(0.2))
+    device.sweeps = 0
+    clock(lambda: device.work(0.2))
+    assert device.sweeps == tuning.SWEEPS
 
 
 def test_a_call_that_waits_for_the_card_is_timed_too(monkeypatch):
