@@ -8,6 +8,7 @@ roofline is the share of the time that this machine needs for them at its peaks.
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from benchmarks import timer
 from benchmarks.contenders import Contender, Inputs, obstacle
 from benchmarks.gate import Gate, agreement, answers, narrow
-from kernels import use
+from kernels import tuning, use
 from kernels.probing import copied, directions
 from kernels.registry import Op, tensors
 
@@ -48,7 +49,7 @@ class Machine:
     flops: float | None
     fp8_flops: float | None
     bandwidth: float | None
-    clock: Callable[[Callable[[], Any]], float]
+    clock: tuning.Clock
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,14 @@ def whole(op: Op, inputs: Inputs) -> list[Tensor]:
     try:
         return answers(op, Contender(op.reference), inputs)
     except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
+        empty_cache()
         return []
+
+
+def empty_cache() -> None:
+    """As torch's; where it asserts because a capture failed before, nothing is freed, and no other bench is to fail."""
+    with suppress(RuntimeError):
+        torch.cuda.empty_cache()
 
 
 def judged(bench: Bench, contenders: Mapping[str, Contender], inputs: Inputs, machine: Machine) -> dict[str, dict]:
@@ -196,7 +203,7 @@ def measure(
     """Rows of all ways and contenders. `seconds()`: what is left for the timing once everything is checked."""
     torch._dynamo.reset()  # or the compiler, after eight shapes of a function, silently runs it as it is
     if machine.device.type == "cuda":
-        torch.cuda.empty_cache()
+        empty_cache()
     op = bench.op
     inputs = copied(bench.inputs(op.cases[bench.case], machine), op.differentiable)
     verdicts = judged(bench, contenders, inputs, machine)

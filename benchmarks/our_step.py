@@ -3,6 +3,7 @@
 Imported by a worker before `nanochat` can be, so nothing of ours is imported at the top.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,17 +13,22 @@ import torch
 WARMUP = 40  # steps, as nanochat's recipe and ours have it
 
 
-def rows(B: int, T: int, V: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches (B, T), always the same: a word has one usual successor, or a frequent word comes."""
+def rows(B: int, T: int, V: int, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches (B, T), always the same, `count` of them again and again: a word's usual successor, or a frequent word.
+
+    All are made here, in pinned memory where there is a GPU: drawing one takes as long as a good part of a step there.
+    """
     draw = np.random.default_rng(0)
-    usual = draw.permutation(V)
-    while True:
+    usual, pinned, made = draw.permutation(V), torch.cuda.is_available(), []
+    for _ in range(count):
         ids = np.empty((B, T + 1), dtype=np.int64)
         ids[:, 0] = draw.integers(V, size=B)
         for t in range(1, T + 1):
             frequent = np.minimum(draw.zipf(1.3, B) - 1, V - 1)
             ids[:, t] = np.where(draw.random(B) < 0.5, usual[ids[:, t - 1]], frequent)
-        yield torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(ids[:, 1:].copy())
+        pair = torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(ids[:, 1:].copy())
+        made.append(tuple(part.pin_memory() for part in pair) if pinned else pair)
+    return itertools.cycle(made)
 
 
 def our_step(

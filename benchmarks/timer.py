@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from kernels import tuning
+from nanochat.engine.graphs import captured
 
 WARMUP = 1  # turns that are not counted; everything has run before
 LEAST = 3  # turns that are counted however late it is
@@ -22,9 +23,7 @@ REPLAYS = 20
 Prepared = Callable[[], Callable[[], Any]]  # does what is not timed, returns what is
 
 
-def in_turns(
-    prepared: dict[str, Prepared], seconds: float, most: int, clock: Callable[[Callable[[], Any]], float]
-) -> dict[str, list[float]]:
+def in_turns(prepared: dict[str, Prepared], seconds: float, most: int, clock: tuning.Clock) -> dict[str, list[float]]:
     """Milliseconds of each by name: `most` turns, fewer when `seconds` are over, at least LEAST."""
     taken: dict[str, list[float]] = {name: [] for name in prepared}
     ends = time.perf_counter() + seconds
@@ -45,14 +44,7 @@ def quartiles(samples: list[float]) -> tuple[float, float, float]:
 
 def replayed(prepare: Prepared) -> float:
     """Milliseconds of one of many replays of the call as a CUDA graph, L2 warm. Raises what capturing raises."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # a graph must not be the first to run it
-        prepare()()
-    torch.cuda.current_stream().wait_stream(side)
-    call, graph = prepare(), torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    graph, _ = captured(prepare, torch.cuda.Stream(), torch.cuda.graph_pool_handle(), 1)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     graph.replay()
     start.record()

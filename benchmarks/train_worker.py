@@ -25,6 +25,7 @@ if settings["dtype"]:
 if settings["threads"]:
     torch.set_num_threads(settings["threads"])
 B, T, V = settings["batch"], settings["sequence_len"], settings["vocab_size"]
+DATA = B, T, V, settings["steps"] + 1  # one that compiles
 
 
 def ours() -> tuple[Callable[[], float], str]:
@@ -33,7 +34,7 @@ def ours() -> tuple[Callable[[], float], str]:
     hardware = setup()
     compiled = settings["compile"] and can_compile(hardware.device)[0]
     weights = load_file(settings["weights"])
-    step = our_step(sizes(settings), weights, hardware, rows(B, T, V), B, compiled)
+    step = our_step(sizes(settings), weights, hardware, rows(*DATA), B, compiled)
     return step, f"{str(hardware.dtype)[6:]}, {'compiled' if compiled else 'eager'}"
 
 
@@ -51,7 +52,7 @@ def upstream() -> tuple[Callable[[], float], str]:
     model.load_state_dict(load_file(settings["weights"]))
     optimizer = model.setup_optimizer()
     runs = torch.compile(model, dynamic=False) if settings["compile"] else model
-    data = rows(B, T, V)
+    data = rows(*DATA)
     numbers = itertools.count(1)
 
     def step() -> float:

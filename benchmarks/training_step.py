@@ -100,7 +100,7 @@ def run(flags: Flags, hardware: Hardware) -> dict[str, Any]:
     model.to_empty(device="cpu")
     model.init_weights()
     weights = model.state_dict()
-    data = lambda: rows(flags.batch, flags.sequence_len, flags.vocab_size)
+    data = lambda: rows(flags.batch, flags.sequence_len, flags.vocab_size, flags.steps + 2)
     steps = {
         name: use(setting)(our_step(config(flags), weights, hardware, data(), flags.batch, compiled))
         for name, (setting, compiled) in names.items()

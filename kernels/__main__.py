@@ -87,15 +87,29 @@ def describe() -> None:
 
 
 def tune_and_store(flags: argparse.Namespace) -> None:
-    """Raises ValueError without a CUDA device, or for minutes that are none."""
+    """What is found is written after every op, so that whatever ends this loses nothing but the op at work.
+
+    Raises ValueError without a CUDA device, or for minutes that are none.
+    """
     if not flags.minutes > 0:
         raise ValueError(f"--minutes is {flags.minutes:g}, wanted more than 0")
-    rows = tuning.tune(tuning.registered_cases(chosen_ops(flags.op)), 60 * flags.minutes)
-    if flags.into_repo:
-        tuning.into_repository(rows)
-        print(f"written: {tuned.FOLDER / tuned.architecture(torch.cuda.current_device())}.json")
-    else:
-        print(f"written: {measured.store(torch.cuda.current_device(), blocks=rows)}")
+
+    def keep(rows: measured.Blocks) -> None:
+        if flags.into_repo:
+            tuning.into_repository(rows)
+        else:
+            measured.store(torch.cuda.current_device(), blocks=rows)
+
+    stopped = False
+    try:
+        tuning.tune(tuning.registered_cases(chosen_ops(flags.op)), 60 * flags.minutes, keep=keep)
+    except KeyboardInterrupt:
+        stopped = True
+    index = torch.cuda.current_device()
+    path = tuned.FOLDER / f"{tuned.architecture(index)}.json" if flags.into_repo else measured.path(index)
+    print(("stopped; " if stopped else "") + (f"written: {path}" if path.exists() else "nothing was written"))
+    if stopped:
+        sys.exit(130)
 
 
 def compile_report(flags: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ An op's file ends with `register(Op(...))`; that is all it takes to be tested, c
 and plotted. This module is a leaf: it imports torch and nothing of ours.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -75,10 +76,19 @@ def check_device(op: str, x: Tensor, **others: Tensor) -> None:
             raise ValueError(f"{op}: {name} is on {tensor.device}, wanted {x.device}, where the first argument is")
 
 
+LARGE = 1 << 22  # elements
+
+
 def randn(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int = 0, scale: float = 1.0) -> Tensor:
-    """Normal numbers that are the same on every device and run: drawn on the CPU in float32, then moved."""
+    """Normal numbers that are the same on every device and run: drawn on the CPU in float32, then moved.
+
+    For a GPU, large ones are drawn there and in their dtype: a CPU takes seconds, and memory that it may not have.
+    """
     if device == "meta":
         return torch.empty(shape, dtype=dtype, device=device)
+    if device.startswith("cuda") and math.prod(shape) >= LARGE:
+        there = torch.Generator(device).manual_seed(seed)
+        return torch.randn(shape, generator=there, device=device, dtype=dtype).mul_(scale)
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(shape, generator=generator, device="cpu") * scale).to(device=device, dtype=dtype)
 

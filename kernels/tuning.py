@@ -3,7 +3,8 @@
 An op's forward and backward are timed together. From the row in force, one block size at a time is halved or doubled;
 a neighbour that is faster, timed in turns with the best so far so that a change of clocks meets both alike, becomes the
 best, until none is, or the time is over. A candidate must give the right answer first. The compiled reference is timed
-beside it where asked for: alone, an op says little about a compiled step, in which its neighbours may be fused.
+beside it where asked for: alone, an op says little about a compiled step, in which its neighbours may be fused. Rows
+that ops share are searched with the op that comes first. The ops share the time, and what one leaves, others have.
 """
 
 import itertools
@@ -24,7 +25,18 @@ FIXED = ("GROUP_M",)  # order of programs: nothing that could not be a little be
 ADDED = ("num_stages",)  # what goes up and down by one; the rest is a power of two
 GAIN = 0.98  # of the best time that a neighbour must stay below
 REPEATS = 15
+SWEEPS, MOST_SWEEPS = 4, 128  # queued before a call on a GPU, to begin with and at most: 32 GB, 10 ms at 3 TB/s
+EASED = 64  # calls in a row for which there were enough, before half as many are tried again
+MOST_BYTES = 3e9  # of a registered case; cross_entropy at d12 would be 4.3 GB, and several times that in the reference
+# Those with the most to gain come first, the others as in the table. Of ops that share rows the first is the one that
+# training runs, for its sake the rows are searched.
+FIRST = (
+    "flash_attention", "polar_express", "embedding", "mlp_relu2", "linear_cross_entropy", "cross_entropy",
+    "mix_rms_norm", "qk_norm_rotary", "flash_attention_decode", "muon_update_", "muon_momentum_", "adamw_",
+    "fp8_mlp_relu2",
+)  # fmt: skip
 Say = Callable[[str], None]
+Clock = Callable[[Callable[[], Any]], float | None]
 
 
 def neighbours(config: dict[str, int]) -> list[dict[str, int]]:
@@ -37,23 +49,33 @@ def neighbours(config: dict[str, int]) -> list[dict[str, int]]:
     return found
 
 
-def clock(device: str = "cuda") -> Callable[[Callable[[], Any]], float]:
-    """A function that takes the milliseconds of one call, which finds the caches swept.
+def clock(device: str = "cuda") -> Clock:
+    """A function that takes the milliseconds of one call, which finds the caches swept; None: take it again.
 
-    On a GPU, several sweeps are queued before the call, so that its launches wait in line and what is timed is the
-    card's work, not the host's.
+    On a GPU, sweeps are queued before the call, so that its launches wait in line and what is timed is the card's work,
+    not the host's. Where the card was through with them before the host had queued the call, the time is none, and
+    twice as many come before the next calls. With MOST_SWEEPS it counts: then the call itself waits for the card.
     """
     on_gpu = device.startswith("cuda")
     sweep = torch.empty((256 if on_gpu else 64) << 20, dtype=torch.int8, device=device)
+    sweeps, enough = SWEEPS, 0  # enough: calls in a row for which so many were
 
-    def on_card(call: Callable[[], Any]) -> float:
-        for _ in range(4):
+    def on_card(call: Callable[[], Any]) -> float | None:
+        nonlocal sweeps, enough
+        for _ in range(sweeps):
             sweep.zero_()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         call()
+        late = start.query()
         end.record()
         torch.cuda.synchronize()
+        enough = 0 if late else enough + 1
+        if late and sweeps < MOST_SWEEPS:
+            sweeps *= 2
+            return None
+        if enough == EASED:
+            sweeps, enough = max(SWEEPS, sweeps // 2), 0
         return start.elapsed_time(end)
 
     def on_host(call: Callable[[], Any]) -> float:
@@ -65,15 +87,17 @@ def clock(device: str = "cuda") -> Callable[[Callable[[], Any]], float]:
     return on_card if on_gpu else on_host
 
 
-def turns(
-    prepared: list[Callable[[], Callable[[], Any]]], clock: Callable[[Callable[[], Any]], float]
-) -> Iterator[list[float]]:
+def turns(prepared: list[Callable[[], Callable[[], Any]]], clock: Clock) -> Iterator[list[float]]:
     """For ever: milliseconds of every call, taken one after the other, so that a change of clocks meets all alike.
 
-    Each of `prepared` does what shall not be timed and returns the call that shall.
+    Each of `prepared` does what shall not be timed and returns the call that shall. A turn in which the clock has no
+    time for a call is left out.
     """
     while True:
-        yield [clock(prepare()) for prepare in prepared]
+        times = [clock(prepare()) for prepare in prepared]
+        taken = [ms for ms in times if ms is not None]
+        if len(taken) == len(times):
+            yield taken
 
 
 def timed(calls: list[Callable[[], Any]], repeats: int = REPEATS) -> list[float]:
@@ -118,8 +142,10 @@ def climb(
 ) -> tuple[dict[str, int], float]:
     """(the fastest config found for the rows of this name, its milliseconds), before time.monotonic() is `ends`.
 
-    Raises RuntimeError when not even `start` runs and is right.
+    Nothing is tried that would end later, were it as slow as the slowest so far. Raises RuntimeError when not even
+    `start` runs and is right.
     """
+    began = time.monotonic()
     kernel = step(op, case, dtype, "triton", compiled=False)
 
     def trial(config: dict[str, int]) -> Callable[[], None]:
@@ -136,11 +162,13 @@ def climb(
 
     check(start)
     best, (ms,) = start, timed([trial(start)])
+    slowest = time.monotonic() - began
     tried, improved = [start], True
     while improved:
         improved = False
         for config in neighbours(best):
-            if config in tried or time.monotonic() > ends:
+            begun = time.monotonic()
+            if config in tried or begun + slowest > ends:
                 continue
             tried.append(config)
             try:
@@ -149,26 +177,41 @@ def climb(
             except Exception as problem:  # too much shared memory, too many registers: not a candidate
                 say(f"{op.name}: {config} does not run: {str(problem).splitlines()[:1]}")
                 continue
+            finally:
+                slowest = max(slowest, time.monotonic() - begun)
             if now < GAIN * then:
                 best, ms, improved = config, now, True
                 break  # its own neighbours come next
     return best, ms
 
 
+def share(ends: float, count: int) -> float:
+    """When the first of so many that have the time until `ends` must be done."""
+    now = time.monotonic()
+    return now + (ends - now) / count
+
+
 def measure(
-    op: Op, case: Case, dtype: torch.dtype, ends: float = math.inf, reference: bool = True, say: Say = print
-) -> measured.Blocks:
+    op: Op, case: Case, dtype: torch.dtype, searched: set[tuple[str, int]], ends: float = math.inf,
+    reference: bool = True, say: Say = print,
+) -> measured.Blocks:  # fmt: skip
     """Rows for the op's forward (by its own name) and, where they are apart, backward ("…_backward"), at this case.
 
-    Rows that it shares with another op are taken as they are. Raises RuntimeError when its kernels do not run.
+    searched: (owner of rows, size) for which nothing is searched any more: such rows are taken as they are; this one's
+    are added. Rows that are searched with an op that does not own them become the owner's too, so that all that share
+    them have them. Raises RuntimeError when its kernels do not run.
     """
     device, size, found = torch.device("cuda", torch.cuda.current_device()), op.size(case), {}
     parts = [op.name, *([f"{op.name}_backward"] if f"{op.name}_backward" in tuned.table("default") else [])]
-    for part in parts:
-        start = tuned.config(part, dtype, size, device)
-        own = tuned.owner(part) == part
-        config, ms = climb(op, case, dtype, part, start, ends if own else 0.0, say)
+    for i, part in enumerate(parts):
+        start, owner = tuned.config(part, dtype, size, device), tuned.owner(part)
+        new = (owner, size) not in searched
+        until = share(ends, len(parts) - i + reference) if new else 0.0
+        config, ms = climb(op, case, dtype, part, start, until, say)
         found[part] = [dict(dtype=str(dtype)[6:], up_to=size, config=config, ms=ms)]
+        if new and owner != part:
+            found[owner] = [dict(found[part][0], measured_with=op.name)]
+        searched.add((owner, size))
         measured.adopt(_merged(measured.blocks(device.index or 0), found))  # backward's turn meets the new forward
     if reference:
         calls = [step(op, case, dtype, "triton", compiled=False), step(op, case, dtype, "torch", compiled=True)]
@@ -178,34 +221,54 @@ def measure(
 
 
 def tune(
-    cases: Mapping[str, list[Case]], seconds: float = math.inf, reference: bool = True, say: Say = print
-) -> measured.Blocks:
-    """Rows by op for each of its cases, in this order, as far as the time goes; progress is said.
+    cases: Mapping[str, list[Case]], seconds: float = math.inf, reference: bool = True, say: Say = print,
+    keep: Callable[[measured.Blocks], Any] = lambda rows: None,
+) -> measured.Blocks:  # fmt: skip
+    """Rows by op for its cases, one of each size, as far as the time goes; progress is said.
 
-    This process uses them from now on. Raises ValueError without a CUDA device.
+    The ops that are left share the time that is left. The reference is compiled for an op's first case only. `keep`
+    gets all rows so far after every op. This process uses them from then on. Raises ValueError without a CUDA device.
     """
     if not torch.cuda.is_available():
         raise ValueError("tuning needs a CUDA device, and there is none here")
     index = torch.cuda.current_device()
     new = torch.version.hip or torch.cuda.get_device_capability(index) >= dispatch.LEAST
     dtype = torch.bfloat16 if new else torch.float16
-    ends, found = time.monotonic() + seconds, dict(measured.blocks(index))
-    for name, several in cases.items():
-        for case in several:
-            if time.monotonic() > ends:
-                say(f"{name}: no time was left; its static block sizes stay")
+    ends, found, searched = time.monotonic() + seconds, dict(measured.blocks(index)), set[tuple[str, int]]()
+    for i, (name, several) in enumerate(cases.items()):
+        until, sizes = share(ends, len(cases) - i), _one_a_size(OPS[name], several)
+        for j, (size, case) in enumerate(sizes.items()):
+            what = f"{name}, size {size}"
+            if time.monotonic() > until:
+                say(f"{what}: no time was left; its static block sizes stay")
                 continue
+            memory = False
             try:
-                rows = measure(OPS[name], case, dtype, ends, reference, say)
+                mine = share(until, len(sizes) - j)
+                rows = measure(OPS[name], case, dtype, searched, mine, reference and not j, say)
+            except torch.OutOfMemoryError:
+                say(f"{what}: not tuned: it does not fit in the memory of this card")
+                memory = True
             except Exception as problem:  # its kernels do not run here: dispatch will find out and say so
-                say(f"{name}: not tuned: {type(problem).__name__}: {str(problem).splitlines()[:1]}")
-                continue
-            found = _merged(found, rows)
-            for part, (row,) in rows.items():
-                beside = f", compiled reference {row['reference_ms']:.4f} ms" if "reference_ms" in row else ""
-                say(f"{part:24} {row['ms']:.4f} ms{beside}, {row['config']}")
-    measured.adopt(found)
-    dispatch.forget()
+                say(f"{what}: not tuned: {type(problem).__name__}: {str(problem).splitlines()[:1]}")
+            else:
+                found = _merged(found, rows)
+                for part, (row,) in rows.items():
+                    beside = f", compiled reference {row['reference_ms']:.4f} ms" if "reference_ms" in row else ""
+                    say(f"{part:24} {row['ms']:.4f} ms{beside}, {row['config']}")
+            measured.adopt(found)
+            if memory:
+                torch.cuda.empty_cache()  # only now: the exception held what was allocated
+        dispatch.forget()
+        keep(found)
+    return found
+
+
+def _one_a_size(op: Op, cases: list[Case]) -> dict[int, Case]:
+    """The first case of each size: a row is for a size."""
+    found: dict[int, Case] = {}
+    for case in cases:
+        found.setdefault(op.size(case), case)
     return found
 
 
@@ -219,14 +282,14 @@ def _merged(rows: measured.Blocks, new: measured.Blocks) -> measured.Blocks:
 
 
 def registered_cases(names: list[str]) -> dict[str, list[Case]]:
-    """The registry's cases at the sizes of models, small ones first."""
-    return {
-        name: sorted(
-            (case for key, case in OPS[name].cases.items() if key.startswith("d")),
-            key=lambda case: OPS[name].bytes(case, torch.float32),
-        )
-        for name in names
-    }
+    """The registry's cases at the sizes of models, the largest size first; the ops in the order of FIRST."""
+    place = {name: i for i, name in enumerate(FIRST)}
+    found = {}
+    for name in sorted(names, key=lambda name: place.get(name, len(place))):
+        size = lambda case, op=OPS[name]: (op.size(case), op.bytes(case, torch.bfloat16))
+        fit = [case for key, case in OPS[name].cases.items() if key.startswith("d") and size(case)[1] <= MOST_BYTES]
+        found[name] = sorted(fit, key=size, reverse=True)
+    return found
 
 
 def into_repository(rows: measured.Blocks) -> None:

@@ -2,8 +2,9 @@
 
 An op that wins alone may lose in a step, where the compiler would have fused its neighbours: so it is the compiled step
 that is timed, of a shallow model of the same width, rows and dtype, with each group of ops on and off, in turns. The
-faster stays. Every on or off is a compilation, so the groups come in the order of what is in doubt, and when the time
-is over the rest keeps its default. Block sizes are tuned first (kernels/tuning.py).
+faster stays. Every on or off is a compilation, of what the group is part of and nothing else: the optimizer's group is
+timed in an update alone, the others with an optimizer that is not compiled. The groups come in the order of what there
+is to gain, and those for which no time is left keep their default. Block sizes are tuned first (kernels/tuning.py).
 
 Rank 0 measures and all ranks use what it found. It is kept for the card in the base folder (kernels/measured.py), and
 with the stage, so that a resumed run uses the same kernels. NANOCHAT_KERNELS means that nothing is to be chosen.
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._dynamo import config as dynamo
 
 from kernels import OPS, dispatch, measured, tuning, use
 from kernels.registry import Case
@@ -28,28 +30,32 @@ from nanochat import trainer
 from nanochat.data.loader import Batch
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import Hardware
-from nanochat.optim import MuonAdamW, parameter_groups
+from nanochat.optim import GRAPHS, MuonAdamW, parameter_groups
 from nanochat.recipe import Schedule
 
-SECONDS = 180.0  # for all of it, at most
+SECONDS = 180.0  # for all of it: nothing is begun that is expected to end later
 BLOCK_SECONDS = 60.0  # of these, for block sizes
-LAYERS = 4  # of the shallow model: both kinds of window, and a value embedding
-TURNS = 5  # timed steps of each of two variants, after two that compile and warm up
-GAIN = 0.99  # of the time without it, that a change must stay below
+LAYERS = 2  # of the shallow model: one with a short window, one with a full one and a value embedding
+TURNS = 11  # timed steps of each of two variants, after two that compile and warm up
+GAIN = 0.995  # of the time without it, that a change must stay below; layers are about half of a step so shallow
+SLOWER = 1.2  # times the compilations before, that one may take
+SMALL = 1 << 12  # elements of a parameter whose update takes no time: nothing is compiled for it
 STEADY = Schedule(1 << 30, 40, 0.0, momentum_start=0.95, momentum_peak=0.95)
 
-# Ops that are switched together, first what is most in doubt: the compiler fuses norms with their neighbours, and our
-# product must be about as fast as the vendor's. Attention comes last: without it, windows need a mask.
+# Ops that are switched together, first what a wrong choice costs most: the compiler fuses norms with their neighbours;
+# attention is a large part of a step, if ours is slow on a card; our product must be about as fast as the vendor's. The
+# optimizer, whose updates are a small part and which needs two compilations, comes last.
 GROUPS = {
     "norms": ("rms_norm", "mix_rms_norm", "add_rms_norm", "qk_norm_rotary"),
+    "attention": ("flash_attention",),
     "MLP": ("mlp_relu2",),
     "fp8": ("fp8_linear", "fp8_mlp_relu2", "fp8_mix_rms_norm", "fp8_add_rms_norm"),
-    "optimizer": ("polar_express", "muon_momentum_", "muon_update_", "adamw_"),
     "head": ("linear_cross_entropy",),
     "embeddings": ("embedding",),
-    "attention": ("flash_attention",),
+    "optimizer": ("polar_express", "muon_momentum_", "muon_update_", "adamw_"),
 }
-TUNED = ("flash_attention", "mix_rms_norm", "qk_norm_rotary", "cross_entropy", "embedding", "polar_express")
+# Of ops that share rows one is named that training runs; the rows are searched with it.
+TUNED = ("flash_attention", "polar_express", "embedding", "mix_rms_norm", "qk_norm_rotary", "cross_entropy")
 Say = Callable[[str], None]
 Choice = dict[str, Any]
 
@@ -122,19 +128,22 @@ def cases(config: GPTConfig, rows: int) -> dict[str, list[Case]]:
 
 
 def ready_step(
-    model: GPT, hardware: Hardware, batches: Iterator[Batch], rows: int, compiled: bool
+    model: GPT, hardware: Hardware, batches: Iterator[Batch], rows: int, compiled: bool, updates: bool = True
 ) -> Callable[[], float]:
     """A call is one step as the training loop takes it, on the next of the batches, and returns its loss.
 
-    This rank takes it by itself, whatever the others do.
+    This rank takes it by itself, whatever the others do. updates: whether the optimizer is compiled where the model is.
     """
     T, alone = model.config.sequence_len, replace(hardware, rank=0, world=1)
     optimizer = MuonAdamW(parameter_groups(model), model.dtype, alone=True)
     stage = trainer.Stage(
         "step", Path(), model, optimizer, STEADY, trainer.Settings(1 << 30, rows, T, rows * T), alone,
-        batches=lambda state: [], val_batches=lambda: [], token_bytes=torch.empty(0), meta={}, compile=compiled,
+        batches=lambda state: [], val_batches=lambda: [], token_bytes=torch.empty(0), meta={},
+        compile=compiled and updates,
     )  # fmt: skip
     run = trainer.runnable(stage)
+    if compiled and not updates:
+        run = torch.compile(run, dynamic=False)
 
     def step() -> float:
         outcome = trainer.step(stage, run, batches, 1)
@@ -144,18 +153,41 @@ def ready_step(
     return step
 
 
-def shallow_step(config: GPTConfig, rows: int, hardware: Hardware, fp8: str) -> Callable[[], float]:
-    """A compiled step of a model of few layers, ready to be timed."""
+def shallow(config: GPTConfig, hardware: Hardware) -> GPT:
+    """A model of few layers."""
     with torch.device("meta"):
         model = GPT(replace(config, n_layer=min(config.n_layer, LAYERS)))
     model.to_empty(device=hardware.device)
     model.init_weights(hardware.dtype)
+    return model
+
+
+def shallow_step(config: GPTConfig, rows: int, hardware: Hardware, fp8: str) -> Callable[[], float]:
+    """A step of a shallow model, ready to be timed: forward and backward are compiled, the optimizer is not."""
+    model = shallow(config, hardware)
     if fp8:
         model.set_fp8(fp8)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (2, rows, config.sequence_len), generator=generator)
     batch = Batch(ids[0], ids[1], None)  # type: ignore[arg-type]
-    return ready_step(model, hardware, iter(lambda: batch, None), rows, compiled=True)
+    return ready_step(model, hardware, iter(lambda: batch, None), rows, compiled=True, updates=False)
+
+
+def update_step(config: GPTConfig, hardware: Hardware) -> Callable[[], float]:
+    """A compiled update of a shallow model's large parameters, from random gradients, ready to be timed."""
+    model = shallow(config, hardware)
+    groups = [group for group in parameter_groups(model) if group["params"][0].numel() >= SMALL]
+    optimizer = MuonAdamW(groups, model.dtype, alone=True)
+    optimizer.compile()
+    for group in groups:
+        for p in group["params"]:
+            p.grad = torch.randn_like(p)
+
+    def step() -> float:
+        optimizer.step()
+        return 0.0
+
+    return step
 
 
 def _measured(config: GPTConfig, rows: int, hardware: Hardware, fp8: str, say: Say) -> Choice | None:
@@ -186,40 +218,54 @@ def measure(
     if not any(change for change, _ in changes.values()):
         return dict(result, seconds=clock() - started)  # no kernel of ours is for this card
     say(
-        f"measuring what pays on this {hardware.name}: once, at most {SECONDS / 60:.0f} minutes (--no-tune skips it; "
+        f"measuring what pays on this {hardware.name}: once, about {SECONDS / 60:.0f} minutes (--no-tune skips it; "
         f"kept in {measured.folder()})"
     )
-    blocks = tuning.tune(to_tune, BLOCK_SECONDS, reference=False, say=say)
-    measured.store(index, blocks=blocks)
+    keep = lambda rows: measured.store(index, blocks=rows)
+    blocks = tuning.tune(to_tune, BLOCK_SECONDS, reference=False, say=say, keep=keep)
+    made = dict(step=lambda: shallow_step(config, rows, hardware, fp8), update=lambda: update_step(config, hardware))
+    variant = lambda kind, setting: Variant(setting, made[kind](), hardware, clock)
     setting, table, left = "auto", [], []
-    best = Variant(setting, shallow_step(config, rows, hardware, fp8), hardware, clock)
-    slowest = best.warm()
-    for group, (change, running) in changes.items():
-        if not change:
-            continue
-        if clock() - started + 1.2 * slowest + 2 * TURNS * best.seconds > SECONDS:
-            left.append(group)
-            continue
-        other = Variant(f"{setting},{change}", shallow_step(config, rows, hardware, fp8), hardware, clock)
-        try:
-            slowest = max(slowest, other.warm())
-            now, then = in_turns(other, best)
-        except RuntimeError as problem:  # out of memory, say: what runs stays
-            say(f"{group}: not measured: {str(problem).splitlines()[:1]}")
-            continue
-        taken = now < GAIN * then
-        with_ours, without = (then, now) if running else (now, then)
-        table.append(dict(group=group, on_ms=1e3 * with_ours, off_ms=1e3 * without, on=taken != running))
-        say(f"{group}: {1e3 * with_ours:.1f} ms a step with our kernels, {1e3 * without:.1f} without")
-        if taken:
-            best, setting = other, other.setting
-        del other
+    # Every variant compiles the same functions for other models: more often than Dynamo expects of a function.
+    with dynamo.patch(recompile_limit=max(dynamo.recompile_limit, GRAPHS)):
+        best = variant("step", setting)
+        compiled = [best.warm()]  # seconds of each compilation of a step; the first also fills caches
+        say(f"a step of {LAYERS} layers was compiled in {compiled[0]:.0f} s")
+        for group, (change, running) in changes.items():
+            if not change:
+                continue
+            kind = "update" if group == "optimizer" else "step"
+            expected = 2 * compiled[0] if kind == "update" else max(compiled[1:] or compiled)
+            if clock() - started + SLOWER * expected + 2 * TURNS * best.seconds > SECONDS:
+                left.append(group)
+                continue
+            try:
+                before = variant(kind, setting) if kind == "update" else best
+                if before is not best:
+                    before.warm()
+                other = variant(kind, f"{setting},{change}")
+                first = other.warm()
+                now, then = in_turns(other, before)
+            except RuntimeError as problem:  # out of memory, say: what runs stays
+                say(f"{group}: not measured: {str(problem).splitlines()[:1]}")
+                before = other = best  # what was made is let go
+                continue
+            taken = now < GAIN * then
+            with_ours, without = (then, now) if running else (now, then)
+            row = dict(group=group, of=kind, on_ms=1e3 * with_ours, off_ms=1e3 * without, on=taken != running)
+            table.append(row)
+            say(f"{group}: {1e3 * with_ours:.1f} ms of {kind} with our kernels, {1e3 * without:.1f} without")
+            setting = other.setting if taken else setting
+            if kind == "step":
+                compiled.append(first)
+                best = other if taken else best
+            del other, before
+            torch.cuda.empty_cache()
+        if left:
+            say(f"no time was left to measure {', '.join(left)}: as by default")
+        del best
+        torch._dynamo.reset()
         torch.cuda.empty_cache()
-    if left:
-        say(f"no time was left to measure {', '.join(left)}: as by default")
-    del best
-    torch._dynamo.reset()
-    torch.cuda.empty_cache()
     return dict(result, setting=setting, rows=table, left=left, blocks=blocks, seconds=clock() - started)
 
 

@@ -215,13 +215,16 @@ def conversations(run: Run) -> Section:
 
 
 def kernel_choices(run: Run) -> Section:
-    """Which kernels each stage ran, where that was measured: milliseconds of a shallow step, with and without ours."""
+    """Which kernels each stage ran, where that was measured: milliseconds of a shallow step or its update, with and
+    without ours.
+    """
     rows = []
     for stage in STAGES:
         choice = (run.summary(stage) or {}).get("kernels") or {}
         for row in choice.get("rows", []):
             times = (f"{row[key]:.1f} ms" for key in ("on_ms", "off_ms"))
-            rows.append((stage, row["group"], *times, "ours" if row["on"] else "PyTorch's", choice["when"]))
+            what = row["group"] + (" (the update alone)" if row.get("of") == "update" else "")
+            rows.append((stage, what, *times, "ours" if row["on"] else "PyTorch's", choice["when"]))
     titles = ("stage", "ops", "a step with our kernels", "without", "taken", "measured")
     return Section("Kernels, as measured on this card", [Table(titles, rows)] if rows else [])
 

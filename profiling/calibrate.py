@@ -1,8 +1,9 @@
 """Measures what this GPU reaches of its data sheet: `python -m profiling.calibrate`, a minute or two.
 
-Launches, streaming (copy and triad of several sizes), matrix products of the model's shapes in bf16 and fp8, attention
-forward. The rates go into profiling/calibration/<gpu>.json with what they were measured with; from then on cards.card()
-takes them instead of the fitted constants, and every report that uses them says "calibrated" and the day.
+Launches, streaming (copy and triad of several sizes), matrix products of the model's shapes and attention's forward in
+the dtype that training takes here ("bf16" in the file stands for float16 on a T4), products in fp8. The rates go into
+profiling/calibration/<gpu>.json with what they were measured with; from then on cards.card() takes them instead of the
+fitted constants, and every report that uses them says "calibrated" and the day.
 """
 
 import datetime
@@ -21,6 +22,7 @@ from kernels.tuning import timed
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
 from nanochat.flags import parse, run_script
+from nanochat.hardware import compute_dtype
 from profiling import cards, nvml
 
 SIZES = (32 << 20, 128 << 20, 512 << 20)  # bytes of an operand
@@ -55,48 +57,64 @@ def rates(seconds: Seconds, fp8: bool) -> tuple[dict[str, float | None], list[di
         kind: together([measure(kind, shape, 2.0 * shape[0] * shape[1] * shape[2]) for shape in PRODUCTS])
         for kind in (("bf16", "fp8") if fp8 else ("bf16",))
     }
-    attention = measure("attention", tuple(ATTENTION.values()), OPS["flash_attention"].flops(ATTENTION))
+
+    def attention() -> tuple[float, float]:
+        """Of fewer rows where so many do not fit: torch's own may keep all scores."""
+        for case in (ATTENTION, ATTENTION | dict(B=4)):
+            try:
+                return measure("attention", tuple(case.values()), OPS["flash_attention"].flops(case))
+            except torch.OutOfMemoryError:
+                continue
+        case = ATTENTION | dict(B=1)
+        return measure("attention", tuple(case.values()), OPS["flash_attention"].flops(case))
+
     return dict(
         launch_s=launch,
         stream_bytes_per_s=statistics.median(work / took for work, took in moved),
         bf16_flop_per_s=products["bf16"],
         fp8_flop_per_s=products.get("fp8"),
-        attention_flop_per_s=together([attention]),
+        attention_flop_per_s=together([attention()]),
     ), notes
 
 
-def on_gpu(what: str, sizes: tuple[int, ...]) -> float:
+def on_gpu(what: str, sizes: tuple[int, ...], dtype: torch.dtype) -> float:
     """Seconds of a call on this GPU: the median of some, with the cache swept between."""
-    return timed([call(what, sizes)])[0] / 1e3
+    return timed([call(what, sizes, dtype)])[0] / 1e3
 
 
-def call(what: str, sizes: tuple[int, ...]) -> Callable[[], Any]:
+def call(what: str, sizes: tuple[int, ...], dtype: torch.dtype, device: str = "cuda") -> Callable[[], Any]:
     """What is measured, with its operands on the GPU; random ones, because zeros make products faster."""
-    make = lambda *shape: torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+    make = lambda *shape: torch.randn(*shape, device=device, dtype=dtype)
     if what == "launch":
-        one = torch.zeros(1, device="cuda")
+        one = torch.zeros(1, device=device)
         return lambda: one.zero_()
     if what in MOVED:
-        x, y, z = (make(sizes[0] // 2) for _ in range(3))
+        x, y, z = (make(sizes[0] // dtype.itemsize) for _ in range(3))
         return (lambda: y.copy_(x)) if what == "copy" else (lambda: torch.add(x, y, alpha=2, out=z))
     if what == "attention":
         op = OPS["flash_attention"]
-        inputs = op.inputs(dict(zip(ATTENTION, sizes)), torch.bfloat16, "cuda")
+        inputs = op.inputs(dict(zip(ATTENTION, sizes)), dtype, device)
         return lambda: op.fn(**inputs)
     M, N, K = sizes
     a, b = make(M, K), make(N, K)
     if what == "bf16":
         return lambda: a @ b.t()
     small_a, small_b = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
-    scale = torch.ones((), device="cuda")
+    scale = torch.ones((), device=device)
     return lambda: torch._scaled_mm(
         small_a, small_b, scale_a=scale, scale_b=scale, out_dtype=torch.bfloat16, use_fast_accum=True
     )
 
 
 def calibrate(name: str, seconds: Seconds, fp8: bool, environment: dict[str, Any], folder: Path) -> Path:
-    """Measures and writes the file of the GPU of this name (as its driver reports it)."""
-    found, notes = rates(seconds, fp8)
+    """Measures and writes the file of the GPU of this name (as its driver reports it).
+
+    Raises UserError where its memory is too small, or times cannot be.
+    """
+    try:
+        found, notes = rates(seconds, fp8)
+    except torch.OutOfMemoryError:
+        raise UserError("what calibrating measures does not fit in the memory that is free on this GPU") from None
     made = dict(
         version=cards.VERSION, gpu=name, date=str(datetime.date.today()), rates=found, environment=environment,
         measurements=notes,
@@ -117,12 +135,13 @@ def main() -> None:
         raise UserError("calibrating measures a GPU, and torch sees no CUDA device here; fitted constants are used")
     name = torch.cuda.get_device_name()
     before = nvml.snapshot()
-    environment = dict(torch=torch.__version__, cuda=torch.version.cuda, hip=torch.version.hip,
+    dtype, _ = compute_dtype(torch.device("cuda"))
+    environment = dict(dtype=str(dtype)[6:], torch=torch.__version__, cuda=torch.version.cuda, hip=torch.version.hip,
                        triton=triton.__version__ if INSTALLED else None, before=before)  # fmt: skip
     fp8 = not torch.version.hip and torch.cuda.get_device_capability() >= (8, 9)
 
     def measured(what: str, sizes: tuple[int, ...]) -> float:
-        took = on_gpu(what, sizes)
+        took = on_gpu(what, sizes, dtype)
         environment["after"] = nvml.snapshot()  # clocks of a card that is warm: of the last one stays
         return took
 

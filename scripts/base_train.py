@@ -34,7 +34,7 @@ class Flags:
     fp8: bool = flag(False, "multiply in fp8 (H100 and newer; emulated, and slowly, elsewhere)")
     fp8_scaling: str = flag("current", "fp8's scales: of each tensor itself, or of its last 16", choices=SCALINGS)
     fresh: bool = flag(False, "forget what this stage has trained so far")
-    tune: bool = flag(True, "on a GPU, measure once which kernels pay (at most 3 minutes), where it is not known")
+    tune: bool = flag(True, "on a GPU, measure once which kernels pay (about 3 minutes), where it is not known")
     spike_guard: bool = flag(True, "skip a step whose loss is 6 standard deviations above the last 128")
     wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
     profile: int = flag(0, "record so many steps, once it is warm, to <run>/base/profile/ (0: none)")

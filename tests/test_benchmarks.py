@@ -14,7 +14,7 @@ import tiny
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import ops, pages, profiles, timer, training_step
+from benchmarks import ops, our_step, pages, profiles, timer, training_step
 from benchmarks.contenders import CONTENDERS, PEERS, Contender, obstacle
 from benchmarks.gate import Gate, agreement, answers, narrow
 from kernels import OPS, dispatch, tuning
@@ -365,7 +365,34 @@ def test_gradients_made_in_forward_are_compared_whole():
     assert states == dict(forward="skipped", backward="skipped", both="timed")
 
 
+def test_a_cache_that_cannot_be_emptied_fails_no_bench(monkeypatch):
+    """torch's allocator asserts after a capture that failed."""
+
+    class Reached(Exception):
+        pass
+
+    def asserts():
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    def reached(*_):
+        raise Reached
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", asserts)
+    monkeypatch.setattr(ops.Bench, "inputs", reached)
+    with pytest.raises(Reached):
+        ops.measure(no_compiler(), {}, replace(MACHINE, device=torch.device("cuda")), lambda: 0.0, 3)
+
+
 # ---- the training step
+
+
+def test_batches_are_drawn_before_one_is_asked_for(monkeypatch):
+    data, again = (our_step.rows(2, 8, 16, 3) for _ in range(2))
+    monkeypatch.setattr(our_step.np, "minimum", lambda *_: pytest.fail("drawn while a step is timed"))
+    found = [next(data) for _ in range(4)]
+    assert found[3] is found[0] and not torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(a, b) for pair in zip(found, again) for a, b in zip(*pair))
+
 
 TINY = training_step.Flags(1, 128, 16, 2, 3)
 

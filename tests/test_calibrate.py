@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import standins
 import tiny
 import torch
 
@@ -39,6 +40,41 @@ def test_rates_are_those_of_the_card():
     assert [found[key] for key in cards.RATES] == pytest.approx(wanted)
     assert {note["what"] for note in notes} == {"launch", "copy", "triad", "bf16", "fp8", "attention"}
     assert calibrate.rates(fake, fp8=False)[0]["fp8_flop_per_s"] is None
+
+
+def test_attention_takes_fewer_rows_where_memory_is_small(folder):
+    """On a T4 torch's own keeps the scores."""
+
+    def small(what, sizes, most=4):
+        if what == "attention" and sizes[0] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        flops = OPS["flash_attention"].flops(dict(zip(calibrate.ATTENTION, sizes))) if what == "attention" else 0
+        return LAUNCH + flops / ATTENTION if what == "attention" else fake(what, sizes)
+
+    assert calibrate.rates(small, fp8=False)[0]["attention_flop_per_s"] == pytest.approx(ATTENTION)
+    with pytest.raises(UserError, match="does not fit in the memory that is free"):
+        calibrate.calibrate(NAME, lambda what, sizes: small(what, sizes, 0), False, {}, folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_operands_are_in_the_dtype_of_training(dtype, monkeypatch):
+    seen = []
+    real = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape, **how: seen.append(how["dtype"]) or real(*shape, **how))
+    calibrate.call("bf16", (4, 8, 2), dtype, "cpu")()
+    calibrate.call("copy", (64,), dtype, "cpu")()
+    assert set(seen) == {dtype}
+
+
+def test_a_t4_is_measured_in_float16(folder, monkeypatch, capsys):
+    standins.gpus(monkeypatch, "T4")
+    monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
+    asked = []
+    monkeypatch.setattr(calibrate, "on_gpu", lambda what, sizes, dtype: asked.append(dtype) or fake(what, sizes))
+    assert tiny.call_module("profiling.calibrate") == 0
+    assert set(asked) == {torch.float16}
+    made = json.loads((folder / "tesla-t4.json").read_text())
+    assert made["environment"]["dtype"] == "float16" and "written" in capsys.readouterr().out
 
 
 def test_products_count_by_the_time_they_take():

@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 
+from benchmarks import timer
 from kernels import traffic, triton_utils, use
 from kernels.attention import triton_decode
 from nanochat import gpt
@@ -52,12 +53,16 @@ class Graph:
         assert options["capture_error_mode"] == "thread_local"
         cards.capturing = self
         self.pool, self.device = pool, cards.current_device()
+        cards.underway.append((self.device, *pool))
         self.stream = torch.cuda.current_stream()
         time.sleep(0.01)  # for another thread to begin one too
 
     def capture_end(self):
         self.cards.capturing = None
         self.cards.failing("end")
+        if self.cards.fails == "body":
+            raise RuntimeError("the capture is not valid any more, as an operation was not permitted at the body")
+        self.cards.end_allocate(self.device, *self.pool)
 
     def replay(self):
         assert self.cards.capturing is not self
@@ -74,6 +79,7 @@ class Cards:
         self.ids, self.streams, self.here = iter(range(1000)), {}, threading.local()
         self.defaults = [Stream(self, f"cuda:{i}") for i in range(2)]
         self.capturing, self.fails, self.all, self.replays, self.runs = None, "", [], [], []
+        self.underway = []  # captures that the allocator knows of
         cards = self
 
         class device:
@@ -99,6 +105,12 @@ class Cards:
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", None)
         monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocate, raising=False)
+
+    def end_allocate(self, device, pool):
+        if (device, pool) not in self.underway:
+            raise RuntimeError("not currently recording to mempool_id")
+        self.underway.remove((device, pool))
 
     def current_device(self):
         return getattr(self.here, "device", 0)
@@ -208,12 +220,20 @@ def test_where_capturing_fails_decoding_goes_on_without(cards, where):
         with pytest.warns(UserWarning, match=f"cuda:1 without CUDA graphs: .* not permitted at the {where}$"):
             found = graphs(ids[:3, 20].tolist())
         assert (found - step(ids[:3, 20].tolist())).abs().max() < 1e-4
-        assert cards.of_thread() == cards.defaults and cards.current_device() == 0
+        assert cards.of_thread() == cards.defaults and cards.current_device() == 0 and not cards.underway
         assert graphs.problem and graphs._made[4][1] is None and graphs._made[1][1] is not None
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # said once
             found = graphs(ids[:2, 21].tolist())
         assert (found - step(ids[:2, 21].tolist())).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("where", ["begin", "body", "end"])
+def test_a_benchmark_that_cannot_be_captured_leaves_nothing_behind(cards, where):
+    cards.fails = where
+    with pytest.raises(RuntimeError, match=f"not permitted at the {where}"):
+        timer.replayed(lambda: lambda: cards.capturing and cards.failing("body"))
+    assert cards.of_thread() == cards.defaults and cards.capturing is None and not cards.underway
 
 
 def test_numbers_reach_a_card_from_pinned_memory_and_nobody_waits(monkeypatch):

@@ -1,13 +1,16 @@
 """The tuner with stand-ins for the card: candidates, what it writes, that nothing of a trial stays behind."""
 
+import itertools
 import json
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 
-from kernels import OPS, measured, triton_utils, tuned, tuning
+from kernels import OPS, measured, registry, triton_utils, tuned, tuning
+from kernels.__main__ import main
 
 pytestmark = pytest.mark.skipif(not triton_utils.INSTALLED, reason="Triton is not installed, so nothing can be tuned")
 
@@ -84,8 +87,9 @@ def test_it_stops_when_the_time_is_over(card, timed, capsys):
 def test_the_reference_decides_only_where_it_was_measured_beside(card, monkeypatch):
     monkeypatch.setattr(tuning, "timed", lambda calls: [2.0, 1.0][: len(calls)])
     rows = tuning.tune(tuning.registered_cases(["rms_norm"]))
-    assert [row["reference_ms"] for row in rows["rms_norm"]] == [1.0, 1.0]
-    assert "faster when measured" in tuned.slower("rms_norm", torch.bfloat16, 64, GPU)
+    assert [row.get("reference_ms") for row in rows["rms_norm"]] == [None, 1.0]  # compiled once, for the largest
+    for size in (32, 64):
+        assert "faster when measured" in tuned.slower("rms_norm", torch.bfloat16, size, GPU)
     measured.adopt({"rms_norm": [{k: v for k, v in row.items() if k != "reference_ms"} for row in rows["rms_norm"]]})
     assert tuned.slower("rms_norm", torch.bfloat16, 64, GPU) == ""
 
@@ -140,3 +144,197 @@ def test_a_wrong_gradient_is_a_wrong_answer(monkeypatch):
     assert tuning.right(op, op.cases["odd"], torch.bfloat16, "cpu")
     monkeypatch.setitem(op.fn.__globals__, "_embedding_backward", lambda *rest: None)
     assert not tuning.right(op, op.cases["odd"], torch.bfloat16, "cpu")
+
+
+# ---- what is searched, and how long
+
+
+def test_rows_that_are_shared_are_searched_with_the_op_that_comes_first(card, timed, monkeypatch):
+    """A training runs mix_rms_norm; its rows are rms_norm's, which it may never run."""
+    monkeypatch.setattr(tuning, "right", lambda *_: True)
+    for name in ("mix_rms_norm", "add_rms_norm"):
+        op = OPS[name]
+        inputs = lambda case, dtype, device, op=op: op.inputs(case, torch.float32, "cpu")
+        monkeypatch.setitem(OPS, name, replace(op, inputs=inputs))
+    searched, climb = [], tuning.climb
+    monkeypatch.setattr(tuning, "climb", lambda *args: searched.append((args[0].name, args[5] > 0)) or climb(*args))
+    case = dict(N=4, C=64)
+    tuning.tune({name: [case] for name in ("mix_rms_norm", "rms_norm", "add_rms_norm")}, reference=False)
+    assert searched == [("mix_rms_norm", True), ("rms_norm", False), ("add_rms_norm", False)]
+    measured.adopt({})
+    rows = tuning.tune({"mix_rms_norm": [case]}, reference=False)
+    assert rows["rms_norm"][0]["measured_with"] == "mix_rms_norm"
+    for name in ("mix_rms_norm", "rms_norm", "add_rms_norm"):
+        assert tuned.config(name, torch.bfloat16, 64, GPU)["elements"] == 1
+
+
+def test_those_with_most_to_gain_come_first_and_no_case_is_too_large():
+    found = tuning.registered_cases(tuned.ops())
+    assert sorted(found) == sorted(tuned.ops()) and set(tuning.FIRST) <= set(found)
+    order = list(found)
+    assert order[:3] == ["flash_attention", "polar_express", "embedding"]
+    for op in found:
+        sharing = [name for name in order if tuned.owner(name) == tuned.owner(op)]
+        assert sharing[0] in {"mix_rms_norm", "qk_norm_rotary", "mlp_relu2", "fp8_mlp_relu2", "polar_express",
+                              "fp8_mix_rms_norm"} or sharing == [op]  # fmt: skip
+        assert found[op] and all(OPS[op].bytes(case, torch.bfloat16) <= tuning.MOST_BYTES for case in found[op])
+
+
+class Time:
+    """A clock that goes on when told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(tuning.time, "monotonic", lambda: self.now)
+
+
+def test_ops_share_the_time_and_what_one_leaves_others_have(card, monkeypatch, capsys):
+    time, taken = Time(monkeypatch), {}
+
+    def measure(op, case, dtype, searched, ends, reference, say):
+        taken.setdefault(op.name, []).append(ends - time.now)
+        time.now = ends if op.name != "add_rms_norm" else time.now + 30  # one needs less than it may have
+        return {op.name: [dict(dtype="bfloat16", up_to=op.size(case), config={}, ms=1.0)]}
+
+    monkeypatch.setattr(tuning, "measure", measure)
+    one, two = [dict(N=4, C=64)], [dict(N=4, C=64), dict(N=8, C=64), dict(N=4, C=32)]
+    tuning.tune(dict(rms_norm=two, add_rms_norm=one, mix_rms_norm=one), seconds=300.0)
+    assert taken == dict(rms_norm=[50, 50], add_rms_norm=[100], mix_rms_norm=[170])  # the two of one size are one
+    assert "no time" not in capsys.readouterr().out
+
+
+def test_nothing_is_tried_that_would_end_too_late(card, monkeypatch):
+    time, checked = Time(monkeypatch), []
+
+    def right(*_):
+        checked.append(time.now)
+        time.now += 4.0  # it compiles
+        return True
+
+    monkeypatch.setattr(tuning, "right", right)
+    monkeypatch.setattr(tuning, "timed", lambda calls: [1.0] * len(calls))
+    tuning.tune({"rms_norm": [dict(N=4, C=64)]}, seconds=11.0, reference=False)
+    assert checked == [0.0, 4.0] and time.now <= 11.0
+
+
+def fails_at(monkeypatch, name, problem):
+    def measure(op, case, *rest):
+        if op.name == name:
+            raise problem
+        return {op.name: [dict(dtype="bfloat16", up_to=op.size(case), config=dict(elements=7, num_warps=1), ms=1.0)]}
+
+    monkeypatch.setattr(tuning, "measure", measure)
+
+
+@pytest.mark.parametrize("flags", [[], ["--into-repo"]])
+def test_what_was_found_before_it_was_stopped_is_kept(card, monkeypatch, capsys, flags):
+    fails_at(monkeypatch, "rms_norm", KeyboardInterrupt())
+    monkeypatch.setattr(sys, "argv", ["kernels", "tune", "--op=mix_rms_norm,rms_norm", *flags])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    path = card if flags else measured.path(0)
+    assert ended.value.code == 130 and f"stopped; written: {path}" in capsys.readouterr().out
+    rows = json.loads(path.read_text())
+    assert (rows if flags else rows["blocks"])["mix_rms_norm"][0]["config"]["elements"] == 7
+
+
+def test_what_does_not_fit_is_said_and_its_memory_given_back(card, monkeypatch, capsys):
+    freed = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
+    fails_at(monkeypatch, "rms_norm", torch.OutOfMemoryError("CUDA out of memory"))
+    case = dict(N=4, C=64)
+    rows = tuning.tune(dict(rms_norm=[case], mix_rms_norm=[case]))
+    assert "rms_norm, size 64: not tuned: it does not fit in the memory of this card" in capsys.readouterr().out
+    assert freed == [True] and list(rows) == ["mix_rms_norm"]
+
+
+def test_large_inputs_are_drawn_on_the_card_in_their_dtype(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(registry, "LARGE", 100)
+    monkeypatch.setattr(torch, "Generator", lambda device="cpu": type("", (), dict(manual_seed=lambda self, n: None))())
+    empty = torch.empty
+    made = lambda shape, generator, device, dtype=torch.float32: (
+        drawn.append((device, dtype)) or empty(shape, dtype=dtype)
+    )
+    monkeypatch.setattr(torch, "randn", made)
+    registry.randn((10, 10), torch.bfloat16, "cuda", 1, 4.0)
+    registry.randn((10, 10), torch.bfloat16, "cpu")
+    assert drawn == [("cuda", torch.bfloat16), ("cpu", torch.float32)]
+
+
+# ---- the clock
+
+
+class Device:
+    """Stand-in of a card: sweeps of 0.1 ms, a call of 0.05, for which the host needs `host` ms."""
+
+    def __init__(self, monkeypatch, host):
+        self.host, self.now, self.free, self.waits, self.sweeps = host, 0.0, 0.0, False, 0
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                pass
+
+            def record(self):
+                self.time = max(device.now, device.free)
+
+            def query(self):
+                return self.time <= device.now
+
+            def elapsed_time(self, end):
+                return end.time - self.time
+
+        class Sweep:
+            def zero_(self):
+                device.sweeps += 1
+                device.work(0.1)
+
+        monkeypatch.setattr(torch, "empty", lambda *_, **__: Sweep())
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
+
+    def work(self, ms):
+        self.free = max(self.now, self.free) + ms
+
+    def synchronize(self):
+        self.now = max(self.now, self.free)
+
+    def call(self):
+        self.now += self.host
+        self.work(0.05)
+        if self.waits:
+            self.synchronize()
+
+
+@pytest.mark.parametrize("host", [0.01, 1.0, 10.0])
+def test_the_clock_has_the_cards_time_not_the_hosts(monkeypatch, host):
+    device = Device(monkeypatch, host)
+    rounds = tuning.turns([lambda: device.call, lambda: lambda: device.work(0.2)], tuning.clock())
+    for first, second in itertools.islice(rounds, 4):
+        assert first == pytest.approx(0.05) and second == pytest.approx(0.2)
+
+
+def test_what_one_slow_call_needs_the_others_do_not_wait_for_for_ever(monkeypatch):
+    device = Device(monkeypatch, 1.0)
+    clock = tuning.clock()
+    next(tuning.turns([lambda: device.call], clock))
+    for _ in range(4 * tuning.EASED):
+        clock(lambda: device.work(0.2))
+    device.sweeps = 0
+    clock(lambda: device.work(0.2))
+    assert device.sweeps == tuning.SWEEPS
+
+
+def test_a_call_that_waits_for_the_card_is_timed_too(monkeypatch):
+    device = Device(monkeypatch, 1.0)
+    device.waits = True
+    found = list(itertools.islice(tuning.turns([lambda: device.call], tuning.clock()), 3))
+    assert all(ms > 0.0499 for (ms,) in found)
+
+
+@pytest.mark.parametrize("ms, reference, slower", [(1.0, 0.97, False), (1.0, 0.9, True), (0.01, 0.009, False)])
+def test_a_little_faster_is_noise(card, ms, reference, slower):
+    row = dict(dtype="*", config=dict(elements=1, num_warps=1), ms=ms, reference_ms=reference)
+    measured.adopt({"rms_norm": [row]})
+    assert bool(tuned.slower("rms_norm", torch.bfloat16, 64, GPU)) == slower
