@@ -40,8 +40,10 @@ def reachable() -> tuple[bool, str]:
     """Whether hub data can be had here, and how or why not."""
     if mirror():
         return True, f"a local mirror at {mirror()}"
-    from huggingface_hub import HfApi, constants
-
+    try:
+        from huggingface_hub import HfApi, constants
+    except ImportError:
+        return False, "huggingface_hub is not installed"
     if constants.HF_HUB_OFFLINE:
         return False, "HF_HUB_OFFLINE is set"
     try:
