@@ -116,6 +116,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise UserError("calibrating measures a GPU, and torch sees no CUDA device here; fitted constants are used")
     name = torch.cuda.get_device_name()
+    if not torch.version.hip and torch.cuda.get_device_capability() < (8, 0):
+        raise UserError(f"calibrating measures bfloat16, which {name} has no units for; predictions do without")
     before = nvml.snapshot()
     environment = dict(torch=torch.__version__, cuda=torch.version.cuda, hip=torch.version.hip,
                        triton=triton.__version__ if INSTALLED else None, before=before)  # fmt: skip

@@ -115,3 +115,11 @@ def test_a_bad_file_is_one_sentence_that_names_it(folder, capsys, text, words):
 def test_without_a_gpu_it_says_so(capsys):
     assert tiny.call_module("profiling.calibrate") == 2
     assert "torch sees no CUDA device here" in capsys.readouterr().err
+
+
+def test_a_card_without_bfloat16_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert tiny.call_module("profiling.calibrate") == 2
+    assert "measures bfloat16, which Tesla T4 has no units for" in capsys.readouterr().err

@@ -3,6 +3,10 @@ interpreted.
 """
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -152,6 +156,23 @@ def alike(name, a, b, interpreted=triton_utils.INTERPRETED):
         return torch.equal(a, b)
     rounded = name.startswith("fp8")
     return a.shape == b.shape and error(a.float(), b.float()) < (FLIPS if rounded else 4 * FLOOR[torch.float32])
+
+
+def test_sums_may_be_rounded_otherwise_on_a_card_and_nothing_else_may():
+    a = torch.linspace(1, 2, 100)
+    b = a * (1 + 2**-23)
+    assert [alike(name, a, b, interpreted=False) for name in ("rms_norm", "rotary", "adamw_")] == [True, False, False]
+    assert not alike("rms_norm", a, b, interpreted=True) and not alike("rms_norm", a, 1.0001 * a, interpreted=False)
+
+
+def test_what_is_compared_to_the_bit_on_a_card_adds_nothing_up():
+    where = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "NANOCHAT_KERNELS")}
+    root = Path(__file__).parent.parent
+    where["PYTHONPATH"] = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    where["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, str(root / "tests" / "sums.py"), *WITHOUT_SUMS, "rms_norm"]
+    made = subprocess.run(command, env=where, cwd=root, capture_output=True, text=True)
+    assert made.returncode == 0 and made.stdout.split() == ["rms_norm"], made.stdout + made.stderr[-2000:]
 
 
 def test_what_is_changed_in_place_must_be_contiguous():

@@ -1,4 +1,4 @@
-"""Small things that several tests need: a text, a tokenizer, a model, scripts run in this process, what a card lacks."""
+"""Small things that several tests need: a text, a tokenizer, a model, scripts in this process, what a card lacks."""
 
 import importlib
 import os
@@ -79,7 +79,7 @@ def skip_refused(op: str, dtype: torch.dtype = torch.float32) -> None:
 def interpreted_elsewhere(request: pytest.FixtureRequest) -> None:
     """Runs this test again in a process that sees no card, so that kernels are interpreted. Fails with what it said."""
     path, _, name = request.node.nodeid.partition("::")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{request.node.path}::{name}"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"{request.node.path}::{name}"]
     where = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # tests/conftest.py then has Triton interpret
     made = subprocess.run(command, env=where, cwd=request.config.rootpath, capture_output=True, text=True)
     assert made.returncode == 0 and "1 passed" in made.stdout, f"{path}: {made.stdout[-3000:]}{made.stderr[-3000:]}"
