@@ -251,11 +251,11 @@ def test_tuning_benchmarks_and_sensors(run, tmp_path):
 def test_the_bare_environment_plans_and_decodes(run, tmp_path, monkeypatch):
     """With torch, Triton, numpy, safetensors and tiktoken alone, where CUDA makes a difference."""
     monkeypatch.setenv("PYTHONPATH", test_bare.hidden(tmp_path / "hidden"))
-    home = dict(NANOCHAT_BASE_DIR=str(tmp_path))
-    out = run(HERE / "plans.py", "h100", "--data=", **home)
+    where = dict(NANOCHAT_BASE_DIR=str(tmp_path))
+    out = run(HERE / "plans.py", "h100", "--data=", **where)
     assert "huggingface_hub is not installed" in out and "Traceback" not in out, out
     sizes = "--depth=1 --width=128 --vocab-size=64 --prompt-tokens=3 --new-tokens=8 --batch-sizes=1 --repeats=1"
-    out = run("scripts.infer_bench", *sizes.split(), "--profile=1", **home)
+    out = run("scripts.infer_bench", *sizes.split(), "--profile=1", **where)
     assert "first token" in out and "1 steps recorded" in out, out
 
 
