@@ -81,7 +81,7 @@ def fetch_shards(numbers: Sequence[int]) -> list[Path]:
         from rich.progress import track
     except ModuleNotFoundError as missing:
         raise UserError(
-            f"fetching from the Hub needs {missing.name}: pip install huggingface_hub rich; --data embedded does without"
+            f"fetching from the Hub needs {missing.name}: pip install huggingface_hub rich; or use --data embedded"
         ) from None
 
     with ThreadPoolExecutor(4) as pool:
