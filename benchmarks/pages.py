@@ -170,6 +170,7 @@ def left_out(rows: list[Row]) -> list[Any]:
 # ---- plots
 
 
+@plots.drawn
 def by_size(title: str, rows: list[Row]) -> Figure:
     """Milliseconds over the bytes that a call must move, a line per contender."""
     figure, axes = plots.new_figure(5.0, 3.0)
@@ -190,6 +191,7 @@ def logarithmic(axes: Any, x: str, y: str) -> None:
     axes.grid(True, which="major", alpha=0.2, linewidth=0.5)
 
 
+@plots.drawn
 def roofline(points: list[tuple[str, Row]], limits: dict[str, float | None]) -> Figure:
     """TFLOP/s over FLOPs per byte; numbers are the summary's."""
     figure, axes = plots.new_figure(5.0, 3.6)

@@ -13,14 +13,12 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from nanochat.errors import UserError
-from profiling import costs, own_ops
+from profiling import checked, costs, own_ops
 from profiling.costs import COMMUNICATION, PRODUCTS
 from profiling.idle import idle_causes
 from profiling.pieces import Phases, Piece, kernels, operators
-from profiling.trace import DEVICE, Event, Interval, Trace, both, first, gaps, length, owners, union
+from profiling.trace import DEVICE, Event, Interval, Trace, both, gaps, length, owners, union
 
 VERSION = 1  # of the JSON
 BEFORE = "before the recording"  # when it was allocated, of what was there already
@@ -68,9 +66,9 @@ class Analysis:
             )
         again = "make it again from its trace with `python -m profiling trace FILE`"
         try:
-            made = TypeAdapter(cls).validate_python(content)
-        except ValidationError as problem:
-            raise UserError(f"{where} is damaged: {first(problem)}; {again}") from None
+            made = checked.made(cls, content)
+        except checked.Damaged as problem:
+            raise UserError(f"{where} is damaged: {problem}; {again}") from None
         if not all(isinstance(row.get("name"), str) and isinstance(row.get("ns"), int) for row in made.ops):
             raise UserError(f"{where} is damaged: a row of ops has no name or ns; {again}")
         return made

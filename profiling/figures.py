@@ -5,7 +5,7 @@ from typing import Any
 
 from nanochat.render import Figure
 from profiling import costs
-from profiling.plots import new_figure, svg
+from profiling.plots import drawn, new_figure, svg
 
 # Of middle lightness, so that they can be told from a white page and from a black one.
 COLOURS = {
@@ -24,6 +24,7 @@ COLOURS = {
 WIDTH = 5.5  # inches: letters can still be read when a phone shows it 343 pixels wide
 
 
+@drawn
 def waterfall(bars: Sequence[tuple[str, float, str]]) -> Figure:
     """(label, ms, category): each bar begins where the one above ends; the last ends at the step time."""
     figure, axes = new_figure(WIDTH, 0.8 + 0.26 * len(bars))
@@ -40,6 +41,7 @@ def waterfall(bars: Sequence[tuple[str, float, str]]) -> Figure:
     return Figure("Where a step goes: the bars add up to its time", svg(figure))
 
 
+@drawn
 def by_phase(table: dict[str, dict[str, float]]) -> Figure:
     """phase → category → ms."""
     figure, axes = new_figure(WIDTH, 1.4 + 0.26 * len(table))
@@ -56,6 +58,7 @@ def by_phase(table: dict[str, dict[str, float]]) -> Figure:
     return Figure("Time by phase and category", svg(figure))
 
 
+@drawn
 def roofline(points: Sequence[tuple[str, str, float, float]], peaks: Sequence[float], bandwidth: float) -> Figure:
     """(name, category, FLOPs a byte, FLOP/s) of kernels, a roof for each peak (FLOP/s); bandwidth in bytes/s."""
     figure, axes = new_figure(WIDTH, 3.6)
@@ -81,15 +84,16 @@ def roofline(points: Sequence[tuple[str, str, float, float]], peaks: Sequence[fl
 SENSORS = (("sm_clock_mhz", "SM clock, MHz"), ("power_w", "power, W"), ("temperature_c", "temperature, °C"))
 
 
-def sensors(rows: Sequence[dict[str, Any]]) -> list[Figure]:
+def sensors(rows: Sequence[dict[str, Any]]) -> list[Figure | str]:
     """One plot a sensor that was read."""
-    made = []
-    for key, label in SENSORS:
-        points = [(row["t"], row[key]) for row in rows if row.get(key) is not None]
-        if points:
-            figure, axes = new_figure(WIDTH, 2.0)
-            axes.plot(*zip(*points), color="#3b82f6")
-            axes.set_xlabel("seconds")
-            axes.set_ylabel(label)
-            made.append(Figure(f"{label}, while recording", svg(figure)))
-    return made
+    read = [(label, [(row["t"], row[key]) for row in rows if row.get(key) is not None]) for key, label in SENSORS]
+    return [sensor(label, points) for label, points in read if points]
+
+
+@drawn
+def sensor(label: str, points: Sequence[tuple[float, float]]) -> Figure:
+    figure, axes = new_figure(WIDTH, 2.0)
+    axes.plot(*zip(*points), color="#3b82f6")
+    axes.set_xlabel("seconds")
+    axes.set_ylabel(label)
+    return Figure(f"{label}, while recording", svg(figure))

@@ -1,9 +1,28 @@
 """Plots for the lab's pages: matplotlib figures as <svg> elements that a page can hold, in the page's own colours."""
 
 import io
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from nanochat.errors import UserError
+from nanochat.render import Figure
+
+NOT_DRAWN = "(A plot is missing here: matplotlib is not installed; pip install '.[lab]'.)"
+
+
+def drawn(plot: Callable[..., Figure]) -> Callable[..., Figure | str]:
+    """The function as it is, but without matplotlib it gives a sentence for the page, whose tables say as much."""
+
+    @wraps(plot)
+    def made(*args: Any) -> Figure | str:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            return NOT_DRAWN
+        return plot(*args)
+
+    return made
 
 
 def new_figure(width: float = 8.0, height: float = 4.0) -> tuple[Any, Any]:
@@ -14,9 +33,9 @@ def new_figure(width: float = 8.0, height: float = 4.0) -> tuple[Any, Any]:
         raise UserError("drawing needs matplotlib: pip install '.[lab]'") from None
     matplotlib.use("Agg")
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "lab", "font.size": 9})
-    from matplotlib.figure import Figure
+    from matplotlib import figure as drawing
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = drawing.Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -14,11 +14,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field, TypeAdapter, ValidationError
+from typing import Any
 
 from nanochat.errors import UserError
+from profiling import checked
 
 Interval = tuple[int, int]
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of events that ran on a GPU
@@ -61,8 +60,8 @@ class Run:
 
     stage: str
     first_step: int
-    tokens_per_step: Annotated[float, Field(gt=0)]
-    world: Annotated[int, Field(ge=1)]
+    tokens_per_step: float
+    world: int
     device: str
     dtype: str
     fp8: str | None
@@ -73,8 +72,14 @@ class Run:
     beside: list[str] = field(default_factory=list)  # what was done between the recorded steps
     decoding: Decoding | None = None  # where nothing was trained
     # The shortest warm step before the recording, and the mean of it: of steps of the same kind, with nothing beside.
-    unrecorded_ms: Annotated[float, Field(gt=0)] | None = None
-    recorded_ms: Annotated[float, Field(gt=0)] | None = None
+    unrecorded_ms: float | None = None
+    recorded_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens_per_step", "world", "unrecorded_ms", "recorded_ms"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:  # NaN too
+                raise ValueError(f"{name}: is {value}, wanted more than 0")
 
 
 @dataclass(frozen=True)
@@ -138,20 +143,14 @@ def parse(content: Any, where: str = "the trace") -> Trace:
         raise UserError(f"{where}: deviceProperties is no list of devices; record the trace again")
     try:
         if run:
-            TypeAdapter(Run).validate_python(run)
-    except ValidationError as problem:
-        raise UserError(f"{where} is damaged: nanochat.{first(problem)}; record the trace again") from None
+            checked.made(Run, run)
+    except checked.Damaged as problem:
+        raise UserError(f"{where} is damaged: nanochat.{problem}; record the trace again") from None
     on_gpu = [row for row in memory if row[4][0] == 1]  # where there is a GPU, its memory is what is short
     rows = sorted((on_gpu or memory), key=lambda row: row[0])
     card = cards[0].get("name")
     card = card if isinstance(card, str) else None
     return Trace(events, [row[:4] for row in rows if row[4] == rows[0][4]], card, run)
-
-
-def first(problem: ValidationError) -> str:
-    """What is wrong first, in a few words."""
-    error = problem.errors()[0]
-    return f"{'.'.join(map(str, error['loc']))}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 # ---- intervals

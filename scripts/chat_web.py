@@ -12,14 +12,19 @@ import torch
 
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import fail, flag, parse, run_script
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.run import Run
-from nanochat.web import metrics, mock
-from nanochat.web.app import Served, make_app
-from nanochat.web.limits import Limits
-from nanochat.web.server import Door, address, listen, listening, until_told_to_end
-from nanochat.web.worker import Pool, Worker
+
+try:
+    from nanochat.web import metrics, mock
+    from nanochat.web.app import Served, make_app
+    from nanochat.web.limits import Limits
+    from nanochat.web.server import Door, address, listen, listening, until_told_to_end
+    from nanochat.web.worker import Pool, Worker
+except ModuleNotFoundError as missing:
+    needs = "pip install fastapi uvicorn prometheus-client"
+    sys.exit(fail(f"the chat page needs {missing.name}: {needs}; scripts.chat_cli does without"))
 
 DRAIN_SECONDS = 30.0  # so long answers may still be written after the server was told to end
 COMPILER = "compiler"  # name of a thread

@@ -1,6 +1,12 @@
 # Sourced by speedrun.sh and tests/run.sh: makes .venv with what pyproject.toml asks for, and activates it.
 # EXTRA names an optional group of dependencies to install as well.
 # Installs again only when pyproject.toml has changed since.
+# NANOCHAT_PYTHON names the Python of an environment that has what is needed: it is used, and nothing is installed.
+
+if [ -n "${NANOCHAT_PYTHON:-}" ]; then
+    python() { "$NANOCHAT_PYTHON" "$@"; }
+    return 0
+fi
 
 _extra="${EXTRA:-}"
 _stop() { echo "error: $*" >&2; exit 2; }

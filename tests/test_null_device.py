@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import test_bare
 import tiny
 from test_training import CHAT, ROOT, SIZES, home  # noqa: F401 (home is a fixture)
 
@@ -116,14 +117,29 @@ def test_stages_train_in_every_precision_and_resume(run, home):  # noqa: F811
     assert "as wanted" in run(HERE / "stages.py", home, NANOCHAT_BASE_DIR=str(home / "home"))
 
 
+FILES = "training scripts engine web pool record ranks measure bad_steps ops triton probing".split()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["training", "scripts", "engine", "web", "pool", "record", "ranks", "measure", "bad_steps"]
-)
+@pytest.mark.parametrize("name", FILES)
 def test_what_holds_on_a_cpu_holds_on_the_device(run, name):
     """But for two tests: one stops Python while the device is being put in, one knows a CPU's way of decoding."""
     others = "not ctrl_c_while_starting_up and not an_evaluation_is_recorded"
     run("pytest", f"tests/test_{name}.py", "-q", "-p", "no:cacheprovider", "-k", others, gpus=2)
+
+
+def test_kernels_that_a_card_has_not_are_skipped_and_said(run):
+    """As on a 3090: its tests of fp8 ops would only fail to compile. Some of the others are run."""
+    files = ("tests/test_triton.py", "tests/test_probing.py")
+    some = "test_empty_inputs or (test_the_probe_passes and not in_every and (fp8 or adamw_))"
+    out = run("pytest", *files, "-rs", "-p", "no:cacheprovider", "-k", some, card="3090")
+    assert re.search(r"SKIPPED .*fp8_linear: sm_86 has no fp8 instructions", out) and " passed" in out, out
+
+
+def test_long_offsets_are_interpreted_where_a_card_has_no_room(run):
+    """On a device that computes nothing, Triton does not interpret: the test does it in a process without the card."""
+    test = "tests/test_triton.py::test_offsets_past_two_to_the_31"
+    assert "[100%]" in run(HERE / "no_room.py", test, compute=False)
 
 
 @pytest.mark.slow
@@ -230,6 +246,17 @@ def test_auto_on_an_h100_ends_with_our_attention(run):
 @pytest.mark.slow
 def test_tuning_benchmarks_and_sensors(run, tmp_path):
     assert "tools: as wanted" in run(HERE / "tools.py", NANOCHAT_BASE_DIR=str(tmp_path))
+
+
+def test_the_bare_environment_plans_and_decodes(run, tmp_path, monkeypatch):
+    """With torch, Triton, numpy, safetensors and tiktoken alone, where CUDA makes a difference."""
+    monkeypatch.setenv("PYTHONPATH", test_bare.hidden(tmp_path / "hidden"))
+    where = dict(NANOCHAT_BASE_DIR=str(tmp_path))
+    out = run(HERE / "plans.py", "h100", "--data=", **where)
+    assert "huggingface_hub is not installed" in out and "Traceback" not in out, out
+    sizes = "--depth=1 --width=128 --vocab-size=64 --prompt-tokens=3 --new-tokens=8 --batch-sizes=1 --repeats=1"
+    out = run("scripts.infer_bench", *sizes.split(), "--profile=1", **where)
+    assert "first token" in out and "1 steps recorded" in out, out
 
 
 @pytest.mark.slow

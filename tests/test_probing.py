@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import tiny
 import torch
 
 from kernels import OPS, probing, triton_utils, tuned
@@ -24,6 +25,7 @@ def size(name, wanted=("d4", "odd_wide", "odd")):
 
 @pytest.mark.parametrize("name", tuned.ops())
 def test_the_probe_passes(name):
+    tiny.skip_refused(name, torch.bfloat16)
     probing.check(name, torch.bfloat16, size(name), DEVICE)
 
 
@@ -33,6 +35,7 @@ def test_the_probe_passes(name):
 def test_the_probe_passes_in_every_dtype_and_at_the_sizes_of_a_model(name, dtype):
     if dtype == torch.float16 and name in NO_FLOAT16:
         pytest.skip(f"{name} refuses float16")
+    tiny.skip_refused(name, dtype)
     for wanted in (("odd", "odd_wide", "odd"), ("d12", "odd_tall", "odd")):
         probing.check(name, dtype, size(name, wanted), DEVICE)
 
@@ -81,6 +84,7 @@ def launched(name, monkeypatch, broken=None):
 
 @pytest.mark.parametrize("name", tuned.ops())
 def test_the_probe_fails_for_every_kernel_that_is_broken(name, monkeypatch):
+    tiny.skip_refused(name, torch.bfloat16)
     for kernel in launched(name, monkeypatch):
         with pytest.raises(RuntimeError, match="is off by"):
             launched(name, monkeypatch, broken=kernel)

@@ -1,13 +1,16 @@
-"""Small things that several tests need: a text, a tokenizer, a model, and scripts run in this process."""
+"""Small things that several tests need: a text, a tokenizer, a model, scripts in this process, what a card lacks."""
 
 import importlib
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 
+from kernels import architectures, tuned
 from nanochat import interrupt
 from nanochat.flags import run_script
 from nanochat.gpt import GPT, GPTConfig
@@ -76,3 +79,25 @@ def called(main: Callable[[], None]) -> int:
         run_script(main)
     code = ended.value.code
     return code if isinstance(code, int) else 1
+
+
+def refused(op: str, dtype: torch.dtype = torch.float32) -> str:
+    """Why the card that tests run on has no kernels of this op; "" where it has, and on a CPU, where all are run."""
+    if not torch.cuda.is_available():
+        return ""
+    return architectures.refused(op, tuned.architecture(0), dtype)
+
+
+def skip_refused(op: str, dtype: torch.dtype = torch.float32) -> None:
+    """Skips the test, saying why, where the card has no kernels of this op."""
+    if why := refused(op, dtype):
+        pytest.skip(f"{op}: {why}")
+
+
+def interpreted_elsewhere(request: pytest.FixtureRequest) -> None:
+    """Runs this test again in a process that sees no card, so that kernels are interpreted. Fails with what it said."""
+    path, _, name = request.node.nodeid.partition("::")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"{request.node.path}::{name}"]
+    where = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # tests/conftest.py then has Triton interpret
+    made = subprocess.run(command, env=where, cwd=request.config.rootpath, capture_output=True, text=True)
+    assert made.returncode == 0 and "1 passed" in made.stdout, f"{path}: {made.stdout[-3000:]}{made.stderr[-3000:]}"

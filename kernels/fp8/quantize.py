@@ -220,7 +220,8 @@ def product(a: Tensor, b: Tensor, inverse: Tensor, dtype: torch.dtype, exact: bo
     On matrix units where the card has them for fp8 (exact: with all sums kept in float32, as gradients want them; else
     in the units' own, shorter sums); anywhere else the same sums in float32, slowly.
     """
-    if _has_units(a) and a.size(1) % 16 == 0 and b.size(0) % 16 == 0 and dtype != torch.float64:
+    some = a.numel() and b.numel()  # of nothing, strides are as they may be, and those units want them their way
+    if some and _has_units(a) and a.size(1) % 16 == 0 and b.size(0) % 16 == 0 and dtype != torch.float64:
         one = torch.ones((), device=a.device)
         return torch._scaled_mm(a, b.t(), scale_a=inverse, scale_b=one, out_dtype=dtype, use_fast_accum=not exact)
     return ((a.float() @ b.float().t()) * inverse).to(dtype)

@@ -40,8 +40,10 @@ def reachable() -> tuple[bool, str]:
     """Whether hub data can be had here, and how or why not."""
     if mirror():
         return True, f"a local mirror at {mirror()}"
-    from huggingface_hub import HfApi, constants
-
+    try:
+        from huggingface_hub import HfApi, constants
+    except ImportError:
+        return False, "huggingface_hub is not installed"
     if constants.HF_HUB_OFFLINE:
         return False, "HF_HUB_OFFLINE is set"
     try:
@@ -74,7 +76,13 @@ def shards_for(tokens: int) -> int:
 
 def fetch_shards(numbers: Sequence[int]) -> list[Path]:
     """Paths of these shards, downloading what is not there yet, four at a time. Raises UserError when it cannot."""
-    from rich.progress import track
+    try:
+        import huggingface_hub  # noqa: F401 (its threads import it again)
+        from rich.progress import track
+    except ModuleNotFoundError as missing:
+        raise UserError(
+            f"fetching from the Hub needs {missing.name}: pip install huggingface_hub rich; or use --data embedded"
+        ) from None
 
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(_fetch, shard_name(number)) for number in numbers]

@@ -65,8 +65,16 @@ def register(torch: Any, library: ctypes.CDLL) -> None:
     _kept.append(aten)
     plain = torch.compile
 
-    def without_inductor(model: Any = None, *, fullgraph: bool = False, dynamic: bool | None = None, **_: Any) -> Any:
-        return plain(model, fullgraph=fullgraph, dynamic=dynamic, backend="aot_eager")
+    def without_inductor(
+        model: Any = None,
+        *,
+        fullgraph: bool = False,
+        dynamic: bool | None = None,
+        backend: Any = "inductor",
+        **_: Any,
+    ) -> Any:
+        backend = "aot_eager" if backend == "inductor" else backend
+        return plain(model, fullgraph=fullgraph, dynamic=dynamic, backend=backend)
 
     torch.compile = without_inductor
 
