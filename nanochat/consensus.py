@@ -105,7 +105,7 @@ def same_checkpoint(find: Callable[[], Found]) -> Found:
 def _seen(found: Checkpoint, fingerprint: str) -> bool:
     try:
         return found.fingerprint == fingerprint
-    except (OSError, ValueError, KeyError):
+    except (OSError, UserError):  # not all of it is there yet
         return False
 
 

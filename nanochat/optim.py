@@ -175,7 +175,7 @@ class MuonAdamW(torch.optim.Optimizer):
             torch._foreach_mul_(grads, scale)
         self.void = not_finite(grads)
         if self.world > 1:
-            pass
+            dist.all_reduce(self.void, op=dist.ReduceOp.MAX)
         if not self.void.is_cpu:
             self._verdict, self._skip = Late(self.void), self.void
         else:

@@ -9,6 +9,7 @@ import os
 import socket
 import types
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import tiny
@@ -345,7 +346,7 @@ ROWS = (5, 0, 9, 1, 30, 2, 0, 32)  # targets of each row; on two ranks a micro-b
 def rank_of_two(rank, port, folder):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
     hardware = replace(setup("cpu"), rank=rank, world=2)
     rows = [batch(seed, kept) for seed, kept in enumerate(ROWS)]
     mine = [join(rows[start + 2 * rank : start + 2 * rank + 2]) for start in (0, 4)]

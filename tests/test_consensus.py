@@ -42,7 +42,8 @@ def never():
 
 
 def saved(folder, value=1.0):
-    return checkpoint.write(folder, dict(step=3, finished=True, config={}), dict(model=dict(x=torch.tensor(value))))
+    meta = dict(stage="base", step=3, finished=True, config={}, tokenizer="t")
+    return checkpoint.write(folder, meta, dict(model=dict(x=torch.tensor(value))))
 
 
 def test_other_ranks_take_what_rank_0_found(rank_1, tmp_path):
