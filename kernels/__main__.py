@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import sys
+import time
 
 import torch
 
@@ -84,6 +85,8 @@ def describe() -> None:
         print(f"  {op:24} {implementation:8} {why}")
     for name, state in backends.describe():
         print(f"  flash_attention: {name:8} {state}")
+    # A GPU's autograd thread may still be letting go of what the last probe made: Python that ends under it is aborted.
+    time.sleep(0.2)
 
 
 def tune_and_store(flags: argparse.Namespace) -> None:

@@ -23,8 +23,7 @@ try:
     from nanochat.web.server import Door, address, listen, listening, until_told_to_end
     from nanochat.web.worker import Pool, Worker
 except ModuleNotFoundError as missing:
-    needs = "pip install fastapi uvicorn prometheus-client"
-    sys.exit(fail(f"the chat page needs {missing.name}: {needs}; scripts.chat_cli does without"))
+    sys.exit(fail(f"{missing.name} is missing: pip install fastapi uvicorn prometheus-client, or use scripts.chat_cli"))
 
 DRAIN_SECONDS = 30.0  # so long answers may still be written after the server was told to end
 COMPILER = "compiler"  # name of a thread

@@ -21,7 +21,7 @@ from test_training import home as home  # noqa: PLC0414 (a fixture)
 
 import kernels
 from kernels import OPS
-from nanochat import checkpoint, optim, trainer
+from nanochat import checkpoint, optim, step, trainer
 from nanochat.data.loader import Batch, conversation_encoder
 from nanochat.data.packing import IGNORED, Document, Packer
 from nanochat.errors import EXIT_INTERRUPTED
@@ -244,27 +244,34 @@ def spiked(monkeypatch, steps):
     return skipped
 
 
-LONG = ["--num-iterations=150", "--eval-every=-1", "--save-every=40"]
+LONG = ["--num-iterations=30", "--eval-every=-1", "--save-every=8"]
 
 
-def test_a_spike_is_skipped_and_enters_the_window(home, monkeypatch, capsys):  # noqa: F811
-    """After four, 9 is within six deviations: 3.2 ± 1.04."""
+@pytest.fixture
+def short_window(monkeypatch):
+    """Of 16 losses, so that it is soon full."""
+    for module in (trainer, step):
+        monkeypatch.setattr(module, "WINDOW", 16)
+
+
+def test_a_spike_is_skipped_and_enters_the_window(home, monkeypatch, capsys, short_window):  # noqa: F811
+    """After one of 16, 9 is within six deviations: 3.4 ± 1.5."""
     with monkeypatch.context() as patched:
-        skipped = spiked(patched, range(130, 140))
+        skipped = spiked(patched, (5, 22, 23, 24))  # at 5 there are too few to say, at 22 it is forgotten
         assert train(home, "a", "base", *LONG, "--fp8", "--fp8-scaling=delayed") == 0
-        assert skipped == [130, 131, 132, 133]
-    assert "step 131: skipped, its loss 9.0000 is a spike" in capsys.readouterr().out
-    assert Run.open("a").summary("base")["skipped_steps"] == 4
-    assert len(losses("a", "base")) == 151
+        assert skipped == [22]
+    assert "step 23: skipped, its loss 9.0000 is a spike" in capsys.readouterr().out
+    assert Run.open("a").summary("base")["skipped_steps"] == 1
+    assert len(losses("a", "base")) == 31
 
 
-def test_the_window_is_in_the_checkpoint(home, monkeypatch):  # noqa: F811
+def test_the_window_is_in_the_checkpoint(home, monkeypatch, short_window):  # noqa: F811
     with monkeypatch.context() as patched:
-        skipped = spiked(patched, (130,))
-        with interrupted_at(patched, 129):
+        skipped = spiked(patched, (22,))
+        with interrupted_at(patched, 21):
             assert train(home, "a", "base", *LONG) == EXIT_INTERRUPTED
         assert train(home, "a", "base", *LONG) == 0
-        assert skipped == [130]
+        assert skipped == [22]
         skipped.clear()
         assert train(home, "b", "base", *LONG, "--no-spike-guard") == 0
         assert skipped == []

@@ -32,7 +32,9 @@ def counted(cases, home):
     environment.update(TORCHINDUCTOR_CACHE_DIR=str(home), OMP_NUM_THREADS="1")
     words = [json.dumps(asdict(case)) for case in cases]
     command = [sys.executable, "tests/null_device/count_graphs.py", *words]
-    made = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
+    where = {**os.environ, **environment}
+    where.pop("CUDA_VISIBLE_DEVICES", None)  # tests hide cards
+    made = subprocess.run(command, cwd=ROOT, env=where, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr[-4000:]
     return json.loads(made.stdout.splitlines()[-1])
 
