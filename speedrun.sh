@@ -30,12 +30,13 @@ tell() {
     [ -z "$CHILD" ] || kill -"$1" "$CHILD" 2>/dev/null || true
 }
 trap 'tell INT' INT
-trap 'tell TERM' TERM
+trap 'tell TERM' TERM HUP # nohup's child never gets here
 
 # Runs a command as a child that a signal need not wait for; returns its exit code.
 child() {
     [ -z "$STOPPED" ] || return 75
     local code=0 again=0
+    [ "$1" != python ] || [ -z "${NANOCHAT_PYTHON:-}" ] || set -- "$NANOCHAT_PYTHON" "${@:2}" # the process, not a shell
     "$@" &
     CHILD=$!
     while true; do # a signal ends `wait`, not the child

@@ -50,4 +50,4 @@ def put_back(folder: Path, complete: Callable[[Path], bool]) -> bool:
 def forget(folder: Path) -> None:
     """Removes what was moved aside."""
     if old(folder).is_dir():
-        shutil.rmtree(old(folder))
+        shutil.rmtree(old(folder), ignore_errors=True)  # a reader may have a file open on a network disk

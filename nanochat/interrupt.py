@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: noted while there is something to save, and otherwise the end within two seconds.
+"""SIGINT, SIGTERM and SIGHUP: noted while there is something to save, and otherwise the end within two seconds.
 
 A terminal, a launcher and a scheduler may all hand on one wish, so signals that follow at once count as one; another,
 some seconds later, is an end without saving. Such an end is a KeyboardInterrupt. But it may be lost (in a collector's
@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 from nanochat import processes
@@ -23,8 +24,17 @@ GRACE = 1.0
 ending: threading.Timer | None = None  # ends the process; a test that lives on cancels it
 
 
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def taken() -> list[signal.Signals]:
+    """The signals that tell a process to end; not SIGHUP where it is ignored, as under nohup."""
+    hung_up = getattr(signal, "SIGHUP", None)
+    return [s for s in SIGNALS if s != hung_up or signal.getsignal(s) is not signal.SIG_IGN]
+
+
 class Interrupt:
-    """Takes the two signals until `restore`, or within `with`. to_save: whether an end would lose anything.
+    """Takes these signals until `restore`, or within `with`. to_save: whether an end would lose anything.
 
     received: whether a signal was noted, so that whoever computes saves and raises KeyboardInterrupt; at_once: whether
     the process ends without that.
@@ -35,7 +45,7 @@ class Interrupt:
         self._to_save = to_save
         self._when = 0.0
         self._others = processes.descendants(os.getpid())  # they go on
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {s: signal.signal(s, self._note) for s in taken()}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -80,6 +90,7 @@ class Interrupt:
 
 
 def say(line: str) -> None:
-    """On stderr, once for all ranks."""
+    """On stderr, once for all ranks. That whoever reads it is gone (tee, a terminal) does not keep us from saving."""
     if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr, flush=True)
+        with suppress(OSError, RuntimeError):  # and a signal may come in the middle of another print
+            print(line, file=sys.stderr, flush=True)

@@ -19,6 +19,7 @@ from nanochat.errors import EXIT_AFTER, EXIT_INTERRUPTED, EXIT_USAGE
 TO_SAVE = 600.0  # seconds that ranks have to finish a step and write a checkpoint once they are told to stop
 TO_GIVE_UP = 30.0  # and to end when another rank has failed, for which they may be waiting
 ONE_PRESS = 3.0  # signals that follow the first so closely are the same wish: of the terminal, the shell, a scheduler
+HUNG_UP = getattr(signal, "SIGHUP", None)  # ignored under nohup, and then not ours either
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -41,7 +42,8 @@ def launch(module: str, args: Sequence[str], ranks: int) -> int:
     )
     shared.setdefault("OMP_NUM_THREADS", "1")
     told: list[float] = []
-    before = {number: signal.signal(number, lambda *_: told.append(time.monotonic())) for number in SIGNALS}
+    wanted = [number for number in SIGNALS if number != HUNG_UP or signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: told.append(time.monotonic())) for number in wanted}
     processes: list[subprocess.Popen] = []
     try:
         for rank in range(ranks):

@@ -4,6 +4,7 @@ Without rich, plain lines everywhere.
 """
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 
@@ -33,7 +34,8 @@ class Progress:
         if self.bar:
             self.bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         elif self.shown:
-            print(line, flush=True)
+            with suppress(OSError):  # nobody reads it any more: no reason to stop training
+                print(line, flush=True)
 
     def close(self) -> None:
         if self.bar:

@@ -1,5 +1,7 @@
 """What the ranks of a training run tell each other beside gradients, without making a GPU wait; and how they part."""
 
+import os
+import sys
 import threading
 
 import torch
@@ -48,3 +50,9 @@ def leave() -> None:
         thread = threading.Thread(target=dist.destroy_process_group, daemon=True)
         thread.start()
         thread.join(TO_LEAVE)
+        if thread.is_alive():  # in a library, where it would keep Python from ending, and the launcher from knowing
+            ended = sys.exc_info()[1]
+            code = ended.code if isinstance(ended, SystemExit) else 1 if ended else 0
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code if isinstance(code, int) else 1)

@@ -237,11 +237,13 @@ def train(stage: Stage) -> None:
                 stop = _evaluate(stage, interrupt, progress, counting)
             stage.saver.check()
             if stop:
+                _count(stage, progress, state.step, stage.optimizer.heed())
                 if state.step > first and state.step != stage.saved_step and not stage.bad:
                     save(stage, finished=False)
                 stage.saver.wait()
                 hardware.barrier()  # a rank that ends before rank 0 has written would have its launcher kill it
-                progress.note(f"{stage.name}: stopped at step {stage.saved_step}, saved")
+                there = ", saved" if stage.saved_step == state.step else f"; last saved was step {stage.saved_step}"
+                progress.note(f"{stage.name}: stopped at step {state.step}{there}")
                 raise KeyboardInterrupt
             if state.step == settings.num_iterations:
                 break
@@ -270,6 +272,7 @@ def train(stage: Stage) -> None:
                 gc.freeze()
         save(stage, finished=True)
         stage.saver.wait()
+        hardware.barrier()  # or another rank could be told to end, and its launcher would end rank 0, which writes
     finally:
         stage.saver.close(wait=not interrupt.at_once)
         progress.close()

@@ -4,6 +4,8 @@
 # NANOCHAT_PYTHON names the Python of an environment that has what is needed: it is used, and nothing is installed.
 
 if [ -n "${NANOCHAT_PYTHON:-}" ]; then
+    _given=$(type -P "$NANOCHAT_PYTHON") || { echo "error: NANOCHAT_PYTHON is $NANOCHAT_PYTHON, which is no program" >&2; exit 2; }
+    NANOCHAT_PYTHON=$_given # a path: "python" would be the function below
     python() { "$NANOCHAT_PYTHON" "$@"; }
     return 0
 fi

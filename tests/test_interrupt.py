@@ -14,6 +14,7 @@ from nanochat import checkpoint, interrupt, processes, trainer
 from nanochat.errors import EXIT_INTERRUPTED
 from nanochat.interrupt import Interrupt
 from nanochat.optim import MuonAdamW
+from nanochat.progress import Progress
 from nanochat.run import Run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -21,7 +22,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @pytest.fixture(autouse=True)
 def this_process_goes_on():
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
     yield
     tiny.live_on(handlers)
 
@@ -50,6 +51,41 @@ def test_with_nothing_to_save_the_first_is_the_end(capsys):
         send()
     assert told.at_once and "nothing to save" in capsys.readouterr().err
     send()  # the same wish, handed on by another
+
+
+def test_a_terminal_that_is_hung_up_is_a_signal_too():
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    told = Interrupt(lambda: True)
+    send(signal.SIGHUP)
+    assert told.received
+
+
+def test_under_nohup_a_hung_up_terminal_is_nothing():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Interrupt(lambda: True) as told:
+        send(signal.SIGHUP)
+    assert not told.received
+
+
+def test_that_nobody_reads_what_is_said_keeps_nothing_from_being_saved(monkeypatch):
+    """Ctrl-C ends `tee` too, and a line that is lost takes the terminal with it."""
+
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+        def flush(self):
+            raise BrokenPipeError
+
+        def isatty(self):
+            return False
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    monkeypatch.setattr(sys, "stdout", Gone())
+    told = Interrupt(lambda: True)
+    send()
+    assert told.received and not told.at_once
+    Progress("base", 10, 0, True).note("a line")
 
 
 def test_without_a_signal_the_handlers_come_back():

@@ -174,8 +174,17 @@ def test_a_group_that_cannot_be_ended_is_not_waited_for(group, monkeypatch):
     never = threading.Event()
     monkeypatch.setattr(dist, "destroy_process_group", never.wait)
     monkeypatch.setattr(ranks, "TO_LEAVE", 0.1)
-    ranks.leave()  # returns
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)  # or the process could not end, and the launcher would not know
+
+    def fail():
+        raise UserError("wrong")
+
+    with pytest.raises(SystemExit):
+        run_script(fail)
+    ranks.leave()
     never.set()
+    assert codes == [2, 0]
 
 
 def test_ranks_wait_long_for_one_that_compiles_or_saves(monkeypatch):

@@ -65,7 +65,7 @@ def call_module(name: str, *argv: str) -> int:
     """Runs `python -m NAME argv`, whose `main` is run by run_script, in this process; returns the exit code."""
     module = importlib.import_module(name)
     before, sys.argv = sys.argv, [name, *argv]
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
     try:
         return called(module.main)
     finally:
