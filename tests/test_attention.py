@@ -40,7 +40,7 @@ def test_no_tile_out_of_sight_is_visited(T, S, window):
 
 
 @needs_interpreter
-@pytest.mark.parametrize("T", [512, pytest.param(2048, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("T", [256, *(pytest.param(T, marks=pytest.mark.slow) for T in (512, 2048))])
 def test_tiles_of_the_window_pattern(T):
     """SSSL: what is visited is at most 1.15 times what is needed, and much less than four full layers."""
     for found, fewest in tiles(T, (T // 4, T // 4, T // 4, None)).values():

@@ -298,7 +298,10 @@ def far_apart(x):
 # ---- as PyTorch operators
 
 
-@pytest.mark.parametrize("name", KERNELS)
+SLOWEST = [pytest.param(name, marks=pytest.mark.slow) for name in ("flash_attention",)]
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if name != "flash_attention"] + SLOWEST)
 def test_opcheck(name):
     """torch's own checks of every operator that a call of the op uses: schema, fake tensors, autograd."""
     tiny.skip_refused(name)
@@ -386,6 +389,7 @@ def losses_of_training(setting, steps=4):
     return losses
 
 
+@pytest.mark.slow
 def test_a_model_trains_alike_on_kernels_and_on_pytorch():
     mine, theirs = losses_of_training(EVERYTHING), losses_of_training("torch")
     assert mine != theirs  # else nothing ran in Triton

@@ -9,6 +9,7 @@ import tiny
 SMALL = "--depth=2 --width=128 --vocab-size=256 --sequence-len=64 --batch=2 --steps=4 --no-compile --what=train".split()
 
 
+@pytest.mark.slow
 def test_training_is_measured_in_turns(capsys):
     assert tiny.call_module("benchmarks.vs_upstream", *SMALL, f"--upstream={Path(__file__).parent.parent}") == 0
     said = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
