@@ -18,19 +18,10 @@ from types import FrameType
 
 from nanochat import processes
 from nanochat.errors import EXIT_INTERRUPTED
-from nanochat.launch import ONE_PRESS
+from nanochat.launch import ONE_PRESS, heeded
 
 GRACE = 1.0
 ending: threading.Timer | None = None  # ends the process; a test that lives on cancels it
-
-
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
-def taken() -> list[signal.Signals]:
-    """The signals that tell a process to end; not SIGHUP where it is ignored, as under nohup."""
-    hung_up = getattr(signal, "SIGHUP", None)
-    return [s for s in SIGNALS if s != hung_up or signal.getsignal(s) is not signal.SIG_IGN]
 
 
 class Interrupt:
@@ -45,7 +36,7 @@ class Interrupt:
         self._to_save = to_save
         self._when = 0.0
         self._others = processes.descendants(os.getpid())  # they go on
-        self._before = {s: signal.signal(s, self._note) for s in taken()}
+        self._before = {s: signal.signal(s, self._note) for s in heeded()}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

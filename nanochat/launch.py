@@ -19,7 +19,6 @@ from nanochat.errors import EXIT_AFTER, EXIT_INTERRUPTED, EXIT_USAGE
 TO_SAVE = 600.0  # seconds that ranks have to finish a step and write a checkpoint once they are told to stop
 TO_GIVE_UP = 30.0  # and to end when another rank has failed, for which they may be waiting
 ONE_PRESS = 3.0  # signals that follow the first so closely are the same wish: of the terminal, the shell, a scheduler
-HUNG_UP = getattr(signal, "SIGHUP", None)  # ignored under nohup, and then not ours either
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -42,8 +41,7 @@ def launch(module: str, args: Sequence[str], ranks: int) -> int:
     )
     shared.setdefault("OMP_NUM_THREADS", "1")
     told: list[float] = []
-    wanted = [number for number in SIGNALS if number != HUNG_UP or signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda *_: told.append(time.monotonic())) for number in wanted}
+    before = {number: signal.signal(number, lambda *_: told.append(time.monotonic())) for number in heeded()}
     processes: list[subprocess.Popen] = []
     try:
         for rank in range(ranks):
@@ -58,6 +56,12 @@ def launch(module: str, args: Sequence[str], ranks: int) -> int:
                 process.kill()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that tell a process to end; not SIGHUP where it is ignored, as under nohup."""
+    hung_up = getattr(signal, "SIGHUP", None)
+    return [s for s in SIGNALS if s != hung_up or signal.getsignal(s) is not signal.SIG_IGN]
 
 
 def watch(processes: Sequence[subprocess.Popen], told: list[float]) -> int:

@@ -1,6 +1,5 @@
 """What the ranks of a training run tell each other beside gradients, without making a GPU wait; and how they part."""
 
-import os
 import sys
 import threading
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from nanochat.hardware import Hardware
 from nanochat.late import Late
+from nanochat.processes import end_at_once
 
 
 class Shared:
@@ -51,8 +51,4 @@ def leave() -> None:
         thread.start()
         thread.join(TO_LEAVE)
         if thread.is_alive():  # in a library, where it would keep Python from ending, and the launcher from knowing
-            ended = sys.exc_info()[1]
-            code = ended.code if isinstance(ended, SystemExit) else 1 if ended else 0
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code if isinstance(code, int) else 1)
+            end_at_once(sys.exc_info()[1])

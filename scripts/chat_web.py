@@ -1,6 +1,5 @@
 """Serve a trained model: a chat page, and an API that OpenAI's clients speak (http://127.0.0.1:8000/v1)."""
 
-import os
 import sys
 import threading
 import time
@@ -10,6 +9,7 @@ from functools import partial
 
 import torch
 
+from nanochat import processes
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.flags import fail, flag, parse, run_script
@@ -130,9 +130,7 @@ def end_at_once(run: Callable[[], None]) -> None:
         run()
     except SystemExit as ended:
         if any(thread.name == COMPILER for thread in threading.enumerate()):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(ended.code if isinstance(ended.code, int) else 1)
+            processes.end_at_once(ended)
         raise
 
 

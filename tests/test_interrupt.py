@@ -10,7 +10,7 @@ import pytest
 import tiny
 from test_training import ROOT, SIZES, home, train  # noqa: F401 (home is a fixture)
 
-from nanochat import checkpoint, interrupt, processes, trainer
+from nanochat import checkpoint, interrupt, launch, processes, trainer
 from nanochat.errors import EXIT_INTERRUPTED
 from nanochat.interrupt import Interrupt
 from nanochat.optim import MuonAdamW
@@ -22,7 +22,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @pytest.fixture(autouse=True)
 def this_process_goes_on():
-    handlers = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in launch.SIGNALS}
     yield
     tiny.live_on(handlers)
 

@@ -103,6 +103,17 @@ def test_a_rank_that_dies_of_the_signal_was_told_so(go, capfd):
     assert not capfd.readouterr().err
 
 
+def told_thrice(process, folder, tell, number):
+    """Once five steps are logged, sends the signal three times within a second; returns what the process said."""
+    while len(read_log(folder / "log.jsonl")) < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    for _ in range(3):
+        tell(process.pid, number)
+        time.sleep(0.3)
+    return process.communicate(timeout=120)
+
+
 SLOW = """
 import time
 from nanochat import trainer

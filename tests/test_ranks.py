@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import types
 from datetime import timedelta
 
@@ -136,13 +135,7 @@ def test_torchrun_told_again_and_again_has_saved_every_step(home, tmp_path, numb
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     folder = Run.open("b").stage("base")
-    while len(read_log(folder / "log.jsonl")) < 5:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    for _ in range(3):
-        os.killpg(process.pid, number)
-        time.sleep(0.3)
-    _, error = process.communicate(timeout=120)
+    _, error = test_launch.told_thrice(process, folder, os.killpg, number)
     assert checkpoint.latest(folder).step == read_log(folder / "log.jsonl")[-1]["step"] >= 5, error
 
 

@@ -5,11 +5,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from test_launch import SLOW
+from test_launch import SLOW, told_thrice
 from test_training import SIZES, home  # noqa: F401 (home is a fixture)
 
 from nanochat import checkpoint
@@ -92,13 +91,7 @@ def test_told_to_stop_by_real_signals_it_has_saved_every_step(home, tmp_path, na
         text=True, start_new_session=True, env=dict(os.environ, OMP_NUM_THREADS="1"),
     )  # fmt: skip
     folder = Run.open("b").stage("base")
-    while len(read_log(folder / "log.jsonl")) < 5:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    for _ in range(3):
-        (os.killpg if whole_group else os.kill)(process.pid, SIGNALS[name])
-        time.sleep(0.3)
-    said, error = process.communicate(timeout=120)
+    said, error = told_thrice(process, folder, os.killpg if whole_group else os.kill, SIGNALS[name])
     assert process.returncode == 75, error
     assert "Traceback" not in error and "error:" not in error and "mid_train" not in said
     saved = checkpoint.latest(folder).step

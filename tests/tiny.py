@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kernels import architectures, tuned
-from nanochat import interrupt
+from nanochat import interrupt, launch
 from nanochat.flags import run_script
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ def call_module(name: str, *argv: str) -> int:
     """Runs `python -m NAME argv`, whose `main` is run by run_script, in this process; returns the exit code."""
     module = importlib.import_module(name)
     before, sys.argv = sys.argv, [name, *argv]
-    handlers = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in launch.SIGNALS}
     try:
         return called(module.main)
     finally:
