@@ -132,9 +132,9 @@ from nanochat.interrupt import Interrupt
 subprocess.Popen(["sleep", "60"])  # what was there before goes on
 interrupt = Interrupt()
 threading.Thread(target=lambda: subprocess.run(["sleep", "61"])).start()  # as a compiler, and who waits for it
-print("ready", flush=True)
 while True:
     try:
+        print("ready", flush=True)  # in here: the signal may come before the print is over
         time.sleep(60)
     except KeyboardInterrupt:  # as in a collector's callback, where it is only printed
         pass
