@@ -1,9 +1,11 @@
-"""Progress of a training stage on the terminal: a live line where someone watches, plain lines in a log.
+"""Progress on the terminal, of a training stage and of counted work: a live line where someone watches, plain lines in
+a log.
 
 Without rich, plain lines everywhere.
 """
 
 import sys
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -42,8 +44,41 @@ class Progress:
             self.bar.stop()
 
 
-def live_bar() -> Any:
-    """rich's progress bar, not yet started; None where rich is not installed."""
+class Count:
+    """Work that comes in pieces, as questions: how many are done, how many a second, and the time that is left."""
+
+    EVERY = 15.0  # seconds between plain lines
+
+    def __init__(self, name: str, total: int, shown: bool):
+        self.name, self.total, self.done, self.shown = name, total, 0, shown
+        self.began = self.said = time.monotonic()
+        self.bar = live_bar(transient=True) if shown and sys.stdout.isatty() else None
+
+    def __enter__(self) -> "Count":
+        if self.bar:
+            self.bar.start()
+            self.task = self.bar.add_task(self.name, total=self.total, text="")
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def tick(self, more: int) -> None:
+        self.done += more
+        now = time.monotonic()
+        rate = self.done / max(now - self.began, 1e-9)
+        if self.bar:
+            self.bar.update(self.task, completed=self.done, text=f"{rate:.1f}/s")
+        elif self.shown and now - self.said >= self.EVERY and 0 < self.done < self.total:
+            self.said = now
+            left = (self.total - self.done) / rate
+            with suppress(OSError):
+                print(f"{self.name} {self.done:,}/{self.total:,}  {rate:.1f}/s  {left:,.0f} s left", flush=True)
+
+
+def live_bar(transient: bool = False) -> Any:
+    """rich's progress bar, not yet started; None where rich is not installed. transient: it is gone at the end."""
     try:
         from rich import progress
     except ImportError:
@@ -57,4 +92,5 @@ def live_bar() -> Any:
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(),
         speed_estimate_period=60,
+        transient=transient,
     )

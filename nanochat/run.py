@@ -39,6 +39,12 @@ class Run:
             )
         return cls(name, base_dir() / "runs" / name)
 
+    @classmethod
+    def served(cls, model: str) -> "Run":
+        """Where the results of a model behind a server are kept, as of a stage "server": apart from the runs."""
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", model).lstrip(".") or "_"
+        return cls(model, base_dir() / "servers" / name)
+
     def stage(self, stage: str) -> Path:
         return self.folder / stage
 

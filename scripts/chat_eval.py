@@ -1,17 +1,21 @@
 """Asks a chat model the questions of the tasks and grades the answers; every wrong one is kept in a JSON-lines file."""
 
-import json
+import os
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from nanochat import records
+from nanochat.consensus import same_checkpoint
 from nanochat.engine import Engine, Sampling
 from nanochat.errors import UserError
-from nanochat.evaluate.chat_tasks import evaluate
-from nanochat.files import write_atomically
+from nanochat.evaluate import results, view
+from nanochat.evaluate.askers import How, of_model, of_server
+from nanochat.evaluate.chat_tasks import chosen, evaluate
+from nanochat.evaluate.server import Server
 from nanochat.flags import flag, parse, run_script
+from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
-from nanochat.locks import turn
 from nanochat.run import Run
 from nanochat.tasks import TASKS
 
@@ -20,58 +24,90 @@ from nanochat.tasks import TASKS
 class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
     source: str = flag("sft", "stage whose model to ask: base | mid | sft", "-i")
-    tasks: str = flag("all", f"comma-separated: {', '.join(TASKS)}", "-a", "--task-name")
-    max_problems: int = flag(500, "questions per task, at most", "-x")
-    batch_size: int = flag(64, "questions answered at a time", "-b")
+    tasks: str = flag(
+        "", f"comma-separated: {', '.join(TASKS)}; all (default: those it was trained for)", "-a", "--task-name"
+    )
+    max_problems: int = flag(500, "questions per task, at most (0: all)", "-x")
+    batch_size: int = flag(64, "answers written at a time", "-b")
+    num_samples: int = flag(1, "answers to each question that is answered by writing: gives pass@k", "-n")
     temperature: float = flag(0.0, "0: greedy", "-t")
     top_k: int = flag(50, "candidates to draw from when the temperature is not 0", "-k")
-    max_new_tokens: int = flag(64, "longest answer, in tokens", "-m")
+    seed: int = flag(42, "of the draws")
+    max_new_tokens: int = flag(0, "longest answer, in tokens (0: what each task allows)", "-m")
+    permute: bool = flag(False, "ask multiple choice with every cyclic shift of the options: shows letter bias")
+    view: bool = flag(False, "ask nothing: page through the failing examples of the last evaluation")
+    server: str = flag("", "ask a model behind this OpenAI-compatible server instead, as http://127.0.0.1:8000/v1")
+    model: str = flag("", "the model's name there")
+    api_key_env: str = flag("", "the environment variable that has the server's key (default: no key is sent)")
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
     profile: int = flag(0, "record so many steps of the engine, once it is warm, to <run>/eval/profile/ (0: none)")
 
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
-    from profiling.record import engine_recorder
-
-    names = list(TASKS) if flags.tasks == "all" else flags.tasks.split(",")
-    for name in names:
-        if name not in TASKS:
-            raise UserError(f"--tasks names {name!r}; the tasks are {', '.join(TASKS)}")
-    hardware = look_at_hardware(flags.device_type)
-    run = Run.open(flags.run)
+    if flags.num_samples < 1 or (flags.num_samples > 1 and not flags.temperature):
+        raise UserError("--num-samples wants 1 or more, and a --temperature where it is more")
+    run, source = (Run.served(flags.model), "server") if flags.server else (Run.open(flags.run), flags.source)
     run.summary("eval")  # a damaged one is an error before the work
-    path = run.stage("eval") / f"{flags.source}_failures.jsonl"
-    failures = [row for row in records.rows(path, "delete it and evaluate again") if row.get("task") not in names]
-    found = run.checkpoint(flags.source)
-    tokenizer = run.tokenizer()
-    found.check_tokenizer(tokenizer)
-    engine = Engine(found.model(hardware.device, hardware.dtype), slots=flags.batch_size)
-    more = "ask more (--max-problems, --max-new-tokens), or fewer at a time (--batch-size)"
-    recorder = engine_recorder(engine, flags.profile, "chat_eval", run.stage("eval"), hardware, more)
-    sampling = Sampling(flags.temperature, flags.top_k or None)
-    results, before = {}, len(failures)
+    failing = results.failures(run, source)
+    if flags.view:
+        rows = [row for row in failing if not flags.tasks or row.get("task") in flags.tasks.split(",")]
+        return view.page(rows, input if sys.stdin.isatty() else None)
+    hardware = look_at_hardware(flags.device_type)
+    sampling = Sampling(flags.temperature, flags.top_k or None, flags.seed)
+    how = How(sampling, flags.num_samples, flags.max_new_tokens, flags.permute, hardware.is_main)
+    end: Callable[[], None] = lambda: None
+    if flags.server:
+        ask, data = of_server(server(flags), how), ""
+    else:
+        found = same_checkpoint(lambda: run.checkpoint(source))
+        tokenizer, data = run.tokenizer(), found.meta.get("data", "")
+        found.check_tokenizer(tokenizer)
+        ask, engine = of_model(found.model(hardware.device, hardware.dtype), tokenizer, flags.batch_size, how)
+        if flags.profile:
+            end = recording(flags, engine(), run, hardware)
+    names, named = chosen(flags.tasks, data)
+    failed = done = failures = 0
     for name in names:
         started = time.perf_counter()
-        result = evaluate(engine, tokenizer, TASKS[name], flags.max_problems, flags.max_new_tokens, sampling)
-        low, high = result.interval
-        counts = ", ".join(f"{key} {count}" for key, count in result.counts.items())
-        print(
-            f"{flags.source} {name:18} {result.rate:6.1%} {result.wanted:7} ({low:.1%} to {high:.1%}, n={result.n}; "
-            f"{counts}) {time.perf_counter() - started:.1f} s",
-            flush=True,
-        )
-        results[name] = result.numbers()
-        failures += [dict(task=name, **example) for example in result.examples if example["outcome"] != result.wanted]
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in failures).encode())
-    with turn(run.stage("eval") / ".lock"):  # another stage may be evaluated at the same time
-        everything = run.summary("eval") or {}
-        chat = everything.get("chat", {})
-        tasks = {**chat.get(flags.source, {}), **results}
-        run.write_summary("eval", {**everything, "chat": {**chat, flags.source: tasks}})
-    print(f"{len(failures) - before} failing examples in {path}")
-    if recorder:
-        recorder.end()
+        try:
+            result = evaluate(TASKS[name], flags.max_problems, ask, hardware)
+        except Exception as problem:  # the other tasks go on; data that is not there fails only who asked for it
+            failed += named or not isinstance(problem, UserError)
+            if hardware.is_main:
+                results.say_failed(name, problem)
+            continue
+        done, failures = done + 1, failures + len(result.failures)
+        if hardware.is_main:
+            results.keep(run, source, result)
+            print(f"{source} {results.line(result)} {time.perf_counter() - started:.1f} s", flush=True)
+    if hardware.is_main and done:
+        if core := results.chatcore_line(run, source):
+            print(f"{source} {core}")
+        print(f"{failures} failing examples in {results.failures_file(run, source)} (--view pages through them)")
+    end()
+    if failed or not done:
+        sys.exit(1)
+
+
+def server(flags: Flags) -> Server:
+    """Raises UserError where there is none."""
+    if not flags.model:
+        raise UserError("--server wants --model too: its name there")
+    if flags.api_key_env and not os.environ.get(flags.api_key_env):
+        raise UserError(f"--api-key-env names {flags.api_key_env}, which is not set")
+    made = Server(flags.server, flags.model, os.environ.get(flags.api_key_env, ""), flags.batch_size)
+    made.check()
+    return made
+
+
+def recording(flags: Flags, engine: Engine, run: Run, hardware: Hardware) -> Callable[[], None]:
+    """Begins to record the engine's steps; returns what is to be called at the end."""
+    from profiling.record import engine_recorder
+
+    more = "ask more (--max-problems, --max-new-tokens), or fewer at a time (--batch-size)"
+    recorder = engine_recorder(engine, flags.profile, "chat_eval", run.stage("eval"), hardware, more)
+    return recorder.end if recorder else lambda: None
 
 
 if __name__ == "__main__":

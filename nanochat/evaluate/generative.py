@@ -1,0 +1,123 @@
+"""Questions that are answered by writing: greedily, or by several samples of each, with the tool where it is called.
+
+`answered` asks and grades; who writes is an `Answer`: `by_engine` here, or a server (evaluate/server.py). Each sample's
+seed follows from the task, the question's place in it and the sample's number: the same text comes whichever rank or
+batch a question is in.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat.chat import Event, Reply, request, visible_text
+from nanochat.engine import Engine, Request, Sampling
+from nanochat.evaluate.categorical import Numbered
+from nanochat.tasks import Task
+from nanochat.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One answer that is wanted."""
+
+    messages: list[dict]
+    limit: int  # tokens
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Written:
+    """What came: text without the tool's part, the tool's calls, whether the question was too long for the model."""
+
+    text: str
+    python: list[str]
+    cropped: bool = False
+
+
+Tick = Callable[[int], None]  # called with how many answers have been finished since it was called last
+Answer = Callable[[Sequence[Asked], Tick], list[Written]]
+
+
+def by_engine(engine: Engine, tokenizer: Tokenizer) -> Answer:
+    """All answers together, in the engine's slots."""
+
+    def answer(asked: Sequence[Asked], tick: Tick) -> list[Written]:
+        context = engine.config.sequence_len
+        requests: list[Request] = []
+        replies: dict[Request, Reply] = {}
+        events: dict[Request, list[Event]] = {}
+        for one in asked:
+            made = request(tokenizer, one.messages, one.limit, one.sampling, context)
+            replies[made], events[made] = Reply(tokenizer, made), []
+            requests.append(engine.submit(made))
+        waiting = len(requests)
+        while not engine.idle:
+            for owner, token in engine.step():
+                events[owner] += replies[owner].feed(token)
+            engine.retire()
+            if left := len(engine.running) + len(engine.waiting):
+                tick(waiting - left)
+                waiting = left
+        tick(waiting)
+        written = []
+        for one, made in zip(asked, requests):
+            said = events[made] + replies[made].finish()
+            calls = [event.text for event in said if event.kind == "python"]
+            cropped = made.prompt != tokenizer.render_for_completion(one.messages)
+            written.append(Written(visible_text(said), calls, cropped))
+        return written
+
+    return answer
+
+
+def seed(base: int, task: str, index: int, sample: int) -> int:
+    """Of one sample of one question."""
+    digest = hashlib.sha256(f"{base}\0{task}\0{index}\0{sample}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")
+
+
+def answered(
+    answer: Answer,
+    task: Task,
+    questions: Sequence[Numbered],
+    limit: int,
+    sampling: Sampling,
+    samples: int = 1,
+    tick: Tick = lambda done: None,
+) -> list[dict[str, Any]]:
+    """A row for each question: index, question, expected, the first sample's answer, tool calls and outcome; with
+    several samples, "samples" has every one's outcome.
+    """
+    asked = []
+    for index, question in questions:
+        for sample in range(samples):
+            own = Sampling(sampling.temperature, sampling.top_k, seed(sampling.seed, task.name, index, sample))
+            asked.append(Asked(question.messages, limit, own))
+    written = answer(asked, tick)
+    rows = []
+    for at, (index, question) in enumerate(questions):
+        own_written = written[at * samples : (at + 1) * samples]
+        outcomes = [task.grade(question, one.text) for one in own_written]
+        first = own_written[0]
+        row = dict(
+            index=index,
+            question=question.messages[-1]["content"],
+            expected=question.expected,
+            answer=first.text.strip(),
+            python=first.python,
+            outcome=outcomes[0],
+            cropped=first.cropped,
+        )
+        rows.append({**row, "samples": outcomes} if samples > 1 else row)
+    return rows
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """The chance that at least one of k samples is right, estimated without bias from n ≥ k of which so many were:
+    1 − C(n − right, k) / C(n, k) (Chen et al., 2021, arXiv:2107.03374).
+    """
+    if not 1 <= k <= n or not 0 <= right <= n:
+        raise ValueError(f"pass_at_k: n={n}, right={right}, k={k}, wanted 1 ≤ k ≤ n and 0 ≤ right ≤ n")
+    return 1.0 - math.comb(n - right, k) / math.comb(n, k)

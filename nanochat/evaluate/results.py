@@ -1,0 +1,72 @@
+"""Where the results of chat tasks are kept: in the summary of a run's evaluations, and every failing example beside it.
+
+They are written after each task, so that what comes later can lose nothing; results of other tasks and stages stay.
+"""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from nanochat import records
+from nanochat.errors import UserError
+from nanochat.evaluate.chat_tasks import TaskResult
+from nanochat.evaluate.chatcore import chatcore
+from nanochat.files import write_atomically
+from nanochat.locks import turn
+from nanochat.run import Run
+
+
+def failures_file(run: Run, source: str) -> Path:
+    return run.stage("eval") / f"{source}_failures.jsonl"
+
+
+def failures(run: Run, source: str) -> list[dict[str, Any]]:
+    """Every failing example of a stage, with "task". Raises UserError for a file that is damaged."""
+    return records.rows(failures_file(run, source), "delete it and evaluate again")
+
+
+def keep(run: Run, source: str, result: TaskResult) -> None:
+    """Stores a stage's result in a task in place of the one before. Raises UserError where what is there is damaged."""
+    name = result.task.name
+    with turn(run.stage("eval") / ".lock"):  # another stage may be evaluated at the same time
+        kept = [row for row in failures(run, source) if row.get("task") != name] + result.failures
+        write_atomically(failures_file(run, source), "".join(json.dumps(row) + "\n" for row in kept).encode())
+        everything = run.summary("eval") or {}
+        chat, cores = everything.get("chat", {}), everything.get("chatcore", {})
+        tasks = {**chat.get(source, {}), name: result.numbers()}
+        core = chatcore(tasks)
+        cores = {**cores, source: core} if core else cores
+        run.write_summary("eval", {**everything, "chat": {**chat, source: tasks}, "chatcore": cores})
+
+
+def line(result: TaskResult) -> str:
+    """A result for the terminal."""
+    low, high = result.interval
+    counts = ", ".join(f"{key} {count}" for key, count in result.counts.items())
+    found = result.numbers()
+    rate = f"{result.rate:6.1%} {result.task.wanted:7} ({low:.1%} to {high:.1%}, n={result.n}; {counts})"
+    more = [f"pass@{k} {one['rate']:.1%}" for k, one in found.get("pass", {}).items()]
+    if found["cropped"]:
+        more.append(f"{found['cropped']} questions cropped to the context")
+    if "permuted" in found:
+        permuted = found["permuted"]
+        more.append(f"over all orders {permuted['rate']:.1%}, the same option in {permuted['steady']:.1%}")
+    return " ".join([f"{result.task.name:18}", rate, *more])
+
+
+def chatcore_line(run: Run, source: str) -> str:
+    """Of all of a stage's results so far; "" where there is none."""
+    core = (run.summary("eval") or {}).get("chatcore", {}).get(source)
+    if not core:
+        return ""
+    without = f"; partial, without {', '.join(core['missing'])}" if core["partial"] else ""
+    return f"ChatCORE {core['score']:.4f} ({core['low']:.4f} to {core['high']:.4f}{without})"
+
+
+def say_failed(name: str, problem: Exception) -> None:
+    """That a task has no result, and why."""
+    if not isinstance(problem, UserError):
+        traceback.print_exception(problem, file=sys.stderr)
+    print(f"{name}: no result, the other tasks go on: {problem}", file=sys.stderr, flush=True)
