@@ -8,6 +8,7 @@ batch a question is in.
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from nanochat.engine import Engine, Request, Sampling
 from nanochat.evaluate.categorical import Numbered
 from nanochat.tasks import Task
 from nanochat.tokenizer import Tokenizer
+
+GRADERS = 4  # answers that are graded at a time
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,12 @@ def answered(
             own = Sampling(sampling.temperature, sampling.top_k, seed(sampling.seed, task.name, index, sample))
             asked.append(Asked(question.messages, limit, own))
     written = answer(asked, tick)
+    of = [question for _, question in questions for _ in range(samples)]
+    with ThreadPoolExecutor(GRADERS) as pool:  # a program's tests run in a process of their own
+        graded = list(pool.map(task.grade, of, [one.text for one in written]))
     rows = []
     for at, (index, question) in enumerate(questions):
-        own_written = written[at * samples : (at + 1) * samples]
-        outcomes = [task.grade(question, one.text) for one in own_written]
-        first = own_written[0]
+        outcomes, first = graded[at * samples : (at + 1) * samples], written[at * samples]
         row = dict(
             index=index,
             question=question.messages[-1]["content"],
