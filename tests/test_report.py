@@ -63,23 +63,3 @@ def test_curves_begin_and_end_where_the_data_does():
     assert places == sorted(places, key=lambda place: place[0])
     assert all(0 <= x <= 640 and 0 <= y <= 240 for x, y in places)
     svg(Curve("flat", [(0.0, 1.0), (1.0, 1.0)]))
-
-
-def test_runs_side_by_side(tmp_path, monkeypatch, capsys):
-    import json
-
-    import tiny
-
-    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
-    for name, rate in (("one", 0.5), ("two", 0.7)):
-        folder = tmp_path / "runs" / name / "eval"
-        folder.mkdir(parents=True)
-        result = dict(wanted="right", rate=rate, low=0.0, high=1.0, n=10, counts=dict(right=0, wrong=0, refused=1))
-        results = dict(facts_taught=dict(result, examples={}))
-        (folder / "summary.json").write_text(json.dumps(dict(chat=dict(sft=results))))
-    tiny.call("compare", "--runs=one,two", f"--write={tmp_path / 'out.json'}")
-    assert "| facts_taught | 60.0% (50.0% to 70.0%) |" in capsys.readouterr().out
-    together = json.loads((tmp_path / "out.json").read_text())["together"]
-    assert together["sft"]["facts_taught refused"] == dict(mean=0.1, low=0.1, high=0.1)
-    assert tiny.call("compare", "--runs=one,nobody") == 2
-    assert "nobody" in capsys.readouterr().err
