@@ -12,11 +12,22 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows of text under a head."""
+class Link:
+    """Text in a table's cell that leads somewhere."""
 
-    head: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
+    text: str
+    target: str
+
+
+Cell = str | Link
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a head."""
+
+    head: Sequence[Cell]
+    rows: Sequence[Sequence[Cell]]
 
 
 @dataclass(frozen=True)
@@ -29,10 +40,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot drawn elsewhere, as an <svg> element (profiling/plots.py): trusted, not escaped."""
+    """A plot drawn elsewhere, as an <svg> element (dots.py, profiling/plots.py): trusted, not escaped.
+
+    file: the name of the file beside a Markdown report that has it (`standing_alone`); "" where there is none.
+    """
 
     title: str
     svg: str
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,24 +61,30 @@ class Section:
 # ---- Markdown
 
 
-def markdown(title: str, sections: list[Section]) -> str:
+def markdown(title: str, sections: list[Section], links: bool = True) -> str:
+    """links: whether to write targets of links and pictures; without, it is for a terminal."""
     parts = [f"# {title}"]
     for section in sections:
         parts.append(f"## {section.title}")
-        parts += [_markdown_block(block) for block in section.blocks]
+        parts += [_markdown_block(block, links) for block in section.blocks]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _markdown_block(block: Table | Curve | Figure | str) -> str:
+def _markdown_block(block: Table | Curve | Figure | str, links: bool) -> str:
     if isinstance(block, Figure):
-        return f"(plot: {block.title})"
+        return f"![{block.title}]({block.file})" if block.file and links else f"(plot: {block.title})"
     if isinstance(block, Curve):
         return f"{block.title}: {', '.join(f'{x:g}: {y:.3f}' for x, y in thinned(block.points, 8))}"
     if isinstance(block, str):
         return "\n".join(f"> {line}  " for line in block.split("\n")) if "\n" in block else block
 
-    def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " / ") for cell in cells) + " |"
+    def shown(cell: Cell) -> str:
+        text = cell if isinstance(cell, str) else cell.text
+        text = text.replace("|", "\\|").replace("\n", " / ")
+        return f"[{text}]({cell.target})" if isinstance(cell, Link) and links else text
+
+    def line(cells: Sequence[Cell]) -> str:
+        return "| " + " | ".join(map(shown, cells)) + " |"
 
     return "\n".join([line(block.head), "|" + "---|" * len(block.head), *(line(row) for row in block.rows)])
 
@@ -89,6 +110,7 @@ th { background: var(--soft); } td { white-space: pre-line; }
 @media (max-width: 40rem) { th, td { padding: 0.3rem 0.4rem; } }
 td.long { overflow-wrap: anywhere; min-width: 6rem; max-width: 30rem; }
 figure { margin: 1.5rem 0; max-width: 40rem; } figcaption { font-size: 0.9rem; }
+a { color: inherit; text-decoration-color: var(--accent); }
 svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: currentColor; }
 blockquote { margin: 1rem 0; padding: 0.5rem 1rem; border-left: 4px solid var(--accent); white-space: pre-line; }
 """
@@ -115,10 +137,10 @@ def _html_block(block: Table | Curve | Figure | str) -> str:
     if isinstance(block, str):
         tag = "blockquote" if "\n" in block else "p"
         return f"<{tag}>{html.escape(block)}</{tag}>"
-    head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in block.head)
+    head = "".join(f'<th scope="col">{_html_text(cell)}</th>' for cell in block.head)
     rows = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in block.rows)
     return (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(block.head[0] or "table")}">'
+        f'<div class="wide" tabindex="0" role="region" aria-label="{html.escape(_plain(block.head[0]) or "table")}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -126,9 +148,18 @@ def _html_block(block: Table | Curve | Figure | str) -> str:
 LONG = 16  # letters of a word that leave too little of a phone to the columns beside it
 
 
-def _cell(text: str) -> str:
-    start = '<td class="long">' if max(map(len, text.split()), default=0) > LONG else "<td>"
-    return f"{start}{html.escape(text)}</td>"
+def _plain(cell: Cell) -> str:
+    return cell if isinstance(cell, str) else cell.text
+
+
+def _html_text(cell: Cell) -> str:
+    text = html.escape(_plain(cell))
+    return f'<a href="{html.escape(cell.target)}">{text}</a>' if isinstance(cell, Link) else text
+
+
+def _cell(cell: Cell) -> str:
+    start = '<td class="long">' if max(map(len, _plain(cell).split()), default=0) > LONG else "<td>"
+    return f"{start}{_html_text(cell)}</td>"
 
 
 WIDTH, HEIGHT, LEFT, BOTTOM, MARGIN = 640, 240, 48, 24, 10
@@ -162,3 +193,11 @@ def svg(curve: Curve) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(curve.title)}">{"".join(parts)}</svg>'
     )
+
+
+def standing_alone(figure: Figure) -> str:
+    """A figure as a file of its own, readable on light and on dark."""
+    style = "<style>svg{color:#333;font:12px system-ui,sans-serif}text{fill:currentColor}"
+    style += "@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"
+    begin, rest = figure.svg.split(">", 1)
+    return f'{begin} xmlns="http://www.w3.org/2000/svg">{style}{rest}'

@@ -2,7 +2,7 @@
 
 Every number is from this run's own files; what is missing is a dash. Examples are chosen by rule (the first of each
 kind in the fixed order of the questions), never picked. `sections(run)` gathers the content; `nanochat/render.py`
-writes it as Markdown and as one self-contained HTML page.
+writes it as Markdown and as one self-contained HTML page. What evaluations found is in nanochat/scores.py.
 """
 
 import platform
@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 
-from nanochat import checkpoint
+from nanochat import checkpoint, scores
 from nanochat.log import LOG, read_log
 from nanochat.render import Curve, Section, Table
 from nanochat.run import SCRIPTS, TRAINED, Run
+from nanochat.scores import DASH, STAGES
 from nanochat.tasks import TASKS
 
-DASH = "–"
-STAGES = (*TRAINED, "rl")
 EXAMPLES = 3  # of each kind
 
 
@@ -30,7 +29,7 @@ def sections(run: Run) -> list[Section]:
         tokenizer(run),
         stages(run),
         kernel_choices(run),
-        evaluation(run),
+        *scores.sections(run),
         knowledge(run),
         conversations(run),
         samples(run),
@@ -142,33 +141,6 @@ def stages(run: Run) -> Section:
 def loss_curve(run: Run, stage: str) -> Curve | None:
     points = [(row["step"], row["smooth_loss"]) for row in read_log(run.stage(stage) / LOG) if "smooth_loss" in row]
     return Curve(f"{stage}: training loss (nats, smoothed) by step", points) if len(points) > 1 else None
-
-
-def evaluation(run: Run) -> Section:
-    done = run.summary("eval") or {}
-    blocks: list[Any] = []
-    text = [
-        (stage, f"{done[stage]['train_bpb']:.4f}", f"{done[stage]['val_bpb']:.4f}") for stage in STAGES if stage in done
-    ]
-    if text:
-        blocks.append(Table(("bits per byte of text", "train", "validation"), text))
-    chat = done.get("chat", {})
-    names = [name for name in TASKS if any(name in chat.get(stage, {}) for stage in STAGES)]
-    if names:
-        rows = [(describe(name), *(rate(chat.get(stage, {}).get(name)) for stage in STAGES)) for name in names]
-        blocks.append("Questions answered as wanted, greedily, with the 95% interval and the number of questions.")
-        blocks.append(Table(("task", *(stage.upper() for stage in STAGES)), rows))
-    return Section("Evaluation", blocks)
-
-
-def describe(name: str) -> str:
-    return f"{name}: {TASKS[name].description}"
-
-
-def rate(result: dict[str, Any] | None) -> str:
-    if result is None:
-        return DASH
-    return f"{result['rate']:.1%} {result['wanted']} ({result['low']:.1%} to {result['high']:.1%}, n={result['n']})"
 
 
 def latest_chat(run: Run) -> tuple[str, dict[str, Any]]:

@@ -56,6 +56,7 @@ def main() -> None:
     hardware = look_at_hardware(flags.device_type)
     sampling = Sampling(flags.temperature, flags.top_k or None, flags.seed)
     how = How(sampling, flags.num_samples, flags.max_new_tokens, flags.permute, hardware.is_main)
+    settings = dict(temperature=flags.temperature, top_k=flags.top_k, seed=flags.seed, samples=flags.num_samples)
     end: Callable[[], None] = lambda: None
     if flags.server:
         ask, data = of_server(server(flags), how), ""
@@ -79,7 +80,7 @@ def main() -> None:
             continue
         done, failures = done + 1, failures + len(result.failures)
         if hardware.is_main:
-            results.keep(run, source, result)
+            results.keep(run, source, result, settings)
             print(f"{source} {results.line(result)} {time.perf_counter() - started:.1f} s", flush=True)
     if hardware.is_main and done:
         if core := results.chatcore_line(run, source):

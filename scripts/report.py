@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 
-from nanochat import render, report
+from nanochat import render, report, scores
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
 from nanochat.flags import flag, parse, run_script
@@ -23,14 +23,18 @@ def main() -> None:
     for note in report.missing(run):
         print(f"note: {note}", file=sys.stderr)
     title, content = f"Report of run {run.name}", report.sections(run)
+    figures = [one for section in content for one in section.blocks if isinstance(one, render.Figure) and one.file]
+    for figure in figures:
+        write_atomically(run.folder / figure.file, render.standing_alone(figure).encode())
     write_atomically(run.folder / "report.md", render.markdown(title, content).encode())
     write_atomically(run.folder / "report.html", render.page(title, content).encode())
     for section in (
-        report.evaluation(run),
+        *scores.sections(run),
         report.conversations(run) if report.latest_chat(run)[1] else report.samples(run),
     ):
         if section.blocks:
-            print(render.markdown(section.title, [render.Section("", section.blocks)]).replace("## \n\n", ""))
+            shown = render.markdown(section.title, [render.Section("", section.blocks)], links=False)
+            print(shown.replace("## \n\n", ""))
     print(f"The whole report: {run.folder / 'report.html'} (and report.md)")
 
 

@@ -118,8 +118,10 @@ def test_evaluation_and_report(trained, capsys):
     run = Run.open("a")
     text = (run.folder / "report.md").read_text()
     bpb = run.summary("eval")["base"]["val_bpb"]
-    for part in (f"{bpb:.4f}", "in SFT | – | – | 0.0% right", "n=4", "| steps | 12 | – | 6 | – |", "## Fixed"):
+    for part in (f"{bpb:.4f}", ") | – | – | 0.0% right", "n=4", "| steps | 12 | – | 6 | – |", "## Fixed"):
         assert part in text, part
+    assert "[facts_taught: facts whose questions are in SFT](" in text and "](report_chat.svg)" in text
+    assert "<svg" in (run.folder / "report_chat.svg").read_text()
     failures = (run.stage("eval") / "sft_failures.jsonl").read_text().splitlines()
     assert len(failures) == 8
     assert tiny.call("chat_eval", "--run=a", "-a", "nonsense") == 2

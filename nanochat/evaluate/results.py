@@ -27,15 +27,17 @@ def failures(run: Run, source: str) -> list[dict[str, Any]]:
     return records.rows(failures_file(run, source), "delete it and evaluate again")
 
 
-def keep(run: Run, source: str, result: TaskResult) -> None:
-    """Stores a stage's result in a task in place of the one before. Raises UserError where what is there is damaged."""
+def keep(run: Run, source: str, result: TaskResult, settings: dict[str, Any]) -> None:
+    """Stores a stage's result in a task, with how it was asked, in place of the one before. Raises UserError where what
+    is there is damaged.
+    """
     name = result.task.name
     with turn(run.stage("eval") / ".lock"):  # another stage may be evaluated at the same time
         kept = [row for row in failures(run, source) if row.get("task") != name] + result.failures
         write_atomically(failures_file(run, source), "".join(json.dumps(row) + "\n" for row in kept).encode())
         everything = run.summary("eval") or {}
         chat, cores = everything.get("chat", {}), everything.get("chatcore", {})
-        tasks = {**chat.get(source, {}), name: result.numbers()}
+        tasks = {**chat.get(source, {}), name: dict(result.numbers(), settings=settings)}
         core = chatcore(tasks)
         cores = {**cores, source: core} if core else cores
         run.write_summary("eval", {**everything, "chat": {**chat, source: tasks}, "chatcore": cores})
