@@ -1,20 +1,24 @@
 """Between messages and ids: renders a conversation, follows the model's answer, runs its tool calls.
 
-The model writes an expression between <|python_start|> and <|python_end|>; the calculator's answer goes back as forced
-tokens between <|output_start|> and <|output_end|>, and the model writes on. `Reply` is that state machine; it turns
-tokens into events, text whole in UTF-8, and ends at stop strings, which may lie across tokens: what could become one is
-held back, and never shown if it does.
+The model writes an expression between <|python_start|> and <|python_end|>; the tool's answer (the calculator's, or that
+of sandbox/tool.py) goes back as forced tokens between <|output_start|> and <|output_end|>, and the model writes on.
+`Reply` is that state machine; it turns tokens into events, text whole in UTF-8, and ends at stop strings, which may lie
+across tokens: what could become one is held back, and never shown if it does.
 """
 
 import codecs
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 from nanochat.calculator import calculate
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.engine.sampling import LogProbs
 from nanochat.tokenizer import Tokenizer
+
+# What answers a call: its text, or None for no answer; at once, or later where it takes time.
+Tool = Callable[[str], str | None | Future[str | None]]
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,17 @@ class Event:
 class Reply:
     """An answer in the making. Feed it every token of the request; it gives events and forces tool results.
 
-    `stopped` is set when a stop string came: the request is to be cancelled. tools=False: raw text, no calls.
+    `stopped` is set when a stop string came: the request is to be cancelled. tool=None: raw text, no calls. While a
+    tool takes its time, `pending` is its answer to come and the request is paused: when it is done call `resume`, then
+    submit the request again.
     """
 
-    def __init__(self, tokenizer: Tokenizer, request: Request, stops: Sequence[str] = (), tools: bool = True):
-        self.tokenizer, self.request, self.stops, self.tools = tokenizer, request, tuple(stops), tools
+    def __init__(
+        self, tokenizer: Tokenizer, request: Request, stops: Sequence[str] = (), tool: Tool | None = calculate
+    ):
+        self.tokenizer, self.request, self.stops, self.tool = tokenizer, request, tuple(stops), tool
         self.stopped = False
+        self.pending: Future[str | None] | None = None
         self._inside: str | None = None  # the tool section we are in: "python" or "python_output"
         self._section: list[int] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # holds back half characters
@@ -50,7 +59,7 @@ class Reply:
             return []
         special = self.tokenizer.special
         if token >= len(self.tokenizer.merges):
-            return self._tool(token, special) if self.tools else []
+            return self._call(token, special, self.tool) if self.tool else []
         if self._inside:
             self._section.append(token)
             return []
@@ -60,10 +69,19 @@ class Reply:
 
     def finish(self) -> list[Event]:
         """What was still held back, at the end."""
+        if self.pending:
+            self.pending.cancel()
         if self.stopped:
             return []
         found = self._text(self._decoder.decode(b"", final=True))
         return found if self.stopped else found + self._give(self._held, last=True)
+
+    def resume(self) -> None:
+        """Takes the answer of the tool, waiting for it."""
+        assert self.pending
+        answer, self.pending = self.pending.result(), None
+        self.request.paused = False
+        self._force(answer)
 
     def _text(self, new: str) -> list[Event]:
         text = self._held + new
@@ -85,7 +103,7 @@ class Reply:
             tokens.append((token, logprobs))
         return [Event("text", text, tuple(tokens))] if text or tokens else []
 
-    def _tool(self, token: int, special: dict[str, int]) -> list[Event]:
+    def _call(self, token: int, special: dict[str, int], tool: Tool) -> list[Event]:
         if token in (special["<|python_start|>"], special["<|output_start|>"]):
             before = [] if self._inside else self._give(self._held)  # no stop string reaches over a call
             self._inside = "python" if token == special["<|python_start|>"] else "python_output"
@@ -93,14 +111,21 @@ class Reply:
             return before
         if token == special["<|python_end|>"] and self._inside == "python":
             call = self._close()
-            result = calculate(call.text)
-            if result is not None:
-                answer = self.tokenizer.encode(result)
-                self.request.force([special["<|output_start|>"], *answer, special["<|output_end|>"]])
+            answer = tool(call.text)
+            if isinstance(answer, Future):
+                self.pending, self.request.paused = answer, True
+            else:
+                self._force(answer)
             return [call]
         if token == special["<|output_end|>"] and self._inside == "python_output":
             return [self._close()]
         return []  # a special token where none belongs is not text
+
+    def _force(self, answer: str | None) -> None:
+        if answer is not None:
+            special = self.tokenizer.special
+            tokens = self.tokenizer.encode(answer)
+            self.request.force([special["<|output_start|>"], *tokens, special["<|output_end|>"]])
 
     def _close(self) -> Event:
         event = Event(self._inside or "", self.tokenizer.decode(self._section))
@@ -119,6 +144,11 @@ def content(events: list[Event]) -> str | list[dict]:
     if all(part["type"] == "text" for part in parts):
         return "".join(part["text"] for part in parts)
     return parts
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey: a model may write any bytes."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 
 def visible_text(events: list[Event]) -> str:
@@ -150,28 +180,43 @@ def request(tokenizer: Tokenizer, messages: list[dict], max_tokens: int, samplin
 
 
 def stream(
-    engine: Engine, tokenizer: Tokenizer, messages: list[dict], max_tokens: int, sampling: Sampling
-) -> Iterator[Event]:
+    engine: Engine, tokenizer: Tokenizer, messages: list[dict], max_tokens: int, sampling: Sampling,
+    tool: Tool = calculate,
+) -> Iterator[Event]:  # fmt: skip
     """Yields the events of one answer as they come."""
     asked = request(tokenizer, messages, max_tokens, sampling, engine.config.sequence_len)
-    reply = Reply(tokenizer, asked)
+    reply = Reply(tokenizer, asked, tool=tool)
     for token in engine.stream(asked):
         yield from reply.feed(token)
+        if reply.pending and not asked.finished:
+            engine.retire()
+            reply.resume()
+            engine.submit(asked)
     yield from reply.finish()
 
 
 def answers(
-    engine: Engine, tokenizer: Tokenizer, conversations: list[list[dict]], max_tokens: int, sampling: Sampling
-) -> list[list[Event]]:
+    engine: Engine, tokenizer: Tokenizer, conversations: list[list[dict]], max_tokens: int, sampling: Sampling,
+    tool: Tool = calculate,
+) -> list[list[Event]]:  # fmt: skip
     """The events of the next answer of every conversation, run through the engine together."""
     replies: dict[Request, Reply] = {}
     events: dict[Request, list[Event]] = {}
     for messages in conversations:
         asked = request(tokenizer, messages, max_tokens, sampling, engine.config.sequence_len)
-        replies[asked], events[asked] = Reply(tokenizer, asked), []
+        replies[asked], events[asked] = Reply(tokenizer, asked, tool=tool), []
         engine.submit(asked)
-    while not engine.idle:
+    pending: dict[Future, Reply] = {}
+    while not engine.idle or pending:
         for owner, token in engine.step():
-            events[owner] += replies[owner].feed(token)
+            events[owner] += (reply := replies[owner]).feed(token)
+            if reply.pending and not owner.finished:
+                pending[reply.pending] = reply
         engine.retire()
+        if pending and engine.idle:
+            wait(pending, return_when=FIRST_COMPLETED)
+        for future in [future for future in pending if future.done()]:
+            reply = pending.pop(future)
+            reply.resume()
+            engine.submit(reply.request)
     return [collected + replies[asked].finish() for asked, collected in events.items()]

@@ -2,8 +2,10 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from nanochat import chat
 from nanochat.engine import Engine, Sampling
@@ -11,8 +13,9 @@ from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.run import Run
-from nanochat.tokenizer import Tokenizer
+from nanochat.sandbox import tool as tools
 
+Ask = Callable[[list[dict], int, Sampling], Iterator[chat.Event]]
 HELP = """  /clear             forget the conversation
   /temperature [x]   show or set: 0 always takes the likeliest token, 1 draws as the model says
   /topk [n]          show or set how many candidates are drawn from (0: all)
@@ -30,6 +33,8 @@ class Flags:
     top_k: int = flag(50, "candidates to draw from (0: all)", "-k")
     max_tokens: int = flag(256, "longest answer, in tokens", "-m")
     seed: int = flag(42, "of the draw")
+    python_tool: bool = flag(False, tools.HELP)
+    allow_unsandboxed: bool = flag(False, tools.HELP_UNSANDBOXED)
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
 
 
@@ -42,19 +47,14 @@ def sampling_of(temperature: float, top_k: int, seed: int) -> Sampling:
     return Sampling(temperature, top_k or None, seed)
 
 
-def printable(text: str) -> str:
-    """Without what a terminal would obey: a model may write any bytes."""
-    return "".join(c for c in text if c.isprintable() or c in "\n\t")
-
-
-def answer(engine: Engine, tokenizer: Tokenizer, messages: list[dict], max_tokens: int, sampling: Sampling) -> list:
+def answer(ask: Ask, messages: list[dict], max_tokens: int, sampling: Sampling) -> list[chat.Event]:
     """Streams one answer to the terminal; returns its events, also when Ctrl-C cut it short."""
     events: list[chat.Event] = []
     try:
-        for event in chat.stream(engine, tokenizer, messages, max_tokens, sampling):
+        for event in ask(messages, max_tokens, sampling):
             events.append(event)
             shown = {"text": "{}", "python": "[python: {}", "python_output": " = {}] "}[event.kind]
-            print(shown.format(printable(event.text)), end="", flush=True)
+            print(shown.format(chat.printable(event.text)), end="", flush=True)
     except KeyboardInterrupt:
         print(" [stopped]", end="")
     print()
@@ -87,7 +87,7 @@ def command(line: str, sampling: Sampling, messages: list[dict]) -> Sampling:
     return sampling
 
 
-def converse(engine: Engine, tokenizer: Tokenizer, flags: Flags, sampling: Sampling) -> None:
+def converse(ask: Ask, flags: Flags, sampling: Sampling) -> None:
     """The interactive loop."""
     with suppress(ImportError):
         import readline  # noqa: F401 (line editing and history for input())
@@ -109,7 +109,7 @@ def converse(engine: Engine, tokenizer: Tokenizer, flags: Flags, sampling: Sampl
             messages.append(dict(role="user", content=line))
             print("nanochat: ", end="", flush=True)
             drawn = replace(sampling, seed=sampling.seed + turns)  # asking again may give another answer
-            events = answer(engine, tokenizer, messages, flags.max_tokens, drawn)
+            events = answer(ask, messages, flags.max_tokens, drawn)
             messages.append(dict(role="assistant", content=chat.content(events)))
             turns += 1
 
@@ -119,19 +119,19 @@ def main() -> None:
     sampling = sampling_of(flags.temperature, flags.top_k, flags.seed)
     if flags.max_tokens < 1:
         raise UserError(f"--max-tokens is {flags.max_tokens}, wanted at least 1")
-    hardware = look_at_hardware(flags.device_type)
+    tool, hardware = tools.chosen(flags), look_at_hardware(flags.device_type)
     run = Run.open(flags.run)
     found = run.checkpoint(flags.source or None, older=True)
     tokenizer = run.tokenizer()
     found.check_tokenizer(tokenizer)
-    engine = Engine(found.model(hardware.device, hardware.dtype), slots=1)
+    ask = partial(chat.stream, Engine(found.model(hardware.device, hardware.dtype), slots=1), tokenizer, tool=tool)
     if flags.prompt:
-        answer(engine, tokenizer, [dict(role="user", content=flags.prompt)], flags.max_tokens, sampling)
+        answer(ask, [dict(role="user", content=flags.prompt)], flags.max_tokens, sampling)
         return
     try:
         piped = "" if sys.stdin.isatty() else "\n(reading from a pipe: one message a line)"
         print(f"Talking to the {found.meta['stage']} model of run {run.name!r}. /help lists the commands.{piped}")
-        converse(engine, tokenizer, flags, sampling)
+        converse(ask, flags, sampling)
     except BrokenPipeError:  # whoever read this has gone; Python would complain once more when it flushes at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

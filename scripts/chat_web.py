@@ -9,12 +9,13 @@ from functools import partial
 
 import torch
 
-from nanochat import processes
+from nanochat import chat, processes
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.flags import fail, flag, parse, run_script
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.run import Run
+from nanochat.sandbox import tool as tools
 
 try:
     from nanochat.web import metrics, mock
@@ -44,6 +45,8 @@ class Flags:
     slots: int = flag(32, "answers that a replica writes at the same time")
     max_waiting: int = flag(256, "answers that may run or wait in all; more get 429")
     api_key: str = flag("", "clients must send this key (default: none is asked for)")
+    python_tool: bool = flag(False, tools.HELP)
+    allow_unsandboxed: bool = flag(False, tools.HELP_UNSANDBOXED)
     mock: bool = flag(False, "serve a parrot with prepared answers, to try the page without training")
 
 
@@ -56,9 +59,9 @@ def main() -> None:
         raise UserError("--temperature wants 0 to 2, --top-k 0 or more, --max-waiting 1 or more")
     everywhere = flags.host in ("0.0.0.0", "::")
     hosts = frozenset() if everywhere else frozenset({flags.host, "localhost", "127.0.0.1", "::1"})
-    limits, door = Limits(hosts, flags.api_key), Door()
+    tool, limits, door = tools.chosen(flags), Limits(hosts, flags.api_key), Door()
     with listen(flags.host, flags.port) as at, listening(door, limits, at) as thread:
-        served = load(flags)
+        served = load(flags, tool)
         enter(door, served, limits)
         where = f"http://{'localhost' if everywhere else address(flags.host)}:{flags.port}"
         print(f"Serving {served.model}: {where}/ (page), {where}/v1 (API). Ctrl-C ends.", flush=True)
@@ -84,7 +87,7 @@ def enter(door: Door, served: Served, limits: Limits) -> None:
     door.open(make_app(served, limits))
 
 
-def load(flags: Flags) -> Served:
+def load(flags: Flags, tool: chat.Tool) -> Served:
     """The model on every device, and what belongs to it. Raises UserError when it cannot be had."""
     hardware = look_at_hardware(flags.device_type)
     cuda = hardware.device.type == "cuda"
@@ -95,23 +98,22 @@ def load(flags: Flags) -> Served:
     devices = [torch.device("cuda", i) for i in range(flags.num_gpus)] if cuda else [hardware.device]
     engines: list[Engine | mock.Parrot]
     if flags.mock:
-        tokenizer, stage, name = mock.tokenizer(), "mock", "mock"
+        tokenizer, stage = mock.tokenizer(), "mock"
         engines = [mock.Parrot(tokenizer, flags.slots) for _ in devices]
     else:
         run = Run.open(flags.run)
         found = run.checkpoint(flags.source or None, flags.step if flags.step >= 0 else None, older=True)
         tokenizer, stage = run.tokenizer(), found.meta["stage"]
         found.check_tokenizer(tokenizer)
-        name = f"{flags.run}-{stage}"
         engines = [engine := Engine(found.model(device, hardware.dtype), flags.slots) for device in devices]
         if hardware.device.type == "cpu":  # compiled beside the first answers, and then taken over
             threading.Thread(target=compile_decoding, args=(engine,), name=COMPILER, daemon=True).start()
     begin = [partial(torch.cuda.set_device, device) if cuda else (lambda: None) for device in devices]
     pool = Pool([Worker(engine, metrics.ended, b) for engine, b in zip(engines, begin)], flags.max_waiting)
-    context = engines[0].config.sequence_len
+    context, name = engines[0].config.sequence_len, "mock" if flags.mock else f"{flags.run}-{stage}"
     return Served(
         pool, tokenizer, name, context, stage, flags.temperature, flags.top_k, min(flags.max_tokens, context),
-        int(time.time()),
+        int(time.time()), tool,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 import talker
 from test_training import ROOT
 
-from scripts.chat_cli import printable
+from nanochat.chat import printable
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ class Request:
     logprobs: list[LogProbs] = field(default_factory=list)  # of each token of the output, where they are asked for
     forced: deque[int] = field(default_factory=deque)
     finished: bool = False
+    paused: bool = False  # waits for its owner outside of the batch: submit it again when it may go on
     ended: str = ""  # "stop": by a stop token; "length": max_tokens or the context; "" while running, or cancelled
     cached: int = 0  # tokens of the prompt that were in the cache already
     generator: torch.Generator = field(init=False)
@@ -120,12 +121,17 @@ class Engine:
         return "compiled" if self._decode.ready else "compiling" if self._compiling else "eager"
 
     def submit(self, request: Request) -> Request:
-        """Queues a request. Raises ValueError when its prompt is empty or leaves no room for a token."""
+        """Queues a request, one that was paused before all others. Raises ValueError when its prompt is empty or
+        leaves no room for a token.
+        """
         if not 0 < len(request.prompt) < self.config.sequence_len:
             raise ValueError(
                 f"Engine: the prompt has {len(request.prompt)} tokens, wanted 1 to {self.config.sequence_len - 1}"
             )
-        self.waiting.append(request)
+        if request.output:
+            self.waiting.appendleft(request)
+        else:
+            self.waiting.append(request)
         return request
 
     def cancel(self, request: Request) -> None:
@@ -164,12 +170,14 @@ class Engine:
             self.retire()
 
     def _prefill(self, request: Request) -> None:
-        """Takes a request in: its prompt but for the last token, which goes through the decode step with all others."""
-        slot = len(self.running)
-        done = request.cached = self.slots.begin(request.prompt, slot)
-        self.slots.previous[slot] = self.model.embedded(request.prompt[done - 1]) if done else 0
+        """Takes a request in: its tokens but for the last, which goes through the decode step with all others."""
+        slot, tokens = len(self.running), [*request.prompt, *request.output]
+        done = self.slots.begin(tokens, slot)
+        if not request.output:
+            request.cached = done
+        self.slots.previous[slot] = self.model.embedded(tokens[done - 1]) if done else 0
         self.running.append(request)
-        if fresh := request.prompt[done:-1]:
+        if fresh := tokens[done:-1]:
             view = self.slots.view(slot, slot + 1, len(fresh))
             self.model.hidden(moved([fresh], torch.int64, self.device), view)
             view.advance()
@@ -199,10 +207,10 @@ class Engine:
         return [(self.running[i], token) for i, token in found]
 
     def retire(self) -> None:
-        """Frees the slots of finished requests, which keep their tokens for later prompts that begin alike."""
+        """Frees the slots of finished and paused requests, which keep their tokens for prompts that begin alike."""
         for slot in reversed(range(len(self.running))):
             request = self.running[slot]
-            if request.finished:
+            if request.finished or request.paused:
                 last = len(self.running) - 1
                 self.slots.tokens[slot] = [*request.prompt, *request.output]
                 self.slots.swap(slot, last)

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from nanochat import chat
+from nanochat.calculator import calculate
 from nanochat.chat import Event, Reply
 from nanochat.engine import Request as EngineRequest
 from nanochat.tokenizer import Tokenizer
@@ -51,6 +52,7 @@ class Served:
     top_k: int = 50
     max_tokens: int = 512
     created: int = 0
+    tool: chat.Tool = calculate
 
 
 @dataclass
@@ -228,7 +230,8 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
             ends = chat.ends(served.tokenizer) if tools else frozenset((served.tokenizer.bos,))
             request = EngineRequest(prompt, limit or served.max_tokens, sampling, ends)
             tell = lambda event, i=i: later(loop, events, i, event)
-            jobs.append(Job(request, Reply(served.tokenizer, request, settings.stops(), tools), tell))
+            tool = served.tool if tools else None
+            jobs.append(Job(request, Reply(served.tokenizer, request, settings.stops(), tool), tell))
         try:
             worker = served.pool.submit(jobs)
         except Full as full:

@@ -61,8 +61,8 @@ class Parrot:
         request.finished = True
 
     def retire(self) -> None:
-        self.running = [request for request in self.running if not request.finished]
-        self._lines = {request: self._lines[request] for request in self.running}
+        self.running = [request for request in self.running if not request.finished and not request.paused]
+        self._lines = {request: line for request, line in self._lines.items() if not request.finished}
 
     def step(self) -> list[tuple[Request, int]]:
         self.retire()
@@ -70,7 +70,8 @@ class Parrot:
             request = self.waiting.popleft()
             if not request.finished:
                 self.running.append(request)
-                self._lines[request] = self._answer(request)
+                if request not in self._lines:  # one that was paused goes on
+                    self._lines[request] = self._answer(request)
         time.sleep(SECONDS)
         found = []
         for request in self.running:

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from nanochat.chat import Event, Reply
@@ -81,6 +82,7 @@ class Worker:
         self.tokens = 0  # made since the start
         self._jobs: dict[Request, Job] = {}
         self._incoming: deque[Job] = deque()
+        self._answered: deque[Job] = deque()  # whose tool has answered
         self._wake = threading.Condition()
         self._leaving = False
         self._recent: deque[tuple[float, int]] = deque()
@@ -112,7 +114,9 @@ class Worker:
 
     def cancel(self, job: Job) -> None:
         """Nobody waits for this job any more; its slot is free within a step."""
-        job.request.finished = True
+        with self._wake:
+            job.request.finished = True
+            self._wake.notify()
 
     def close(self) -> None:
         """Ends the thread after the step it is in."""
@@ -146,14 +150,28 @@ class Worker:
     def _take(self) -> bool:
         """Gives new jobs to the engine, waiting for one when there is nothing to do; False: it is time to leave."""
         with self._wake:
-            while not self._leaving and not self._incoming and not self._jobs:
+            while not (self._leaving or self._incoming or self._answered or self._busy()):
                 self._wake.wait()
             fresh = list(self._incoming)
             self._jobs.update((job.request, job) for job in fresh)
             self._incoming.clear()
-        for job in fresh:
+            answered = [job for job in self._answered if not job.request.finished]
+            self._answered.clear()
+        for job in answered:
+            job.reply.resume()
+        for job in (*answered, *fresh):
             self.engine.submit(job.request)
         return not self._leaving
+
+    def _busy(self) -> bool:
+        """Is there anything to do, but to wait for tools?"""
+        return any(request.finished or not request.paused for request in self._jobs)
+
+    def _tell_answered(self, job: Job, _: object) -> None:
+        """Called by a tool's thread."""
+        with self._wake:
+            self._answered.append(job)
+            self._wake.notify()
 
     def _step(self) -> None:
         found = self.engine.step()
@@ -170,6 +188,8 @@ class Worker:
                 job.first_token = now - job.submitted
             for event in job.reply.feed(token):
                 job.tell(event)
+            if job.reply.pending:
+                job.reply.pending.add_done_callback(partial(self._tell_answered, job))
             if job.reply.stopped:
                 self.engine.cancel(request)
         over = [request for request in self._jobs if request.finished]  # before retire: who is cancelled after it

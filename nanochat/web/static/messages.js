@@ -7,12 +7,14 @@ import { tokenView } from "./tokens.js";
 export const textOf = (message) =>
   message.parts.filter((part) => part.type === "text").map((part) => part.text).join("");
 
+const nameOf = (call) => (/^[\d\s+\-*/().,]*$|\.count\(/.test(call) ? "calculator" : "python");
+
 function partNodes(parts) {
   const nodes = [];
   for (const part of parts) {
     if (part.type === "text") nodes.push(markdown(part.text));
     else if (part.type === "python") {
-      nodes.push(make("p", { class: "tool", "data-testid": "tool-call" }, make("span", {}, "calculator"),
+      nodes.push(make("p", { class: "tool", "data-testid": "tool-call" }, make("span", {}, nameOf(part.text)),
         make("code", {}, part.text)));
     } else nodes.at(-1)?.append(make("span", {}, "="), make("code", {}, part.text));
   }
