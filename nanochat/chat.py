@@ -196,17 +196,22 @@ def stream(
 
 
 def answers(
-    engine: Engine, tokenizer: Tokenizer, conversations: list[list[dict]], max_tokens: int, sampling: Sampling,
-    tool: Tool = calculate,
+    engine: Engine, tokenizer: Tokenizer, conversations: Sequence[list[dict]], max_tokens: int,
+    sampling: Sampling | Sequence[Sampling], tool: Tool = calculate, tick: Callable[[int], None] = lambda done: None,
 ) -> list[list[Event]]:  # fmt: skip
-    """The events of the next answer of every conversation, run through the engine together."""
+    """The events of the next answer of every conversation, run through the engine together.
+
+    sampling: one for all, or one for each. tick: called after each step with how many answers it has finished.
+    """
+    each = [sampling] * len(conversations) if isinstance(sampling, Sampling) else sampling
     replies: dict[Request, Reply] = {}
     events: dict[Request, list[Event]] = {}
-    for messages in conversations:
-        asked = request(tokenizer, messages, max_tokens, sampling, engine.config.sequence_len)
+    for messages, own in zip(conversations, each):
+        asked = request(tokenizer, messages, max_tokens, own, engine.config.sequence_len)
         replies[asked], events[asked] = Reply(tokenizer, asked, tool=tool), []
         engine.submit(asked)
     pending: dict[Future, Reply] = {}
+    left = len(replies)
     while not engine.idle or pending:
         for owner, token in engine.step():
             events[owner] += (reply := replies[owner]).feed(token)
@@ -219,4 +224,6 @@ def answers(
             reply = pending.pop(future)
             reply.resume()
             engine.submit(reply.request)
+        before, left = left, len(engine.running) + len(engine.waiting) + len(pending)
+        tick(before - left)
     return [collected + replies[asked].finish() for asked, collected in events.items()]

@@ -4,8 +4,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+from nanochat import sandbox
 from nanochat.consensus import same_checkpoint
 from nanochat.engine import Engine, Sampling
 from nanochat.errors import UserError
@@ -17,7 +19,9 @@ from nanochat.flags import flag, parse, run_script
 from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.run import Run
-from nanochat.tasks import TASKS
+from nanochat.sandbox import tool as tools
+from nanochat.tasks import TASKS, Task
+from nanochat.tasks.humaneval import passes
 
 
 @dataclass
@@ -35,6 +39,10 @@ class Flags:
     seed: int = flag(42, "of the draws")
     max_new_tokens: int = flag(0, "longest answer, in tokens (0: what each task allows)", "-m")
     permute: bool = flag(False, "ask multiple choice with every cyclic shift of the options: shows letter bias")
+    python_tool: bool = flag(False, tools.HELP)
+    allow_unsandboxed: bool = flag(
+        False, "where the system cannot isolate what a model wrote: run it, with your rights"
+    )
     view: bool = flag(False, "ask nothing: page through the failing examples of the last evaluation")
     server: str = flag("", "ask a model behind this OpenAI-compatible server instead, as http://127.0.0.1:8000/v1")
     model: str = flag("", "the model's name there")
@@ -55,7 +63,8 @@ def main() -> None:
         return view.page(rows, input if sys.stdin.isatty() else None)
     hardware = look_at_hardware(flags.device_type)
     sampling = Sampling(flags.temperature, flags.top_k or None, flags.seed)
-    how = How(sampling, flags.num_samples, flags.max_new_tokens, flags.permute, hardware.is_main)
+    tool = tools.chosen(flags)
+    how = How(sampling, tool, flags.num_samples, flags.max_new_tokens, flags.permute, hardware.is_main)
     settings = dict(temperature=flags.temperature, top_k=flags.top_k, seed=flags.seed, samples=flags.num_samples)
     end: Callable[[], None] = lambda: None
     if flags.server:
@@ -72,7 +81,7 @@ def main() -> None:
     for name in names:
         started = time.perf_counter()
         try:
-            result = evaluate(TASKS[name], flags.max_problems, ask, hardware)
+            result = evaluate(task(name, flags, hardware), flags.max_problems, ask, hardware)
         except Exception as problem:  # the other tasks go on; data that is not there fails only who asked for it
             failed += named or not isinstance(problem, UserError)
             if hardware.is_main:
@@ -89,6 +98,16 @@ def main() -> None:
     end()
     if failed or not done:
         sys.exit(1)
+
+
+def task(name: str, flags: Flags, hardware: Hardware) -> Task:
+    """Raises UserError for HumanEval, which runs what a model wrote, where that can neither be isolated nor is allowed."""
+    if name != "humaneval":
+        return TASKS[name]
+    isolation = sandbox.require(flags.allow_unsandboxed)
+    if hardware.is_main:
+        print(f"Programs that are written for HumanEval run with: {isolation}.", flush=True)
+    return replace(TASKS[name], is_right=partial(passes, unsandboxed=flags.allow_unsandboxed))
 
 
 def server(flags: Flags) -> Server:

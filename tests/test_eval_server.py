@@ -12,7 +12,6 @@ from test_web import serving
 from nanochat.engine import Sampling
 from nanochat.errors import UserError
 from nanochat.evaluate import server as servers
-from nanochat.evaluate.generative import Asked
 from nanochat.evaluate.server import Server
 from nanochat.run import Run
 from nanochat.tasks import TASKS, Question, Task
@@ -21,7 +20,7 @@ from nanochat.web import mock
 
 
 def asked(text, limit=20, temperature=0.0, seed=1):
-    return Asked(ask(text), limit, Sampling(temperature, None, seed))
+    return ask(text), limit, Sampling(temperature, None, seed)
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +85,12 @@ def test_our_own_server_answers_in_order_with_its_tool_calls(parrot):
     texts = [f"say: number {i}" for i in range(9)]
     server = Server(parrot, "tiny", at_once=5)
     server.check()
-    assert [one.text for one in server.answer([asked(text) for text in texts], ticks.append)] == [t[5:] for t in texts]
+    found = server.answer([ask(text) for text in texts], 20, [Sampling(0)] * 9, ticks.append)
+    assert [one.text for one in found] == [text[5:] for text in texts]
     assert sum(ticks) == 9
-    found = server.one(asked("What is 2 + 3?", 400))
+    found = server.one(*asked("What is 2 + 3?", 400))
     assert found.python == ["2 + 3"] and "calculator" in found.text and not found.cropped
-    assert server.one(asked("say: " + "long " * 3000)).cropped
+    assert server.one(*asked("say: " + "long " * 3000)).cropped
 
 
 def test_the_script_keeps_a_servers_results_apart(parrot, tmp_path, monkeypatch, capsys):
@@ -122,7 +122,7 @@ def test_what_may_pass_is_tried_again(waits):
     busy, broken = (429, {"retry-after": "7"}, {}), (503, {}, dict(error=dict(message="loading")))
     nonsense, lost = (200, {}, b"<html>"), (0, {}, {})
     with answering(busy, broken, nonsense, lost, said("at last")) as (address, seen):
-        assert Server(address, "m").one(asked("hello", temperature=0.5, seed=9)).text == "at last"
+        assert Server(address, "m").one(*asked("hello", temperature=0.5, seed=9)).text == "at last"
     assert len(seen) == 5 and len({json.dumps(body) for _, _, body in seen}) == 1
     path, headers, body = seen[0]
     assert path == "/v1/chat/completions" and "Authorization" not in headers
@@ -139,10 +139,10 @@ def test_what_may_not_pass_is_said_once(waits):
     refusal = (400, {}, dict(error=dict(message="max_tokens is\ntoo large")))
     with answering(refusal) as (address, seen):
         with pytest.raises(UserError, match="400 max_tokens is too large"):
-            Server(address, "m").answer([asked("a")], lambda done: None)
+            Server(address, "m").answer([ask("a")], 20, [Sampling(0)], lambda done: None)
     assert len(seen) == 1 and not waits
     with answering((500, {}, b"oops")) as (address, seen), pytest.raises(UserError, match="6 tries: 500 oops"):
-        Server(address, "m").one(asked("a"))
+        Server(address, "m").one(*asked("a"))
     assert len(seen) == 6 and len(waits) == 5
 
 
@@ -152,7 +152,7 @@ def test_the_key_goes_to_the_server_and_nowhere_else(waits):
         with answering(moved, said("x")) as (address, seen):
             server = Server(address + "/v1/", "m", key="secret")
             try:
-                server.one(asked("a"))
+                server.one(*asked("a"))
             except UserError:
                 pass
         assert seen[0][1]["Authorization"] == "Bearer secret"

@@ -31,6 +31,26 @@ def test_greedy_answers_are_the_chats_own():
     assert [not row["cropped"] for row in rows] == short and len(set(short)) == 2
 
 
+def test_a_failure_leaves_the_engine_to_the_next_task(monkeypatch):
+    engine, steps = Engine(tiny.model(), slots=2), []
+
+    def broken(self):
+        steps.append(1)
+        if len(steps) == 3:
+            raise MemoryError
+        return plain(self)
+
+    plain = Engine.step
+    answer = generative.by_engine(engine, TOKENIZER)
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "step", broken)
+        with pytest.raises(MemoryError):
+            generative.answered(answer, TASK, NUMBERED, 8, Sampling(0))
+    fresh = generative.by_engine(Engine(tiny.model(), slots=2), TOKENIZER)
+    again = [generative.answered(one, TASK, NUMBERED, 8, Sampling(0)) for one in (answer, fresh)]
+    assert again[0] == again[1]
+
+
 def test_samples_differ_and_do_not_depend_on_the_batch_or_the_rank():
     sampling = Sampling(1.0, None, seed=3)
     make = lambda slots: generative.by_engine(Engine(tiny.model(), slots=slots), TOKENIZER)
@@ -41,9 +61,9 @@ def test_samples_differ_and_do_not_depend_on_the_batch_or_the_rank():
         halves |= texts(generative.answered(make(3), TASK, NUMBERED[rank::2], 8, sampling, 3))
     assert together == halves
     asked = []
-    note = lambda all_asked, tick: [asked.append(one) or generative.Written("", []) for one in all_asked]
+    note = lambda talks, limit, own, tick: [asked.append(one) or generative.Written("", []) for one in own]
     generative.answered(note, TASK, NUMBERED, 8, sampling, 3)
-    assert len({one.sampling.seed for one in asked}) == 27 == len(asked)
+    assert len({one.seed for one in asked}) == 27 == len(asked)
     other = texts(generative.answered(make(16), TASK, NUMBERED, 8, Sampling(1.0, None, seed=4), 3))
     assert other != together
 

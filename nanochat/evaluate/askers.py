@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nanochat.calculator import calculate
+from nanochat.chat import Tool
 from nanochat.engine import Engine, Sampling
 from nanochat.errors import UserError
 from nanochat.evaluate import categorical, generative
@@ -18,9 +20,12 @@ from nanochat.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class How:
-    """limit: the longest answer in tokens, 0 for what each task allows. shown: whether progress is."""
+    """limit: the longest answer in tokens, 0 for what each task allows. tool: of a run's model; a server has its own.
+    shown: whether progress is.
+    """
 
     sampling: Sampling
+    tool: Tool = calculate
     samples: int = 1
     limit: int = 0
     permute: bool = False
@@ -36,7 +41,7 @@ def of_model(model: GPT, tokenizer: Tokenizer, slots: int, how: How) -> tuple[As
 
     def ask(task: Task, questions: list[Numbered]) -> list[Row]:
         if not _have_letters(questions):
-            return _written(task, questions, generative.by_engine(engine(), tokenizer), how)
+            return _written(task, questions, generative.by_engine(engine(), tokenizer, how.tool), how)
         prompts = sum(len(question.letters) if how.permute else 1 for _, question in questions)
         with Count(task.name, prompts, how.shown) as count:
             return categorical.answered(model, tokenizer, task, questions, how.permute, count.tick)

@@ -9,25 +9,17 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nanochat.chat import Event, Reply, request, visible_text
-from nanochat.engine import Engine, Request, Sampling
+from nanochat.calculator import calculate
+from nanochat.chat import Tool, answers, prompt_within, visible_text
+from nanochat.engine import Engine, Sampling
 from nanochat.evaluate.categorical import Numbered
 from nanochat.tasks import Task
 from nanochat.tokenizer import Tokenizer
 
 GRADERS = 4  # answers that are graded at a time
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One answer that is wanted."""
-
-    messages: list[dict]
-    limit: int  # tokens
-    sampling: Sampling
 
 
 @dataclass(frozen=True)
@@ -40,36 +32,30 @@ class Written:
 
 
 Tick = Callable[[int], None]  # called with how many answers have been finished since it was called last
-Answer = Callable[[Sequence[Asked], Tick], list[Written]]
+# From conversations, the longest answer in tokens, and each one's sampling.
+Answer = Callable[[Sequence[list[dict]], int, Sequence[Sampling], Tick], list[Written]]
 
 
-def by_engine(engine: Engine, tokenizer: Tokenizer) -> Answer:
+def by_engine(engine: Engine, tokenizer: Tokenizer, tool: Tool = calculate) -> Answer:
     """All answers together, in the engine's slots."""
 
-    def answer(asked: Sequence[Asked], tick: Tick) -> list[Written]:
+    def answer(
+        conversations: Sequence[list[dict]], limit: int, samplings: Sequence[Sampling], tick: Tick
+    ) -> list[Written]:
         context = engine.config.sequence_len
-        requests: list[Request] = []
-        replies: dict[Request, Reply] = {}
-        events: dict[Request, list[Event]] = {}
-        for one in asked:
-            made = request(tokenizer, one.messages, one.limit, one.sampling, context)
-            replies[made], events[made] = Reply(tokenizer, made), []
-            requests.append(engine.submit(made))
-        waiting = len(requests)
-        while not engine.idle:
-            for owner, token in engine.step():
-                events[owner] += replies[owner].feed(token)
-            engine.retire()
-            if left := len(engine.running) + len(engine.waiting):
-                tick(waiting - left)
-                waiting = left
-        tick(waiting)
         written = []
-        for one, made in zip(asked, requests):
-            said = events[made] + replies[made].finish()
-            calls = [event.text for event in said if event.kind == "python"]
-            cropped = made.prompt != tokenizer.render_for_completion(one.messages)
-            written.append(Written(visible_text(said), calls, cropped))
+        try:
+            found = answers(engine, tokenizer, conversations, limit, samplings, tool, tick)
+        except BaseException:  # the next task begins with an empty engine
+            for request in [*engine.running, *engine.waiting]:
+                engine.cancel(request)
+            engine.retire()
+            raise
+        for messages, events in zip(conversations, found):
+            calls = [event.text for event in events if event.kind == "python"]
+            whole = tokenizer.render_for_completion(messages)
+            cropped = prompt_within(tokenizer, messages, limit, context) != whole
+            written.append(Written(visible_text(events), calls, cropped))
         return written
 
     return answer
@@ -93,13 +79,10 @@ def answered(
     """A row for each question: index, question, expected, the first sample's answer, tool calls and outcome; with
     several samples, "samples" has every one's outcome.
     """
-    asked = []
-    for index, question in questions:
-        for sample in range(samples):
-            own = Sampling(sampling.temperature, sampling.top_k, seed(sampling.seed, task.name, index, sample))
-            asked.append(Asked(question.messages, limit, own))
-    written = answer(asked, tick)
-    of = [question for _, question in questions for _ in range(samples)]
+    asked = [(index, question, sample) for index, question in questions for sample in range(samples)]
+    own = [replace(sampling, seed=seed(sampling.seed, task.name, index, sample)) for index, _, sample in asked]
+    of = [question for _, question, _ in asked]
+    written = answer([question.messages for question in of], limit, own, tick)
     with ThreadPoolExecutor(GRADERS) as pool:  # a program's tests run in a process of their own
         graded = list(pool.map(task.grade, of, [one.text for one in written]))
     rows = []

@@ -17,8 +17,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
+from nanochat.engine import Sampling
 from nanochat.errors import UserError
-from nanochat.evaluate.generative import Asked, Tick, Written
+from nanochat.evaluate.generative import Tick, Written
 
 TRIES = 6
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds
@@ -59,11 +60,13 @@ class Server:
         if names and self.model not in names:
             raise UserError(f"{self.url} has no model {self.model!r}; it lists {', '.join(names[:20])}")
 
-    def answer(self, asked: Sequence[Asked], tick: Tick) -> list[Written]:
+    def answer(
+        self, conversations: Sequence[list[dict]], limit: int, samplings: Sequence[Sampling], tick: Tick
+    ) -> list[Written]:
         """All answers. Raises UserError for what the server refuses, or fails at to the last try."""
         pool = ThreadPoolExecutor(self.at_once)
         try:
-            under_way = [pool.submit(self.one, one) for one in asked]
+            under_way = [pool.submit(self.one, one, limit, own) for one, own in zip(conversations, samplings)]
             for done in as_completed(under_way):
                 done.result()
                 tick(1)
@@ -71,10 +74,9 @@ class Server:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def one(self, asked: Asked) -> Written:
-        messages = [dict(role=one["role"], content=text_of(one["content"])) for one in asked.messages]
-        sampling = asked.sampling
-        body = dict(model=self.model, messages=messages, max_tokens=asked.limit, temperature=sampling.temperature)
+    def one(self, conversation: list[dict], limit: int, sampling: Sampling) -> Written:
+        messages = [dict(role=one["role"], content=text_of(one["content"])) for one in conversation]
+        body = dict(model=self.model, messages=messages, max_tokens=limit, temperature=sampling.temperature)
         if sampling.temperature:
             body["seed"] = sampling.seed
         for turn in range(TRIES):
