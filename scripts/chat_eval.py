@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def task(name: str, flags: Flags, hardware: Hardware) -> Task:
-    """Raises UserError for HumanEval, which runs what a model wrote, where that can neither be isolated nor is allowed."""
+    """Raises UserError for HumanEval, which runs what a model wrote, where it cannot be isolated and is not allowed."""
     if name != "humaneval":
         return TASKS[name]
     isolation = sandbox.require(flags.allow_unsandboxed)

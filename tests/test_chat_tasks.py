@@ -72,7 +72,7 @@ def test_pass_at_k_over_the_questions():
     ).numbers()
     rates = {k: round(v["rate"], 6) for k, v in found["pass"].items()}
     assert rates == {"1": round(1.25 / 3, 6), "2": 0.5, "4": round(2 / 3, 6)}
-    assert 0 == found["pass"]["1"]["low"] < found["pass"]["1"]["high"] == 1
+    assert 0 < found["pass"]["1"]["low"] < 0.2 and 0.7 < found["pass"]["1"]["high"] < 1
 
 
 def test_which_tasks_are_chosen():

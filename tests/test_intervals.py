@@ -1,10 +1,11 @@
 """nanochat.evaluate.intervals: known values, and that intervals hold as often as they say."""
 
 import math
+import random
 
 import pytest
 
-from nanochat.evaluate.intervals import McNemar, combined, mean, t_quantile, wilson
+from nanochat.evaluate.intervals import McNemar, clustered, combined, mean, t_quantile, wilson
 
 
 def test_wilson_is_right_and_sensible_at_the_ends():
@@ -35,6 +36,24 @@ def test_the_mean_over_seeds():
     middle, low, high = mean([1.0, 2.0, 3.0])
     assert middle == 2 and high - 2 == pytest.approx(4.302652730 / math.sqrt(3)) == pytest.approx(2 - low)
     assert mean([0.5]) == (0.5, -math.inf, math.inf)
+
+
+def test_several_answers_to_a_question_count_as_much_as_they_scatter():
+    alike, apart = [0.0, 1.0] * 20, [0.5, 0.5, 0.25, 0.75] * 10
+    assert clustered(alike, 4) == pytest.approx((0.5, *wilson(20, 40)), abs=0.002)
+    assert clustered(apart, 4) == pytest.approx((0.5, *wilson(80, 160)))
+    assert clustered([0.0] * 10, 4) == (0.0, *wilson(0, 10)) and clustered([1.0] * 10, 4)[1] == wilson(10, 10)[0]
+    assert clustered([0.25] * 10, 4) == (0.25, *wilson(10, 40)) and clustered([1.0], 4)[1] < 0.3
+
+
+def test_they_hold_about_as_often_as_they_say():
+    draws, n, each, held = random.Random(1), 30, 4, 0
+    for _ in range(2000):
+        chances = [draws.betavariate(0.5, 1.5) for _ in range(n)]  # 0.25 in the mean, questions easy and hard
+        values = [sum(draws.random() < p for _ in range(each)) / each for p in chances]
+        _, low, high = clustered(values, each)
+        held += low <= 0.25 <= high
+    assert 0.93 < held / 2000 < 0.98
 
 
 def test_a_mean_of_scores_is_surer_than_each():

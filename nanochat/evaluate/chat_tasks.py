@@ -17,7 +17,7 @@ from nanochat.errors import UserError
 from nanochat.evaluate import letters
 from nanochat.evaluate.categorical import Numbered
 from nanochat.evaluate.generative import pass_at_k
-from nanochat.evaluate.intervals import mean, wilson
+from nanochat.evaluate.intervals import clustered, wilson
 from nanochat.hardware import Hardware
 from nanochat.tasks import CHATCORE, MICROWORLD, TASKS, Question, Task
 from nanochat.tasks.task import OUTCOMES
@@ -91,8 +91,8 @@ class TaskResult:
         right = [sum(outcome == self.task.wanted for outcome in row["samples"]) for row in self.rows]
         found = {}
         for k in sorted({1 << i for i in range(n.bit_length())} | {n}):
-            rate, low, high = mean([pass_at_k(n, count, k) for count in right])
-            found[str(k)] = dict(rate=rate, low=max(0.0, low), high=min(1.0, high))
+            rate, low, high = clustered([pass_at_k(n, count, k) for count in right], n // k)
+            found[str(k)] = dict(rate=rate, low=low, high=high)
         return found
 
 

@@ -1,7 +1,7 @@
 """How much a score says: 95% intervals of a rate, of a mean over seeds, of a mean of scores, and of the difference of
 two models on the same questions, with the exact test of it.
 
-A rate over n questions of one run: `wilson`. The same number from several seeds, or a share for each question: `mean`.
+A rate over n questions: `wilson`; of several answers to each: `clustered`. A score of several seeds: `mean`.
 Two models on the same questions: `McNemar`, which looks only at the questions on which they differ.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 Z = 1.959964  # the normal distribution's 97.5% quantile
 
 
-def wilson(successes: int, n: int, z: float = Z) -> tuple[float, float]:
+def wilson(successes: float, n: float, z: float = Z) -> tuple[float, float]:
     """The 95% interval of a rate (E. B. Wilson, 1927): sensible also near 0 and 1. NaN for n = 0."""
     if n == 0:
         return math.nan, math.nan
@@ -30,6 +30,22 @@ def mean(values: Sequence[float]) -> tuple[float, float, float]:
         return middle, -math.inf, math.inf
     half = t_quantile(n - 1) * statistics.stdev(values) / math.sqrt(n)
     return middle, middle - half, middle + half
+
+
+def clustered(values: Sequence[float], each: int) -> tuple[float, float, float]:
+    """(mean, low, high) of shares, a question's each, over `each` answers to it: Wilson's interval for as many
+    independent answers as would scatter alike (Kish's effective size; Korn and Graubard, Survey Methodology 24, 1998).
+
+    Those are at least the questions, and at most all answers. Where every question has 0, or every one 1, nothing is
+    known of how answers to one question hang together: then they count as one.
+    """
+    n, p = len(values), statistics.fmean(values)
+    scatter = statistics.variance(values) / n if n > 1 else 0.0
+    if scatter:
+        effective = min(max(p * (1 - p) / scatter, n), n * each)
+    else:
+        effective = n * each if 0 < p < 1 else n
+    return p, *wilson(p * effective, effective)
 
 
 def t_quantile(freedom: int) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from nanochat.evaluate.intervals import mean
+from nanochat.evaluate.intervals import clustered
 from nanochat.tasks import Question
 
 
@@ -69,12 +69,12 @@ def over_shifts(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         asked += [dict(expected=want, answer=got) for want, got in zip(right, row["shifts"])]
         steady += len({(place[got] - by) % len(letters) for by, got in enumerate(row["shifts"])}) == 1
         rates.append(sum(want == got for want, got in zip(right, row["shifts"])) / len(letters))
-    rate, low, high = mean(rates)
+    rate, low, high = clustered(rates, min(len(row["letters"]) for row in rows))
     by_position = {}
     for letter in sorted({row["expected"] for row in asked}):
         there = [row for row in asked if row["expected"] == letter]
         by_position[letter] = sum(row["answer"] == letter for row in there) / len(there)
     return dict(
-        n=len(rows), rate=rate, low=max(0.0, low), high=min(1.0, high), by_position=by_position,
+        n=len(rows), rate=rate, low=low, high=high, by_position=by_position,
         steady=steady / len(rows), letters=shares(asked),
     )  # fmt: skip
