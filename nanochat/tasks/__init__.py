@@ -7,4 +7,7 @@ from nanochat.tasks.task import Question, Task
 _WORLD = World()
 TASKS: dict[str, Task] = {task.name: task for task in [*facts.tasks(_WORLD), *arithmetic.tasks(), *words.tasks(_WORLD)]}
 
-__all__ = ["TASKS", "Question", "Task"]
+MICROWORLD = tuple(TASKS)
+CHATCORE = ("arc_easy", "arc_challenge", "mmlu", "gsm8k", "humaneval", "spellingbee")
+
+__all__ = ["CHATCORE", "MICROWORLD", "TASKS", "Question", "Task"]

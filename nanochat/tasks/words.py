@@ -29,10 +29,11 @@ def choice_task(world: World) -> Task:
                 general_choice(dice, dice.pick(TRUTHS)) if i % 2 else talks.fact_choice(dice, dice.pick(facts))
             )
             options = dice.shuffled([right, *others])
-            asked.append(Question(ask(choice_prompt(text, options)), "ABCD"[options.index(right)]))
+            letters = tuple("ABCD"[: len(options)])
+            asked.append(Question(ask(choice_prompt(text, options)), letters[options.index(right)], letters=letters))
         return asked
 
-    return Task("choice", "multiple choice", all_questions, is_right=is_only)
+    return Task("choice", "multiple choice", all_questions, is_right=is_only, chance=0.25)
 
 
 def tasks(world: World) -> list[Task]:
