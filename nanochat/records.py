@@ -20,7 +20,11 @@ TRAINING = dict(
 )  # fmt: skip
 TOKENIZER = dict(wanted=dict, characters=int, fingerprint=str, vocab_size=int)
 TEXT = dict(train_bpb=(int, float), val_bpb=(int, float))
+CORE = dict(tasks=dict, core=(int, float), partial=bool, missing=list)
+CHATCORE = dict(score=(int, float), low=(int, float), high=(int, float), partial=bool, missing=list)
 TASK = dict(wanted=str, n=int, counts=dict, rate=(int, float), low=(int, float), high=(int, float), examples=dict)
+
+OF_STAGES = dict(chat=TASK, core=CORE, chatcore=CHATCORE)  # keys of an evaluation's summary that hold results by stage
 
 
 def digest(content: dict[str, Any]) -> str:
@@ -79,14 +83,19 @@ def lacks(stage: str, summary: dict[str, Any]) -> str:
             continue
         if not isinstance(entry, dict):
             return f"{name} is no object"
-        if name != "chat" and (why := _wrong(entry, TEXT)):
-            return f"{name}: {why}"
-        for source, tasks in entry.items() if name == "chat" else ():
-            if not isinstance(tasks, dict):
-                return f"chat: {source} is no object"
-            for task, result in tasks.items():
-                if why := _wrong(result, TASK):
-                    return f"chat, {source}, {task}: {why}"
+        if name not in OF_STAGES:
+            if why := _wrong(entry, TEXT):
+                return f"{name}: {why}"
+            continue
+        for source, found in entry.items():
+            if name != "chat":
+                why = _wrong(found, OF_STAGES[name])
+            elif not isinstance(found, dict):
+                why = "it is no object"
+            else:
+                why = next((f"{task}: {why}" for task, result in found.items() if (why := _wrong(result, TASK))), "")
+            if why:
+                return f"{name}, {source}: {why}"
     return ""
 
 

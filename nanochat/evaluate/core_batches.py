@@ -10,6 +10,7 @@ is before each (the smear) and what each sees (attention). Logits are made for s
 Start reading at `score`.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from kernels import flash_attention
 from nanochat.evaluate.core_prompts import Example, Ids, shared
 from nanochat.gpt import GPT
+from nanochat.tokenizer import Tokenizer
 
 LONGEST = 10  # times the context, up to which positions are extended, as nanochat does
 LOGITS = 1 << 23  # at a time: 32 MiB in float32
@@ -125,20 +127,29 @@ class Packed:
 
 
 class OurModel:
-    """One of our models as CORE asks it: `limit` is the longest sequence; more `budget` tokens, more memory."""
+    """One of our models as nanochat/evaluate/core.py asks it. budget: tokens at a time; the more, the more memory."""
 
-    def __init__(self, model: GPT, budget: int):
-        self.model, self.budget = model.eval(), budget
+    def __init__(self, model: GPT, tokenizer: Tokenizer, budget: int):
+        self.model, self.encode, self.budget = model.eval(), tokenizer.encode_documents, budget
         self.limit = LONGEST * model.config.sequence_len
         model.set_positions(self.limit)
 
-    def score(self, examples: Sequence[Example]) -> Iterator[list[Score]]:
+    def score(self, examples: Iterable[Example]) -> Iterator[list[Score]]:
         """The scores of each example's sequences, in order; as many examples at a time as the budget allows."""
-        parts = (part for example in examples for part in apart(example))
-        found = (scores for batch in batches(parts, self.budget) for scores in score(self.model, batch))
-        scores = (one for part in found for one in part)
-        for example in examples:
-            yield [next(scores) for _ in example.ids]
+        counts: deque[int] = deque()  # of sequences of the examples whose scores are not complete
+
+        def parts() -> Iterator[Example]:
+            for example in examples:
+                counts.append(len(example.ids))
+                yield from apart(example)
+
+        scores: list[Score] = []
+        for batch in batches(parts(), self.budget):
+            scores += [one for found in score(self.model, batch) for one in found]
+            while counts and len(scores) >= counts[0]:
+                count = counts.popleft()
+                yield scores[:count]
+                del scores[:count]
 
 
 def apart(example: Example) -> list[Example]:
