@@ -8,12 +8,11 @@ from nanochat.data import choose
 from nanochat.data.loader import Rows, document_encoder, one_pass
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.errors import UserError
-from nanochat.evaluate import bundle, core_output
+from nanochat.evaluate import bundle, core_hf, core_output
 from nanochat.evaluate.bits_per_byte import bits_per_byte
 from nanochat.evaluate.core import Model, core
 from nanochat.evaluate.core_batches import OurModel
 from nanochat.evaluate.core_controls import CONTROLS
-from nanochat.evaluate.core_hf import HubModel
 from nanochat.files import write_atomically
 from nanochat.flags import flag, parse, run_script
 from nanochat.gpt import GPT
@@ -55,7 +54,7 @@ def main() -> None:
             raise UserError(f"--eval names {part!r}; there are {', '.join(PARTS)}")
     hardware = look_at_hardware(flags.device_type)
     if flags.hf:
-        return ask_core(flags, HubModel(flags.hf, hardware.device, hardware.dtype), hardware, flags.hf, None)
+        return ask_core(flags, core_hf.load(flags.hf, hardware.device, hardware.dtype), hardware, flags.hf, None)
     run = Run.open(flags.run)
     run.summary("eval")  # a damaged one is an error before the work
     step = flags.step if flags.step >= 0 else None

@@ -64,4 +64,5 @@ def _changed(task: CoreTask, row: Row, change: Callable[[str], str]) -> Row:
         return {**row, "context": change(row["context"])}
     options = row["context_options"]
     common = re.match(r"(.*\s)?", os.path.commonprefix(options), re.DOTALL)[0]  # type: ignore[index]
-    return {**row, "context_options": [change(common) + one[len(common) :] for one in options]}
+    changed = change(common)
+    return {**row, "context_options": [changed + one[len(common) :] for one in options]}

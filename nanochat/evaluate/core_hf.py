@@ -19,28 +19,27 @@ from nanochat.evaluate.core_prompts import Example, Ids, shared
 UNKNOWN_LIMIT = 1 << 15  # tokens, of a model that does not say how many it takes
 
 
+def load(name: str, device: torch.device, dtype: torch.dtype) -> "HubModel":
+    """A model and its own tokenizer, by folder or name. Raises UserError where they cannot be loaded."""
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError as missing:
+        why = missing.name or "transformers"
+        raise UserError(f"--hf needs the package {why}: pip install transformers (or .[hf])") from None
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        return HubModel(model.to(device), AutoTokenizer.from_pretrained(name))
+    except Exception as problem:  # no such folder or name, no network, weights of another kind
+        said = " ".join(str(problem).split())[:200]
+        raise UserError(f"--hf {name} could not be loaded ({type(problem).__name__}: {said})") from None
+
+
 class HubModel:
-    """A model and its own tokenizer. Raises UserError where they cannot be loaded."""
+    """A causal LM and a tokenizer of transformers', as nanochat/evaluate/core.py asks them."""
 
-    def __init__(self, name: str, device: torch.device, dtype: torch.dtype):
-        try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-        except ImportError as missing:
-            why = getattr(missing, "name", None) or "transformers"
-            raise UserError(f"--hf needs the package {why}: pip install transformers (or .[hf])") from None
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-        except Exception as problem:  # no such folder or name, no network, weights of another kind
-            said = " ".join(str(problem).split())[:200]
-            raise UserError(f"--hf {name} could not be loaded ({type(problem).__name__}: {said})") from None
-        self.set(model.to(device), tokenizer)
-
-    def set(self, model: Any, tokenizer: Any) -> None:
-        """Asks these."""
+    def __init__(self, model: Any, tokenizer: Any):
         self.model, self.tokenizer = model.eval(), tokenizer
-        config = model.config
-        limits = [getattr(config, key, None) for key in ("max_position_embeddings", "n_positions", "max_seq_len")]
+        limits = [getattr(model.config, key, None) for key in ("max_position_embeddings", "n_positions")]
         self.limit = next((limit for limit in limits if limit), UNKNOWN_LIMIT)
         begins = [tokenizer.bos_token_id, tokenizer.eos_token_id]
         self.begin: Ids = [next(token for token in begins if token is not None)]
