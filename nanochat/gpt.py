@@ -25,7 +25,6 @@ from kernels import (
     add_rms_norm,
     embedding,
     flash_attention,
-    flash_attention_decode,
     fp8_add_rms_norm,
     fp8_linear,
     fp8_mix_rms_norm,
@@ -97,13 +96,13 @@ class GPTConfig:
 
 
 class Cache(Protocol):
-    """What the model needs of a KV cache (see nanochat/engine/cache.py)."""
+    """What the model needs of a KV cache (see nanochat/engine/cache.py, nanochat/evaluate/core_batches.py)."""
 
     start: Tensor  # (B,) int64: the position of the first new token of each row
     previous: Tensor  # (B, 1, C): embedding of the token before it, zeros at the beginning; the model replaces it
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the new keys and values (B, T, K, D); returns all of them so far, (B, S, K, D)."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """Keeps the new keys and values (B, T, K, D); attention of q (B, T, H, D) over what each sees: (B, T, H, D)."""
         ...
 
 
@@ -168,8 +167,7 @@ class Attention(nn.Module):
         if cache is None:
             y = flash_attention(q, k, v, window=window)
         else:
-            k, v = cache.update(self.layer, k, v)  # (B, S, K, D)
-            y = flash_attention_decode(q, k, v, cache.start, window=window)
+            y = cache.attend(self.layer, q, k, v, window)
         return self.c_proj(y.reshape(B, T, -1))
 
 
@@ -293,10 +291,14 @@ class GPT(nn.Module):
         kept = torch.float32 if dtype == torch.float16 else dtype
         for table in self.tables():
             table.to(kept)
-        device, (T, half) = self.lm_head.weight.device, self.cos.shape
+        self.set_positions(self.cos.size(0))
+
+    def set_positions(self, count: int) -> None:
+        """Fills the rotary tables for so many positions. Training and chat have sequence_len; scoring may want more."""
+        device, half = self.lm_head.weight.device, self.config.head_dim // 2
         inv_freq = self.config.rope_base ** -(torch.arange(half, device=device, dtype=torch.float32) / half)
-        angle = torch.outer(torch.arange(T, device=device, dtype=torch.float32), inv_freq)  # (T, D/2)
-        self.cos, self.sin = angle.cos().to(dtype), angle.sin().to(dtype)
+        angle = torch.outer(torch.arange(count, device=device, dtype=torch.float32), inv_freq)  # (count, D/2)
+        self.cos, self.sin = angle.cos().to(self.dtype), angle.sin().to(self.dtype)
 
     def set_fp8(self, scaling: str) -> None:
         """Multiplies in fp8 while training (not in eval mode): all matrices of the blocks, and the head; no gate.
@@ -348,8 +350,8 @@ class GPT(nn.Module):
 
     # ---- running
 
-    def embedded(self, token: int) -> Tensor:
-        """(1, C): a token's normed embedding before the smear, as a cache keeps it for the token after."""
+    def embedded(self, token: int | Tensor) -> Tensor:
+        """(1, C), of N tokens (1, N, C): normed embeddings before the smear, as a cache keeps them for what follows."""
         return rms_norm(self.transformer["wte"].weight[token].to(self.dtype))[None]
 
     def embed(self, idx: Tensor, cache: Cache | None = None) -> Tensor:

@@ -1,22 +1,46 @@
-"""Bits per byte of a trained model on the training and the validation text of its run."""
+"""CORE, bits per byte and samples of a trained model; CORE of a Hugging Face model too, with its own tokenizer."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from nanochat.consensus import same_checkpoint
+from nanochat.consensus import from_rank_0, same_checkpoint
 from nanochat.data import choose
 from nanochat.data.loader import Rows, document_encoder, one_pass
+from nanochat.engine import Engine, Request, Sampling
+from nanochat.errors import UserError
+from nanochat.evaluate import bundle, core_hf, core_output
 from nanochat.evaluate.bits_per_byte import bits_per_byte
+from nanochat.evaluate.core import Model, core
+from nanochat.evaluate.core_batches import OurModel
+from nanochat.evaluate.core_controls import CONTROLS
+from nanochat.files import write_atomically
 from nanochat.flags import flag, parse, run_script
+from nanochat.gpt import GPT
+from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.locks import turn
 from nanochat.run import Run
+from nanochat.tokenizer import Tokenizer
+
+PARTS = ("core", "bpb", "sample")
+PROMPTS = (
+    "The capital of France is", "The chemical symbol of water is", "Yesterday was Friday, so tomorrow is",
+    "The opposite of hot is", "Two plus three is", "",
+)  # fmt: skip
+MOST = 1 << 13  # tokens that CORE computes at a time: more are no faster, even on a GPU
 
 
 @dataclass
 class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
     source: str = flag("base", "stage whose model to evaluate: base | mid | sft", "-i")
-    data: str = flag("embedded", "embedded | hub | a path to parquet, JSONL or text files")
+    step: int = flag(-1, "checkpoint of this step (-1: the finished model)")
+    hf: str = flag("", "instead, CORE of a Hugging Face causal LM: a folder or a name (needs the extra hf)")
+    eval: str = flag("core,bpb,sample", "what to evaluate, comma-separated: core, bpb, sample")
+    max_per_task: int = flag(-1, "rows of each CORE task, shuffled (-1: all)")
+    controls: bool = flag(False, f"CORE's tasks with something taken away, too: {', '.join(CONTROLS)}")
+    bundle: str = flag("", "folder of the evaluation bundle (default: found, or downloaded)")
+    data: str = flag("embedded", "text for bits per byte: embedded | hub | a path to parquet, JSONL or text files")
     device_batch_size: int = flag(32, "rows per device at a time")
     split_tokens: int = flag(40 * 524288, "tokens of each split to evaluate on (at most the whole validation split)")
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
@@ -24,25 +48,79 @@ class Flags:
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
+    parts = ["core"] if flags.hf else flags.eval.split(",")
+    for part in parts:
+        if part not in PARTS:
+            raise UserError(f"--eval names {part!r}; there are {', '.join(PARTS)}")
     hardware = look_at_hardware(flags.device_type)
+    if flags.hf:
+        return ask_core(flags, core_hf.load(flags.hf, hardware.device, hardware.dtype), hardware, flags.hf, None)
     run = Run.open(flags.run)
     run.summary("eval")  # a damaged one is an error before the work
-    found = same_checkpoint(lambda: run.checkpoint(flags.source))
+    step = flags.step if flags.step >= 0 else None
+    found = same_checkpoint(lambda: run.checkpoint(flags.source, step))
     tokenizer = run.tokenizer()
     found.check_tokenizer(tokenizer)
     model = found.model(hardware.device, hardware.dtype).eval()
+    if "bpb" in parts:
+        text(flags, run, model, tokenizer, hardware, found.step)
+    if "sample" in parts and hardware.is_main:
+        samples(model, tokenizer)
+    if "core" in parts:
+        budget = min(flags.device_batch_size * model.config.sequence_len, MOST)
+        name = f"{flags.source} of {flags.run}, step {found.step}"
+        ask_core(flags, OurModel(model, tokenizer, budget), hardware, name, run, step=found.step)
+
+
+def text(flags: Flags, run: Run, model: GPT, tokenizer: Tokenizer, hardware: Hardware, step: int) -> None:
+    """Bits per byte of both splits, printed and kept."""
     source = choose.documents(flags.data, flags.split_tokens)
     rows = Rows(flags.device_batch_size, model.config.sequence_len, rank=hardware.rank, world=hardware.world)
     count = max(1, flags.split_tokens // rows.T)
-    result: dict = dict(stage=flags.source, step=found.step, data=f"{source.name} {source.fingerprint}")
+    result: dict = dict(stage=flags.source, step=step, data=f"{source.name} {source.fingerprint}")
     for split in ("train", "val"):
         batches = one_pass(source, split, document_encoder(tokenizer), rows, count, tokenizer.bos)
         result[f"{split}_bpb"] = bits_per_byte(model, batches, tokenizer.token_bytes())
         if hardware.is_main:
-            print(f"{flags.source}: {split} {result[f'{split}_bpb']:.4f} bits per byte on {source.name}")
+            print(f"{flags.source}: {split} {result[f'{split}_bpb']:.4f} bits per byte on {source.name}", flush=True)
     if hardware.is_main:
-        with turn(run.stage("eval") / ".lock"):  # another stage may be evaluated at the same time
-            run.write_summary("eval", {**(run.summary("eval") or {}), flags.source: result})
+        keep(run, flags.source, result)
+
+
+def samples(model: GPT, tokenizer: Tokenizer) -> None:
+    """Greedy continuations of a few beginnings, and one drawn from nothing."""
+    engine = Engine(model, slots=1)
+    for prompt in PROMPTS:
+        ids = [tokenizer.bos, *tokenizer.encode(prompt)]
+        most = min(32, model.config.sequence_len - len(ids) - 1)
+        if most > 0:
+            tokens = list(engine.stream(Request(ids, most, Sampling(0.0 if prompt else 1.0, 50))))
+            print(f"{prompt or '(nothing)'} →{tokenizer.decode(tokens)!r}", flush=True)
+
+
+def ask_core(flags: Flags, model: Model, hardware: Hardware, name: str, run: Run | None, **more: Any) -> None:
+    """CORE, printed and, of a run, kept."""
+    found = bundle.load(from_rank_0(lambda: bundle.find(flags.bundle)))
+    shown = core_output.Shown(hardware.is_main)
+    try:
+        result = core(model, found, flags.max_per_task, list(CONTROLS) if flags.controls else [], shown)
+    finally:
+        shown.close()
+    if not hardware.is_main:
+        return
+    print(f"\nCORE of {name}\n{core_output.table(result)}")
+    if run is not None:
+        result = dict(result, **more, bundle=bundle.fingerprint(found))
+        write_atomically(run.stage("eval") / f"{flags.source}_core.csv", core_output.as_csv(result))
+        keep(run, flags.source, result, "core")
+
+
+def keep(run: Run, source: str, result: dict[str, Any], part: str = "") -> None:
+    """Puts a stage's result into the run's summary of evaluations, or into a part of it."""
+    with turn(run.stage("eval") / ".lock"):  # another stage may be evaluated at the same time
+        everything = run.summary("eval") or {}
+        (everything.setdefault(part, {}) if part else everything)[source] = result
+        run.write_summary("eval", everything)
 
 
 if __name__ == "__main__":

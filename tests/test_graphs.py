@@ -18,8 +18,8 @@ import torch
 from benchmarks import timer
 from kernels import traffic, triton_utils, use
 from kernels.attention import triton_decode
-from nanochat import gpt
 from nanochat.engine import Engine, Request, Sampling
+from nanochat.engine import graphs as engine_graphs
 from nanochat.engine.cache import Slots, moved
 from nanochat.engine.decode import Decoder
 from nanochat.engine.engine import KINDS, PREFILLS
@@ -254,9 +254,9 @@ def test_numbers_reach_a_card_from_pinned_memory_and_nobody_waits(monkeypatch):
 
 def test_an_idle_row_writes_at_the_end_and_sees_one_key(monkeypatch):
     model, seen = tiny.model(sequence_len=300), []
-    plain = gpt.flash_attention_decode
+    plain = engine_graphs.flash_attention_decode
     watch = lambda q, k, v, start, window: seen.append(start.tolist()) or plain(q, k, v, start, window=window)
-    monkeypatch.setattr(gpt, "flash_attention_decode", watch)
+    monkeypatch.setattr(engine_graphs, "flash_attention_decode", watch)
     answers, ends = [], []
     for filled in (0.0, 7.0):
         slots, ids = slots_of(model, 4, [50, 3, 290])

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels import flash_attention_decode
 from nanochat.gpt import GPTConfig
 
 
@@ -100,6 +101,10 @@ class View:
         self.seen = max(lengths) + tokens  # no row reaches further
         self._rows = torch.arange(last - first, device=slots.k.device)[:, None]  # (B, 1)
         self._columns = self.start[:, None] + torch.arange(tokens, device=slots.k.device)  # (B, T)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        keys, values = self.update(layer, k, v)
+        return flash_attention_decode(q, keys, values, self.start, window=window)
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k, v (B, T, K, D) at each row's end; returns everything up to the longest row's end."""

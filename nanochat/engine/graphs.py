@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from kernels import flash_attention_decode
 from nanochat.engine.cache import Slots, moved
 from nanochat.gpt import GPT
 
@@ -77,11 +78,11 @@ class Static:
         told = [[*tokens, *[0] * idle], [*lengths, *[0] * idle], [*lengths, *[self.end] * idle]]
         self._told.copy_(moved(told, torch.int64, self._told.device))
 
-    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         keys, values = self.slots.k[layer, : self.rows], self.slots.v[layer, : self.rows]
         keys[self._rows, self.at] = k[:, 0]
         values[self._rows, self.at] = v[:, 0]
-        return keys, values
+        return flash_attention_decode(q, keys, values, self.start, window=window)
 
 
 class Graphs:
