@@ -1,8 +1,8 @@
 """What a child does first: it gives up everything that it can, then runs the program. Its text is `python -c`'s.
 
 It comes without the project and imports what it needs before the doors close. On standard input: what to give up and
-the program, from the parent (run.py), in Python's marshal format. On descriptor `report`: "ready", or why it could not
-isolate itself and so runs nothing; then, from the program's process, "finished" and what its last expression gave.
+the program, from the parent (parent.py), in Python's marshal format. On descriptor `report`: "ready", or why it could
+not isolate itself and so runs nothing; then "finished" and what the program's last expression gave.
 """
 
 import os
@@ -87,7 +87,8 @@ def main() -> None:
     asked = marshal.loads(sys.stdin.buffer.read())
     report = asked["report"]
     try:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.close(0)
+        os.open(os.devnull, os.O_RDONLY)  # takes the lowest number, 0
         limit(asked["limits"])
         with suppress(ImportError):
             import zlib  # noqa: F401 (the one much used module whose library lies outside of Python's own folder)

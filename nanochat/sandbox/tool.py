@@ -10,7 +10,7 @@ from typing import Protocol
 from nanochat.calculator import calculate
 from nanochat.chat import Tool
 from nanochat.errors import UserError
-from nanochat.sandbox.run import require, run
+from nanochat.sandbox.parent import require, run
 
 HELP = (
     "run the model's Python in a sandbox, instead of the calculator: 3 seconds, no files, network or processes; needs "

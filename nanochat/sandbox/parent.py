@@ -274,7 +274,8 @@ def _watch(children: list[Child], seconds: float) -> None:
             except subprocess.TimeoutExpired:  # it has closed its streams and goes on
                 first.limit = "timeout"
     for child in children:
-        child.drain()
+        if not child.limit:
+            child.drain()
         child.end()
 
 
