@@ -120,7 +120,7 @@ if wanted sft; then
     launch scripts.chat_sft --run="$RUN" "${SFT[@]}"
 fi
 if wanted eval; then
-    alone python -m scripts.base_eval --run="$RUN" --source=base --data="$DATA" --device-type="$DEVICE" --split-tokens=65536
+    alone python -m scripts.base_eval --run="$RUN" --source=base --data="$DATA" --device-type="$DEVICE" --eval=bpb,sample --split-tokens=65536
     if [ "$CHAT_DATA" = embedded ]; then
         for stage in base mid sft; do
             [ ! -d "$RUN_DIR/$stage" ] ||
