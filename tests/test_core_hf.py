@@ -3,6 +3,7 @@
 import importlib.util
 
 import bundles
+import hf_models
 import pytest
 import tiny
 import torch
@@ -15,8 +16,6 @@ from nanochat.evaluate.core_batches import OurModel
 from nanochat.evaluate.core_prompts import Example
 from nanochat.gpt import GPT, GPTConfig
 
-if importlib.util.find_spec("transformers"):
-    import hf_models
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed (the extra hf)"
 )
