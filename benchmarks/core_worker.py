@@ -35,7 +35,7 @@ def ours() -> tuple[Answer, str]:
     model.to_empty(device="cpu")
     model.load_state_dict(load_file(settings["weights"]))
     model.set_dtype(torch.float32)
-    asked = OurModel(model, Tokenizer.load(Path(settings["tokenizer"])), settings["budget"])
+    asked = OurModel(model, Tokenizer.load(Path(settings["tokenizer"])), settings.get("budget", 2048))
     tasks = bundle.load(Path(settings["bundle"])).tasks
 
     def answer(number: int) -> list[bool]:
