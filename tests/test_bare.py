@@ -64,7 +64,10 @@ def test_the_embedded_world_is_learnt_and_recorded(tmp_path):
     for words in (("trace", str(trace)), ("diff", str(folder / "profile.json"), str(folder / "profile.json"))):
         made = script("profiling", tmp_path, *words)
         assert made.returncode == 0, made.stderr
-    for name, more in (("tok_eval", ["--data=embedded"]), ("base_eval", ["--split-tokens=64", "--data=embedded"])):
+    for name, more in (
+        ("tok_eval", ["--data=embedded"]),
+        ("base_eval", ["--eval=bpb", "--split-tokens=64", "--data=embedded"]),
+    ):
         made = script(f"scripts.{name}", tmp_path, "--run=a", *more)
         assert made.returncode == 0, (name, made.stderr)
     made = script("scripts.chat_eval", tmp_path, "--run=a", "--source=base", "--max-problems=2", "--max-new-tokens=2")

@@ -112,7 +112,7 @@ def call(command, root):
         base_train=[text, *SIZES],
         mid_train=[talks, *CHAT],
         chat_sft=[talks, *CHAT],
-        base_eval=[text, "--split-tokens=256", "--device-batch-size=4"],
+        base_eval=[text, "--eval=bpb", "--split-tokens=256", "--device-batch-size=4"],
         chat_eval=["-a", "facts_taught", "-x", "2", "-b", "2", "-m", "2"],
         chat_cli=["-p", "the dog", "-m", "2"],
         plan=["--dry-run"],

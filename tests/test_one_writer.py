@@ -74,7 +74,7 @@ def test_readers_are_not_kept_out(home, monkeypatch):  # noqa: F811
     try:
         flags = ["--run=a", "--device-type=cpu"]
         assert tiny.call("chat_cli", *flags, "--source=base", "--prompt=the river", "--max-tokens=4") == 0
-        assert tiny.call("base_eval", *flags, f"--data={home / 'text.jsonl'}", "--split-tokens=256") == 0
+        assert tiny.call("base_eval", *flags, f"--data={home / 'text.jsonl'}", "--eval=bpb", "--split-tokens=256") == 0
         assert tiny.call("plan", "--run=a", "--device=cpu", "--dry-run") == 0
         assert tiny.call("report", "--run=a") == 0
     finally:

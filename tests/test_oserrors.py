@@ -102,7 +102,7 @@ def test_a_file_where_a_folder_should_be(home, capsys):  # noqa: F811
     assert train(home, "a") == 0
     run.stage("eval").write_text("x")
     capsys.readouterr()
-    assert tiny.call("base_eval", "--run=a", f"--data={home / 'text.jsonl'}", "--split-tokens=256") == 2
+    assert tiny.call("base_eval", "--run=a", f"--data={home / 'text.jsonl'}", "--eval=bpb", "--split-tokens=256") == 2
     assert tiny.call("report", "--run=a") == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2 and all("eval" in error for error in errors), errors

@@ -112,7 +112,7 @@ def test_chat_that_cannot_be(trained, capsys, flags, complaint):
 
 def test_evaluation_and_report(trained, capsys):
     data = f"--data={trained / 'text.jsonl'}"
-    assert tiny.call("base_eval", "--run=a", data, "--split-tokens=1024") == 0
+    assert tiny.call("base_eval", "--run=a", data, "--eval=bpb", "--split-tokens=1024") == 0
     assert tiny.call("chat_eval", "--run=a", "-a", "facts_taught,add_tool", "-x", "4", "-b", "3", "-m", "4") == 0
     assert tiny.call("report", "--run=a") == 0
     run = Run.open("a")

@@ -24,7 +24,7 @@ from nanochat.gpt import GPT
 from nanochat.tokenizer import Tokenizer
 
 LONGEST = 10  # times the context, up to which positions are extended, as nanochat does
-LOGITS = 1 << 23  # at a time: 32 MiB in float32
+LOGITS = 1 << 21  # at a time: 8 MiB in float32, several times that with what becomes of them
 MASK = 1 << 23  # (query, key) pairs of choices that one mask may have; beyond it an example's sequences share nothing
 
 

@@ -5,6 +5,7 @@ what the sequences end with. Logits are made for scored positions only, as far a
 Needs transformers: pip install transformers (the extra `hf`).
 """
 
+import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -63,22 +64,29 @@ class HubModel:
         first = min(start - 1 for start, _ in example.spans)
         kept = min(first, head - 1)  # from here on, logits of what is shared are wanted
         device = self.model.device
-        several = any(len(one) > head for one in inputs)
-        out = self.model(torch.tensor([inputs[0][:head]], device=device), use_cache=several, logits_to_keep=head - kept)
-        logits = out.logits.float()[:, kept - head :]  # (1, head − kept, V)
         tails = [one[head:] for one in inputs]
         longest = max(map(len, tails))
+        cache, past = self._cache() if longest else (None, {})
+        row = torch.tensor([inputs[0][:head]], device=device)
+        logits = self.model(row, logits_to_keep=head - kept, **past).logits.float()[:, kept - head :]
         after: list[Tensor] = [logits[0, :0]] * len(inputs)
-        if longest:
-            cache = out.past_key_values
+        if cache is not None:
             cache.batch_repeat_interleave(len(inputs))
             padded = torch.tensor([tail + [0] * (longest - len(tail)) for tail in tails], device=device)
-            after = list(self.model(padded, past_key_values=cache).logits.float())  # each (longest, V)
+            after = list(self.model(padded, **past).logits.float())  # each (longest, V)
         found = []
         for (start, end), ids, tail in zip(example.spans, example.ids, after):
             rows = torch.cat((logits[0], tail))[start - 1 - kept : end - 1 - kept]
             found.append(_score(rows, ids[start:end]))
         return found
+
+    def _cache(self) -> tuple[Any, dict[str, Any]]:
+        """A cache, and the argument that gives it to the model: its name changes from version 5.40 on."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+        return cache, {name: cache, "use_cache": True}
 
     def _alone(self, ids: Ids, span: tuple[int, int]) -> Score:
         start, end = span
