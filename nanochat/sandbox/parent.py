@@ -52,14 +52,14 @@ class Result:
         """Why it did not finish, in one line; "" if it did."""
         if self.outcome == "finished":
             return ""
-        last = (self.stderr.strip().splitlines() or [""])[-1]
         if self.outcome == "error":
-            return _printable(last) or "it ended before its last line"
+            return one_line((self.stderr.strip().splitlines() or [""])[-1]) or "it ended before its last line"
         return self.outcome + (f" after {self.seconds:.1f} s" if self.outcome == "timeout" else "")
 
 
-def _printable(line: str) -> str:
-    return "".join(c for c in line if c.isprintable())[:200]
+def one_line(text: str) -> str:
+    """The beginning of what a program says, without what a terminal would obey."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())[:300]
 
 
 def missing() -> str:
