@@ -223,7 +223,6 @@ class Child:
 
     def result(self) -> Result:
         """Raises UserError when it could not isolate itself, or not start: the program has not run then."""
-        code = self.process.poll()
         self.end()
         stdout, stderr, report = (bytes(read[:OUTPUT]) for read in self.read)
         if not report.startswith(b"ready\n") and not self.limit:
@@ -238,7 +237,7 @@ class Child:
         elif said.startswith(b"finished\n"):
             outcome = "finished"
         else:
-            outcome = "killed" if code is None or code < 0 else "error"
+            outcome = "killed" if self.process.returncode < 0 else "error"
         value = said.removeprefix(b"finished\n") if outcome == "finished" else b""
         text, errors, shown = (data.decode("utf-8", "replace") for data in (stdout, stderr[-4096:], value))
         return Result(outcome, text, errors, shown, self.seconds)
