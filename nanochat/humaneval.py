@@ -32,7 +32,7 @@ def verdict():
         return f"wrong: {{candidate.last}} ({{type(problem).__name__}}: {{problem}})"
     return "passed"
 
-verdict()
+verdict()[:1000]
 """
 JUDGED = """
 names = dict(__name__="candidate")
@@ -42,6 +42,8 @@ if not callable(names.get({name!r})):
 serve(names[{name!r}], READ, WRITE)
 """
 FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)  # an answer cut short: open
+warnings.filterwarnings("ignore", module="<answer>")  # what Python thinks of a model's code
+
 LONGEST = 20_000  # characters of an answer in which code is looked for
 MOST_LEFT_OUT = 100  # lines after the code
 
@@ -64,7 +66,7 @@ def check(problem: dict[str, str], completion: str, timeout: float = 5.0, unsand
         return ""
     if said == "ended":
         return answer.problem or "it ended before the tests did"
-    return " ".join(said.split())[:300]
+    return sandbox.one_line(said)
 
 
 def program(problem: dict[str, str], answer: str) -> str:
@@ -77,25 +79,24 @@ def program(problem: dict[str, str], answer: str) -> str:
     prompt, name = problem["prompt"], problem["entry_point"]
     defines = re.compile(rf"^def {re.escape(name)}\b", re.MULTILINE)
     blocks = FENCE.findall(answer) or [answer]
-    code = next((flat for block in blocks if defines.search(flat := textwrap.dedent(block))), blocks[0])
+    flat = [*blocks, *map(textwrap.dedent, blocks)]
+    code = next((block for block in flat if defines.search(block)), blocks[0])
     if defines.search(code):
         before = prompt[: start.start()] if (start := defines.search(prompt)) else ""
         begins = re.search(r"^(?:(?:from|import|def|class)\b|@|[A-Za-z_]\w* *=)", code, re.MULTILINE)
-        return _compiling(before, code[begins.start() if begins else 0 :]) or before + code
+        return _compiling(before, code[begins.start() if begins else 0 :])[1]
     bodies = [code, "    " + code.lstrip(), textwrap.indent(textwrap.dedent(code), "    ")]
-    return max((_compiling(prompt, body) for body in bodies), key=len) or prompt + code
+    return max((_compiling(prompt, body) for body in bodies), key=lambda found: found[0])[1]
 
 
-def _compiling(before: str, code: str) -> str:
-    """`before` and as many first lines of `code` as make a program with it; "" when none do."""
+def _compiling(before: str, code: str) -> tuple[int, str]:
+    """As many first lines of `code` as make a program with `before`: (how many, that program); (0, all) if none do."""
     lines = code.rstrip().split("\n") if len(code) < LONGEST else []
     for count in range(len(lines), max(0, len(lines) - MOST_LEFT_OUT), -1):
         whole = before + "\n".join(lines[:count]) + "\n"
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                compile(whole, "<answer>", "exec", dont_inherit=True)
-            return whole
+            compile(whole, "<answer>", "exec", dont_inherit=True)
+            return count, whole
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
-    return ""
+    return 0, before + code

@@ -32,6 +32,13 @@ def test_a_conversation_through_a_pipe(chat):
         assert said in ended.stdout
 
 
+def test_a_conversation_with_the_python_tool(chat):
+    ended = chat("/temperature 0\nWhat is 27 + 58?\nWho are you?\n", "--python-tool", "--allow-unsandboxed")
+    assert ended.returncode == 0 and not ended.stderr and "Python runs with: " in ended.stdout
+    for said in ("[python: 27 + 58 = 85] 27 + 58 is 85.", talker.ANSWERS["Who are you?"]):
+        assert said in ended.stdout
+
+
 def test_whoever_stops_reading_gets_no_traceback(chat):
     ended = chat("Count.\n" * 50, shell="| head -c 10")
     assert ended.returncode == 0 and ended.stdout.startswith("Talking to") and not ended.stderr

@@ -23,14 +23,14 @@ HOSTS = frozenset({"127.0.0.1", "localhost"})
 
 
 @contextmanager
-def serving(engine, tokenizer, context, most=64, limits=None):
+def serving(engine, tokenizer, context, most=64, limits=None, **more):
     """A server of one engine, or of a list of them, on a free port, in a thread: (address, pool)."""
     limits = limits or Limits(HOSTS, header_seconds=1.0, body_seconds=1.0, body_bytes=100_000)
     engines = engine if isinstance(engine, list) else [engine]
     pool = Pool([Worker(engine, metrics.ended) for engine in engines], most)
     door = Door()
     with socket.create_server(("127.0.0.1", 0)) as at, listening(door, limits, at):
-        door.open(make_app(Served(pool, tokenizer, "tiny", context, "sft", max_tokens=40), limits))
+        door.open(make_app(Served(pool, tokenizer, "tiny", context, "sft", max_tokens=40, **more), limits))
         yield f"http://127.0.0.1:{at.getsockname()[1]}", pool
     pool.close()
 

@@ -37,7 +37,7 @@ def isolate(landlock: tuple, seccomp: bytes, parent: int) -> None:
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
     call("capset", libc.capset(header, (ctypes.c_uint32 * 6)()))
 
-    attributes, library, own, folder = landlock
+    attributes, library, own, folder, flags = landlock
     rules = call("Landlock", libc.syscall(444, attributes, word(len(attributes)), 0))
     for path, rights in [*((path, library) for path in sys.path), (folder, own)]:
         if os.path.exists(path):
@@ -46,7 +46,7 @@ def isolate(landlock: tuple, seccomp: bytes, parent: int) -> None:
             beneath = rights.to_bytes(8, sys.byteorder) + opened.to_bytes(4, sys.byteorder)
             call("Landlock's rule", libc.syscall(445, rules, 1, beneath, 0))
             os.close(opened)
-    call("Landlock", libc.syscall(446, rules, 0))
+    call("Landlock", libc.syscall(446, rules, flags))
     os.close(rules)
 
     class Filter(ctypes.Structure):
@@ -57,14 +57,18 @@ def isolate(landlock: tuple, seccomp: bytes, parent: int) -> None:
 
 
 def limit(limits: list) -> None:
-    """The rlimits, by name; one that the system does not have is passed over, as is one that it will not lower."""
+    """The rlimits, by name, of those that the system has; macOS refuses to lower some."""
     import resource
 
     for name, value in limits:
-        try:
-            resource.setrlimit(getattr(resource, name), (value, value))
-        except (AttributeError, ValueError, OSError):  # macOS has no RLIMIT_AS
-            continue
+        if (which := getattr(resource, name, None)) is not None:
+            most = resource.getrlimit(which)[1]
+            lowered = value if most == resource.RLIM_INFINITY else min(value, most)
+            try:
+                resource.setrlimit(which, (lowered, lowered))
+            except (ValueError, OSError):
+                if sys.platform == "linux":
+                    raise
 
 
 def execute(source: str, names: dict):

@@ -34,9 +34,12 @@ def handled(abi: int) -> tuple[int, int, int]:
     return files, 0b11 if abi >= 4 else 0, 0b11 if abi >= 6 else 0
 
 
-def config(abi: int, folder: str) -> tuple[bytes, int, int, str]:
-    """For the child: the ruleset's attributes, its rights to the library and to its own folder, and which that is."""
+def config(abi: int, folder: str) -> tuple[bytes, int, int, str, int]:
+    """For the child: the ruleset's attributes, its rights to the library and to its own folder, which that is, flags.
+
+    From ABI 7 on the kernel logs what it refuses; the flag says not to: a program may try as often as it likes.
+    """
     files, tcp, scopes = handled(abi)
     attributes = b"".join(n.to_bytes(8, sys.byteorder) for n in (files, tcp, scopes))
     size = 8 if abi < 4 else 16 if abi < 6 else 24
-    return attributes[:size], LIBRARY & files, OWN_FOLDER & files, os.path.realpath(folder)
+    return attributes[:size], LIBRARY & files, OWN_FOLDER & files, os.path.realpath(folder), int(abi >= 7)

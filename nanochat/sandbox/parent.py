@@ -52,14 +52,14 @@ class Result:
         """Why it did not finish, in one line; "" if it did."""
         if self.outcome == "finished":
             return ""
-        last = (self.stderr.strip().splitlines() or [""])[-1]
         if self.outcome == "error":
-            return _printable(last) or "it ended before its last line"
+            return one_line((self.stderr.strip().splitlines() or [""])[-1]) or "it ended before its last line"
         return self.outcome + (f" after {self.seconds:.1f} s" if self.outcome == "timeout" else "")
 
 
-def _printable(line: str) -> str:
-    return "".join(c for c in line if c.isprintable())[:200]
+def one_line(text: str) -> str:
+    """The beginning of what a program says, without what a terminal would obey."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())[:300]
 
 
 def missing() -> str:
@@ -223,7 +223,6 @@ class Child:
 
     def result(self) -> Result:
         """Raises UserError when it could not isolate itself, or not start: the program has not run then."""
-        code = self.process.poll()
         self.end()
         stdout, stderr, report = (bytes(read[:OUTPUT]) for read in self.read)
         if not report.startswith(b"ready\n") and not self.limit:
@@ -238,7 +237,7 @@ class Child:
         elif said.startswith(b"finished\n"):
             outcome = "finished"
         else:
-            outcome = "killed" if code is None or code < 0 else "error"
+            outcome = "killed" if self.process.returncode < 0 else "error"
         value = said.removeprefix(b"finished\n") if outcome == "finished" else b""
         text, errors, shown = (data.decode("utf-8", "replace") for data in (stdout, stderr[-4096:], value))
         return Result(outcome, text, errors, shown, self.seconds)

@@ -16,7 +16,7 @@ ALLOWED: dict[str, tuple[int, int | None]] = {
     # files by name: Landlock says which may be opened, made and removed; it does not hide that they exist
     "stat": (4, None), "fstat": (5, 80), "lstat": (6, None), "newfstatat": (262, 79), "statx": (332, 291),
     "getdents64": (217, 61), "getcwd": (79, 17), "unlink": (87, None), "unlinkat": (263, 35), "rename": (82, None),
-    "renameat": (264, 38), "renameat2": (316, 276), "ftruncate": (77, 46),
+    "renameat": (264, 38), "ftruncate": (77, 46),
     # memory
     "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "mremap": (25, 216), "madvise": (28, 233),
     "brk": (12, 214), "futex": (202, 98),
