@@ -122,7 +122,7 @@ def test_a_failing_task_leaves_the_others(trained, capsys, monkeypatch):
     monkeypatch.setattr("nanochat.evaluate.chat_tasks.CHATCORE", ("gone", "choice"))
     code, found = evaluated()
     assert code == 0 and "gone: no result" in capsys.readouterr().err, "what nobody asked for by name is only told"
-    assert evaluated("-a", "gone")[0] == 1
+    assert evaluated("-a", "gone")[0] == 1 == evaluated("-a", "gone,choice")[0]
 
 
 def test_multiple_choice_and_writing_and_their_failures(trained, capsys, monkeypatch):

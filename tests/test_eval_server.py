@@ -51,6 +51,7 @@ def answering(*replies):
             self.wfile.write(content if isinstance(content, bytes) else json.dumps(content).encode())
 
         def do_GET(self):
+            seen.append((self.path, dict(self.headers), {}))
             self.send_response(404)
             self.end_headers()
 
@@ -156,5 +157,5 @@ def test_the_key_goes_to_the_server_and_nowhere_else(waits):
             except UserError:
                 pass
         assert seen[0][1]["Authorization"] == "Bearer secret"
-        assert not any("secret" in str(headers) for _, headers, _ in seen_there)
+        assert seen_there and not any("secret" in str(headers) for _, headers, _ in seen_there)
     assert "secret" not in repr(server)
