@@ -133,7 +133,7 @@ if wanted sft; then
     launch scripts.chat_sft --run="$RUN" "${SFT[@]}"
 fi
 if wanted eval; then
-    evaluate python -m scripts.base_eval --run="$RUN" --source=base --data="$DATA" --device-type="$DEVICE" --split-tokens=65536
+    evaluate python -m scripts.base_eval --run="$RUN" --source=base --data="$DATA" --device-type="$DEVICE" --eval=bpb,sample --split-tokens=65536
     if [ ${#CORE[@]} -gt 0 ]; then
         evaluate python -m scripts.base_eval --run="$RUN" --source=base --device-type="$DEVICE" "${CORE[@]}"
     fi
