@@ -369,8 +369,9 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
         text = f"{steps:,} steps, {steps * plan.batch / 1e6:,.1f} M tokens" if steps else STAGE_TEXT[stage]
         if stage == "eval" and plan.evaluation:
             core, chat = evaluation(plan)
-            text += f"; a sample of {core['max_per_task']} of each of CORE's tasks, {chat['max_problems']} of "
-            text += f"{str(chat['tasks']).replace(',', ', ')}, about {duration(plan.evaluation)} (predicted)"
+            text += f", {core['max_per_task']} of each of CORE's tasks" if core else ", no time for CORE"
+            text += f", {chat['max_problems']} each of {str(chat['tasks']).replace(',', ', ')}"
+            text += f", about {duration(plan.evaluation)} (predicted)"
         print(f"  {stage:9} {text}" + (f", about {duration(seconds)}" if seconds else ""))
     if plan.rate:
         small = plan.steps.keys() > {"base"}  # a preset that fixes the steps of every stage

@@ -16,7 +16,7 @@ def predicted(core: int, chat: int, rate: float, decode: float, context: int) ->
     core_tokens = core * 22 * 700 * 0.4
     answer = min(300, context - 75)
     chat_tokens = 3 * chat * (3 * 150 * 0.4 + 3 * (150 * 0.4 + answer * decode))
-    return (core_tokens + chat_tokens) / rate + 3 * chat * 0.15
+    return (core_tokens + chat_tokens) / rate + 3 * chat * 0.15 + 12
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_the_sample_fits_into_the_time_and_uses_it(rate, device, decode, context
 
 def test_a_slow_machine_asks_less_and_a_fast_one_no_more_than_500():
     slow, fast = (evaluation_size.flags(100.0, rate, "cpu", 256) for rate in (1.0, 1e9))
-    assert slow[0]["max_per_task"] == slow[1]["max_problems"] == 1
+    assert slow[0] == {} and slow[1]["max_problems"] == 1  # CORE wants eleven rows of each task
     assert fast[0]["max_per_task"] == 500 and fast[1]["max_problems"] == 111  # the sandbox takes its time anywhere
 
 

@@ -47,7 +47,7 @@ def test_a_time_limit_shortens_all_training_alike(run):
         plan.make(run, dict(device="cpu", max_minutes=0.5))
 
 
-def test_hub_data_leaves_time_for_a_sample_of_every_evaluation(run, tmp_path, monkeypatch):
+def test_hub_data_leaves_time_for_a_sample_of_every_evaluation(run, tmp_path, monkeypatch, capsys):
     hub_fixture.gsm8k(tmp_path / "hub", "test", 3)
     monkeypatch.setenv("NANOCHAT_HUB_ROOT", str(tmp_path / "hub"))
     made = plan.make(run, dict(device="cpu", data="hub", max_minutes=10.0))
@@ -55,6 +55,8 @@ def test_hub_data_leaves_time_for_a_sample_of_every_evaluation(run, tmp_path, mo
     assert sum(made.seconds.values()) + plan.OTHER_SECONDS + made.evaluation <= 600
     lines = plan.shell(made, run, ["eval"], False).splitlines()
     core, chat = (next(line for line in lines if line.startswith(name)) for name in ("CORE=", "CHAT="))
+    plan.show(made, run, ["eval"])
+    assert "of each of CORE's tasks" in capsys.readouterr().out
     assert core.startswith("CORE=(--eval=core --max-per-task=")
     assert chat.startswith("CHAT=(--tasks=gsm8k,spellingbee --max-problems=")
 
