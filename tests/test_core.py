@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from test_training import home, train  # noqa: F401 (home is a fixture)
 
+from kernels import use
 from nanochat.errors import UserError
 from nanochat.evaluate import bundle, core, core_batches, core_controls, core_prompts
 from nanochat.evaluate.core_batches import OurModel
@@ -130,6 +131,14 @@ def test_logits_are_made_some_at_a_time(small, monkeypatch):
     monkeypatch.setattr(model, "logits", lambda x: rows.append(len(x)) or plain_logits(x))
     list(OurModel(model, tiny.tokenizer(), 10_000).score(everything(small)))
     assert max(rows) == 3 and len(rows) > 10
+
+
+def test_triton_kernels_give_the_same(small):
+    if torch.cuda.is_available():
+        pytest.skip("kernels are interpreted on a CPU only; on a card the other tests run them")
+    examples = [examples_of(task, task.rows())[0] for task in small.tasks[2:]]
+    with use("triton"):
+        check(tiny.model(**SHORT), examples)
 
 
 def test_odd_sequences(tmp_path):
@@ -352,6 +361,7 @@ def test_the_script_scores_keeps_and_says(home, tmp_path, capsys):  # noqa: F811
     with open(run.stage("eval") / "base_core.csv") as f:
         rows = list(csv.reader(f))
     assert rows[0] == ["Task", "Accuracy", "Centered"] and float(rows[-1][2]) == pytest.approx(kept["core"], abs=1e-6)
+    assert tiny.call("report", "--run=a") == 0
     assert tiny.call("base_eval", *flags, "--eval=core", "--max-per-task=4", "--step=12") == 0
     assert run.summary("eval")["core"]["base"]["max_per_task"] == 4 and "val_bpb" in run.summary("eval")["base"]
 

@@ -16,7 +16,8 @@ class Shown:
     """Tells people about progress: call it with every Step."""
 
     def __init__(self, shown: bool):
-        self.shown, self.said = shown, time.monotonic()
+        self.shown = shown
+        self.said = self.began = time.monotonic()
         self.bar = live_bar() if shown and sys.stdout.isatty() else None
         if self.bar:
             self.bar.start()
@@ -27,7 +28,9 @@ class Shown:
             return
         where = f"CORE {step.number:>{len(str(step.of))}}/{step.of}  {step.label}"
         if step.result is not None:
-            self._line(f"{where:55}{_said(step.result)}  ({_left(step.left)})")
+            rate = step.result.get("n", 0) / max(time.monotonic() - self.began, 1e-9)
+            self._line(f"{where:55}{_said(step.result)}, {rate:6.1f} rows/s  ({_left(step.left)})")
+            self.began = time.monotonic()
             return
         text = f"{step.done} of {step.rows} rows  ({_left(step.left)})"
         if self.bar:
