@@ -108,10 +108,10 @@ def test_code_is_looked_for_in_short_answers_only():
 LIAR = """
 class Liar{base}:
     def yes(self, *others, **named): return True
-    for name in "eq ne lt le gt ge bool contains".split(): locals()[f"__{{name}}__"] = yes
+    for name in "eq ne lt le gt ge bool contains".split(): locals()["__" + name + "__"] = yes
     def same(self, *others): return self
     for name in ("add sub mul truediv floordiv mod pow neg abs pos round radd rsub rmul getitem call enter exit and or "
-                 "xor invert rtruediv rmod").split(): locals()[f"__{{name}}__"] = same
+                 "xor invert rtruediv rmod").split(): locals()["__" + name + "__"] = same
     __getattr__ = same
     __hash__ = lambda self: 0
     __len__ = lambda self: 3
