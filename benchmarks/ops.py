@@ -173,6 +173,8 @@ def empty_cache() -> None:
 def judged(bench: Bench, contenders: Mapping[str, Contender], inputs: Inputs, machine: Machine) -> dict[str, dict]:
     """Status, why and gate of every contender. Nothing is timed yet."""
     op, case = bench.op, bench.op.cases[bench.case]
+    if why := op.refuses(machine.dtype):
+        return {name: dict(status="skipped", why=why) for name in contenders}
     small = narrow(case)
     gate = Gate(op, bench.inputs(small, machine), machine.dtype)
     usual = None if small == case else whole(op, inputs)

@@ -153,6 +153,8 @@ def unfit(op: str, dtype: torch.dtype, size: int, index: int) -> str:
     """Why an op's kernels are not for this machine, or ""."""
     if not INSTALLED:
         return "Triton is not installed (pip install triton)"
+    if why := OPS[op].refuses(dtype):
+        return why
     arch, device = tuned.architecture(index), torch.device("cuda", index)
     if torch.version.hip:  # where the compiler may end the process that calls it
         from kernels.child_compile import compiles_in_child  # imports the ops, which import this

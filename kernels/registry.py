@@ -46,6 +46,10 @@ class Op:
     size: Callable[[Case], int] = lambda case: 0
     probe: Callable[[int], tuple[Case, ...]] = lambda size: ()
 
+    def refuses(self, dtype: torch.dtype) -> str:
+        """Why nothing is promised of it in a dtype; "" where it has a tolerance."""
+        return "" if dtype in self.tolerance else f"{self.name} makes no promise for {str(dtype)[6:]}"
+
 
 OPS: dict[str, Op] = {}
 

@@ -236,6 +236,9 @@ def tune(
     dtype = torch.bfloat16 if new else torch.float16
     ends, found, searched = time.monotonic() + seconds, dict(measured.blocks(index)), set[tuple[str, int]]()
     for i, (name, several) in enumerate(cases.items()):
+        if why := OPS[name].refuses(dtype):
+            say(f"{name}: not tuned: {why}")
+            continue
         until, sizes = share(ends, len(cases) - i), _one_a_size(OPS[name], several)
         for j, (size, case) in enumerate(sizes.items()):
             what = f"{name}, size {size}"

@@ -343,6 +343,16 @@ def test_only_who_passed_gets_copies_of_its_own(monkeypatch):
     assert len(made) == 1
 
 
+@pytest.mark.parametrize("op", [op for op in OPS.values() if op.refuses(torch.float16)], ids=lambda op: op.name)
+def test_what_is_promised_in_no_dtype_of_the_card_is_skipped_saying_so(op):
+    """A T4 computes in float16."""
+    bench = ops.Bench(op, next(iter(op.cases)), "")
+    rows = ops.measure(bench, CONTENDERS[op.name], replace(MACHINE, dtype=torch.float16), lambda: 0.0, 3)
+    assert {row["status"] for row in rows} == {"skipped"}
+    assert {row["why"] for row in rows} == {f"{op.name} makes no promise for float16"}
+    assert dispatch.unfit(op.name, torch.float16, 64, 0) == f"{op.name} makes no promise for float16"
+
+
 def test_rates_by_hand():
     row = ops.rates(no_compiler(case="d4"), "both", MACHINE, [1.0, 2.0, 3.0])
     moved = 5 / 2 * 2 * 2048 * 256 * 4  # x twice, y, dy and dx in float32

@@ -248,6 +248,13 @@ def test_what_does_not_fit_is_said_and_its_memory_given_back(card, monkeypatch, 
     assert freed == [True] and list(rows) == ["mix_rms_norm"]
 
 
+def test_an_op_that_is_promised_in_no_dtype_of_the_card_is_not_searched(card, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (7, 5))
+    monkeypatch.setattr(tuning, "measure", None)
+    assert tuning.tune(dict(fp8_linear=[dict(OPS["fp8_linear"].cases["d12"])])) == {}
+    assert "fp8_linear: not tuned: fp8_linear makes no promise for float16" in capsys.readouterr().out
+
+
 def test_large_inputs_are_drawn_on_the_card_in_their_dtype(monkeypatch):
     drawn = []
     monkeypatch.setattr(registry, "LARGE", 100)
