@@ -252,13 +252,14 @@ def test_in_the_process_of_the_tests_liars_would_pass(problems):
     [
         ("raises", "halves([]) raised ValueError: no"), ("None", "wrong: halves([]) gave None"),
         ("os._exit(0)", "it ended before its last line"), ("sys.exit(0) when called", "SystemExit: 0"),
-        ("endless", "timeout after 0.3 s"), ("another name", "wrong: halves([]) gave None"),
+        ("endless", "timeout after "), ("another name", "wrong: halves([]) gave None"),
         ("a liar", "halves([]) raised TypeError: Liar is no plain value"),
         ("an answer without end", "output limit"),
     ],
 )  # fmt: skip
 def test_it_says_why(family, why):
-    assert humaneval.check(OWN[0], broken(family)(OWN[0]), 0.3 if family in ENDLESS else 20.0) == why
+    said = humaneval.check(OWN[0], broken(family)(OWN[0]), 0.3 if family == "endless" else 20.0)
+    assert said == why or (family == "endless" and said.startswith(why))
 
 
 # ---- what crosses

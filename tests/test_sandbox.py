@@ -127,10 +127,8 @@ def test_without_the_sandbox_it_would(name, target, tmp_path):
 def test_what_never_ends_or_fills_the_machine(source, outcome):
     if "ctypes" not in source and not ISOLATED:
         pytest.skip("needs rlimits that only Linux has")
-    begun = time.monotonic()
-    result = sandbox.run(source, 0.3, unsandboxed=True)
+    result = sandbox.run(source, 0.3 if outcome == "timeout" else 60.0, unsandboxed=True)
     assert result.outcome == outcome and len(result.stdout) + len(result.stderr) <= parent.OUTPUT + 4096
-    assert time.monotonic() - begun < 30
 
 
 def processes_of(session: int) -> list[int]:
