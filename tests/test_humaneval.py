@@ -108,10 +108,10 @@ def test_code_is_looked_for_in_short_answers_only():
 LIAR = """
 class Liar{base}:
     def yes(self, *others, **named): return True
-    for name in "eq ne lt le gt ge bool contains".split(): locals()[f"__{{name}}__"] = yes
+    for name in "eq ne lt le gt ge bool contains".split(): locals()["__" + name + "__"] = yes
     def same(self, *others): return self
     for name in ("add sub mul truediv floordiv mod pow neg abs pos round radd rsub rmul getitem call enter exit and or "
-                 "xor invert rtruediv rmod").split(): locals()[f"__{{name}}__"] = same
+                 "xor invert rtruediv rmod").split(): locals()["__" + name + "__"] = same
     __getattr__ = same
     __hash__ = lambda self: 0
     __len__ = lambda self: 3
@@ -252,13 +252,14 @@ def test_in_the_process_of_the_tests_liars_would_pass(problems):
     [
         ("raises", "halves([]) raised ValueError: no"), ("None", "wrong: halves([]) gave None"),
         ("os._exit(0)", "it ended before its last line"), ("sys.exit(0) when called", "SystemExit: 0"),
-        ("endless", "timeout after 0.3 s"), ("another name", "wrong: halves([]) gave None"),
+        ("endless", "timeout after "), ("another name", "wrong: halves([]) gave None"),
         ("a liar", "halves([]) raised TypeError: Liar is no plain value"),
         ("an answer without end", "output limit"),
     ],
 )  # fmt: skip
 def test_it_says_why(family, why):
-    assert humaneval.check(OWN[0], broken(family)(OWN[0]), 0.3 if family in ENDLESS else 20.0) == why
+    said = humaneval.check(OWN[0], broken(family)(OWN[0]), 0.3 if family == "endless" else 20.0)
+    assert said == why or (family == "endless" and said.startswith(why))
 
 
 # ---- what crosses

@@ -129,6 +129,7 @@ class Child:
         pipes = pipes or {}
         self.folder = tempfile.mkdtemp(prefix="nanochat-")
         self.limit = ""  # which one it ran into
+        self.cut = False  # it was ended
         self.started: float | None = None  # when the program's first line was to run
         self.seconds = 0.0
         report, report_end = os.pipe()
@@ -215,6 +216,7 @@ class Child:
     def end(self) -> None:
         """Kills its session, if it has not ended. In the sandbox it can start no process that could leave it."""
         if self.process.returncode is None:
+            self.cut = True
             if self.started is not None:
                 self.seconds = time.monotonic() - self.started
             with suppress(ProcessLookupError, PermissionError):
@@ -225,7 +227,7 @@ class Child:
         """Raises UserError when it could not isolate itself, or not start: the program has not run then."""
         self.end()
         stdout, stderr, report = (bytes(read[:OUTPUT]) for read in self.read)
-        if not report.startswith(b"ready\n") and not self.limit:
+        if not report.startswith(b"ready\n") and not self.limit and not self.cut:
             why = report.removeprefix(b"refused\n") or stderr.strip()[-300:] or b"it ended at once"
             raise UserError(
                 f"the sandbox could not be set up: {why.decode(errors='replace')}; a container may refuse Landlock or "
