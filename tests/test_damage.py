@@ -17,6 +17,7 @@ import tiny
 from test_training import CHAT, SIZES
 
 from nanochat import plan
+from nanochat.calculator import calculate
 from nanochat.flags import parse
 from nanochat.run import Run
 from scripts import chat_web
@@ -105,7 +106,8 @@ def call(command, root):
     """Runs a script on the run "a"; returns its exit code."""
     text, talks = f"--data={root / 'text.jsonl'}", f"--data={root / 'chat.jsonl'}"
     if command == "chat_web":
-        return tiny.called(lambda: chat_web.load(parse(chat_web.Flags, "", ["--run=a", "--slots=1"])).pool.close())
+        served = parse(chat_web.Flags, "", ["--run=a", "--slots=1"])
+        return tiny.called(lambda: chat_web.load(served, calculate).pool.close())
     flags = dict(
         tok_train=[text, "--vocab-size=300", "--max-chars=20000"],
         tok_eval=[text],

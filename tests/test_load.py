@@ -106,10 +106,10 @@ def test_503_while_loading_and_while_draining(monkeypatch, capsys):
     load_mock, plain, before = chat_web.load, chat_web.until_told_to_end, signal.getsignal(signal.SIGTERM)
     said, answers = [], []
 
-    def slowly(flags):
+    def slowly(flags, tool):
         said.append(httpx.get(where + "/health"))
         said.append(httpx.post(where + "/v1/chat/completions", json=long))
-        return load_mock(flags)
+        return load_mock(flags, tool)
 
     def end():
         while signal.getsignal(signal.SIGTERM) is before or not httpx.get(where + "/stats").json()["running"]:
