@@ -224,7 +224,8 @@ def product(a: Tensor, b: Tensor, inverse: Tensor, dtype: torch.dtype, exact: bo
     if some and _has_units(a) and a.size(1) % 16 == 0 and b.size(0) % 16 == 0 and dtype != torch.float64:
         one = torch.ones((), device=a.device)
         return torch._scaled_mm(a, b.t(), scale_a=inverse, scale_b=one, out_dtype=dtype, use_fast_accum=not exact)
-    return ((a.float() @ b.float().t()) * inverse).to(dtype)
+    made = (a.float() @ b.float().t()) * inverse
+    return made if made.dtype == dtype else made.to(dtype)  # a `to` that does nothing costs torch 2.11 the gradient
 
 
 def _has_units(a: Tensor) -> bool:
