@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from nanochat import checkpoint, scores
+from nanochat.evaluate.results import evaluated
 from nanochat.log import LOG, read_log
 from nanochat.render import Curve, Section, Table
 from nanochat.run import SCRIPTS, TRAINED, Run
@@ -49,6 +50,10 @@ def missing(run: Run) -> list[str]:
             found.append(f"{folder} has no summary.json; python -m scripts.{SCRIPTS[stage]} makes it again")
         if made and made.step and not (folder / "log.jsonl").exists():
             found.append(f"{folder} has no log.jsonl, so its curve is left out")
+    found += [
+        f"{place} is of another model than the {stage} there now, so it is left out; evaluate again"
+        for place, stage in evaluated(run)[1]
+    ]
     if run.summary("eval") is None and any(run.stage("eval").glob("*.jsonl")):
         found.append(f"{run.stage('eval')} has no summary.json; base_eval and chat_eval make it again")
     return found
@@ -145,8 +150,8 @@ def loss_curve(run: Run, stage: str) -> Curve | None:
 
 def latest_chat(run: Run) -> tuple[str, dict[str, Any]]:
     """(stage, results by task) of the last stage whose chat was evaluated."""
-    chat = (run.summary("eval") or {}).get("chat", {})
-    done = [stage for stage in STAGES if stage in chat]
+    chat = evaluated(run)[0].get("chat", {})
+    done = [stage for stage in STAGES if chat.get(stage)]
     return (done[-1], chat[done[-1]]) if done else ("", {})
 
 

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from nanochat.dots import Band, picture
 from nanochat.evaluate.chatcore import centred
+from nanochat.evaluate.results import evaluated
 from nanochat.render import Cell, Figure, Link, Section, Table
 from nanochat.run import TRAINED, Run
 from nanochat.tasks import CHATCORE, TASKS
@@ -42,7 +43,7 @@ def of_task(run: Run, name: str, text: str = "") -> Link:
 
 
 def evaluation(run: Run) -> Section:
-    done = run.summary("eval") or {}
+    done, _ = evaluated(run)
     blocks: list[Any] = []
     text = [
         (stage, f"{done[stage]['train_bpb']:.4f}", f"{done[stage]['val_bpb']:.4f}") for stage in STAGES if stage in done
@@ -116,7 +117,7 @@ def pass_at_k(run: Run, chat: Results, names: list[str]) -> Table | None:
 
 def core(run: Run) -> Section:
     """Each task's accuracy with its interval, centred, and beside it what is left of it under each control."""
-    done = (run.summary("eval") or {}).get("core", {})
+    done = evaluated(run)[0].get("core", {})
     blocks: list[Any] = []
     by_task: dict[str, dict[str, dict[str, Any]]] = {}
     for stage in STAGES:
@@ -171,7 +172,7 @@ def control_mean(tasks: Results, values: dict[str, float]) -> str:
 
 def letter_bias(run: Run) -> Section:
     """Of each task of multiple choice: how often each letter was the answer, and how often it was right."""
-    chat = (run.summary("eval") or {}).get("chat", {})
+    chat = evaluated(run)[0].get("chat", {})
     rows: list[list[Cell]] = []
     for name in TASKS:
         for stage in STAGES:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.checkpoint import Checkpoint
 from nanochat.consensus import from_rank_0, same_checkpoint
 from nanochat.data import choose
 from nanochat.data.loader import Rows, document_encoder, one_pass
@@ -63,21 +64,22 @@ def main() -> None:
     found.check_tokenizer(tokenizer)
     model = found.model(hardware.device, hardware.dtype).eval()
     if "bpb" in parts:
-        text(flags, run, model, tokenizer, hardware, found.step)
+        text(flags, run, model, tokenizer, hardware, found)
     if "sample" in parts and hardware.is_main:
         samples(model, tokenizer)
     if "core" in parts:
         budget = min(flags.device_batch_size * model.config.sequence_len, MOST.get(hardware.device.type, 1 << 11))
         name = f"{flags.source} of {flags.run}, step {found.step}"
-        ask_core(flags, OurModel(model, tokenizer, budget), hardware, name, run, step=found.step)
+        ask_core(flags, OurModel(model, tokenizer, budget), hardware, name, run, found)
 
 
-def text(flags: Flags, run: Run, model: GPT, tokenizer: Tokenizer, hardware: Hardware, step: int) -> None:
+def text(flags: Flags, run: Run, model: GPT, tokenizer: Tokenizer, hardware: Hardware, found: Checkpoint) -> None:
     """Bits per byte of both splits, printed and kept."""
     source = choose.documents(flags.data, flags.split_tokens)
     rows = Rows(flags.device_batch_size, model.config.sequence_len, rank=hardware.rank, world=hardware.world)
     count = max(1, flags.split_tokens // rows.T)
-    result: dict = dict(stage=flags.source, step=step, data=f"{source.name} {source.fingerprint}")
+    result: dict = dict(stage=flags.source, step=found.step, data=f"{source.name} {source.fingerprint}")
+    result["model"] = found.fingerprint
     for split in ("train", "val"):
         batches = one_pass(source, split, document_encoder(tokenizer), rows, count, tokenizer.bos)
         result[f"{split}_bpb"] = bits_per_byte(model, batches, tokenizer.token_bytes())
@@ -98,7 +100,9 @@ def samples(model: GPT, tokenizer: Tokenizer) -> None:
             print(f"{prompt or '(nothing)'} →{tokenizer.decode(tokens)!r}", flush=True)
 
 
-def ask_core(flags: Flags, model: Model, hardware: Hardware, name: str, run: Run | None, **more: Any) -> None:
+def ask_core(
+    flags: Flags, model: Model, hardware: Hardware, name: str, run: Run | None, checkpoint: Checkpoint | None = None
+) -> None:
     """CORE, printed and, of a run, kept."""
     found = bundle.load(from_rank_0(lambda: bundle.find(flags.bundle)))
     shown = core_output.Shown(hardware.is_main)
@@ -109,8 +113,8 @@ def ask_core(flags: Flags, model: Model, hardware: Hardware, name: str, run: Run
     if not hardware.is_main:
         return
     print(f"\nCORE of {name}\n{core_output.table(result)}")
-    if run is not None:
-        result = dict(result, **more, bundle=bundle.fingerprint(found))
+    if run is not None and checkpoint is not None:
+        result = dict(result, step=checkpoint.step, model=checkpoint.fingerprint, bundle=bundle.fingerprint(found))
         write_atomically(run.stage("eval") / f"{flags.source}_core.csv", core_output.as_csv(result))
         keep(run, flags.source, result, "core")
 

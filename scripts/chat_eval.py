@@ -68,10 +68,10 @@ def main() -> None:
     settings = dict(temperature=flags.temperature, top_k=flags.top_k, seed=flags.seed, samples=flags.num_samples)
     end: Callable[[], None] = lambda: None
     if flags.server:
-        ask, data = of_server(server(flags), how), ""
+        ask, data, weights = of_server(server(flags), how), "", ""
     else:
         found = same_checkpoint(lambda: run.checkpoint(source))
-        tokenizer, data = run.tokenizer(), found.meta.get("data", "")
+        tokenizer, data, weights = run.tokenizer(), found.meta.get("data", ""), found.fingerprint
         found.check_tokenizer(tokenizer)
         ask, engine = of_model(found.model(hardware.device, hardware.dtype), tokenizer, flags.batch_size, how)
         if flags.profile:
@@ -89,7 +89,7 @@ def main() -> None:
             continue
         done, failures = done + 1, failures + len(result.failures)
         if hardware.is_main:
-            results.keep(run, source, result, settings)
+            results.keep(run, source, result, settings, weights)
             print(f"{source} {results.line(result)} {time.perf_counter() - started:.1f} s", flush=True)
     if hardware.is_main and done:
         if core := results.chatcore_line(run, source):

@@ -10,6 +10,7 @@ from typing import Any
 from nanochat.errors import UserError
 from nanochat.evaluate.chat_tasks import SIGNS
 from nanochat.evaluate.intervals import McNemar
+from nanochat.evaluate.results import evaluated
 from nanochat.run import Run
 
 STAGES = ("rl", "sft", "mid", "base", "server")  # of those that were evaluated, the first is meant
@@ -26,7 +27,7 @@ def taker(name: str) -> Taker:
     before, _, after = name.partition(":")
     served = before == "server" and after
     run, stage = (Run.served(after), "server") if served else (Run.open(before), after)
-    chat = (run.summary("eval") or {}).get("chat", {})
+    chat = {one: tasks for one, tasks in evaluated(run)[0].get("chat", {}).items() if tasks}
     stage = stage or next((one for one in STAGES if one in chat), "")
     if stage not in chat:
         there = ", ".join(chat) or "nothing"

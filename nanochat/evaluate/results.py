@@ -9,13 +9,15 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from nanochat import records
+from nanochat import checkpoint, records
 from nanochat.errors import UserError
 from nanochat.evaluate.chat_tasks import TaskResult
 from nanochat.evaluate.chatcore import chatcore
 from nanochat.files import write_atomically
 from nanochat.locks import turn
-from nanochat.run import Run
+from nanochat.run import TRAINED, Run
+
+WHOLE = dict(core="CORE", chatcore="ChatCORE")  # of all of a stage's tasks together
 
 
 def failures_file(run: Run, source: str) -> Path:
@@ -27,9 +29,9 @@ def failures(run: Run, source: str) -> list[dict[str, Any]]:
     return records.rows(failures_file(run, source), "delete it and evaluate again")
 
 
-def keep(run: Run, source: str, result: TaskResult, settings: dict[str, Any]) -> None:
-    """Stores a stage's result in a task, with how it was asked, in place of the one before. Raises UserError where what
-    is there is damaged.
+def keep(run: Run, source: str, result: TaskResult, settings: dict[str, Any], model: str) -> None:
+    """Stores a stage's result in a task, with how it was asked, in place of the one before. model: the weights'
+    fingerprint. Raises UserError where what is there is damaged.
     """
     name = result.task.name
     with turn(run.stage("eval") / ".lock"):  # another stage may be evaluated at the same time
@@ -37,10 +39,31 @@ def keep(run: Run, source: str, result: TaskResult, settings: dict[str, Any]) ->
         write_atomically(failures_file(run, source), "".join(json.dumps(row) + "\n" for row in kept).encode())
         everything = run.summary("eval") or {}
         chat, cores = everything.get("chat", {}), everything.get("chatcore", {})
-        tasks = {**chat.get(source, {}), name: dict(result.numbers(), settings=settings)}
-        core = chatcore(tasks)
-        cores = {**cores, source: core} if core else cores
+        tasks = {**chat.get(source, {}), name: dict(result.numbers(), settings=settings, model=model)}
+        core = chatcore({task: one for task, one in tasks.items() if one.get("model", model) == model})
+        cores = {**cores, source: dict(core, model=model)} if core else cores
         run.write_summary("eval", {**everything, "chat": {**chat, source: tasks}, "chatcore": cores})
+
+
+def evaluated(run: Run) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """(the summary of evaluations, of the models that the run has now; what was left out of it, with its stage).
+
+    Results of older versions do not say which model they are of, and stay.
+    """
+    done, left_out = run.summary("eval") or {}, []
+    for stage in (*TRAINED, "rl"):
+        there, _ = checkpoint.newest(run.stage(stage), verify=False)
+        if not there:
+            continue
+        places = [("text of " + stage, done, stage)]
+        places += [(f"{name} of {stage}", done.get(key, {}), stage) for key, name in WHOLE.items()]
+        in_chat = done.get("chat", {}).get(stage, {})
+        places += [(f"{task} of {stage}", in_chat, task) for task in in_chat]
+        for name, entries, key in places:
+            if entries.get(key, {}).get("model", there.fingerprint) != there.fingerprint:
+                left_out.append((name, stage))
+                del entries[key]
+    return done, left_out
 
 
 def line(result: TaskResult) -> str:
