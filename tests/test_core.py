@@ -141,6 +141,19 @@ def test_triton_kernels_give_the_same(small):
         check(tiny.model(**SHORT), examples)
 
 
+@torch.no_grad()
+def test_what_the_model_would_say_itself_is_right():
+    model = tiny.model(**SHORT)
+    ids = [1, 2, 3]
+    for _ in range(4):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    wrong = [*ids[:-1], (ids[-1] + 1) % 300]
+    examples = [core_prompts.Example([one], [(3, 7)]) for one in (ids, wrong, ids)]
+    check(model, examples)
+    found = OurModel(model, tiny.tokenizer(), 100).score(iter(examples))
+    assert [scores[0].right for scores in found] == [True, False, True]
+
+
 def test_odd_sequences(tmp_path):
     """One a beginning of another, all the same, nothing shared but a token, a single one."""
     examples = [
