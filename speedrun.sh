@@ -84,7 +84,9 @@ try() {
     local code=0
     child "$@" || code=$?
     if [ $code -ne 0 ] && [ $code -ne 2 ] && [ $code -ne 75 ]; then # those have said what is to be said
-        echo "This stage ended with code $code; the same command again goes on from its last checkpoint." >&2
+        local again="the same command again"
+        [[ " $* " != *" --fresh "* ]] || again="the same command without --fresh"
+        echo "This stage ended with code $code; $again goes on from its last checkpoint." >&2
     fi
     return $code
 }

@@ -51,7 +51,7 @@ AMD_CLASSES = {
     r"v_(?:exp|log|rcp|rsq|sqrt|sin|cos)_f.*": "MUFU",
     r"ds_(?:bpermute|swizzle).*|v_permlane.*|v_\w+_dpp": "SHFL",
     r"s_barrier(?:_signal)?": "BAR",
-    r"v_(?:pk_|dual_)?(?:fma|fmac|fmaak|fmamk|mad|mac)_f32.*": "FP32 fma",
+    r"v_(?:pk_|dual_)?(?:fma|fmac|fmaak|fmamk|mad|mac)_f32.*|v_(?:fma|mad)_mix.*": "FP32 fma",  # mix: of 16-bit values
     r"v_(?:pk_|dual_)?(?:add|sub)_f32.*": "FP32 add",
     r"v_(?:pk_|dual_)?mul_f32.*": "FP32 mul",
     r"v_cvt_.*": "convert",

@@ -123,6 +123,8 @@ def _content(path: Path) -> bytes:
     try:
         with open(path, "rb") as f:
             return f.read()
+    except MemoryError:
+        raise Damaged(f"{path.name} is too large") from None
     except OSError as problem:
         raise _damaged(path, problem) from None
 

@@ -5,10 +5,23 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from nanochat.errors import UserError
+
 
 def base_dir() -> Path:
-    """Where all artifacts live: $NANOCHAT_BASE_DIR, or ~/.cache/nanochat-kernels."""
-    return Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat-kernels").expanduser()
+    """Where all artifacts live: $NANOCHAT_BASE_DIR, or ~/.cache/nanochat-kernels. Raises UserError for one that cannot
+    be: safetensors reads no path that is not UTF-8, so what is saved there would be lost.
+    """
+    given = os.environ.get("NANOCHAT_BASE_DIR")
+    try:
+        folder = (Path(given) if given else Path.home() / ".cache" / "nanochat-kernels").expanduser()
+        str(folder).encode()
+    except RuntimeError:
+        said = f"NANOCHAT_BASE_DIR is {given!r}, and there" if given else "NANOCHAT_BASE_DIR is not set, and there"
+        raise UserError(f"{said} is no such home directory; set it to a full path") from None
+    except UnicodeEncodeError:
+        raise UserError(f"NANOCHAT_BASE_DIR is {given!r}, which is no UTF-8; take another folder") from None
+    return folder
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -7,6 +7,7 @@ refuses likewise: a full disk, a file that may not be read.
 
 import argparse
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -53,13 +54,15 @@ def parse(cls: type[T], description: str, argv: list[str] | None = None, default
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Runs a script's main and exits: 0 done, 2 wrong use, 75 interrupted and resumable. Ranks part before that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _printable()
     try:
         _first(main)
     except UserError as error:
         sys.exit(fail(str(error)))
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
-            print("\nStopped. The same command again goes on from the last checkpoint.", file=sys.stderr)
+            same = "The same command without --fresh" if "--fresh" in sys.argv else "The same command again"
+            print(f"\nStopped. {same} goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
         if not (said := oserrors.sentence(error)):
@@ -71,6 +74,18 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
             leave()
     sys.exit(0)
+
+
+def _printable() -> None:
+    """So that no print ends a training: of a sample that the terminal has no letters for, or where whoever started us
+    has closed a stream. Its number is taken, or a checkpoint would get it, and what libraries print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _first(main: Callable[[], None]) -> None:

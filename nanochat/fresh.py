@@ -2,7 +2,8 @@
 
 A folder NAME, a stage or a whole run, becomes NAME~old (no run has such a name). A process that is killed before the
 new one is complete leaves both, and a call without --fresh puts the old one back. A checkpoint removes what was moved
-aside for it (nanochat/checkpoint.py).
+aside for it (nanochat/checkpoint.py). Of a folder that is a link, to a larger disk say, the folder it leads to is
+moved, and the link stays.
 """
 
 import os
@@ -15,7 +16,8 @@ from nanochat.files import sync_folder
 
 def old(folder: Path) -> Path:
     """Where it is moved to."""
-    return folder.with_name(f"{folder.name}~old")
+    place = folder.resolve()
+    return place.with_name(f"{place.name}~old")
 
 
 def set_aside(folder: Path, complete: Callable[[Path], bool]) -> bool:
@@ -23,27 +25,34 @@ def set_aside(folder: Path, complete: Callable[[Path], bool]) -> bool:
 
     Called again before there is anything new, it keeps what it had moved and removes what was begun.
     """
-    if folder.is_dir():
+    place = folder.resolve()
+    if place.is_dir():
         if old(folder).is_dir() and not complete(folder):
-            shutil.rmtree(folder)
+            shutil.rmtree(place)
         else:
             forget(folder)
-            os.rename(folder, old(folder))
-            sync_folder(folder.parent)
+            os.rename(place, old(folder))
+            sync_folder(place.parent)
+    if folder.is_symlink():
+        place.mkdir(parents=True, exist_ok=True)
     return old(folder).is_dir()
 
 
 def put_back(folder: Path, complete: Callable[[Path], bool]) -> bool:
-    """Moves back what `set_aside` has moved, if what was to replace it is not complete; whether it did."""
+    """Moves back what `set_aside` has moved, if what was to replace it is not complete; whether it did.
+
+    complete raises UserError where it cannot tell: then neither is touched.
+    """
     if not old(folder).is_dir():
         return False
     if complete(folder):
         forget(folder)
         return False
-    if folder.is_dir():
-        shutil.rmtree(folder)
-    os.rename(old(folder), folder)
-    sync_folder(folder.parent)
+    place = folder.resolve()
+    if place.is_dir():
+        shutil.rmtree(place)
+    os.rename(old(folder), place)
+    sync_folder(place.parent)
     return True
 
 

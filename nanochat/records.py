@@ -43,7 +43,7 @@ def read(path: Path, remedy: str) -> dict[str, Any] | None:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, MemoryError):
         raise UserError(f"{path} is damaged: it is no JSON; {remedy}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object; {remedy}")
@@ -59,7 +59,7 @@ def rows(path: Path, remedy: str) -> list[dict[str, Any]]:
         found = [json.loads(line) for line in path.read_bytes().splitlines()]
     except FileNotFoundError:
         return []
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, MemoryError):
         raise UserError(f"{path} is damaged: a line of it is no JSON; {remedy}") from None
     if not all(isinstance(row, dict) for row in found):
         raise UserError(f"{path} is damaged: a line of it is no JSON object; {remedy}")

@@ -50,6 +50,10 @@ def missing(run: Run) -> list[str]:
             found.append(f"{folder} has no summary.json; python -m scripts.{SCRIPTS[stage]} makes it again")
         if made and made.step and not (folder / "log.jsonl").exists():
             found.append(f"{folder} has no log.jsonl, so its curve is left out")
+    found += [
+        f"{place} is of another model than the {stage} there now, so it is left out; evaluate again"
+        for place, stage in evaluated(run)[1]
+    ]
     if run.summary("eval") is None and any(run.stage("eval").glob("*.jsonl")):
         found.append(f"{run.stage('eval')} has no summary.json; base_eval and chat_eval make it again")
     return found
@@ -144,8 +148,24 @@ def loss_curve(run: Run, stage: str) -> Curve | None:
     return Curve(f"{stage}: training loss (nats, smoothed) by step", points) if len(points) > 1 else None
 
 
+def evaluated(run: Run) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """(results by stage, and under "chat" by stage and task, of the models that the run has now; what was left out of
+    them, with its stage). Results of older versions do not say which model they are of, and stay.
+    """
+    done, left_out = run.summary("eval") or {}, []
+    for stage in STAGES:
+        there, _ = checkpoint.newest(run.stage(stage), verify=False)
+        results = {"text of " + stage: (done, stage)}
+        results |= {f"{task} of {stage}": (done["chat"][stage], task) for task in done.get("chat", {}).get(stage, {})}
+        for name, (entries, key) in results.items():
+            if there and entries.get(key, {}).get("model", there.fingerprint) != there.fingerprint:
+                left_out.append((name, stage))
+                del entries[key]
+    return done, left_out
+
+
 def evaluation(run: Run) -> Section:
-    done = run.summary("eval") or {}
+    done, _ = evaluated(run)
     blocks: list[Any] = []
     text = [
         (stage, f"{done[stage]['train_bpb']:.4f}", f"{done[stage]['val_bpb']:.4f}") for stage in STAGES if stage in done
@@ -173,8 +193,8 @@ def rate(result: dict[str, Any] | None) -> str:
 
 def latest_chat(run: Run) -> tuple[str, dict[str, Any]]:
     """(stage, results by task) of the last stage whose chat was evaluated."""
-    chat = (run.summary("eval") or {}).get("chat", {})
-    done = [stage for stage in STAGES if stage in chat]
+    chat = evaluated(run)[0].get("chat", {})
+    done = [stage for stage in STAGES if chat.get(stage)]
     return (done[-1], chat[done[-1]]) if done else ("", {})
 
 

@@ -179,10 +179,9 @@ def _check(setup: Setup, stage: Stage) -> None:
 
 def _begin_again_or_go_on(setup: Setup, folder: Path) -> None:
     """With --fresh, moves aside what was trained so far; without, moves back what such a call has left aside."""
-    trained = lambda place: checkpoint.latest(place) is not None
-    if setup.fresh and fresh.set_aside(folder, trained):
+    if setup.fresh and fresh.set_aside(folder, lambda place: checkpoint.latest(place) is not None):
         say(setup, f"{setup.name}: what was trained so far is in {fresh.old(folder)} until the first new checkpoint")
-    elif not setup.fresh and fresh.put_back(folder, trained):
+    elif not setup.fresh and fresh.put_back(folder, lambda place: checkpoint.to_resume(place) is not None):
         say(setup, f"note: {setup.name}: training it again came to no checkpoint, so what was trained before is back")
 
 

@@ -101,7 +101,7 @@ class Tokenizer:
             return made
         except FileNotFoundError:
             raise UserError(f"there is no tokenizer at {path}; train one first: python -m scripts.tok_train") from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
             raise UserError(f"{path} is damaged ({error}); {AGAIN}") from None
 
     @property

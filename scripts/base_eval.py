@@ -35,6 +35,7 @@ def main() -> None:
     rows = Rows(flags.device_batch_size, model.config.sequence_len, rank=hardware.rank, world=hardware.world)
     count = max(1, flags.split_tokens // rows.T)
     result: dict = dict(stage=flags.source, step=found.step, data=f"{source.name} {source.fingerprint}")
+    result["model"] = found.fingerprint
     for split in ("train", "val"):
         batches = one_pass(source, split, document_encoder(tokenizer), rows, count, tokenizer.bos)
         result[f"{split}_bpb"] = bits_per_byte(model, batches, tokenizer.token_bytes())

@@ -42,7 +42,8 @@ def main() -> None:
     run = Run.open(flags.run)
     run.summary("eval")  # a damaged one is an error before the work
     path = run.stage("eval") / f"{flags.source}_failures.jsonl"
-    failures = [row for row in records.rows(path, "delete it and evaluate again") if row.get("task") not in names]
+    remedy = "delete it and evaluate again"
+    records.rows(path, remedy)
     found = run.checkpoint(flags.source)
     tokenizer = run.tokenizer()
     found.check_tokenizer(tokenizer)
@@ -50,7 +51,7 @@ def main() -> None:
     more = "ask more (--max-problems, --max-new-tokens), or fewer at a time (--batch-size)"
     recorder = engine_recorder(engine, flags.profile, "chat_eval", run.stage("eval"), hardware, more)
     sampling = Sampling(flags.temperature, flags.top_k or None)
-    results, before = {}, len(failures)
+    results, failures = {}, []
     for name in names:
         started = time.perf_counter()
         result = evaluate(engine, tokenizer, TASKS[name], flags.max_problems, flags.max_new_tokens, sampling)
@@ -61,15 +62,16 @@ def main() -> None:
             f"{counts}) {time.perf_counter() - started:.1f} s",
             flush=True,
         )
-        results[name] = result.numbers()
+        results[name] = dict(result.numbers(), model=found.fingerprint)
         failures += [dict(task=name, **example) for example in result.examples if example["outcome"] != result.wanted]
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in failures).encode())
-    with turn(run.stage("eval") / ".lock"):  # another stage may be evaluated at the same time
+    with turn(run.stage("eval") / ".lock"):  # another stage, or other tasks, may be evaluated at the same time
+        others = [row for row in records.rows(path, remedy) if row.get("task") not in names]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in others + failures).encode())
         everything = run.summary("eval") or {}
         chat = everything.get("chat", {})
         tasks = {**chat.get(flags.source, {}), **results}
         run.write_summary("eval", {**everything, "chat": {**chat, flags.source: tasks}})
-    print(f"{len(failures) - before} failing examples in {path}")
+    print(f"{len(failures)} failing examples in {path}")
     if recorder:
         recorder.end()
 

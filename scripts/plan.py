@@ -1,11 +1,13 @@
 """Decides what speedrun.sh does on this machine, prints it, and writes it down for the shell."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nanochat import checkpoint, fresh
 from nanochat import plan as planning
+from nanochat.checkpoint import Checkpoint
 from nanochat.consensus import from_first_machine
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
@@ -54,7 +56,7 @@ def here(flags: Flags) -> str:
         return ""
     with only_writer(run):
         plan = decide(flags, run, stages, asked)
-        if everything(flags, stages) and fresh.set_aside(run.folder, trained):
+        if everything(flags, stages) and fresh.set_aside(run.folder, lambda place: trained(place, checkpoint.latest)):
             print(f"  note      what run {run.name} has is in {fresh.old(run.folder)} until the first new checkpoint")
         if not planning.path(run).exists():
             planning.store(plan, run)
@@ -66,8 +68,9 @@ def everything(flags: Flags, stages: list[str]) -> bool:
     return flags.fresh and stages == list(planning.STAGES)
 
 
-def trained(folder: Path) -> bool:
-    return checkpoint.latest(folder / TRAINED[0]) is not None
+def trained(folder: Path, find: Callable[[Path], Checkpoint | None] = checkpoint.to_resume) -> bool:
+    """Whether a run has a checkpoint: of any stage, since base's may have been removed when they had served."""
+    return any(find(folder / stage) for stage in TRAINED)
 
 
 def decide(flags: Flags, run: Run, stages: list[str], asked: dict[str, Any]) -> planning.Plan:

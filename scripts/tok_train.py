@@ -4,13 +4,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nanochat import fresh
+from nanochat import checkpoint, fresh
 from nanochat.data import choose
 from nanochat.data.source import Source
 from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
 from nanochat.one_writer import only_writer
-from nanochat.run import Run
+from nanochat.run import TRAINED, Run
 from nanochat.tokenizer import FILE, Tokenizer
 
 
@@ -82,6 +82,7 @@ def train(flags: Flags, run: Run) -> None:
             f"run {run.name!r} has a tokenizer {before}, of which {'the file' if made else 'summary.json'} is lost, "
             f"and these flags and data give another, {tokenizer.fingerprint}; give those it was made with, or --fresh"
         )
+    check_trained(run, tokenizer)
     fresh.set_aside(folder, whole)
     tokenizer.save(folder)
     summary = dict(wanted=wanted, characters=characters, seconds=seconds, fingerprint=tokenizer.fingerprint)
@@ -90,6 +91,17 @@ def train(flags: Flags, run: Run) -> None:
     print(
         f"tokenizer: {tokenizer.vocab_size:,} tokens from {characters:,} characters of {source.name} in {seconds:.1f} s"
     )
+
+
+def check_trained(run: Run, tokenizer: Tokenizer) -> None:
+    """Raises UserError when models of the run are of another tokenizer: without it they would be of no use."""
+    for stage in TRAINED:
+        found, _ = checkpoint.newest(run.stage(stage), verify=False)
+        if found and found.meta["tokenizer"] != tokenizer.fingerprint:
+            raise UserError(
+                f"{run.stage(stage)} was trained with tokenizer {found.meta['tokenizer']}, and could not be used with "
+                f"this one, {tokenizer.fingerprint}; give another --run, or delete it first"
+            )
 
 
 if __name__ == "__main__":

@@ -85,6 +85,39 @@ def test_stopped_before_that_the_old_one_is_put_back_or_stays_aside(home, monkey
     assert not old.exists()
 
 
+def test_a_stage_on_another_disk_stays_there(home, monkeypatch, capsys):  # noqa: F811
+    """As a link to a folder; that of a tokenizer and of a run likewise."""
+    assert train(home, "a") == 0
+    folder, disk = Run.open("a").stage("base"), home / "disk"
+    shutil.move(folder, disk)
+    folder.symlink_to(disk)
+    was = weights(folder)
+    for seed in (7, 8):
+        assert train(home, "a", "base", "--fresh", f"--seed={seed}") == 0
+        assert folder.is_symlink() and weights(disk) != was and not list(home.glob("*~old"))
+        was = weights(disk)
+    for _ in range(2):
+        with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+            patched.setattr(trainer, "step", lambda *args: (_ for _ in ()).throw(RuntimeError("killed")))
+            train(home, "a", "base", "--fresh", "--seed=9")
+        assert weights(home / "disk~old") == was and checkpoint.latest(folder) is None
+    assert train(home, "a", "base", "--seed=8") == 0
+    assert "what was trained before is back" in capsys.readouterr().out
+    assert folder.is_symlink() and weights(disk) == was and not list(home.glob("*~old"))
+
+
+def test_what_cannot_be_read_just_now_is_not_removed_for_what_is_aside(home, capsys):  # noqa: F811
+    assert train(home, "a") == 0
+    folder = Run.open("a").stage("base")
+    shutil.copytree(folder, fresh.old(folder))
+    for path in folder.glob("*/model.safetensors"):
+        path.rename(path.with_name("away"))
+    assert train(home, "a") == 2 and "can be used" in capsys.readouterr().err
+    assert len(list(folder.glob("*/away"))) == checkpoint.KEEP and fresh.old(folder).is_dir()
+    assert train(home, "a", "base", "--fresh") == 0
+    assert not fresh.old(folder).exists()
+
+
 def test_a_mid_that_is_aside_is_not_passed_over(home, capsys):  # noqa: F811
     for stage in ("base", "mid"):
         assert train(home, "a", stage) == 0
@@ -150,3 +183,12 @@ def test_a_whole_run_that_is_started_over(home, monkeypatch, capsys):  # noqa: F
     tiny.tokenizer().save(run.stage("tokenizer"))
     assert train(home, "a", "base", "--seed=7") == 0
     assert not fresh.old(run.folder).exists() and weights(run.stage("base")) != was
+
+
+def test_a_run_whose_base_was_removed_is_trained_all_the_same(home, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("nanochat.plan.speed", lambda *args: (10_000.0, True))
+    run = Run.open("a")
+    checkpoint.write(run.stage("sft"), dict(META, stage="sft", step=9, finished=True), parts(0))
+    fresh.old(run.folder).mkdir()  # what could not be removed at the time
+    assert tiny.call("plan", "--run=a", "--device=cpu") == 0
+    assert checkpoint.latest(run.stage("sft")) and not fresh.old(run.folder).exists()

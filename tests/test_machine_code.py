@@ -261,10 +261,11 @@ def test_instructions_by_class():
     ]  # fmt: skip
     rdna = ["global_load_b128", "global_store_d16_hi_b16", "ds_load_2addr_b64", "ds_store_b32", "global_load_u8",
             "v_wmma_f32_16x16x16_f16", "v_swmmac_f32_16x16x32_bf16", "v_dual_fmac_f32", "v_dual_add_f32",
-            "v_permlanex16_b32", "s_barrier_signal", "v_dual_lshlrev_b32", "s_wait_loadcnt"]  # fmt: skip
+            "v_permlanex16_b32", "s_barrier_signal", "v_dual_lshlrev_b32", "s_wait_loadcnt",
+            "v_fma_mixlo_f16"]  # fmt: skip
     assert [machine_code.amd_class(word) for word in rdna] == [
         "global_load.128", "global_store.16", "ds_load.128", "ds_store.32", "global_load.8", "WMMA", "SWMMAC",
-        "FP32 fma", "FP32 add", "SHFL", "BAR", "integer", "other",
+        "FP32 fma", "FP32 add", "SHFL", "BAR", "integer", "other", "FP32 fma",
     ]  # fmt: skip
 
 

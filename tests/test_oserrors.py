@@ -4,6 +4,8 @@ import errno
 import os
 import socket
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from test_training import home, train, writing  # noqa: F401 (home is a fixture)
 from nanochat import files, oserrors
 from nanochat.run import Run
 
+ROOT = Path(__file__).parent.parent
 CODES = (
     "EROFS EACCES EPERM EFBIG EDQUOT ENOSPC ENOTDIR EISDIR EMFILE ENFILE EIO ENAMETOOLONG ENODEV ESTALE ENOENT EEXIST "
     "ELOOP ENOTEMPTY EBUSY"
@@ -141,3 +144,38 @@ def test_every_script_runs_in_the_frame():
             text = path.read_text()
             if '\nif __name__ == "__main__":\n' in text and path.name not in children:
                 assert "run_script" in text.rstrip().splitlines()[-1], path
+
+
+@pytest.mark.parametrize("where", ["~nobody-of-this-name/x", b"/tmp/\xff"])
+def test_a_base_folder_that_cannot_be(home, monkeypatch, capsys, where):  # noqa: F811
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", os.fsdecode(where))
+    assert tiny.call("tok_train", "--run=a", f"--data={home / 'text.jsonl'}", "--vocab-size=300") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: NANOCHAT_BASE_DIR is ") and error.count("\n") == 1
+
+
+STREAMS = """
+import os, sys
+from nanochat.flags import run_script
+def main():
+    print("\u2192 \u00e4")
+    with open(sys.argv[1], "wb") as f:
+        assert f.fileno() > 2  # or it would get what a library prints
+        os.system("echo something; echo something >&2")
+    sys.stdin.read()
+    sys.stdout.isatty(), sys.stderr.flush()
+    raise KeyboardInterrupt
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize("closed", ["", "<&- >&- 2>&-", ">&-", "2>&-"])
+def test_streams_that_are_closed_or_have_no_letters_for_it(tmp_path, closed):
+    command = f'"$0" -c "$1" "$2" --fresh {closed or "</dev/null"}'
+    words = ["sh", "-c", command, sys.executable, STREAMS, str(tmp_path / "file")]
+    made = subprocess.run(words, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert made.returncode == 75 and (tmp_path / "file").read_bytes() == b""
+    assert b"Traceback" not in made.stderr
+    if not closed:
+        assert made.stdout.startswith(rb"\u2192 \xe4")
+        assert b"Stopped. The same command without --fresh goes on" in made.stderr

@@ -7,9 +7,11 @@ import tiny
 from test_training import home, train  # noqa: F401 (home is a fixture)
 
 from kernels import measured
-from nanochat import measure, plan, records, stages
+from nanochat import complete, measure, plan, records, stages
 from nanochat.errors import UserError
 from nanochat.run import Run
+from nanochat.tokenizer import Tokenizer
+from scripts import chat_eval
 
 
 def test_what_is_written_comes_back(tmp_path):
@@ -24,6 +26,22 @@ def test_what_is_no_object_is_an_error_that_says_what_to_do(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(UserError, match="x.json is damaged: .*; do this"):
         records.read(tmp_path / "x.json", "do this")
+
+
+def test_what_memory_does_not_hold_is_damaged(tmp_path):
+    for name in (path := tmp_path / "summary.json").name, "manifest.json", "meta.json", "tokenizer.json":
+        with open(tmp_path / name, "wb") as f:
+            f.truncate(1 << 43)
+    with pytest.raises(UserError, match="damaged"):
+        records.read(path, "")
+    with pytest.raises(UserError, match="damaged"):
+        records.rows(path, "")
+    with pytest.raises(UserError, match="damaged"):
+        Tokenizer.load(tmp_path)
+    for name in ("manifest.json", "meta.json"):
+        with pytest.raises(complete.Damaged, match=f"{name} is too large"):
+            complete.read(tmp_path)
+        (tmp_path / "manifest.json").write_text("{}")
 
 
 def test_every_flipped_bit_of_the_values_is_seen(tmp_path):
@@ -122,6 +140,12 @@ def test_the_tokenizer_of_trained_models_is_not_replaced(home, capsys):  # noqa:
     assert run.summary("tokenizer")["fingerprint"] == run.tokenizer().fingerprint
     file.unlink()
     assert tiny.call(*words) == 0 and file.read_bytes() == content
+    assert train(home, "c") == 0
+    for more in (["--fresh"], []):  # the trained model would be of no use any more
+        assert tiny.call(*words[:-1], "--vocab-size=310", *more) == 2
+        assert file.read_bytes() == content
+    assert "base was trained with tokenizer" in capsys.readouterr().err
+    assert tiny.call(*words, "--fresh") == 0 and file.read_bytes() == content
     tiny.tokenizer(280).save(run.stage("tokenizer"))
     assert tiny.call(*words) == 2 and tiny.call("tok_eval", "--run=c", data) == 2
     assert "not the tokenizer that" in (said := capsys.readouterr().err) and "do not belong together" in said
@@ -134,8 +158,6 @@ def test_a_flipped_bit_of_a_merge_is_seen(tmp_path):
     other = merge[:-2] + chr(ord(merge[-2]) ^ 1) + merge[-1] if merge[-1] == "=" else merge[:-1] + "A"
     (tmp_path / "tokenizer.json").write_text(text.replace(f'"{merge}"', f'"{other}"'))
     with pytest.raises(UserError, match="damaged"):
-        from nanochat.tokenizer import Tokenizer
-
         Tokenizer.load(tmp_path)
 
 
@@ -212,3 +234,41 @@ def test_a_damaged_choice_is_measured_again():
     for choice in ([], 3, dict(whole, setting=None), {}):
         assert measure.known(choice, said.append) is None
     assert len(said) == 4
+
+
+ASKED = ("--source=base", "-x", "2", "-b", "2", "-m", "2", "-a", "choice")
+
+
+def evaluate(home):  # noqa: F811
+    return tiny.call("base_eval", "--run=a", f"--data={home / 'text.jsonl'}", "--split-tokens=64")
+
+
+def test_a_report_is_of_the_models_that_are_there(home, capsys):  # noqa: F811
+    run, said = Run.open("a"), "is of another model than the base there now"
+    assert train(home, "a") == 0 and evaluate(home) == 0 and tiny.call("chat_eval", "--run=a", *ASKED) == 0
+    assert tiny.call("report", "--run=a") == 0
+    shown = capsys.readouterr()
+    assert said not in shown.err and "choice" in shown.out and "bits per byte of text" in shown.out
+    assert train(home, "a", "base", "--fresh", "--seed=7") == 0
+    assert tiny.call("report", "--run=a") == 0
+    shown = capsys.readouterr()
+    assert shown.err.count(said) == 2 and "text of base" in shown.err and "choice of base" in shown.err
+    assert "n=2" not in shown.out and "bits per byte of text" not in (run.folder / "report.md").read_text()
+    assert evaluate(home) == 0 and tiny.call("report", "--run=a") == 0
+    assert capsys.readouterr().err.count(said) == 1
+
+
+def test_failing_examples_of_two_evaluations_at_once(home, monkeypatch):  # noqa: F811
+    assert train(home, "a") == 0
+    path, plain = Run.open("a").stage("eval") / "base_failures.jsonl", chat_eval.evaluate
+
+    def meanwhile(*args):  # another process has come to its end
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"task": "facts_taught"}\n{"task": "choice"}\n')
+        return plain(*args)
+
+    monkeypatch.setattr(chat_eval, "evaluate", meanwhile)
+    assert tiny.call("chat_eval", "--run=a", *ASKED) == 0
+    tasks = [row["task"] for row in records.rows(path, "")]
+    assert tasks.count("facts_taught") == 1 and set(tasks) <= {"facts_taught", "choice"}
+    assert {"task": "choice"} not in records.rows(path, "")
