@@ -77,7 +77,8 @@ child python -m scripts.plan ${ARGS[@]+"${ARGS[@]}"} ${TOGETHER[@]+"${TOGETHER[@
 
 wanted() { [[ " ${STAGES[*]} " == *" $1 "* ]]; }
 
-run() {
+# Runs a command, shown; returns its exit code.
+try() {
     echo
     echo "\$ ${*/#"$PWD/"/}"
     local code=0
@@ -87,11 +88,23 @@ run() {
         [[ " $* " != *" --fresh "* ]] || again="the same command without --fresh"
         echo "This stage ended with code $code; $again goes on from its last checkpoint." >&2
     fi
-    [ $code -eq 0 ] || exit $code
+    return $code
 }
+
+run() { try "$@" || exit $?; }
 
 # What one process does, on the first machine.
 alone() { [ "$NODE" -ne 0 ] || run "$@"; }
+
+# An evaluation that fails leaves the others and the report; its code ends the run.
+FAILED=0
+evaluate() {
+    [ "$NODE" -eq 0 ] || return 0
+    local code=0
+    try "$@" || code=$?
+    [ $code -ne 75 ] || exit $code
+    [ $code -eq 0 ] || FAILED=$code
+}
 
 # Training on several GPUs: a rank each, started and ended together; on several machines by torchrun, which waits up to
 # two hours for the first machine to get here, and ten minutes for ranks that are told to stop and save.
@@ -122,13 +135,15 @@ if wanted sft; then
     launch scripts.chat_sft --run="$RUN" "${SFT[@]}"
 fi
 if wanted eval; then
-    alone python -m scripts.base_eval --run="$RUN" --source=base --data="$DATA" --device-type="$DEVICE" --split-tokens=65536
-    if [ "$CHAT_DATA" = embedded ]; then
-        for stage in base mid sft; do
-            [ ! -d "$RUN_DIR/$stage" ] ||
-                alone python -m scripts.chat_eval --run="$RUN" --source=$stage --device-type="$DEVICE" --max-new-tokens=32
-        done
+    evaluate python -m scripts.base_eval --run="$RUN" --source=base --data="$DATA" --device-type="$DEVICE" --eval=bpb,sample --split-tokens=65536
+    if [ ${#CORE[@]} -gt 0 ]; then
+        evaluate python -m scripts.base_eval --run="$RUN" --source=base --device-type="$DEVICE" "${CORE[@]}"
     fi
+    for stage in base mid sft; do
+        if [ ${#CHAT[@]} -gt 0 ] && [ -d "$RUN_DIR/$stage" ]; then
+            evaluate python -m scripts.chat_eval --run="$RUN" --source=$stage --device-type="$DEVICE" "${CHAT[@]}"
+        fi
+    done
 fi
 if wanted report; then
     alone python -m scripts.report --run="$RUN"
@@ -138,3 +153,4 @@ if wanted report && [ "$NODE" -eq 0 ]; then
     echo
     echo "Talk to it:  .venv/bin/python -m scripts.chat_cli --run=$RUN, or scripts.chat_web for a page"
 fi
+exit $FAILED

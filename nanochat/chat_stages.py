@@ -75,10 +75,11 @@ def _train(
     name: str, flags: ChatFlags, run: Run, hardware: Hardware, watch: Callable[[Stage], Callable[[], None]] | None
 ) -> None:
     tokenizer = run.tokenizer()
-    parent = same_checkpoint(lambda: run.checkpoint(flags.source or _stage_before(run, name)))
+    before = flags.source or _stage_before(run, name)
+    parent = same_checkpoint(lambda: run.checkpoint(before))
     parent.check_tokenizer(tokenizer)
     base = parent.meta["settings"]
-    source, left_out = choose.conversations(flags.data, name, flags.seed)
+    source, left_out = choose.conversations(flags.data, name, flags.seed, before)
     masked = name == "sft"
     encode = conversation_encoder(tokenizer, masked)
     settings = Settings(

@@ -14,7 +14,7 @@ from typing import Any, get_origin
 
 import torch
 
-from nanochat import hardware, presets, records, toolchain
+from nanochat import evaluation_size, hardware, presets, records, toolchain
 from nanochat.cadence import cadence, checkpoint_bytes, last_tokens, overhead
 from nanochat.cost import flops_per_token, parameter_counts
 from nanochat.data import choose, hub
@@ -54,6 +54,7 @@ class Plan:
     memory: int = 0  # bytes of one GPU; 0 in plans of older versions
     dtype: str = "bfloat16"  # of the activations
     nodes: int = 1  # machines, of `gpus` each
+    evaluation: float = 0.0  # seconds for a sample of CORE and ChatCORE; 0 where neither is asked
 
 
 def make(run: Run, asked: dict[str, Any], nodes: int = 1) -> Plan:
@@ -217,7 +218,9 @@ def fit(plan: Plan, max_minutes: float | None) -> None:
     """Sets the time of each stage, and shortens all training alike when together they exceed max_minutes."""
     rate = plan.rate
     total = sum(steps * plan.batch / rate for steps in plan.steps.values())
-    fixed = OTHER_SECONDS + STARTUP_SECONDS * len(plan.steps)
+    if plan.flags["sft"]["data"] == "hub":
+        plan.evaluation = evaluation_size.seconds(max_minutes, total)
+    fixed = OTHER_SECONDS + plan.evaluation + STARTUP_SECONDS * len(plan.steps)
     if max_minutes is not None and total + fixed > max_minutes * 60:
         share = (max_minutes * 60 - fixed) / total
         if share <= 0.02:
@@ -364,6 +367,11 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
     for stage in stages:
         steps, seconds = plan.steps.get(stage), plan.seconds.get(stage)
         text = f"{steps:,} steps, {steps * plan.batch / 1e6:,.1f} M tokens" if steps else STAGE_TEXT[stage]
+        if stage == "eval" and plan.evaluation:
+            core, chat = evaluation(plan)
+            text += f", {core['max_per_task']} of each of CORE's tasks" if core else ", no time for CORE"
+            text += f", {chat['max_problems']} each of {str(chat['tasks']).replace(',', ', ')}"
+            text += f", about {duration(plan.evaluation)} (predicted)"
         print(f"  {stage:9} {text}" + (f", about {duration(seconds)}" if seconds else ""))
     if plan.rate:
         small = plan.steps.keys() > {"base"}  # a preset that fixes the steps of every stage
@@ -374,7 +382,7 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
             if small
             else f"from steps measured on {MEASURED_LAYERS} of its layers: no peak is known for this GPU"
         )
-        whole = sum(s or 0 for s in plan.seconds.values()) + (OTHER_SECONDS if small else 0)
+        whole = sum(s or 0 for s in plan.seconds.values()) + (OTHER_SECONDS + plan.evaluation if small else 0)
         part = "all stages" if small else "base training"
         print(f"  time      about {duration(whole)} for {part}, at {plan.rate:,.0f} tokens/s ({source})")
     if "eval_tokens_between" in plan.flags["base"]:  # a plan stored by an older version has no cadence
@@ -415,6 +423,23 @@ def duration(seconds: float) -> str:
     )
 
 
+def evaluation(plan: Plan) -> tuple[Flags, Flags]:
+    """The flags of base_eval for CORE and of chat_eval, {} where it is not run: of conversations of one's own."""
+    data = plan.flags["sft"]["data"]
+    if data == "embedded":
+        return {}, dict(max_new_tokens=32)
+    if data != "hub":
+        return {}, {}
+    rate = plan.rate / (plan.gpus * plan.nodes)  # one device evaluates
+    seconds = plan.evaluation or evaluation_size.SECONDS[0]  # a plan of an older version has none
+    return evaluation_size.flags(seconds, rate, plan.device, plan.config["sequence_len"])
+
+
+def words(flags: Flags) -> list[str]:
+    """For a command line."""
+    return [f"--{key.replace('_', '-')}={value}" for key, value in flags.items()]
+
+
 def shell(plan: Plan, run: Run, stages: list[str], fresh: bool, tune: bool = True) -> str:
     """Assignments for speedrun.sh: names, and for each stage an array of its flags."""
     lines = [
@@ -423,12 +448,13 @@ def shell(plan: Plan, run: Run, stages: list[str], fresh: bool, tune: bool = Tru
         f"STAGES=({' '.join(stages)})",
         f"GPUS={plan.gpus}",
         f"DATA={shlex.quote(str(plan.flags['base']['data']))}",
-        f"CHAT_DATA={shlex.quote(str(plan.flags['sft']['data']))}",
         f"DEVICE={plan.device}",
     ]
     for stage, flags in plan.flags.items():
-        words = [word for key, value in flags.items() for word in (f"--{key.replace('_', '-')}={value}",)]
-        words += ["--no-tune"] if not tune and stage != "tokenizer" else []
-        words += ["--fresh"] if fresh and stage in stages else []
-        lines.append(f"{stage.upper()}=({shlex.join(words)})")
+        given = words(flags)
+        given += ["--no-tune"] if not tune and stage != "tokenizer" else []
+        given += ["--fresh"] if fresh and stage in stages else []
+        lines.append(f"{stage.upper()}=({shlex.join(given)})")
+    for name, flags in zip(("CORE", "CHAT"), evaluation(plan)):
+        lines.append(f"{name}=({shlex.join(words(flags))})")
     return "\n".join(lines) + "\n"

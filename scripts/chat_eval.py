@@ -13,7 +13,7 @@ from nanochat.flags import flag, parse, run_script
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.locks import turn
 from nanochat.run import Run
-from nanochat.tasks import TASKS
+from nanochat.tasks import MICROWORLD, TASKS
 
 
 @dataclass
@@ -34,7 +34,7 @@ def main() -> None:
     flags = parse(Flags, __doc__ or "")
     from profiling.record import engine_recorder
 
-    names = list(TASKS) if flags.tasks == "all" else flags.tasks.split(",")
+    names = list(MICROWORLD) if flags.tasks == "all" else flags.tasks.split(",")
     for name in names:
         if name not in TASKS:
             raise UserError(f"--tasks names {name!r}; the tasks are {', '.join(TASKS)}")

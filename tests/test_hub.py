@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from nanochat.data import hub, hub_chat
+from nanochat.data import choose, hub
 from nanochat.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -46,38 +46,14 @@ def test_the_last_shard_of_a_mirror_validates(mirror):
 def test_a_mirror_without_what_is_needed_says_so(mirror):
     with pytest.raises(UserError, match="at least two"):
         hub.base_documents(1)
-    with pytest.raises(UserError, match="the mirror has no train"):
-        hub_chat.mixture("sft")
+    with pytest.raises(UserError, match="the mirror has no test"):
+        choose.conversations("hub", "sft")
 
 
 def test_a_mirror_that_is_no_folder(monkeypatch):
     monkeypatch.setenv("NANOCHAT_HUB_ROOT", "/no/such/folder")
     with pytest.raises(UserError, match="no folder"):
         hub.reachable()
-
-
-def test_the_real_chat_data(shared, monkeypatch, tmp_path):
-    monkeypatch.setenv("NANOCHAT_HUB_ROOT", str(shared / "data" / "hub"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    source, left_out = hub_chat.mixture("mid")
-    assert len(left_out) == 1 and left_out[0].startswith("mmlu is left out")
-    rows = [row for unit in range(source.units("train")) for row in source.load("train", unit)]
-    assert len(rows) == 950 + 7473 + 800 + 60 * 17
-    tokenizer = tiny.tokenizer()
-    for row in rows[:500]:
-        tokenizer.render(row)
-    assert sum(len(source.load("val", unit)) for unit in range(source.units("val"))) == 50
-
-
-def test_gsm8k_marks_become_tool_calls():
-    row = dict(question="q", answer="He has 48/2 = <<48/2=24>>24 clips.\n#### 24")
-    content = hub_chat.gsm8k_conversation(row)["messages"][1]["content"]
-    assert content == [
-        dict(type="text", text="He has 48/2 = "),
-        dict(type="python", text="48/2"),
-        dict(type="python_output", text="24"),
-        dict(type="text", text="24 clips.\n#### 24"),
-    ]
 
 
 # ---- a hub

@@ -3,6 +3,7 @@ import shlex
 import subprocess
 from types import SimpleNamespace
 
+import hub_fixture
 import pytest
 import standins
 import tiny
@@ -44,6 +45,28 @@ def test_a_time_limit_shortens_all_training_alike(run):
     assert short.flags["base"]["num_iterations"] == short.steps["base"]
     with pytest.raises(UserError, match="leaves no time to train"):
         plan.make(run, dict(device="cpu", max_minutes=0.5))
+
+
+def test_hub_data_leaves_time_for_a_sample_of_every_evaluation(run, tmp_path, monkeypatch, capsys):
+    hub_fixture.gsm8k(tmp_path / "hub", "test", 3)
+    monkeypatch.setenv("NANOCHAT_HUB_ROOT", str(tmp_path / "hub"))
+    made = plan.make(run, dict(device="cpu", data="hub", max_minutes=10.0))
+    assert made.evaluation == 0.12 * 600
+    assert sum(made.seconds.values()) + plan.OTHER_SECONDS + made.evaluation <= 600
+    lines = plan.shell(made, run, ["eval"], False).splitlines()
+    core, chat = (next(line for line in lines if line.startswith(name)) for name in ("CORE=", "CHAT="))
+    plan.show(made, run, ["eval"])
+    assert "of each of CORE's tasks" in capsys.readouterr().out
+    assert core.startswith("CORE=(--eval=core --max-per-task=")
+    assert chat.startswith("CHAT=(--tasks=gsm8k,spellingbee --max-problems=")
+
+
+def test_other_data_is_evaluated_as_before(run, tmp_path):
+    made = plan.make(run, dict(device="cpu"))
+    assert made.evaluation == 0
+    assert plan.shell(made, run, [], False).endswith("CORE=()\nCHAT=(--max-new-tokens=32)\n")
+    made.flags["sft"]["data"] = "a path"
+    assert plan.shell(made, run, [], False).endswith("CORE=()\nCHAT=()\n")
 
 
 def overheads(made, config):

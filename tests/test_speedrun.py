@@ -22,12 +22,13 @@ RUN_DIR={folder}
 STAGES=(tokenizer base mid sft eval report)
 GPUS={gpus}
 DATA=embedded
-CHAT_DATA=embedded
 DEVICE=cpu
 TOKENIZER=(--vocab-size=300)
 BASE=(--depth=2)
 MID=()
 SFT=(--num-iterations=3)
+CORE=()
+CHAT=(--max-problems=7)
 """
 
 STAND_IN = """#!/usr/bin/env bash
@@ -164,6 +165,28 @@ def test_a_stage_that_fails_ends_the_run_with_its_code(run, code, more):
     assert done.returncode == code
     assert not [call for call in calls(done) if "chat_sft" in call]
     assert done.stderr.count("\n") == more
+
+
+def test_an_evaluation_that_fails_leaves_the_others_and_the_report(run, tmp_path):
+    for stage in ("base", "mid", "sft"):
+        (tmp_path / stage).mkdir()
+    done = run(fails="chat_eval --run=a run --source=base", code=1)
+    assert done.returncode == 1
+    names = [call.split("scripts.")[1].split()[0] for call in calls(done)]
+    assert names[-5:] == ["base_eval", "chat_eval", "chat_eval", "chat_eval", "report"]
+    told = run(fails="base_eval", code=75)
+    assert told.returncode == 75 and "base_eval" in calls(told)[-1]
+
+
+def test_what_is_evaluated_is_as_planned(run, tmp_path, monkeypatch):
+    (tmp_path / "sft").mkdir()
+    assert [call for call in calls(run()) if "_eval" in call][-1].endswith("--device-type=cpu --max-problems=7")
+    assert not [call for call in calls(run()) if "--eval=core" in call]
+    monkeypatch.setitem(globals(), "PLAN", PLAN.replace("CORE=()", "CORE=(--eval=core --max-per-task=3)"))
+    core = [call for call in calls(run()) if "--eval=core" in call]
+    assert core == ["-m scripts.base_eval --run=a run --source=base --device-type=cpu --eval=core --max-per-task=3"]
+    monkeypatch.setitem(globals(), "PLAN", PLAN.replace("CHAT=(--max-problems=7)", "CHAT=()"))
+    assert not [call for call in calls(run()) if "chat_eval" in call]
 
 
 def test_paths_are_meant_from_where_the_user_stands(run, tmp_path):

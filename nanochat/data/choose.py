@@ -5,10 +5,10 @@ from pathlib import Path
 from nanochat.data import hub
 from nanochat.data.conversations import ConversationFiles
 from nanochat.data.documents import Documents
-from nanochat.data.hub_chat import mixture
 from nanochat.data.microworld import Conversations
 from nanochat.data.microworld import Documents as WorldDocuments
 from nanochat.data.source import Source
+from nanochat.tasks.stage_mixtures import mixture
 
 
 def documents(data: str, tokens: int, seed: int = 42) -> Source:
@@ -23,10 +23,10 @@ def documents(data: str, tokens: int, seed: int = 42) -> Source:
     return Documents(Path(data))
 
 
-def conversations(data: str, stage: str, seed: int = 42) -> tuple[Source, list[str]]:
-    """(conversations for stage "mid" or "sft", sentences about what had to be left out)."""
+def conversations(data: str, stage: str, seed: int = 42, after: str = "mid") -> tuple[Source, list[str]]:
+    """(conversations for stage "mid" or "sft" that follows stage `after`, sentences about what had to be left out)."""
     if data == "embedded":
         return Conversations(stage, draw=seed), []
     if data == "hub":
-        return mixture(stage)
+        return mixture(stage, after)
     return ConversationFiles(Path(data)), []

@@ -4,9 +4,7 @@ A line is a list of messages or {"messages": [...]}. All lines are checked befor
 one is named by file and line. Splits as for documents: files named val…, or the first of every 50 held out.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nanochat.data.documents import HELD_OUT, find_files, fingerprint, json_lines
 from nanochat.errors import UserError
@@ -23,7 +21,7 @@ class ConversationFiles:
         files = find_files(path, (".jsonl",))
         self.fingerprint = fingerprint(files)
         val = [f for f in files if f.stem.lower().startswith("val")]
-        rows = {f: _load(f) for f in files}
+        rows = {f: load(f) for f in files}
         train_rows = [row for f in files if f not in val for row in rows[f]]
         if val:
             self._rows = {"train": train_rows, "val": [row for f in val for row in rows[f]]}
@@ -40,7 +38,8 @@ class ConversationFiles:
         return self._rows[split][unit * UNIT : (unit + 1) * UNIT]
 
 
-def _load(path: Path) -> list[dict]:
+def load(path: Path) -> list[dict]:
+    """The conversations of a JSONL file. Raises UserError naming file and line of a malformed one."""
     conversations = []
     for number, row in json_lines(path, path.read_bytes(), 1):
         try:
@@ -50,34 +49,3 @@ def _load(path: Path) -> list[dict]:
     if not conversations:
         raise UserError(f"{path} is empty")
     return conversations
-
-
-class Mixture:
-    """Several sequences of conversations shuffled into one source by a fixed permutation.
-
-    `train` and `val` map a name to (sequence, epochs); a sequence has a length and gives conversations by index.
-    """
-
-    def __init__(self, name: str, train: dict[str, tuple[Sequence, int]], val: dict[str, tuple[Sequence, int]]):
-        import hashlib
-
-        import numpy as np
-
-        self.name = name
-        self._parts = {"train": list(train.values()), "val": list(val.values())}
-        self._order = {}
-        for split, parts in self._parts.items():
-            index = [
-                np.stack((np.full(len(rows) * epochs, i), np.tile(np.arange(len(rows)), epochs)), axis=1)
-                for i, (rows, epochs) in enumerate(parts)
-            ]
-            self._order[split] = np.random.default_rng(42).permutation(np.concatenate(index))
-        sizes = str([(key, len(rows), epochs) for key, (rows, epochs) in train.items()])
-        self.fingerprint = hashlib.sha256(sizes.encode()).hexdigest()[:16]
-
-    def units(self, split: str) -> int:
-        return -(-len(self._order[split]) // UNIT)
-
-    def load(self, split: str, unit: int) -> list[Any]:
-        chosen = self._order[split][unit * UNIT : (unit + 1) * UNIT]
-        return [self._parts[split][part][0][int(row)] for part, row in chosen]

@@ -116,6 +116,20 @@ def _fetch(name: str) -> Path:
     )
 
 
+Split = tuple[str, str | None, str]  # of a data set: its repository, subset (None: it has none) and split
+
+
+def _files(root: Path, repo: str, subset: str | None, split: str) -> list[str]:
+    """A split's files in a mirror."""
+    return sorted(str(file) for file in (root / repo / (subset or "data")).glob(f"{split}-*.parquet"))
+
+
+def has(repo: str, subset: str | None, split: str) -> bool:
+    """Whether a mirror has a split of a data set; without one, the Hub is taken to have it."""
+    root = mirror()
+    return root is None or bool(_files(root, repo, subset, split))
+
+
 def dataset(repo: str, subset: str | None, split: str) -> Any:
     """One split of a data set, as `datasets` gives it. Raises UserError when it cannot be had."""
     import datasets
@@ -125,10 +139,9 @@ def dataset(repo: str, subset: str | None, split: str) -> Any:
     try:
         if root is None:
             return datasets.load_dataset(repo, subset, split=split)
-        folder = root / repo
-        files = sorted(str(f) for f in (folder / (subset or "data")).glob(f"{split}-*.parquet"))
+        files = _files(root, repo, subset, split)
         if not files:
-            raise UserError(f"the mirror has no {split}-*.parquet of {repo} in {folder / (subset or 'data')}")
+            raise UserError(f"the mirror has no {split}-*.parquet of {repo} in {root / repo / (subset or 'data')}")
         return datasets.load_dataset("parquet", data_files=files, split="train")
     except UserError:
         raise

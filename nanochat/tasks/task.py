@@ -11,11 +11,13 @@ OUTCOMES = ("right", "wrong", "refused")
 
 @dataclass(frozen=True)
 class Question:
-    """Messages that end with the user's question, the expected answer ("" for none), and other questions' answers."""
+    """One question, and what answers it."""
 
-    messages: list[dict]
-    expected: str
-    others: tuple[str, ...] = ()
+    messages: list[dict]  # ends with the user's question
+    expected: str  # the answer, "" for none; of a multiple-choice question its letter
+    others: tuple[str, ...] = ()  # other questions' answers, which must not stand beside the expected one
+    letters: tuple[str, ...] = ()  # of a multiple-choice question, answered by their logits; () for one that is sampled
+    id: str = ""  # what names it in a file of failures; "" for its place in the task
 
 
 def says(question: Question, answer: str) -> bool:
@@ -38,6 +40,20 @@ def is_only(question: Question, answer: str) -> bool:
     return answer.strip().rstrip(".") == question.expected
 
 
+def final_number(text: str) -> str | None:
+    """The number after the first "####", without commas, or None: how GSM8K marks an answer.
+
+    As OpenAI's grade-school-math and nanochat read it: a full stop after the number belongs to it, and makes it wrong.
+    """
+    found = re.search(r"#### (-?[\d.,]+)", text)
+    return found.group(1).replace(",", "") if found else None
+
+
+def ends_with_mark(question: Question, answer: str) -> bool:
+    """The number after "####" is the expected one."""
+    return final_number(answer) == question.expected
+
+
 @dataclass(frozen=True)
 class Task:
     """A named list of questions. `wanted` is the outcome that is good: "right", or "refused" where nobody can know.
@@ -50,6 +66,8 @@ class Task:
     all_questions: Callable[[], list[Question]]
     wanted: str = "right"
     is_right: Callable[[Question, str], bool] = says
+    chance: float = 0.0  # the rate of blind guessing, by which a rate is centred
+    limit: int = 64  # longest answer, in tokens
 
     def questions(self, n: int) -> list[Question]:
         """The first n, or all there are."""

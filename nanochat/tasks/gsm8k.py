@@ -1,0 +1,46 @@
+"""GSM8K: grade-school mathematics in words. The answer is the number after "####"; the calculator may be used.
+
+In its solutions a mark <<48/2=24>> stands where somebody would use a calculator: it becomes a call of the python tool.
+Source: Cobbe et al., Training Verifiers to Solve Math Word Problems, arXiv:2110.14168; openai/gsm8k on the Hub.
+"""
+
+import re
+
+from nanochat.data import hub
+from nanochat.tasks.rows import Rendered, conversation, shuffled
+from nanochat.tasks.task import Question, Task, ask, ends_with_mark, final_number
+
+TEST = ("openai/gsm8k", "main", "test")
+
+
+def train() -> Rendered:
+    """Conversations of the training split (7,473)."""
+    return Rendered(
+        hub.dataset("openai/gsm8k", "main", "train"), lambda row: conversation(row["question"], solution(row["answer"]))
+    )
+
+
+def solution(answer: str) -> list[dict]:
+    """A solution as parts of a message: text, and for each mark the call and its output."""
+    parts = []
+    for piece in re.split(r"(<<[^>]*>>)", answer):
+        if piece.startswith("<<"):
+            expression, _, result = piece[2:-2].rpartition("=")
+            parts += [dict(type="python", text=expression), dict(type="python_output", text=result)]
+        elif piece:
+            parts.append(dict(type="text", text=piece))
+    return parts
+
+
+def questions() -> list[Question]:
+    return shuffled(
+        "gsm8k",
+        (
+            Question(ask(row["question"]), final_number(row["answer"]) or "", id=f"gsm8k/{i}")
+            for i, row in enumerate(hub.dataset(*TEST))
+        ),
+    )
+
+
+def tasks() -> list[Task]:
+    return [Task("gsm8k", "mathematics in words, calculator allowed", questions, is_right=ends_with_mark, limit=512)]
