@@ -132,6 +132,7 @@ def server(tmp_path, monkeypatch):
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 500)  # a small file: break off after some
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)  # seconds until a break is noticed
     folder = bundles.write(tmp_path / "src" / "eval_bundle")
     with zipfile.ZipFile(tmp_path / "made.zip", "w") as archive:
         for path in sorted(folder.rglob("*")):
