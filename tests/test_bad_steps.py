@@ -405,6 +405,7 @@ def test_documents_with_nothing_to_learn_are_not_packed():
     assert (packer.seen, packer.left_out, len(packer)) == (4, 2, 2)
 
 
+@pytest.mark.slow
 def test_many_conversations_without_answers_are_said_and_none_with_is_refused(home, capsys):  # noqa: F811
     assert train(home, "a") == 0 == train(home, "b")
     talks = [json.loads(line) for line in (home / "chat.jsonl").read_text().splitlines()]

@@ -44,6 +44,7 @@ def test_what_is_hidden_cannot_be_imported(tmp_path):
     assert made.returncode == 0 and made.stdout == "", made.stdout + made.stderr
 
 
+@pytest.mark.slow
 def test_the_embedded_world_is_learnt_and_recorded(tmp_path):
     """Steps 3, 7 and 8 of GPU.md, small."""
     command = ("bash", "speedrun.sh", "--dry-run", "--data=embedded")
@@ -76,6 +77,7 @@ def test_the_embedded_world_is_learnt_and_recorded(tmp_path):
     assert made.returncode == 0, made.stderr
 
 
+@pytest.mark.slow
 def test_what_measures_works(tmp_path):
     """Steps 4 and 9 of GPU.md, small; 5 and 6 refuse a CPU."""
     made = script("benchmarks", tmp_path, "run", "--op=rotary", f"--out={tmp_path / 'first.json'}")

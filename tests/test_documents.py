@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from nanochat.data.conversations import ConversationFiles, Mixture
+from nanochat.data.conversations import ConversationFiles
 from nanochat.data.documents import Documents
 from nanochat.errors import UserError
 
@@ -152,10 +152,3 @@ def test_a_bad_conversation_is_named_by_line(tmp_path, line, complaint):
     path.write_text("\n".join([json.dumps(exchange(0)), "", line, ""]))
     with pytest.raises(UserError, match=complaint):
         ConversationFiles(path)
-
-
-def test_a_mixture_holds_every_row_as_often_as_asked():
-    mixture = Mixture("m", {"a": ([1, 2, 3], 1), "b": ([10, 20], 3)}, {"a": ([4], 1)})
-    assert sorted(everything(mixture, "train")) == sorted([1, 2, 3] + [10, 20] * 3)
-    assert everything(mixture, "train") != [1, 2, 3] + [10, 20] * 3
-    assert everything(mixture, "val") == [4]

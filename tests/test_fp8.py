@@ -233,7 +233,9 @@ def test_a_model_on_the_kernels(scaling):
 
 
 @pytest.mark.parametrize("scaling", ["delayed", pytest.param("current", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("setting", ["torch", pytest.param(EVERYTHING, marks=needs_triton, id="triton")])
+@pytest.mark.parametrize(
+    "setting", ["torch", pytest.param(EVERYTHING, marks=[needs_triton, pytest.mark.slow], id="triton")]
+)
 def test_a_model_is_traced_whole_and_its_histories_move(scaling, setting):
     traced, model = losses(scaling, setting, "aot_eager", steps=3)
     eager, plain = losses(scaling, setting, steps=3)

@@ -136,6 +136,7 @@ def test_kernels_that_a_card_has_not_are_skipped_and_said(run):
     assert re.search(r"SKIPPED .*fp8_linear: sm_86 has no fp8 instructions", out) and " passed" in out, out
 
 
+@pytest.mark.slow
 def test_long_offsets_are_interpreted_where_a_card_has_no_room(run):
     """On a device that computes nothing, Triton does not interpret: the test does it in a process without the card."""
     test = "tests/test_triton.py::test_offsets_past_two_to_the_31"
@@ -248,6 +249,7 @@ def test_tuning_benchmarks_and_sensors(run, tmp_path):
     assert "tools: as wanted" in run(HERE / "tools.py", NANOCHAT_BASE_DIR=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_bare_environment_plans_and_decodes(run, tmp_path, monkeypatch):
     """With torch, Triton, numpy, safetensors and tiktoken alone, where CUDA makes a difference."""
     monkeypatch.setenv("PYTHONPATH", test_bare.hidden(tmp_path / "hidden"))
