@@ -138,7 +138,14 @@ def test_the_kernels_tables_are_whole_or_as_before(tmp_path, monkeypatch, capsys
 def test_every_script_runs_in_the_frame():
     """Or what the operating system refuses would be a traceback there; kernels has a frame of its own."""
     root = Path(__file__).parent.parent
-    children = {"lower.py", "core_worker.py", "decode_worker.py", "train_worker.py", "null_device.py", "test_attention.py"}
+    children = {
+        "lower.py",
+        "core_worker.py",
+        "decode_worker.py",
+        "train_worker.py",
+        "null_device.py",
+        "test_attention.py",
+    }
     for room in ("scripts", "profiling", "benchmarks"):
         for path in (root / room).rglob("*.py"):
             text = path.read_text()
