@@ -19,7 +19,7 @@ class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
     data: str = flag("embedded", "embedded | hub | a path to parquet, JSONL or text files")
     vocab_size: int = flag(32768, "tokens in the vocabulary, the 9 special ones included")
-    max_chars: int = flag(2_000_000_000, "characters to train on, at most")
+    max_chars: int = flag(-1, "characters to train on, at most (-1: 2 million of the embedded world, else 2 billion)")
     doc_cap: int = flag(10_000, "characters of one document, at most")
     fresh: bool = flag(False, "train again although there is a tokenizer")
 
@@ -44,6 +44,8 @@ def main() -> None:
 
 def train(flags: Flags, run: Run) -> None:
     folder, whole = run.stage("tokenizer"), lambda place: (place / "summary.json").exists()
+    if flags.max_chars < 0:  # the small world has no end, and two million say all that it says
+        flags.max_chars = 2_000_000 if flags.data == "embedded" else 2_000_000_000
     wanted = dict(data=flags.data, vocab_size=flags.vocab_size, max_chars=flags.max_chars, doc_cap=flags.doc_cap)
     source = choose.documents(flags.data, flags.max_chars // 4)
     wanted["fingerprint"] = source.fingerprint

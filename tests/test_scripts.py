@@ -250,3 +250,10 @@ def test_ctrl_c_while_starting_up_is_one_sentence(home, delay):  # noqa: F811
         pytest.skip("the interpreter itself had not started yet")
     assert process.returncode == EXIT_INTERRUPTED, error
     assert "Traceback" not in error and "top" in error
+
+
+def test_a_tokenizer_of_the_small_world_needs_no_limit(monkeypatch, tmp_path):
+    """The world has no end, and two billion characters of it took longer than all training."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    assert tiny.call("tok_train", "--run=a", "--vocab-size=300") == 0
+    assert Run.open("a").summary("tokenizer")["characters"] == 2_000_000
