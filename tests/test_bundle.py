@@ -93,9 +93,11 @@ def test_an_unknown_kind_is_named(tmp_path):
 
 def test_a_path_comes_first_then_the_base_folder_then_what_stands_beside(tmp_path, monkeypatch):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "home"))
-    monkeypatch.setattr(bundle, "BESIDE", bundles.write(tmp_path / "beside"))
+    (tmp_path / "mirror" / "hub").mkdir(parents=True)
+    monkeypatch.setenv("NANOCHAT_HUB_ROOT", str(tmp_path / "mirror" / "hub"))
+    beside = bundles.write(tmp_path / "mirror" / "eval_bundle")
     given = bundles.write(tmp_path / "given")
-    assert bundle.find() == tmp_path / "beside"
+    assert bundle.find() == beside
     own = bundles.write(tmp_path / "home" / "eval_bundle")
     assert bundle.find() == own and bundle.find(str(given)) == given
     with pytest.raises(UserError, match="there is no core.yaml in it"):

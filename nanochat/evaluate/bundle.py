@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanochat.data import hub
 from nanochat.errors import UserError
 from nanochat.files import base_dir, sha256
 from nanochat.locks import turn
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 SHA256 = "90a7c19e28ee7a52b4f6e1f87658deb9fde7f63deba2379045bdb1fe9ea5d200"
-BESIDE = Path(__file__).parents[3] / "shared" / "data" / "eval_bundle"  # a folder that may stand beside the project
 CORE = (
     "hellaswag_zeroshot", "jeopardy", "bigbench_qa_wikidata", "arc_easy", "arc_challenge", "copa", "commonsense_qa",
     "piqa", "openbook_qa", "lambada_openai", "hellaswag", "winograd", "winogrande", "bigbench_dyck_languages",
@@ -96,8 +96,8 @@ def load(folder: Path) -> Bundle:
 
 
 def find(path: str = "") -> Path:
-    """The bundle's folder: `path` where one is given, else in $NANOCHAT_BASE_DIR, else beside the project; else it is
-    downloaded. Raises UserError.
+    """The bundle's folder: `path` where one is given, else in $NANOCHAT_BASE_DIR, else beside the mirror that
+    NANOCHAT_HUB_ROOT names; else it is downloaded. Raises UserError.
     """
     if path:
         folder = Path(path).expanduser()
@@ -105,7 +105,8 @@ def find(path: str = "") -> Path:
             raise UserError(f"--bundle {path}: there is no core.yaml in it; wanted a folder laid out as nanochat's")
         return folder
     own = base_dir() / "eval_bundle"
-    for folder in (own, BESIDE):
+    mirror = hub.mirror()
+    for folder in [own, *([mirror.with_name("eval_bundle")] if mirror else [])]:
         if (folder / "core.yaml").is_file():
             return folder
     with turn(base_dir() / ".eval_bundle.lock"):
