@@ -1,6 +1,6 @@
 """CORE, bits per byte and samples of a trained model; CORE of a Hugging Face model too, with its own tokenizer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nanochat.checkpoint import Checkpoint
@@ -40,6 +40,7 @@ class Flags:
     eval: str = flag("core,bpb,sample", "what to evaluate, comma-separated: core, bpb, sample")
     max_per_task: int = flag(-1, "rows of each CORE task, shuffled (-1: all)")
     controls: bool = flag(False, f"CORE's tasks with something taken away, too: {', '.join(CONTROLS)}")
+    few_shot_seed: int = flag(bundle.FEW_SHOT_SEED, "of the draw of CORE's solved examples; another is another score")
     bundle: str = flag("", "folder of the evaluation bundle (default: found, or downloaded)")
     data: str = flag("embedded", "text for bits per byte: embedded | hub | a path to parquet, JSONL or text files")
     device_batch_size: int = flag(32, "rows per device at a time")
@@ -105,6 +106,7 @@ def ask_core(
 ) -> None:
     """CORE, printed and, of a run, kept."""
     found = bundle.load(from_rank_0(lambda: bundle.find(flags.bundle)))
+    found = replace(found, tasks=[replace(task, seed=flags.few_shot_seed) for task in found.tasks])
     shown = core_output.Shown(hardware.is_main)
     try:
         result = core(model, found, flags.max_per_task, list(CONTROLS) if flags.controls else [], shown)
@@ -115,6 +117,7 @@ def ask_core(
     print(f"\nCORE of {name}\n{core_output.table(result)}")
     if run is not None and checkpoint is not None:
         result = dict(result, step=checkpoint.step, model=checkpoint.fingerprint, bundle=bundle.fingerprint(found))
+        result["few_shot_seed"] = flags.few_shot_seed
         write_atomically(run.stage("eval") / f"{flags.source}_core.csv", core_output.as_csv(result))
         keep(run, flags.source, result, "core")
 

@@ -6,6 +6,7 @@ import math
 import os
 import random
 import socket
+from dataclasses import replace
 
 import bundles
 import pytest
@@ -186,6 +187,7 @@ def test_prompts_show_the_drawn_examples_and_ask(small):
     shown = "".join(f"{rows[i]['query']}\nAnswer: {rows[i]['choices'][rows[i]['gold']]}\n\n" for i in drawn)
     asked = core_prompts.prompts(choice, rows, 5)
     assert asked == [f"{shown}{rows[5]['query']}\nAnswer: {one}" for one in rows[5]["choices"]]
+    assert core_prompts.prompts(replace(choice, seed=1), rows, 5) != asked
     rows = schema.rows()
     (other,) = random.Random(1234).sample(range(1, len(rows)), 1)
     solved = f"{rows[other]['context_options'][rows[other]['gold']]} {rows[other]['continuation']}\n\n"

@@ -33,13 +33,14 @@ CORE = (
     "agi_eval_lsat_ar", "bigbench_cs_algorithms", "bigbench_operators", "bigbench_repeat_copy_logic", "squad", "coqa",
     "boolq", "bigbench_language_identification",
 )  # fmt: skip
+FEW_SHOT_SEED = 1234
 KINDS = ("multiple_choice", "schema", "language_modeling")
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class CoreTask:
-    """One task. baseline: percent; shots: solved examples shown before each question."""
+    """One task. baseline: percent; shots: solved examples shown before each question, drawn with `seed` + its index."""
 
     label: str
     kind: str
@@ -47,6 +48,7 @@ class CoreTask:
     shots: int
     delimiter: str
     baseline: float
+    seed: int = FEW_SHOT_SEED
 
     def rows(self) -> list[Row]:
         """All rows in the file's order, checked. Raises UserError with file and line."""

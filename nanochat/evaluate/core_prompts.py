@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from nanochat.evaluate.bundle import CoreTask, Row
 
 Ids = list[int]
-FEW_SHOT_SEED = 1234  # plus the example's index
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ def prompts(task: CoreTask, rows: Sequence[Row], index: int) -> list[str]:
     """The texts of an example: one for each choice or context; of language modelling without and with the answer."""
     row, delimiter = rows[index], task.delimiter
     others = [i for i in range(len(rows)) if i != index]
-    drawn = random.Random(FEW_SHOT_SEED + index).sample(others, task.shots) if task.shots else []
+    drawn = random.Random(task.seed + index).sample(others, task.shots) if task.shots else []
     shown = "".join(_solved(task, rows[i]) + "\n\n" for i in drawn)
     if task.kind == "multiple_choice":
         return [f"{shown}{row['query']}{delimiter}{choice}" for choice in row["choices"]]
