@@ -38,7 +38,7 @@ SAME_SHAPES = {"mlp_relu2": "linear_relu2", "mix_rms_norm": "rms_norm", "add_rms
 @pytest.mark.parametrize("name", KERNELS)
 def test_any_shape(name):
     @hypothesis.settings(
-        max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
+        max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
     )
     @hypothesis.given(SHAPES[SAME_SHAPES.get(name, name)])
     def shapes(case):

@@ -12,7 +12,7 @@ EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE = (1 << i for 
 MAKE_CHAR, MAKE_DIR, MAKE_REG, MAKE_SOCK, MAKE_FIFO, MAKE_BLOCK, MAKE_SYM = (1 << i for i in range(6, 13))
 REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 LIBRARY = READ_FILE | READ_DIR
-OWN_FOLDER = LIBRARY | WRITE_FILE | REMOVE_FILE | MAKE_REG | TRUNCATE  # flat: no folders, links, pipes or devices in it
+OWN_FOLDER = LIBRARY | WRITE_FILE | MAKE_REG | TRUNCATE  # flat: no folders, links, pipes or devices; nothing removed
 
 CREATE_RULESET = 444  # on every machine; add_rule and restrict_self follow
 VERSION = 1  # the flag that asks for the ABI
