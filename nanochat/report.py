@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from nanochat import checkpoint, scores
-from nanochat.evaluate.results import evaluated
+from nanochat.evaluate.results import STAGES, evaluated
 from nanochat.log import LOG, read_log
 from nanochat.render import Curve, Section, Table
 from nanochat.run import SCRIPTS, TRAINED, Run
-from nanochat.scores import DASH, STAGES
+from nanochat.scores import DASH
 from nanochat.tasks import TASKS
 
 EXAMPLES = 3  # of each kind

@@ -11,14 +11,13 @@ from typing import Any
 from urllib.parse import quote
 
 from nanochat.dots import Band, picture
-from nanochat.evaluate.chatcore import centred
-from nanochat.evaluate.results import evaluated
+from nanochat.evaluate.chatcore import centred, in_words
+from nanochat.evaluate.results import STAGES, evaluated
 from nanochat.render import Cell, Figure, Link, Section, Table
-from nanochat.run import TRAINED, Run
+from nanochat.run import Run
 from nanochat.tasks import CHATCORE, TASKS
 
 DASH = "–"
-STAGES = (*TRAINED, "rl")
 MEANING = Path(__file__).parent.parent / "experiments" / "evaluation.md"
 PARAGRAPHS = dict(
     arc_easy="ARC", arc_challenge="ARC", mmlu="MMLU", gsm8k="GSM8K", humaneval="HumanEval", spellingbee="SpellingBee",
@@ -28,7 +27,8 @@ Results = dict[str, dict[str, Any]]  # by stage
 
 
 def sections(run: Run) -> list[Section]:
-    return [evaluation(run), core(run), letter_bias(run)]
+    done, _ = evaluated(run)
+    return [evaluation(run, done), core(run, done.get("core", {})), letter_bias(run, done.get("chat", {}))]
 
 
 def explained(run: Run, text: str, paragraph: str) -> Link:
@@ -42,8 +42,7 @@ def of_task(run: Run, name: str, text: str = "") -> Link:
     return explained(run, text or name, PARAGRAPHS.get(name, "The small world's tasks"))
 
 
-def evaluation(run: Run) -> Section:
-    done, _ = evaluated(run)
+def evaluation(run: Run, done: dict[str, Any]) -> Section:
     blocks: list[Any] = []
     text = [
         (stage, f"{done[stage]['train_bpb']:.4f}", f"{done[stage]['val_bpb']:.4f}") for stage in STAGES if stage in done
@@ -60,7 +59,7 @@ def evaluation(run: Run) -> Section:
         cores = done.get("chatcore", {})
         if any(stage in cores for stage in STAGES):
             mean = explained(run, f"ChatCORE: mean of {len(CHATCORE)} tasks, centred by chance", "ChatCORE")
-            rows.append([mean, *(chatcore(cores.get(stage)) for stage in STAGES)])
+            rows.append([mean, *(in_words(cores[stage]) if cores.get(stage) else DASH for stage in STAGES)])
         blocks.append(Table((explained(run, "task", "Intervals"), *(stage.upper() for stage in STAGES)), rows))
         blocks.append("Questions answered as wanted, with the 95% interval and the number of questions.")
         title = "Chat tasks by stage: share answered as wanted, with 95% intervals; dashed: what guessing scores"
@@ -74,13 +73,6 @@ def rate(result: dict[str, Any] | None) -> str:
     if result is None:
         return DASH
     return f"{result['rate']:.1%} {result['wanted']} ({result['low']:.1%} to {result['high']:.1%}, n={result['n']})"
-
-
-def chatcore(core: dict[str, Any] | None) -> str:
-    if core is None:
-        return DASH
-    partial = f"; partial, without {', '.join(core['missing'])}" if core["partial"] else ""
-    return f"{core['score']:.4f} ({core['low']:.4f} to {core['high']:.4f}{partial})"
 
 
 def bands(chat: Results, names: list[str], cores: Results) -> list[Band]:
@@ -115,9 +107,8 @@ def pass_at_k(run: Run, chat: Results, names: list[str]) -> Table | None:
     return Table(("one of k samples is right", "model", *(f"pass@{k}" for k in ks)), rows)
 
 
-def core(run: Run) -> Section:
+def core(run: Run, done: Results) -> Section:
     """Each task's accuracy with its interval, centred, and beside it what is left of it under each control."""
-    done = evaluated(run)[0].get("core", {})
     blocks: list[Any] = []
     by_task: dict[str, dict[str, dict[str, Any]]] = {}
     for stage in STAGES:
@@ -170,9 +161,8 @@ def control_mean(tasks: Results, values: dict[str, float]) -> str:
     return f"{sum(scores) / len(scores):.4f}" if scores else DASH
 
 
-def letter_bias(run: Run) -> Section:
+def letter_bias(run: Run, chat: Results) -> Section:
     """Of each task of multiple choice: how often each letter was the answer, and how often it was right."""
-    chat = evaluated(run)[0].get("chat", {})
     rows: list[list[Cell]] = []
     for name in TASKS:
         for stage in STAGES:

@@ -117,7 +117,6 @@ def ask_core(
     print(f"\nCORE of {name}\n{core_output.table(result)}")
     if run is not None and checkpoint is not None:
         result = dict(result, step=checkpoint.step, model=checkpoint.fingerprint, bundle=bundle.fingerprint(found))
-        result["few_shot_seed"] = flags.few_shot_seed
         write_atomically(run.stage("eval") / f"{flags.source}_core.csv", core_output.as_csv(result))
         keep(run, flags.source, result, "core")
 

@@ -160,7 +160,9 @@ def fingerprint(bundle: Bundle) -> str:
     """Of the tasks' files and how they are asked: two scores may be compared where it is the same."""
     digest = hashlib.sha256()
     for task in bundle.tasks:
-        digest.update(f"{task.label} {task.kind} {task.shots} {task.delimiter!r} {task.baseline}\n".encode())
+        digest.update(
+            f"{task.label} {task.kind} {task.shots} {task.seed} {task.delimiter!r} {task.baseline}\n".encode()
+        )
         digest.update(sha256(task.path).encode())
     return digest.hexdigest()[:16]
 

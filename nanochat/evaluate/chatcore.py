@@ -33,3 +33,9 @@ def chatcore(results: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
         score=score, low=low, high=high, partial=bool(missing), missing=missing,
         centred={name: one[0] for name, one in zip(there, scores)},
     )  # fmt: skip
+
+
+def in_words(core: dict[str, Any]) -> str:
+    """What `chatcore` gives, for people."""
+    partial = f"; partial, without {', '.join(core['missing'])}" if core["partial"] else ""
+    return f"{core['score']:.4f} ({core['low']:.4f} to {core['high']:.4f}{partial})"

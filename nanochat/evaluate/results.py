@@ -12,11 +12,12 @@ from typing import Any
 from nanochat import checkpoint, records
 from nanochat.errors import UserError
 from nanochat.evaluate.chat_tasks import TaskResult
-from nanochat.evaluate.chatcore import chatcore
+from nanochat.evaluate.chatcore import chatcore, in_words
 from nanochat.files import write_atomically
 from nanochat.locks import turn
 from nanochat.run import TRAINED, Run
 
+STAGES = (*TRAINED, "rl")
 WHOLE = dict(core="CORE", chatcore="ChatCORE")  # of all of a stage's tasks together
 
 
@@ -51,7 +52,7 @@ def evaluated(run: Run) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     Results of older versions do not say which model they are of, and stay.
     """
     done, left_out = run.summary("eval") or {}, []
-    for stage in (*TRAINED, "rl"):
+    for stage in STAGES:
         there, _ = checkpoint.newest(run.stage(stage), verify=False)
         if not there:
             continue
@@ -84,10 +85,7 @@ def line(result: TaskResult) -> str:
 def chatcore_line(run: Run, source: str) -> str:
     """Of all of a stage's results so far; "" where there is none."""
     core = (run.summary("eval") or {}).get("chatcore", {}).get(source)
-    if not core:
-        return ""
-    without = f"; partial, without {', '.join(core['missing'])}" if core["partial"] else ""
-    return f"ChatCORE {core['score']:.4f} ({core['low']:.4f} to {core['high']:.4f}{without})"
+    return f"ChatCORE {in_words(core)}" if core else ""
 
 
 def say_failed(name: str, problem: Exception) -> None:
