@@ -7,10 +7,11 @@ Without --profile: quick on a GPU (planned for 8 minutes), smoke on a CPU (a min
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ LEAST_SECONDS = 0.1  # for the turns of an op when the run is late
 class Flags:
     profile: str = flag("", "smoke, quick or full (default: quick on a GPU, smoke on a CPU)")
     op: str = flag("", "only these ops, comma-separated, and no training step")
+    minutes: float = flag(0.0, "plan for so many, with fewer or more repeats (0: the profile's own)")
     out: str = flag("benchmarks.json", "where the result goes; the tables and the page are written beside it")
 
 
@@ -90,11 +92,15 @@ def run() -> None:
         raise UserError(
             f"--profile {flags.profile} has shapes for a GPU, and torch sees none here; smoke runs on a CPU"
         )
+    if not 0 <= flags.minutes < math.inf:
+        raise UserError(f"--minutes is {flags.minutes:g}, wanted a number of minutes, or 0 for the profile's own")
+    profile = profiles.PROFILES[flags.profile]
+    profile = replace(profile, minutes=flags.minutes or profile.minutes)
     out = Path(flags.out)
     if out.suffix != ".json" or not out.parent.is_dir():
         raise UserError(f"--out is {flags.out!r}, wanted a name ending in .json, in a folder that is there")
     with Sampler(interval=0.5) as sampler:
-        result = measured(flags, profiles.PROFILES[flags.profile])
+        result = measured(flags, profile)
     result["sensors"] = sampler.summary()
     write_atomically(out, (json.dumps(result, allow_nan=False) + "\n").encode())
     title = f"Benchmarks on {result['environment']['machine']}"
