@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kernels import tuned
 from kernels.dispatch import triton_runs
-from kernels.fp8.quantize import E4M3, LARGEST, Fp8, Quantized, quantize_reference, to_fp8
+from kernels.fp8.quantize import E4M3, LARGEST, Fp8, Quantized, quantize_reference, store_both, to_fp8
 from kernels.registry import OPS, Op, check_device, itemsize, register
 from kernels.rms_norm import (
     CASES,
@@ -89,9 +89,7 @@ def _fp8_norm_kernel(
         normed = _sum(x_ptr, x0_ptr, a_ptr, b_ptr, at, mask, MIX) * rstd
         tl.store(normed_ptr + at, normed, mask=mask)
         values = to_fp8(normed, tl.cast(scale, tl.float32), LARGEST, EMULATE, values_ptr.dtype.element_ty)
-        tl.store(values_ptr + at, values, mask=mask)
-        across = cols.to(tl.int64)[:, None] * N + rows[None, :]
-        tl.store(transposed_ptr + across, values.trans(), mask=mask.trans())
+        store_both(values, values_ptr + at, transposed_ptr + cols.to(tl.int64)[:, None] * N + rows[None, :], mask)
 
 
 @operator()

@@ -103,6 +103,18 @@ def to_fp8(y, scale, LARGEST: tl.constexpr, EMULATE: tl.constexpr, dtype: tl.con
 
 
 @triton.jit
+def store_both(values, to, across, mask):
+    """Writes a tile of fp8 values, and its transpose from what was written, which lies in the cache.
+
+    Transposed out of registers it comes out wrong on Hopper: ptxas up to 12.9, which Triton brings for that card,
+    mixes bytes up where two stores share fp8 conversions (seen on an H100; triton-lang/triton issue 11111).
+    """
+    tl.store(to, values, mask=mask)
+    tl.debug_barrier()
+    tl.store(across, tl.load(to, mask=mask, other=0.0).trans(), mask=mask.trans())
+
+
+@triton.jit
 def _amax_kernel(x_ptr, h_ptr, amax_ptr, total, KIND: tl.constexpr, BLOCK: tl.constexpr):
     """Program p takes blocks p, p + P, p + 2P … of the flat tensor and leaves its largest |f(x)| in amax[p]."""
     largest = tl.zeros((BLOCK,), dtype=tl.float32)
@@ -127,8 +139,7 @@ def _quantize_kernel(
     y = _function(x_ptr, h_ptr, at, mask, KIND)
     amax = tl.maximum(tl.load(amax_ptr), 1e-12, propagate_nan=tl.PropagateNan.ALL)
     values = to_fp8(y, tl.div_rn(tl.cast(LARGEST, tl.float32), amax), LARGEST, EMULATE, values_ptr.dtype.element_ty)
-    tl.store(values_ptr + at, values, mask=mask)
-    tl.store(transposed_ptr + cols[:, None] * N + rows[None, :], values.trans(), mask=mask.trans())
+    store_both(values, values_ptr + at, transposed_ptr + cols[:, None] * N + rows[None, :], mask)
     largest = tl.max(tl.max(tl.abs(y), axis=1), axis=0)
     tl.store(seen_ptr + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), largest)
 
