@@ -195,14 +195,14 @@ def measure(
     op: Op, case: Case, dtype: torch.dtype, searched: set[tuple[str, int]], ends: float = math.inf,
     reference: bool = True, say: Say = print,
 ) -> measured.Blocks:  # fmt: skip
-    """Rows for the op's forward (by its own name) and, where they are apart, backward ("…_backward"), at this case.
+    """Rows for the op's forward (by its own name) and, where they are apart, its kernels of backward ("…_backward"), at this case.
 
     searched: (owner of rows, size) for which nothing is searched any more: such rows are taken as they are; this one's
     are added. Rows that are searched with an op that does not own them become the owner's too, so that all that share
     them have them. Raises RuntimeError when its kernels do not run.
     """
     device, size, found = torch.device("cuda", torch.cuda.current_device()), op.size(case), {}
-    parts = [op.name, *([f"{op.name}_backward"] if f"{op.name}_backward" in tuned.table("default") else [])]
+    parts = [op.name, *(name for name in tuned.table("default") if name.startswith(f"{op.name}_") and "_backward" in name)]
     for i, part in enumerate(parts):
         start, owner = tuned.config(part, dtype, size, device), tuned.owner(part)
         new = (owner, size) not in searched

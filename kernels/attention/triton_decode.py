@@ -145,7 +145,7 @@ def _flash_attention_decode(
     y = q.new_empty((B, T, H, D))
     inputs, strides = (q, k_cache, v_cache, start), _strides(k_cache, v_cache)
     if T > FEW:
-        config = _config(q, backward=False)
+        config = _config(q, "flash_attention")
         launch(
             _prefill_kernel, (B * H, cdiv(T, config["BLOCK_M"])), *inputs, y, *strides, T, S, window or 0,
             scale * LOG2E, H=H, GROUP=H // K, D=D, WINDOW=window is not None, **config,

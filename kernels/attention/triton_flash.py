@@ -55,12 +55,12 @@ def _attend(
     for start in range(first, last, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
         k = _tile(k_ptr, j, stride_k, D, BLOCK_D, S, UPCAST)
-        scores = tl.dot(q, k.trans(), input_precision="ieee") * factor  # (M, N), in powers of two
+        scores = tl.dot(q, k.trans(), input_precision="ieee")  # (M, N)
         if MASKED:
             visible = _visible(i[:, None], j[None, :], S, shift, window, CAUSAL, WINDOW)
             scores = tl.where(visible, scores, -1.0e30)
-        higher = tl.maximum(top, tl.max(scores, axis=1))
-        p = tl.exp2(scores - higher[:, None])
+        higher = tl.maximum(top, tl.max(scores, axis=1) * factor)  # factor ≥ 0: the largest stays the largest
+        p = tl.exp2(scores * factor - higher[:, None])  # one FMA an element
         if MASKED:
             p = tl.where(visible, p, 0.0)  # also of a row that has seen nothing yet
         keep = tl.exp2(top - higher)
@@ -199,6 +199,29 @@ def _attention_dq_kernel(
 
 
 @triton.jit
+def _dkdv_tiles(
+    dk, dv, k, v, q_ptr, dy_ptr, lse_ptr, delta_ptr, stride_q, stride_dy, j, first, last, T, S, shift, window, factor,
+    D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Blocks of queries from `first` to before `last` for one block of keys. Past S and T there is nothing to mask:
+    such keys' sums are not stored, and such queries' probabilities are 0."""
+    for m0 in range(first, last, BLOCK_M):
+        i = m0 + tl.arange(0, BLOCK_M)
+        q = _tile(q_ptr, i, stride_q, D, BLOCK_D, T, UPCAST)
+        dy = _tile(dy_ptr, i, stride_dy, D, BLOCK_D, T, UPCAST)
+        lse = tl.load(lse_ptr + i, mask=i < T, other=1.0e30)
+        delta = tl.load(delta_ptr + i, mask=i < T, other=0.0)
+        p = tl.exp2(tl.dot(k, q.trans(), input_precision="ieee") * factor - lse[None, :])  # (N, M)
+        if MASKED:
+            p = tl.where(_visible(i[None, :], j[:, None], S, shift, window, CAUSAL, WINDOW), p, 0.0)
+        dv = tl.dot(p.to(dy.dtype), dy, dv, input_precision="ieee")
+        ds = p * (tl.dot(v, dy.trans(), input_precision="ieee") - delta[None, :])
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
+    return dk, dv
+
+
+@triton.jit
 def _attention_dkdv_kernel(
     q_ptr, k_ptr, v_ptr, dy_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, stride_qb, stride_qt, stride_qh, stride_kb,
     stride_ks, stride_kh, stride_vb, stride_vs, stride_vh, T, S, window, factor, scale,
@@ -217,25 +240,29 @@ def _attention_dkdv_kernel(
     v = _tile(v_ptr + b * stride_vb + g.to(tl.int64) * stride_vh, j, stride_vs, D, BLOCK_D, S, UPCAST)
     dk = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-    first, last = 0, T
+    first, full, edge, last = 0, 0, T, T  # of query blocks; all queries from `full` to before `edge` see all these keys
     if CAUSAL:
         first = tl.maximum(n0 - shift, 0) // BLOCK_M * BLOCK_M
+        full = tl.cdiv(tl.maximum(n0 + BLOCK_N - 1 - shift, 0), BLOCK_M) * BLOCK_M
     if WINDOW:
         last = tl.minimum(T, tl.maximum(tl.minimum(n0 + BLOCK_N, S) - shift + window, 0))
+        edge = tl.maximum(n0 + 1 - shift + window, 0) // BLOCK_M * BLOCK_M
+    edge = tl.maximum(edge, full)
     for member in range(GROUP):
         h = g * GROUP + member
-        head = (b * H + h) * T
-        for m0 in range(first, last, BLOCK_M):
-            i = m0 + tl.arange(0, BLOCK_M)
-            q = _tile(q_ptr + b * stride_qb + h.to(tl.int64) * stride_qh, i, stride_qt, D, BLOCK_D, T, UPCAST)
-            dy = _tile(dy_ptr + (b * T * H + h) * D, i, H * D, D, BLOCK_D, T, UPCAST)
-            lse = tl.load(lse_ptr + head + i, mask=i < T, other=1.0e30)
-            delta = tl.load(delta_ptr + head + i, mask=i < T, other=0.0)
-            p = tl.exp2(tl.dot(k, q.trans(), input_precision="ieee") * factor - lse[None, :])  # (N, M)
-            p = tl.where(_visible(i[None, :], j[:, None], S, shift, window, CAUSAL, WINDOW), p, 0.0)
-            dv = tl.dot(p.to(dy.dtype), dy, dv, input_precision="ieee")
-            ds = p * (tl.dot(v, dy.trans(), input_precision="ieee") - delta[None, :])
-            dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
+        q_at = q_ptr + b * stride_qb + h.to(tl.int64) * stride_qh
+        dy_at, head = dy_ptr + (b * T * H + h) * D, (b * H + h) * T
+        if CAUSAL:
+            dk, dv = _dkdv_tiles(dk, dv, k, v, q_at, dy_at, lse_ptr + head, delta_ptr + head, stride_qt, H * D, j,
+                                 first, tl.minimum(full, last), T, S, shift, window, factor, D, CAUSAL, WINDOW, True,
+                                 UPCAST, BLOCK_M, BLOCK_D)  # fmt: skip
+        dk, dv = _dkdv_tiles(dk, dv, k, v, q_at, dy_at, lse_ptr + head, delta_ptr + head, stride_qt, H * D, j, full,
+                             tl.minimum(edge, last), T, S, shift, window, factor, D, CAUSAL, WINDOW, False, UPCAST,
+                             BLOCK_M, BLOCK_D)  # fmt: skip
+        if WINDOW:
+            dk, dv = _dkdv_tiles(dk, dv, k, v, q_at, dy_at, lse_ptr + head, delta_ptr + head, stride_qt, H * D, j,
+                                 edge, last, T, S, shift, window, factor, D, CAUSAL, WINDOW, True, UPCAST, BLOCK_M,
+                                 BLOCK_D)  # fmt: skip
     cols = tl.arange(0, BLOCK_D)
     at = ((b * S + j) * K + g)[:, None] * D + cols[None, :]
     mask = (j < S)[:, None] & (cols < D)[None, :]
@@ -243,8 +270,8 @@ def _attention_dkdv_kernel(
     tl.store(dv_ptr + at, dv, mask=mask)
 
 
-def _config(x: Tensor, backward: bool) -> dict[str, int]:
-    config = tuned.config("flash_attention_backward" if backward else "flash_attention", x.dtype, x.size(3), x.device)
+def _config(x: Tensor, rows: str) -> dict[str, int]:
+    config = tuned.config(rows, x.dtype, x.size(3), x.device)
     return dict(config, BLOCK_D=max(16, power_of_two(x.size(3))), UPCAST=INTERPRETED and x.dtype == torch.bfloat16)
 
 
@@ -261,7 +288,7 @@ def _flash_attention(
     B, T, H, D = q.shape
     y = q.new_empty((B, T, H, D))
     lse = q.new_empty((B, H, T), dtype=torch.float32)
-    config = _config(q, backward=False)
+    config = _config(q, "flash_attention")
     launch(
         _attention_fwd_kernel, (B * H, cdiv(T, config["BLOCK_M"])), q, k, v, y, lse, *_strides(q, k, v), T, k.size(1),
         window or 0, scale * LOG2E, H=H, GROUP=H // k.size(2), D=D, CAUSAL=causal, WINDOW=window is not None, **config,
@@ -277,15 +304,15 @@ def _flash_attention_backward(
     S, K = k.size(1), k.size(2)
     dq, dk, dv = q.new_empty((B, T, H, D)), k.new_empty((B, S, K, D)), v.new_empty((B, S, K, D))
     delta = torch.empty_like(lse)
-    config = _config(q, backward=True)
-    block_d = config["BLOCK_D"]
+    of_dq, of_dkdv = _config(q, "flash_attention_dq_backward"), _config(q, "flash_attention_backward")
+    block_d = of_dq["BLOCK_D"]
     rows = max(1, 4096 // block_d)
     launch(_delta_kernel, (cdiv(B * T * H, rows),), y, dy, delta, B * T * H, T, H=H, D=D, BLOCK_N=rows, BLOCK_D=block_d)
     shared = dict(H=H, GROUP=H // K, D=D, CAUSAL=causal, WINDOW=window is not None)
     numbers = (*_strides(q, k, v), T, S, window or 0, scale * LOG2E, scale)
     inputs = (q, k, v, dy, lse, delta)
-    launch(_attention_dq_kernel, (B * H, cdiv(T, config["BLOCK_M"])), *inputs, dq, *numbers, **shared, **config)
-    launch(_attention_dkdv_kernel, (B * K, cdiv(S, config["BLOCK_N"])), *inputs, dk, dv, *numbers, **shared, **config)
+    launch(_attention_dq_kernel, (B * H, cdiv(T, of_dq["BLOCK_M"])), *inputs, dq, *numbers, **shared, **of_dq)
+    launch(_attention_dkdv_kernel, (B * K, cdiv(S, of_dkdv["BLOCK_N"])), *inputs, dk, dv, *numbers, **shared, **of_dkdv)
     return dq, dk, dv
 
 
@@ -306,4 +333,6 @@ _flash_attention.register_autograd(_gradients, setup_context=_save)
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, scale: float | None) -> Tensor:
     """flash_attention by the kernels; tensors may have any strides but a last dimension that is contiguous."""
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    return _flash_attention(q, k, v, causal, window, q.size(3) ** -0.5 if scale is None else float(scale))[0]
+    scale = q.size(3) ** -0.5 if scale is None else float(scale)
+    q, scale = (-q, -scale) if scale < 0 else (q, scale)  # forward takes the maximum before it scales
+    return _flash_attention(q, k, v, causal, window, scale)[0]
