@@ -202,7 +202,10 @@ def measure(
     them have them. Raises RuntimeError when its kernels do not run.
     """
     device, size, found = torch.device("cuda", torch.cuda.current_device()), op.size(case), {}
-    parts = [op.name, *(name for name in tuned.table("default") if name.startswith(f"{op.name}_") and "_backward" in name)]
+    parts = [
+        op.name,
+        *(name for name in tuned.table("default") if name.startswith(f"{op.name}_") and "_backward" in name),
+    ]
     for i, part in enumerate(parts):
         start, owner = tuned.config(part, dtype, size, device), tuned.owner(part)
         new = (owner, size) not in searched

@@ -97,8 +97,8 @@ def test_what_does_not_fit_is_refused(tokens, weight, gradient, message):
 
 def trained(kept, setting="torch", run=lambda model: model):
     """(losses and gradients, weights) of three steps of two micro-batches."""
-    batches = torch.randint(300, (3, 2, 4, 33), generator=torch.Generator().manual_seed(0))
-    model = tiny.model()
+    batches = torch.randint(300, (3, 2, 4, 33), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    model = tiny.model().to(DEVICE)
     optimizer = model.setup_optimizer(weight_decay=0.1)
     if kept:
         model.keep_gradients(optimizer)
@@ -126,7 +126,7 @@ def check_same(found, usual):
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_model_learns_the_same(setting):
     usual, found = trained(False), trained(True, setting)
-    if setting == "torch":
+    if setting == "torch" and DEVICE == "cpu":  # a card adds up in an order of its own
         assert all(torch.equal(a, b) for part in (0, 1) for a, b in zip(found[part], usual[part], strict=True))
     check_same(found[0], usual[0])
 

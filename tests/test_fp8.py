@@ -152,10 +152,10 @@ def test_delayed_scales_are_the_largest_of_the_last_calls():
             x = randn(8, 16)
             x *= largest / x.abs().max()
             y = kernels.fp8_linear(x, w, history)
-            assert history[0, 0] == pytest.approx(largest)
+            assert history[0, 0].item() == pytest.approx(largest)
             wanted = max([1.0] * (q.HISTORY - 1 - i) + [4.0, 1.0, *[0.5] * 20][max(0, i + 1 - q.HISTORY) : i + 1])
-            assert history[0].max() == pytest.approx(wanted)
-    assert history[0].max() == pytest.approx(0.5)  # the guess and the 4 are forgotten
+            assert history[0].max().item() == pytest.approx(wanted)
+    assert history[0].max().item() == pytest.approx(0.5)  # the guess and the 4 are forgotten
     assert error(y, kernels.fp8_linear(x, w)) < 0.02  # now the scale is that of the tensor itself
 
 
