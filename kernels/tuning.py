@@ -195,7 +195,7 @@ def measure(
     op: Op, case: Case, dtype: torch.dtype, searched: set[tuple[str, int]], ends: float = math.inf,
     reference: bool = True, say: Say = print,
 ) -> measured.Blocks:  # fmt: skip
-    """Rows for the op's forward (by its own name) and, where apart, its backward's kernels ("…_backward"), at this case.
+    """Rows for the op's forward (by its own name) and, where apart, its backward kernels ("…_backward"), at this case.
 
     searched: (owner of rows, size) for which nothing is searched any more: such rows are taken as they are; this one's
     are added. Rows that are searched with an op that does not own them become the owner's too, so that all that share
