@@ -48,6 +48,7 @@ def measured(flags: Flags, profile: profiles.Profile) -> dict[str, Any]:
     each = (ends - started) / len(wanted)
     print(f"{len(wanted)} times an op at a case, {each:.1f} s each on average; what is late costs repeats, no op")
     rows: list[dict[str, Any]] = []
+    stopped = False
     for i, bench in enumerate(wanted):
         begun = time.perf_counter()
         until = begun + max(ends - begun, 0.0) / (len(wanted) - i)  # what is left, shared by those that are left
@@ -57,9 +58,13 @@ def measured(flags: Flags, profile: profiles.Profile) -> dict[str, Any]:
             rows += ops.measure(bench, contenders, machine, seconds, profile.most)
         except Exception as problem:  # out of memory, say: what was measured before is not lost with it
             rows += ops.failed(bench, contenders, machine, problem)
+        except KeyboardInterrupt:
+            print("stopped: what was measured is written")
+            stopped = True
+            break
         print(f"{i + 1:3}/{len(wanted)} {bench.op.name} {bench.setting} {bench.case}: {said(rows, bench)}", flush=True)
     training = None
-    if of_training:
+    if of_training and not stopped:
         try:
             training = training_step.run(training_step.Flags(minutes=of_training / 60), setup())
         except Exception as problem:
@@ -68,7 +73,7 @@ def measured(flags: Flags, profile: profiles.Profile) -> dict[str, Any]:
     limits = dict(flops=machine.flops, fp8_flops=machine.fp8_flops, bandwidth=machine.bandwidth)
     return dict(
         format=compare.FORMAT, profile=flags.profile, environment=where, limits=limits, training=training,
-        seconds=time.perf_counter() - started, rows=rows,
+        seconds=time.perf_counter() - started, stopped=stopped, rows=rows,
     )  # fmt: skip
 
 
@@ -110,6 +115,8 @@ def run() -> None:
     counts = {name: sum(row["status"] == name for row in result["rows"]) for name in ("timed", "failed", "skipped")}
     print(f"Written: {out}, {out.with_suffix('.md')}, {out.with_suffix('.html')}")
     print(json.dumps(dict(out=str(out), profile=flags.profile, seconds=result["seconds"], **counts)))
+    if result["stopped"]:
+        sys.exit(130)
 
 
 def main() -> None:

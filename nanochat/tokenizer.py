@@ -37,6 +37,7 @@ SPECIAL_TOKENS = (  # in this order after the merges
     "<|output_end|>",
 )
 FILE = "tokenizer.json"
+SHORT = 2000  # characters of a text on average, below which threads take longer than they save
 AGAIN = "put a copy in its place, or delete it, and python -m scripts.tok_train, called as before, makes it again"
 
 Conversation = dict[str, Any]  # {"messages": [{"role": …, "content": …}, …]}
@@ -115,8 +116,10 @@ class Tokenizer:
         return self.encoding.encode_ordinary(text)
 
     def encode_documents(self, texts: list[str], threads: int = 4) -> list[list[int]]:
-        """Each text's ids with <|bos|> before."""
-        return [[self.bos, *ids] for ids in self.encoding.encode_ordinary_batch(texts, num_threads=threads)]
+        """Each text's ids with <|bos|> before. A short text is done before a thread has taken it up."""
+        short = sum(map(len, texts)) < SHORT * len(texts)
+        batch = lambda: self.encoding.encode_ordinary_batch(texts, num_threads=threads)
+        return [[self.bos, *ids] for ids in (map(self.encode, texts) if short else batch())]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.encoding.decode(list(ids))

@@ -58,11 +58,9 @@ def _attend(
         scores = tl.dot(q, k.trans(), input_precision="ieee")  # (M, N)
         if MASKED:
             visible = _visible(i[:, None], j[None, :], S, shift, window, CAUSAL, WINDOW)
-            scores = tl.where(visible, scores, -1.0e30)
-        higher = tl.maximum(top, tl.max(scores, axis=1) * factor)  # factor ≥ 0: the largest stays the largest
+            scores = tl.where(visible, scores, float("-inf"))  # p is 0 there: top is finite from the beginning
+        higher = tl.maximum(top, tl.max(scores, axis=1) * factor)  # factor > 0: the largest stays the largest
         p = tl.exp2(scores * factor - higher[:, None])  # one FMA an element
-        if MASKED:
-            p = tl.where(visible, p, 0.0)  # also of a row that has seen nothing yet
         keep = tl.exp2(top - higher)
         v = _tile(v_ptr, j, stride_v, D, BLOCK_D, S, UPCAST)
         y = tl.dot(p.to(v.dtype), v, y * keep[:, None], input_precision="ieee")
@@ -92,16 +90,23 @@ def _bounds(m0, T, S, shift, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
 
 
 @triton.jit
+def _place(T, BLOCK_M: tl.constexpr):
+    """(head of all, first query) of this program: one head's blocks side by side, so that those at work share its keys
+    and values in L2, and of these the heavy (late) ones first."""
+    blocks = tl.cdiv(T, BLOCK_M)
+    return tl.program_id(0) // blocks, (blocks - 1 - tl.program_id(0) % blocks) * BLOCK_M
+
+
+@triton.jit
 def _attention_fwd_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, stride_qb, stride_qt, stride_qh, stride_kb, stride_ks, stride_kh,
     stride_vb, stride_vs, stride_vh, T, S, window, factor,
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
     UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """A program owns queries m0 … of head (b, h); heavy (late) blocks start first."""
-    m0 = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_M
-    b = (tl.program_id(0) // H).to(tl.int64)
-    h = tl.program_id(0) % H
+    """A program owns queries m0 … of head (b, h)."""
+    head, m0 = _place(T, BLOCK_M)
+    b, h = (head // H).to(tl.int64), head % H
     q_ptr += b * stride_qb + h.to(tl.int64) * stride_qh
     k_ptr += b * stride_kb + (h // GROUP).to(tl.int64) * stride_kh
     v_ptr += b * stride_vb + (h // GROUP).to(tl.int64) * stride_vh
@@ -126,7 +131,7 @@ def _attention_fwd_kernel(
     cols = tl.arange(0, BLOCK_D)
     at = ((b * T + i) * H + h)[:, None] * D + cols[None, :]
     tl.store(y_ptr + at, y, mask=(i < T)[:, None] & (cols < D)[None, :])
-    tl.store(lse_ptr + tl.program_id(0).to(tl.int64) * T + i, lse, mask=i < T)
+    tl.store(lse_ptr + head.to(tl.int64) * T + i, lse, mask=i < T)
 
 
 @triton.jit
@@ -170,9 +175,8 @@ def _attention_dq_kernel(
     UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A program owns queries m0 … of head (b, h), as in forward. dy and dq are contiguous."""
-    m0 = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_M
-    b = (tl.program_id(0) // H).to(tl.int64)
-    h = tl.program_id(0) % H
+    head, m0 = _place(T, BLOCK_M)
+    b, h = (head // H).to(tl.int64), head % H
     q_ptr += b * stride_qb + h.to(tl.int64) * stride_qh
     k_ptr += b * stride_kb + (h // GROUP).to(tl.int64) * stride_kh
     v_ptr += b * stride_vb + (h // GROUP).to(tl.int64) * stride_vh
@@ -181,7 +185,7 @@ def _attention_dq_kernel(
     i = m0 + tl.arange(0, BLOCK_M)
     q = _tile(q_ptr, i, stride_qt, D, BLOCK_D, T, UPCAST)
     dy = _tile(dy_ptr + (b * T * H + h) * D, i, H * D, D, BLOCK_D, T, UPCAST)
-    at = tl.program_id(0).to(tl.int64) * T + i
+    at = head.to(tl.int64) * T + i
     lse = tl.load(lse_ptr + at, mask=i < T, other=1.0e30)
     delta = tl.load(delta_ptr + at, mask=i < T, other=0.0)
     dq = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
@@ -230,9 +234,10 @@ def _attention_dkdv_kernel(
 ):  # fmt: skip
     """A program owns keys n0 … of key/value head (b, g), and walks over its query heads and their blocks in sight."""
     K: tl.constexpr = H // GROUP
-    n0 = tl.program_id(1) * BLOCK_N
-    b = (tl.program_id(0) // K).to(tl.int64)
-    g = tl.program_id(0) % K
+    blocks = tl.cdiv(S, BLOCK_N)  # early keys, which more queries see, come first
+    n0 = tl.program_id(0) % blocks * BLOCK_N
+    b = (tl.program_id(0) // blocks // K).to(tl.int64)
+    g = tl.program_id(0) // blocks % K
     shift = S - T
     factor = tl.cast(factor, tl.float32)
     j = n0 + tl.arange(0, BLOCK_N)
@@ -290,7 +295,7 @@ def _flash_attention(
     lse = q.new_empty((B, H, T), dtype=torch.float32)
     config = _config(q, "flash_attention")
     launch(
-        _attention_fwd_kernel, (B * H, cdiv(T, config["BLOCK_M"])), q, k, v, y, lse, *_strides(q, k, v), T, k.size(1),
+        _attention_fwd_kernel, (B * H * cdiv(T, config["BLOCK_M"]),), q, k, v, y, lse, *_strides(q, k, v), T, k.size(1),
         window or 0, scale * LOG2E, H=H, GROUP=H // k.size(2), D=D, CAUSAL=causal, WINDOW=window is not None, **config,
     )  # fmt: skip
     return y, lse
@@ -311,8 +316,10 @@ def _flash_attention_backward(
     shared = dict(H=H, GROUP=H // K, D=D, CAUSAL=causal, WINDOW=window is not None)
     numbers = (*_strides(q, k, v), T, S, window or 0, scale * LOG2E, scale)
     inputs = (q, k, v, dy, lse, delta)
-    launch(_attention_dq_kernel, (B * H, cdiv(T, of_dq["BLOCK_M"])), *inputs, dq, *numbers, **shared, **of_dq)
-    launch(_attention_dkdv_kernel, (B * K, cdiv(S, of_dkdv["BLOCK_N"])), *inputs, dk, dv, *numbers, **shared, **of_dkdv)
+    launch(_attention_dq_kernel, (B * H * cdiv(T, of_dq["BLOCK_M"]),), *inputs, dq, *numbers, **shared, **of_dq)
+    launch(
+        _attention_dkdv_kernel, (B * K * cdiv(S, of_dkdv["BLOCK_N"]),), *inputs, dk, dv, *numbers, **shared, **of_dkdv
+    )
     return dq, dk, dv
 
 
@@ -334,5 +341,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, sc
     """flash_attention by the kernels; tensors may have any strides but a last dimension that is contiguous."""
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     scale = q.size(3) ** -0.5 if scale is None else float(scale)
-    q, scale = (-q, -scale) if scale < 0 else (q, scale)  # forward takes the maximum before it scales
+    if not scale > 0:  # forward takes the maximum before it scales
+        q, scale = (-q, -scale) if scale < 0 else (q * scale, 1.0)
     return _flash_attention(q, k, v, causal, window, scale)[0]
