@@ -182,7 +182,17 @@ def test_cards_below_8_0_take_kernels_only_where_measured(h100):
 
 def test_an_unproven_op_is_left_to_the_compiler_until_it_was_measured(h100):
     h100.setattr(dispatch.probing, "check", lambda *_: None)
-    assert "no measurement" in dispatch.refusal("mlp_relu2", torch.bfloat16, 768, 0)
+    assert "no measurement" in dispatch.refusal("mlp_relu2", torch.bfloat16, 4096, 0)
+
+
+@pytest.mark.parametrize("name, runs", [("mlp_relu2", False), ("cross_entropy", True)])
+def test_an_unproven_op_must_be_faster_and_others_not_much_slower(h100, monkeypatch, name, runs):
+    h100.setattr(dispatch.probing, "check", lambda *_: None)
+    for ms, reference_ms, taken in [(1.0, 1.01, True), (1.0, 0.97, runs), (1.0, 0.9, False)]:
+        row = dict(dtype="bfloat16", config={}, ms=ms, reference_ms=reference_ms)
+        monkeypatch.setattr(tuned, "rows", lambda *_, row=row: [row])
+        dispatch.forget()
+        assert (dispatch.refusal(name, torch.bfloat16, 768, 0) == "") == taken
 
 
 def test_probes_of_many_threads_leave_the_setting_as_it_was(h100):

@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import dispatch
-from kernels.attention.backends import capability, flash
+from kernels.attention.backends import flash
 from kernels.attention.triton_flash import LARGEST_HEAD, attend
 from kernels.dispatch import triton_runs
 from kernels.registry import Case, Op, check_device, itemsize, randn, register
@@ -67,24 +66,9 @@ def flash_attention(
     found = flash(q, k, v, causal, window, scale)
     if found is not None:
         return found
-    if not torchs_own(q, k, window) and triton_runs("flash_attention", q, q.size(3), LARGEST_HEAD):
+    if triton_runs("flash_attention", q, q.size(3), LARGEST_HEAD):
         return attend(q, k, v, causal, window, scale)
     return flash_attention_reference(q, k, v, causal, window, scale)
-
-
-def torchs_own(q: Tensor, k: Tensor, window: int | None) -> bool:
-    """Whether `auto` takes PyTorch's attention: on Hopper, where nothing limits the view, it is cuDNN's, and faster.
-
-    On an H100 at d24 (benchmarks/results): no table holds this, because its rows are for windows too.
-    """
-    whole = window is None and q.shape == k.shape
-    wanted = whole and q.is_cuda and dispatch.mode("flash_attention") == "auto"
-    return wanted and q.dtype in (torch.float16, torch.bfloat16) and _has_cudnn(q.device)
-
-
-@torch.compiler.assume_constant_result
-def _has_cudnn(device: torch.device) -> bool:
-    return capability(device) == 9
 
 
 def _limited(window: int | None, k: Tensor) -> int | None:
