@@ -7,16 +7,20 @@ that holds it; a lever without one says so.
 from pathlib import Path
 from typing import Any
 
+from kernels import tuned
 from nanochat import records
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
 from nanochat.flags import run_script
 from nanochat.recipe import model_config
 from profiling.cards import card
-from profiling.simulate import BAND, LEVERS, Job, what_if
+from profiling.simulate import BAND, LEVERS, Job, step, what_if
 
 ROOT = Path(__file__).parent.parent
 CPU = "benchmarks/results/vs-upstream-cpu.json"
+STEP = "benchmarks/results/h100-first-run.json"
+SINGLE = "benchmarks/results/nvidia-h100-80gb-hbm3.json"
+ON = frozenset({"norms", "weights", "embeddings", "optimizer", "head"})  # levers that the measured step ran with
 
 # Lever → where it is in the code.
 BUILT = {
@@ -42,20 +46,29 @@ UNSEEN = {
     "the garbage collector frozen after the first step": "others published pauses of 500 ms "
     "([trainer](../nanochat/trainer.py))",
 }
-MEASURED: dict[str, str] = {}  # lever → ms saved, and the result file
-
 HEAD = """# The ledger: what each change should save, and what it did
 
 Predicted by `python -m profiling.simulate` for depth 24 on 8 H100, 524,288 tokens a step, windows SSSL of a quarter of
-the context: **no GPU of ours has run any of it.** The whole step is within ±{band:.0%} of what was published
-(`python -m profiling.points`); a lever's own saving is less certain. Each row has all rows above it switched on.
+the context. Of all this one H100 has run a step of depth 12 (below) and single ops. The whole step is within
+±{band:.0%} of what was published (`python -m profiling.points`); a lever's own saving is less certain. Each row has
+all rows above it switched on.
 What no part explains is fitted, so that the whole meets one published step: that it does says nothing of the parts.
 
 """
 
 
-def predicted(fp8: bool) -> str:
-    """The table of one precision."""
+def measured(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Lever → what was measured of it on a GPU. rows: of a result of `python -m benchmarks run`."""
+    ms = {
+        row["contender"]: row["median_ms"] for row in rows
+        if (row["op"], row["case"], row["way"], row["status"]) == ("mlp_relu2", "d24", "both", "timed")
+    }  # fmt: skip
+    told = f"of a layer's MLP on one H100: ours {ms['triton']:.2f} ms, torch.compile's {ms['compiled']:.2f}"
+    return {"relu2": f"{told} ([ops](../{SINGLE}))"}
+
+
+def predicted(fp8: bool, known: dict[str, str]) -> str:
+    """The table of one precision; known: by lever, what was measured."""
     changes = what_if(Job(model_config(24, 32768), card("H100"), fp8=fp8))
     names = {text: lever for lever, text in LEVERS.items()}
     text = f"## {'fp8' if fp8 else 'bf16'}\n\n| change | predicted step | saves | measured | in the code |\n"
@@ -63,11 +76,43 @@ def predicted(fp8: bool) -> str:
     for i, (what, now) in enumerate(changes):
         lever = names.get(what.removeprefix("+ "), "")
         saves = f"{1e3 * (changes[i - 1][1] - now):.1f} ms" if i else ""
-        measured = MEASURED.get(lever, "no GPU has run it") if i else ""
-        text += (
-            f"| {what} | {1e3 * now:.1f} ms | {saves} | {measured} | {BUILT.get(lever, 'not built') if i else ''} |\n"
-        )
+        found = known.get(lever, "not measured") if i else ""
+        text += f"| {what} | {1e3 * now:.1f} ms | {saves} | {found} | {BUILT.get(lever, 'not built') if i else ''} |\n"
     return text + "\n"
+
+
+def attention(rows: list[dict[str, Any]], arch: str) -> float:
+    """Milliseconds of attention's three kernels with a window, as timed alone, with the block sizes of a table."""
+    names = {"forward": "flash_attention", "dq": "flash_attention_dq_backward", "dk, dv": "flash_attention_backward"}
+    fits = lambda row: row["dtype"] in ("*", "bfloat16") and row.get("up_to", 128) >= 128
+    sizes = {kernel: next(r["config"] for r in tuned.table(arch)[name] if fits(r)) for kernel, name in names.items()}
+    return sum(
+        row["ms"] for row in rows if row["who"] == "ours" and row["case"].startswith("window")
+        and sizes[row["kernel"]].items() <= row.items()
+    )  # fmt: skip
+
+
+def on_gpu(result: dict[str, Any]) -> str:
+    """A step's parts, predicted and measured."""
+    found, where = result["training_step"], result["environment"]
+    job = Job(
+        model_config(found["depth"], found["vocab_size"], found["sequence_len"]), card("H100"), gpus=1,
+        batch=found["rows"], total=found["rows"] * found["sequence_len"], levers=ON,
+    )  # fmt: skip
+    parts = {name: 1e3 * took for name, took in step(job).items()}
+    text = f"## One H100: depth {found['depth']}, {found['rows']} rows, our kernels, without FlashAttention\n\n"
+    text += f"{where['machine']}, torch {where['torch']}, Triton {where['triton']} ([numbers](../{STEP})): "
+    text += f"{found['tok_per_s']:,.0f} tokens/s, {found['peak_gib']:.2f} GiB allocated at most (predicted: "
+    before, after = (attention(result["attention"]["rows"], arch) for arch in ("default", "sm_90"))
+    text += f"{found['predicted_peak_gib']:.2f}). The prediction's attention is FlashAttention 3's; ours still had "
+    text += f"the static block sizes. Those measured since take {after / before:.2f} of their time, timed alone.\n\n"
+    text += "| part | predicted | measured |\n|---|---|---|\n"
+    listed = {name: ms for name, ms in found["parts_ms"].items() if name in parts}
+    for name, ms in listed.items():
+        text += f"| {name} | {parts[name]:.1f} ms | {ms:.1f} ms |\n"
+    rest = sum(ms for name, ms in parts.items() if name not in listed), found["step_ms"] - sum(listed.values())
+    text += f"| the rest, gaps | {rest[0]:.1f} ms | {rest[1]:.1f} ms |\n"
+    return text + f"| step | {sum(parts.values()):.1f} ms | {found['step_ms']:.1f} ms |\n\n"
 
 
 def on_cpu(result: dict[str, Any]) -> str:
@@ -85,14 +130,26 @@ def listed(title: str, rows: dict[str, str]) -> str:
     return f"\n## {title}\n\n" + "".join(f"- {what}: {why}.\n" for what, why in rows.items())
 
 
-def main() -> None:
-    result = records.read(ROOT / CPU, "take it from the repository again")
+def read(name: str) -> dict[str, Any]:
+    """A result file. Raises UserError where it is missing or damaged."""
+    result = records.read(ROOT / name, "take it from the repository again")
     if result is None:
-        raise UserError(f"{CPU} is missing; take it from the repository again")
-    text = HEAD.format(band=BAND) + predicted(False) + predicted(True) + on_cpu(result)
-    text += listed("Built, between the parts: nothing of it is predicted", UNSEEN) + listed(
-        "Not built, and why", NOT_BUILT
-    )
+        raise UserError(f"{name} is missing; take it from the repository again")
+    return result
+
+
+def written() -> str:
+    """The whole file. Raises UserError where a result file is missing or damaged."""
+    results = {name: read(name) for name in (CPU, STEP, SINGLE)}
+    known = measured(results[SINGLE]["rows"])
+    text = HEAD.format(band=BAND) + predicted(False, known) + predicted(True, known)
+    text += on_gpu(results[STEP]) + on_cpu(results[CPU])
+    text += listed("Built, between the parts: nothing of it is predicted", UNSEEN)
+    return text + listed("Not built, and why", NOT_BUILT)
+
+
+def main() -> None:
+    text = written()
     write_atomically(ROOT / "profiling" / "LEDGER.md", text.encode())
     print(text)
 

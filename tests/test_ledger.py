@@ -1,0 +1,28 @@
+"""profiling/LEDGER.md is what its module writes, from predictions and result files."""
+
+import json
+
+import pytest
+
+from nanochat.errors import UserError
+from profiling import ledger
+
+
+def test_the_ledger_is_what_is_written_now():
+    assert (ledger.ROOT / "profiling" / "LEDGER.md").read_text() == ledger.written()
+
+
+def test_a_measured_step_stands_beside_its_prediction(monkeypatch, tmp_path):
+    step = json.loads((ledger.ROOT / ledger.STEP).read_text())
+    found = step["training_step"]
+    found["parts_ms"] = dict(products=20.0, attention=5.0)
+    found["step_ms"] = 30.0
+    table = [line for line in ledger.on_gpu(step).splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0][2:] for line in table] == ["part", "products", "attention", "the rest, gaps", "step"]
+    assert [line.rsplit("| ", 1)[1] for line in table[1:]] == ["20.0 ms |", "5.0 ms |", "5.0 ms |", "30.0 ms |"]
+
+
+def test_a_missing_result_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(ledger, "ROOT", tmp_path)
+    with pytest.raises(UserError, match="h100-first-run.json is missing; take it from the repository again"):
+        ledger.read(ledger.STEP)
