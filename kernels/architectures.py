@@ -67,8 +67,15 @@ OTHER_TARGETS = {
 }
 ALL_TARGETS = {**TARGETS, **OTHER_TARGETS}
 
-# Whose rows of block sizes another one takes where it has none of its own: the same instructions and limits.
-LIKE = {"sm_121": "sm_120", "gfx950": "gfx942", "gfx1151": "gfx1100", "gfx1201": "gfx1100"}
+# Whose rows of block sizes another one takes where it has none of its own: the same instructions, and limits that do.
+LIKE = {
+    "sm_86": "sm_80",
+    "sm_89": "sm_80",
+    "sm_121": "sm_120",
+    "gfx950": "gfx942",
+    "gfx1151": "gfx1100",
+    "gfx1201": "gfx1100",
+}
 
 _NO_MATRIX_UNITS = "Triton does not use its tensor cores, and products on the ordinary units spill kilobytes"
 _FEW_REGISTERS = (
