@@ -1,11 +1,12 @@
 """A tiny model that was really trained, by the scripts, in seconds: it knows a few answers by heart and the calculator.
 
-`train(tmp_path_factory.getbasetemp())` gives the folder for $NANOCHAT_BASE_DIR with the run in it; made once a session.
+`trained(tmp_path_factory)` gives the folder for $NANOCHAT_BASE_DIR with the run in it.
 """
 
-import functools
+import fcntl
 import itertools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,15 @@ def text_of(content: str | list[dict]) -> str:
     return content if isinstance(content, str) else content[-1]["text"]
 
 
-@functools.cache
+def trained(factory: pytest.TempPathFactory) -> Path:
+    """Where it is, trained once for all processes that share a run of the tests."""
+    beside = factory.getbasetemp()
+    beside = beside.parent if "PYTEST_XDIST_WORKER" in os.environ else beside
+    with open(beside / "talker.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return beside / RUN if (beside / RUN).is_dir() else train(beside)
+
+
 def train(beside: Path) -> Path:
     """Tokenizer, base, mid and SFT on conversations of one or two of the questions, in any order."""
     folder = beside / RUN

@@ -35,7 +35,12 @@ SAME_SHAPES = {"mlp_relu2": "linear_relu2", "mix_rms_norm": "rms_norm", "add_rms
                "newton_schulz": "polar_express", "muon_update_": "muon_momentum_"}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KERNELS)
+SLOWEST = ("polar_express",)  # half a minute of products in the interpreter; test_triton.py has its odd shapes
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOWEST else name for name in KERNELS]
+)
 def test_any_shape(name):
     @hypothesis.settings(
         max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)

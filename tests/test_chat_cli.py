@@ -14,7 +14,7 @@ from nanochat.chat import printable
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory):
     environment = dict(os.environ, NANOCHAT_DTYPE="float32")
-    environment["NANOCHAT_BASE_DIR"] = str(talker.train(tmp_path_factory.getbasetemp()))
+    environment["NANOCHAT_BASE_DIR"] = str(talker.trained(tmp_path_factory))
 
     def run(typed, *flags, shell=""):
         words = [sys.executable, "-m", "scripts.chat_cli", f"--run={talker.RUN}", *flags]

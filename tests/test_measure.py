@@ -33,7 +33,7 @@ def card(tmp_path, monkeypatch):
     monkeypatch.setattr(dispatch, "_DECIDED", {})
     monkeypatch.setattr(dispatch, "INSTALLED", True)
     monkeypatch.setattr(dispatch.probing, "check", lambda *_: None)
-    monkeypatch.setattr(tuned, "architecture", lambda index: "sm_90")
+    monkeypatch.setattr(tuned, "architecture", lambda index: "sm_100")  # a kind of card that nobody has measured
     monkeypatch.setattr(measured, "identity", lambda index: dict(card="Card 99"))
     monkeypatch.setattr(measured, "_kept", {})
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))

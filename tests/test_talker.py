@@ -30,7 +30,7 @@ class Leisurely(Engine):
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("NANOCHAT_BASE_DIR", str(talker.train(tmp_path_factory.getbasetemp())))
+        patched.setenv("NANOCHAT_BASE_DIR", str(talker.trained(tmp_path_factory)))
         run = Run.open(talker.RUN)
         made = Leisurely(run.checkpoint("sft").model(torch.device("cpu"), torch.float32), 8)
         made.tokenizer = run.tokenizer()
