@@ -28,6 +28,7 @@ from nanochat.hardware import setup
 from nanochat.render import markdown, page
 from profiling.nvml import Sampler
 
+STOPPED = "stopped: what was measured before is written"
 LEAST_SECONDS = 0.1  # for the turns of an op when the run is late
 
 
@@ -59,7 +60,7 @@ def measured(flags: Flags, profile: profiles.Profile) -> dict[str, Any]:
         except Exception as problem:  # out of memory, say: what was measured before is not lost with it
             rows += ops.failed(bench, contenders, machine, problem)
         except KeyboardInterrupt:
-            print("stopped: what was measured is written")
+            print(STOPPED)
             stopped = True
             break
         print(f"{i + 1:3}/{len(wanted)} {bench.op.name} {bench.setting} {bench.case}: {said(rows, bench)}", flush=True)
@@ -69,11 +70,14 @@ def measured(flags: Flags, profile: profiles.Profile) -> dict[str, Any]:
             training = training_step.run(training_step.Flags(minutes=of_training / 60), setup())
         except Exception as problem:
             training = dict(status="failed", why=ops.sentence(problem), rows=[])
-        print("\n".join(training_step.lines(training)))
+        except KeyboardInterrupt:
+            print(STOPPED)
+            stopped = True
+        print("\n".join(training_step.lines(training) if training else []))
     limits = dict(flops=machine.flops, fp8_flops=machine.fp8_flops, bandwidth=machine.bandwidth)
     return dict(
-        format=compare.FORMAT, profile=flags.profile, environment=where, limits=limits, training=training,
-        seconds=time.perf_counter() - started, stopped=stopped, rows=rows,
+        format=compare.FORMAT, profile=flags.profile, minutes=profile.minutes, environment=where, limits=limits,
+        training=training, seconds=time.perf_counter() - started, stopped=stopped, rows=rows,
     )  # fmt: skip
 
 

@@ -37,7 +37,8 @@ def about(result: dict[str, Any]) -> list[Any]:
     gpu = f", driver {where['driver']}, CUDA {where['cuda']}" if where["cuda"] else ""
     text = (
         f"{where['machine']}{gpu}; torch {where['torch']}, Triton {where['triton'] or '–'}, commit "
-        f"{where['commit'] or '–'}; profile {result['profile']}, {result['seconds']:.0f} s."
+        f"{where['commit'] or '–'}; profile {result['profile']}, {result['seconds']:.0f} s"
+        f"{', stopped before its end' if result.get('stopped') else ''}."
     )
     rate = "unknown peak: no share of a roofline is given"
     if limits["flops"] and limits["bandwidth"]:

@@ -67,7 +67,7 @@ OTHER_TARGETS = {
 }
 ALL_TARGETS = {**TARGETS, **OTHER_TARGETS}
 
-# Whose rows of block sizes another one takes where it has none of its own: the same instructions, and limits that do.
+# Whose rows of block sizes another one takes where it has none of its own: the same instructions; the blocks fit.
 LIKE = {
     "sm_86": "sm_80",
     "sm_89": "sm_80",

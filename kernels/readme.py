@@ -52,6 +52,9 @@ def counted() -> dict[str, Any]:
 def tiles(T: int, pattern: tuple[int | None, ...]) -> dict[str, list[float]]:
     """Attention's tiles over layers with these windows: {"forward": [visited, needed], "backward": …}."""
     op, found = OPS["flash_attention"], dict(forward=[0.0, 0.0], backward=[0.0, 0.0])
+    parts = (tuned.table("default")[f"flash_attention_{part}"] for part in ("dq_backward", "backward"))
+    dq, dkdv = ([row["config"] for row in part if row["dtype"] == "float32"] for part in parts)
+    assert dq == dkdv  # or products would be of tiles of two sizes
     for window in pattern:
         case = dict(B=1, T=T, H=1, K=1, D=16, W=-1 if window is None else window)
         counts = dict(zip(found, traffic.of_op(op, case, torch.float32)))

@@ -25,6 +25,7 @@ FIXED = ("GROUP_M",)  # order of programs: nothing that could not be a little be
 ADDED = ("num_stages",)  # what goes up and down by one; the rest is a power of two
 GAIN = 0.98  # of the best time that a neighbour must stay below
 REPEATS = 15
+BACKWARD = {"flash_attention": ("flash_attention_backward", "flash_attention_dq_backward")}  # rows of kernels of theirs
 SWEEPS, MOST_SWEEPS = 4, 128  # queued before a call on a GPU, to begin with and at most: 32 GB, 10 ms at 3 TB/s
 EASED = 64  # calls in a row for which there were enough, before half as many are tried again
 MOST_BYTES = 3e9  # of a registered case; cross_entropy at d12 would be 4.3 GB, and several times that in the reference
@@ -195,7 +196,7 @@ def measure(
     op: Op, case: Case, dtype: torch.dtype, searched: set[tuple[str, int]], ends: float = math.inf,
     reference: bool = True, say: Say = print,
 ) -> measured.Blocks:  # fmt: skip
-    """Rows for the op's forward (by its own name) and, where apart, its backward kernels ("…_backward"), at this case.
+    """Rows for the op (by its own name) and for kernels of its backward that have rows of their own, at this case.
 
     searched: (owner of rows, size) for which nothing is searched any more: such rows are taken as they are; this one's
     are added. Rows that are searched with an op that does not own them become the owner's too, so that all that share
@@ -204,7 +205,7 @@ def measure(
     device, size, found = torch.device("cuda", torch.cuda.current_device()), op.size(case), {}
     parts = [
         op.name,
-        *(name for name in tuned.table("default") if name.startswith(f"{op.name}_") and "_backward" in name),
+        *(name for name in tuned.table("default") if name in BACKWARD.get(op.name, ())),
     ]
     for i, part in enumerate(parts):
         start, owner = tuned.config(part, dtype, size, device), tuned.owner(part)

@@ -116,7 +116,7 @@ class Tokenizer:
         return self.encoding.encode_ordinary(text)
 
     def encode_documents(self, texts: list[str], threads: int = 4) -> list[list[int]]:
-        """Each text's ids with <|bos|> before. A short text is done before a thread has taken it up."""
+        """Each text's ids with <|bos|> before. Short texts are encoded here: handing one to a thread takes longer."""
         short = sum(map(len, texts)) < SHORT * len(texts)
         batch = lambda: self.encoding.encode_ordinary_batch(texts, num_threads=threads)
         return [[self.bos, *ids] for ids in (map(self.encode, texts) if short else batch())]

@@ -152,6 +152,7 @@ class Recorder:
             schedule=schedule(wait=0, warmup=1, active=self.steps, repeat=1),
             record_shapes=True,
             profile_memory=True,
+            acc_events=True,  # or it warns that the end of a cycle clears the events; there is one cycle
         )
         self.open.enter_context(self.sampler)
         mark = _collections()

@@ -43,7 +43,7 @@ def trained(factory: pytest.TempPathFactory) -> Path:
     beside = beside.parent if "PYTEST_XDIST_WORKER" in os.environ else beside
     with open(beside / "talker.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return beside / RUN if (beside / RUN).is_dir() else train(beside)
+        return beside / RUN if (beside / "talker.trained").exists() else train(beside)
 
 
 def train(beside: Path) -> Path:
@@ -69,4 +69,5 @@ def train(beside: Path) -> Path:
             flags = [f"--run={RUN}", f"--data={folder / data}.jsonl", f"--num-iterations={steps}", *SHORT, *more]
             assert tiny.call(script, *flags) == 0
         torch.set_num_threads(threads)
+    (beside / "talker.trained").touch()
     return folder

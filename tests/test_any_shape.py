@@ -35,7 +35,7 @@ SAME_SHAPES = {"mlp_relu2": "linear_relu2", "mix_rms_norm": "rms_norm", "add_rms
                "newton_schulz": "polar_express", "muon_update_": "muon_momentum_"}  # fmt: skip
 
 
-SLOWEST = ("polar_express",)  # half a minute of products in the interpreter; test_triton.py has its odd shapes
+SLOWEST = ("polar_express", "newton_schulz")  # products in the interpreter; test_triton.py has their odd shapes
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ SLOWEST = ("polar_express",)  # half a minute of products in the interpreter; te
 )
 def test_any_shape(name):
     @hypothesis.settings(
-        max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
+        max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
     )
     @hypothesis.given(SHAPES[SAME_SHAPES.get(name, name)])
     def shapes(case):

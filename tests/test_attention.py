@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import kernels
-from kernels import OPS, traffic, triton_utils, tuned
+from kernels import OPS, probing, traffic, triton_utils, tuned
 from kernels.attention import backends, triton_decode
 from kernels.readme import needed_tiles, tiles
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_interpreter = pytest.mark.skipif(
     not triton_utils.INTERPRETED, reason="counts what the interpreter runs: no Triton here, or a GPU"
 )
@@ -328,3 +329,32 @@ def test_flash_attention_4_is_one_operator_in_a_compiled_graph(card, monkeypatch
         torch.autograd.grad(found, (q, k, v), direction), torch.autograd.grad(wanted, (q, k, v), direction)
     ):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("window", [None, 0, 31, 100])
+@pytest.mark.parametrize("T, S", [(150, 150), (70, 150), (150, 70)])
+def test_dq_and_dkdv_take_blocks_of_their_own(T, S, window):
+    """Of other sides: what their loops skip and leave unmasked must not depend on square ones."""
+    op = OPS["flash_attention"]
+    inputs = op.inputs(dict(B=1, T=T, S=S, H=2, K=1, D=16, W=-1 if window is None else window), torch.float32, DEVICE)
+    wanted = probing.answers(op, op.reference, inputs, upcast=True)
+    blocks = lambda M, N: dict(BLOCK_M=M, BLOCK_N=N, num_warps=4, num_stages=1)
+    for part, M, N in [("backward", 16, 64), ("backward", 64, 16), ("dq_backward", 16, 64), ("dq_backward", 64, 16)]:
+        with tuned.trial(f"flash_attention_{part}", blocks(M, N)):
+            found = probing.answers(op, op.triton, inputs)
+        assert all(probing.relative(a, b) < 2e-6 for a, b in zip(found, wanted, strict=True)), (part, M, N)
+
+
+@pytest.mark.parametrize("scale", [-0.3, -1e-46, 0.0, 1e-46, 0.3])
+def test_any_scale(scale):
+    """The kernels take the maximum before they scale."""
+    q, k, v = (torch.randn(1, 70, 2, 16, generator=torch.Generator().manual_seed(i)).to(DEVICE) for i in range(3))
+    with kernels.use("torch"):
+        wanted = kernels.flash_attention(q, k, v, window=20, scale=scale)
+    with kernels.use("triton"):
+        found = kernels.flash_attention(q, k, v, window=20, scale=scale)
+        decoded = [kernels.flash_attention_decode(q[:, :n], k, v, torch.zeros(1, dtype=torch.int64, device=DEVICE),
+                                                  window=20, scale=scale) for n in (3, 70)]  # fmt: skip
+    assert probing.relative(found, wanted) < 1e-6
+    for answer in decoded:
+        assert probing.relative(answer, wanted[:, : answer.size(1)]) < 1e-6

@@ -68,6 +68,25 @@ def test_smoke_measures_everything_it_names(smoke):
     assert all(row["why"] for row in rows if row["status"] == "skipped")
 
 
+def test_ctrl_c_keeps_what_was_measured(tmp_path, monkeypatch):
+    measured, usual, out = [], ops.measure, tmp_path / "kept.json"
+
+    def measure(bench, *rest):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(bench)
+        return usual(bench, *rest)
+
+    monkeypatch.setattr(ops, "measure", measure)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "run", "--op=rotary", "--minutes=0.01", f"--out={out}"])
+    with pytest.raises(SystemExit) as ended:
+        command.run()
+    result = json.loads(out.read_text())
+    assert ended.value.code == 130 and result["stopped"] and result["minutes"] == 0.01
+    assert {row["case"] for row in result["rows"]} == {measured[0].case}
+    assert ", stopped before its end." in out.with_suffix(".md").read_text()
+
+
 def test_smoke_writes_tables_and_a_page(smoke):
     out, _ = smoke
     text, page = out.with_suffix(".md").read_text(), out.with_suffix(".html").read_text()

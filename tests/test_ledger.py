@@ -12,7 +12,7 @@ def test_the_ledger_is_what_is_written_now():
     assert (ledger.ROOT / "profiling" / "LEDGER.md").read_text() == ledger.written()
 
 
-def test_a_measured_step_stands_beside_its_prediction(monkeypatch, tmp_path):
+def test_a_measured_step_stands_beside_its_prediction():
     step = json.loads((ledger.ROOT / ledger.STEP).read_text())
     found = step["training_step"]
     found["parts_ms"] = dict(products=20.0, attention=5.0)

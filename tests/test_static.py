@@ -176,6 +176,7 @@ def fragile(task):
     return made_row(task.op, task.target)
 
 
+@pytest.mark.slow
 def test_a_crash_costs_its_own_row_only(monkeypatch, tmp_path):
     """A pool that lost a process is lost as a whole: the others are compiled again, alone."""
     monkeypatch.setattr(static_rows, "compile_task", fragile)

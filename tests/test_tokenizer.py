@@ -35,6 +35,14 @@ def test_numbers_are_split_by_two_digits_and_words_keep_their_space():
     assert [trained.decode([token]) for token in trained.encode(text)] == ["12", "34", "5", " dog"]
 
 
+def test_documents_are_encoded_alike_by_threads_and_without():
+    tokenizer = tiny.tokenizer()
+    short, long = tiny.sentences(20), [" ".join(tiny.sentences(100, seed)) for seed in range(3)]
+    assert min(map(len, long)) > 2000 > max(map(len, short))
+    for texts in ([], short, long, short + long, ["<|bos|>", ""]):
+        assert tokenizer.encode_documents(texts) == [[tokenizer.bos, *tokenizer.encode(text)] for text in texts]
+
+
 def test_token_bytes_sum_to_the_text_and_leave_out_specials():
     text = "the small dog, naïve"
     sizes = TOKENIZER.token_bytes()

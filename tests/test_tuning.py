@@ -168,6 +168,17 @@ def test_rows_that_are_shared_are_searched_with_the_op_that_comes_first(card, ti
         assert tuned.config(name, torch.bfloat16, 64, GPU)["elements"] == 1
 
 
+def test_every_kernel_of_attention_with_rows_of_its_own_is_searched(card, timed, monkeypatch):
+    searched = []
+    found = lambda op, case, dtype, part, start, *rest: searched.append(part) or (dict(start, num_stages=9), 1.0)
+    monkeypatch.setattr(tuning, "climb", found)
+    tuning.tune({"flash_attention": [dict(B=1, T=4, H=1, K=1, D=16, W=-1)]}, reference=False)
+    assert searched == ["flash_attention", "flash_attention_backward", "flash_attention_dq_backward"]
+    assert all(tuned.config(part, torch.bfloat16, 16, GPU)["num_stages"] == 9 for part in searched)
+    alone = {name for name in tuned.table("default") if name.endswith("_backward")}
+    assert alone == {"fp8_amax_backward", *(part for parts in tuning.BACKWARD.values() for part in parts)}
+
+
 def test_those_with_most_to_gain_come_first_and_no_case_is_too_large():
     found = tuning.registered_cases(tuned.ops())
     assert sorted(found) == sorted(tuned.ops()) and set(tuning.FIRST) <= set(found)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels import tuned
-from kernels.attention.triton_flash import LOG2E, _attend, _bounds, _config, _strides, _tile
+from kernels.attention.triton_flash import LOG2E, _attend, _bounds, _config, _strides, _tile, positive
 from kernels.triton_utils import INTERPRETED, cdiv, launch, operator, power_of_two, programs, tl, triton
 
 FEW = 64  # new tokens: for more there are enough programs without splitting the keys, and larger tiles read them less
@@ -173,4 +173,5 @@ def decode(
     """flash_attention_decode by the kernels."""
     k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (k_cache, v_cache))
     scale = q.size(3) ** -0.5 if scale is None else scale
+    q, scale = positive(q, scale)
     return _flash_attention_decode(q.contiguous(), k, v, start.contiguous(), window, scale)

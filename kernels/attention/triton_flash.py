@@ -21,6 +21,7 @@ from kernels.triton_utils import INTERPRETED, cdiv, launch, operator, power_of_t
 
 LOG2E = 1.4426950408889634
 LARGEST_HEAD = 256
+LEAST = 1e-36  # of a scale; smaller ones are 0 in float32 once they are multiplied
 
 
 @triton.jit
@@ -337,10 +338,16 @@ def _gradients(ctx, dy, _):
 _flash_attention.register_autograd(_gradients, setup_context=_save)
 
 
+def positive(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """The same scores by a scale above 0: the kernels take the maximum before they scale, and mask with −infinity."""
+    if scale > LEAST:
+        return q, scale
+    return (-q, -scale) if scale < -LEAST else (q * scale, 1.0)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, scale: float | None) -> Tensor:
     """flash_attention by the kernels; tensors may have any strides but a last dimension that is contiguous."""
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     scale = q.size(3) ** -0.5 if scale is None else float(scale)
-    if not scale > 0:  # forward takes the maximum before it scales
-        q, scale = (-q, -scale) if scale < 0 else (q * scale, 1.0)
+    q, scale = positive(q, scale)
     return _flash_attention(q, k, v, causal, window, scale)[0]

@@ -106,8 +106,8 @@ def to_fp8(y, scale, LARGEST: tl.constexpr, EMULATE: tl.constexpr, dtype: tl.con
 def store_both(values, to, across, mask):
     """Writes a tile of fp8 values, and its transpose from what was written, which lies in the cache.
 
-    Transposed out of registers it comes out wrong on Hopper: ptxas up to 12.9, which Triton brings for that card,
-    mixes bytes up where two stores share fp8 conversions (seen on an H100; triton-lang/triton issue 11111).
+    That reads 1 byte an element more, from the cache. Transposed out of registers it came out wrong on an H100: the
+    ptxas that Triton brings for it (12.8 and 12.9) mixes bytes up (triton-lang/triton issue 11111).
     """
     tl.store(to, values, mask=mask)
     tl.debug_barrier()
