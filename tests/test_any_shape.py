@@ -43,7 +43,7 @@ SLOWEST = ("polar_express", "newton_schulz")  # products in the interpreter; tes
 )
 def test_any_shape(name):
     @hypothesis.settings(
-        max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
+        max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
     )
     @hypothesis.given(SHAPES[SAME_SHAPES.get(name, name)])
     def shapes(case):

@@ -92,6 +92,7 @@ def test_a_report_goes_on_after_a_crash(monkeypatch):
     assert {(row["op"], row["target"], row["shape"]) for row in made} == {("rms_norm", "gfx1100", "d24")}
 
 
+@pytest.mark.slow
 def test_the_command_lists_a_crash_and_ends(tmp_path):
     """`python -m kernels compile` in a process whose child crashes at the only kernel there is."""
     once = BEGIN + "os.kill(os.getpid(), 11) if json.load(sys.stdin)[1] == 0 else print('')"

@@ -158,6 +158,7 @@ def fails(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_rank_that_fails_first_is_the_one_that_is_heard(fails):
     code, error = fails("raise ValueError('mine')")
     assert code == 1 and error.count("Traceback") == 1 and error.count("\nValueError: mine\n") == 1, error

@@ -157,6 +157,7 @@ def check(scenes):
     assert set(seen["slow_body"]) <= {"408", "0"} and seen["flood"]
 
 
+@pytest.mark.slow
 def test_load_in_short(served, capsys):
     check(found(capsys, "--what=stream,leave,soak", "--seconds=2", "--clients=8", "--leavers=20", "--max-tokens=20"))
 

@@ -128,6 +128,7 @@ def test_what_holds_on_a_cpu_holds_on_the_device(run, name):
     run("pytest", f"tests/test_{name}.py", "-q", "-p", "no:cacheprovider", "-k", others, gpus=2)
 
 
+@pytest.mark.slow
 def test_kernels_that_a_card_has_not_are_skipped_and_said(run):
     """As on a 3090: its tests of fp8 ops would only fail to compile. Some of the others are run."""
     files = ("tests/test_triton.py", "tests/test_probing.py")
