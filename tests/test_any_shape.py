@@ -35,7 +35,8 @@ SAME_SHAPES = {"mlp_relu2": "linear_relu2", "mix_rms_norm": "rms_norm", "add_rms
                "newton_schulz": "polar_express", "muon_update_": "muon_momentum_"}  # fmt: skip
 
 
-SLOWEST = ("polar_express", "newton_schulz")  # products in the interpreter; test_triton.py has their odd shapes
+SLOWEST = ("polar_express", "newton_schulz", "flash_attention", "cross_entropy", "linear_cross_entropy")
+# These take ten seconds and more in the interpreter; by default test_triton.py has their odd shapes.
 
 
 @pytest.mark.parametrize(

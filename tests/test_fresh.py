@@ -128,6 +128,7 @@ def test_a_mid_that_is_aside_is_not_passed_over(home, capsys):  # noqa: F811
     assert train(home, "a", "mid") == 0 and train(home, "a", "sft") == 0
 
 
+@pytest.mark.slow
 def test_at_any_file_operation_one_of_the_two_is_whole(tmp_path):
     checkpoint.write(tmp_path / "run" / "base", dict(META, step=9, finished=True), parts(0))
     was, new = weights(tmp_path / "run" / "base"), parts(1)

@@ -136,6 +136,7 @@ def with_hub(endpoint: str, cache: Path, code: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 def test_shards_are_downloaded_whole_although_every_transfer_breaks_once(fake_hub, tmp_path):
     endpoint = f"http://127.0.0.1:{fake_hub.server_port}"
     code = "from nanochat.data import hub; s = hub.base_documents(1); print(s.load('val', 0)[0])"

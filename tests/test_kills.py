@@ -192,8 +192,8 @@ def kill_at_random(scripts, home, stage, kills, *more):  # noqa: F811
     assert done == kills
 
 
-def test_killed_ten_times(scripts, home):  # noqa: F811
-    kill_at_random(scripts, home, "base", 10, "--save-every=1")
+def test_killed_five_times(scripts, home):  # noqa: F811
+    kill_at_random(scripts, home, "base", 5, "--save-every=1")
 
 
 @pytest.mark.slow

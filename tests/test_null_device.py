@@ -112,6 +112,7 @@ def planning(folder: Path) -> dict[str, str]:
 # ---- training
 
 
+@pytest.mark.slow
 def test_stages_train_in_every_precision_and_resume(run, home):  # noqa: F811
     """bfloat16, float16 with the scaler, fp8 with both scalings, compiled and not: the CPU's losses."""
     assert "as wanted" in run(HERE / "stages.py", home, NANOCHAT_BASE_DIR=str(home / "home"))

@@ -265,6 +265,7 @@ def wait_until(done, seconds=3.0):
     return done()
 
 
+@pytest.mark.slow
 def test_whoever_leaves_frees_the_slot_and_a_full_queue_says_when_to_come_back():
     tokenizer = tiny.tokenizer()
     with serving(mock.Parrot(tokenizer, 2), tokenizer, 2000, most=3) as server:
