@@ -134,7 +134,7 @@ ALONE = [pytest.param(number, False, marks=pytest.mark.slow) for number in launc
 
 @pytest.mark.parametrize(
     "number, whole_group",
-    [pytest.param(signal.SIGINT, True, marks=pytest.mark.slow), *ALONE],
+    [(signal.SIGINT, True), *ALONE],
 )
 def test_training_that_is_told_to_stop_saves_on_all_ranks(home, tmp_path, number, whole_group):  # noqa: F811
     """By Ctrl-C, which goes to the whole process group, or by somebody who signals the launcher; thrice in a step."""
