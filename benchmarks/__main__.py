@@ -73,7 +73,8 @@ def measured(flags: Flags, profile: profiles.Profile) -> dict[str, Any]:
         except KeyboardInterrupt:
             print(STOPPED)
             stopped = True
-        print("\n".join(training_step.lines(training) if training else []))
+        if training:
+            print("\n".join(training_step.lines(training)))
     limits = dict(flops=machine.flops, fp8_flops=machine.fp8_flops, bandwidth=machine.bandwidth)
     return dict(
         format=compare.FORMAT, profile=flags.profile, minutes=profile.minutes, environment=where, limits=limits,

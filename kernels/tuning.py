@@ -25,7 +25,7 @@ FIXED = ("GROUP_M",)  # order of programs: nothing that could not be a little be
 ADDED = ("num_stages",)  # what goes up and down by one; the rest is a power of two
 GAIN = 0.98  # of the best time that a neighbour must stay below
 REPEATS = 15
-BACKWARD = {"flash_attention": ("flash_attention_backward", "flash_attention_dq_backward")}  # rows of kernels of theirs
+BACKWARD = {"flash_attention": ("flash_attention_backward", "flash_attention_dq_backward")}  # that have rows of their own
 SWEEPS, MOST_SWEEPS = 4, 128  # queued before a call on a GPU, to begin with and at most: 32 GB, 10 ms at 3 TB/s
 EASED = 64  # calls in a row for which there were enough, before half as many are tried again
 MOST_BYTES = 3e9  # of a registered case; cross_entropy at d12 would be 4.3 GB, and several times that in the reference
@@ -203,10 +203,7 @@ def measure(
     them have them. Raises RuntimeError when its kernels do not run.
     """
     device, size, found = torch.device("cuda", torch.cuda.current_device()), op.size(case), {}
-    parts = [
-        op.name,
-        *(name for name in tuned.table("default") if name in BACKWARD.get(op.name, ())),
-    ]
+    parts = [op.name, *BACKWARD.get(op.name, ())]
     for i, part in enumerate(parts):
         start, owner = tuned.config(part, dtype, size, device), tuned.owner(part)
         new = (owner, size) not in searched

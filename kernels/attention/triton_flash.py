@@ -236,9 +236,8 @@ def _attention_dkdv_kernel(
     """A program owns keys n0 … of key/value head (b, g), and walks over its query heads and their blocks in sight."""
     K: tl.constexpr = H // GROUP
     blocks = tl.cdiv(S, BLOCK_N)  # early keys, which more queries see, come first
-    n0 = tl.program_id(0) % blocks * BLOCK_N
-    b = (tl.program_id(0) // blocks // K).to(tl.int64)
-    g = tl.program_id(0) // blocks % K
+    head, n0 = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK_N
+    b, g = (head // K).to(tl.int64), head % K
     shift = S - T
     factor = tl.cast(factor, tl.float32)
     j = n0 + tl.arange(0, BLOCK_N)
@@ -257,16 +256,16 @@ def _attention_dkdv_kernel(
     for member in range(GROUP):
         h = g * GROUP + member
         q_at = q_ptr + b * stride_qb + h.to(tl.int64) * stride_qh
-        dy_at, head = dy_ptr + (b * T * H + h) * D, (b * H + h) * T
+        dy_at, row = dy_ptr + (b * T * H + h) * D, (b * H + h) * T
         if CAUSAL:
-            dk, dv = _dkdv_tiles(dk, dv, k, v, q_at, dy_at, lse_ptr + head, delta_ptr + head, stride_qt, H * D, j,
+            dk, dv = _dkdv_tiles(dk, dv, k, v, q_at, dy_at, lse_ptr + row, delta_ptr + row, stride_qt, H * D, j,
                                  first, tl.minimum(full, last), T, S, shift, window, factor, D, CAUSAL, WINDOW, True,
                                  UPCAST, BLOCK_M, BLOCK_D)  # fmt: skip
-        dk, dv = _dkdv_tiles(dk, dv, k, v, q_at, dy_at, lse_ptr + head, delta_ptr + head, stride_qt, H * D, j, full,
+        dk, dv = _dkdv_tiles(dk, dv, k, v, q_at, dy_at, lse_ptr + row, delta_ptr + row, stride_qt, H * D, j, full,
                              tl.minimum(edge, last), T, S, shift, window, factor, D, CAUSAL, WINDOW, False, UPCAST,
                              BLOCK_M, BLOCK_D)  # fmt: skip
         if WINDOW:
-            dk, dv = _dkdv_tiles(dk, dv, k, v, q_at, dy_at, lse_ptr + head, delta_ptr + head, stride_qt, H * D, j,
+            dk, dv = _dkdv_tiles(dk, dv, k, v, q_at, dy_at, lse_ptr + row, delta_ptr + row, stride_qt, H * D, j,
                                  edge, last, T, S, shift, window, factor, D, CAUSAL, WINDOW, True, UPCAST, BLOCK_M,
                                  BLOCK_D)  # fmt: skip
     cols = tl.arange(0, BLOCK_D)
