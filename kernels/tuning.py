@@ -25,7 +25,8 @@ FIXED = ("GROUP_M",)  # order of programs: nothing that could not be a little be
 ADDED = ("num_stages",)  # what goes up and down by one; the rest is a power of two
 GAIN = 0.98  # of the best time that a neighbour must stay below
 REPEATS = 15
-BACKWARD = {"flash_attention": ("flash_attention_backward", "flash_attention_dq_backward")}  # that have rows of their own
+# Rows that kernels of an op's backward have of their own.
+BACKWARD = {"flash_attention": ("flash_attention_backward", "flash_attention_dq_backward")}
 SWEEPS, MOST_SWEEPS = 4, 128  # queued before a call on a GPU, to begin with and at most: 32 GB, 10 ms at 3 TB/s
 EASED = 64  # calls in a row for which there were enough, before half as many are tried again
 MOST_BYTES = 3e9  # of a registered case; cross_entropy at d12 would be 4.3 GB, and several times that in the reference
