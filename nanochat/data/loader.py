@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanochat.data import ahead
 from nanochat.data.packing import Document, Packer, row_arrays
 from nanochat.data.source import Position, Source, read
 from nanochat.errors import UserError
@@ -127,7 +128,8 @@ def batches(
     source: Source, split: str, encode: Encode, rows: Rows, state: LoaderState | None = None, bos: int = 0
 ) -> Iterator[Batch]:
     """Endless batches for training, from `state` on. Raises UserError when no document has anything to learn."""
-    packer, items, position = _restore(source, split, rows, state)
+    children = ahead.children(rows.world) if rows.pin else 0  # a CPU that trains has no core to spare
+    packer, items, position = _restore(source, split, rows, state, children)
     capacity, begun = rows.T + 1, position.epoch
     while True:
         own = []
@@ -169,13 +171,13 @@ def one_pass(source: Source, split: str, encode: Encode, rows: Rows, max_rows: i
         yield _batch(own, rows, LoaderState(position, []))
 
 
-def _restore(source: Source, split: str, rows: Rows, state: LoaderState | None):
+def _restore(source: Source, split: str, rows: Rows, state: LoaderState | None, children: int = 0):
     state = state or LoaderState(Position(), [])
     packer = Packer(rows.T + 1, rows.pad)
     for document in state.waiting:
         packer.add(document)
     packer.seen, packer.left_out = state.seen, state.left_out
-    return packer, read(source, split, state.position), state.position
+    return packer, read(source, split, state.position, children), state.position
 
 
 def _batch(own: list[tuple[np.ndarray, np.ndarray]], rows: Rows, state: LoaderState) -> Batch:

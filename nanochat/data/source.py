@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nanochat.data import ahead
+
 
 class Source(Protocol):
     """Where training data comes from. The splits are "train" and "val"."""
@@ -34,8 +36,8 @@ class Position:
     unit: int = 0
 
 
-def read(source: Source, split: str, position: Position) -> Iterator[tuple[list[Any], Position]]:
-    """Yields (items of a unit, position after it) from position on, for ever.
+def read(source: Source, split: str, position: Position, children: int = 0) -> Iterator[tuple[list[Any], Position]]:
+    """Yields (items of a unit, position after it) from position on, for ever. children: see ahead.py.
 
     Training data is shuffled by units, and within a unit, anew in each epoch and the same in every run; validation data
     comes as it is.
@@ -45,8 +47,8 @@ def read(source: Source, split: str, position: Position) -> Iterator[tuple[list[
         count = source.units(split)
         shuffled = split == "train"
         order = np.random.default_rng(epoch).permutation(count) if shuffled else np.arange(count)
-        for i in range(start, count):
-            items = source.load(split, int(order[i]))
+        units = (int(unit) for unit in order[start:])
+        for i, items in zip(range(start, count), ahead.loaded(source, split, units, children)):
             if shuffled:
                 items = [items[j] for j in np.random.default_rng((epoch, i)).permutation(len(items))]
             yield items, Position(epoch, i + 1)

@@ -92,6 +92,7 @@ class Conversations:
     """A source of conversations (see nanochat/data/source.py) for stage "mid" or "sft"."""
 
     def __init__(self, stage: str, world: int = 0, draw: int = 42):
+        self.arguments = dict(stage=stage, world=world, draw=draw)
         self.stage, self.draw, self.world = stage, draw, World(world)
         self.name = f"microworld conversations ({stage})"
         self.documents = Documents(world, draw)

@@ -31,6 +31,7 @@ class Documents:
     name = "microworld"
 
     def __init__(self, world: int = 0, draw: int = 42):
+        self.arguments = dict(world=world, draw=draw)
         self.world, self.draw = World(world), draw
         text = "\n".join(self.load("train", 0) + self.load("val", 0))
         self.fingerprint = hashlib.sha256(f"{VERSION}\0{text}".encode()).hexdigest()[:16]
