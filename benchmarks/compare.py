@@ -4,12 +4,12 @@ A change counts where the middle halves of the samples do not overlap and the me
 runs on one idle machine differ by a little, whatever was changed.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from nanochat.errors import UserError
+from nanochat.files import json_of
 
 FORMAT = 1  # of the result file; raised when a row means something else than before
 LEAST = 0.03
@@ -19,7 +19,7 @@ KEY = ("op", "setting", "case", "way", "dtype", "contender")
 def load(path: str) -> dict[str, Any]:
     """A result file. Raises UserError for one that is missing, damaged, or of another version."""
     try:
-        result = json.loads(Path(path).read_text())
+        result = json_of(Path(path).read_bytes())
     except OSError as problem:
         raise UserError(f"{path} cannot be read: {problem.strerror}") from None
     except ValueError:

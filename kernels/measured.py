@@ -63,7 +63,7 @@ def load(index: int) -> dict[str, Any]:
     """All that was measured on a GPU like this one; empty where nothing was, or where the file is damaged (warned)."""
     file = path(index)
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_bytes())
         if not _is_table(found):
             raise ValueError("it is no table")
         return found

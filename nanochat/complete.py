@@ -9,7 +9,6 @@ A file is hashed once in a process and remembered by size and times: a checkpoin
 
 import errno
 import hashlib
-import json
 import os
 import re
 import stat
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nanochat.files import sha256
+from nanochat.files import json_of, sha256
 from nanochat.gpt import GPTConfig
 
 MANIFEST, META = "manifest.json", "meta.json"
@@ -109,8 +108,8 @@ def _check(meta: dict[str, Any], folder: Path) -> None:
 
 def _object(content: bytes, name: str) -> dict[str, Any]:
     try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
+        found = json_of(content)
+    except ValueError:
         raise Damaged(f"its {name.split('.')[0]} is damaged: {name} is no JSON") from None
     if not isinstance(found, dict):
         raise Damaged(f"its {name.split('.')[0]} is damaged: {name} is no JSON object")

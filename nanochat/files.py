@@ -1,9 +1,11 @@
 """Files that are whole or not there: written under a temporary name, flushed to disk, then renamed."""
 
 import hashlib
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from nanochat.errors import UserError
 
@@ -76,3 +78,33 @@ def sha256(path: Path) -> str:
         for block in iter(lambda: f.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def json_of(text: str | bytes) -> Any:
+    """The content of a JSON text, with or without a byte-order mark.
+
+    Raises ValueError with what is wrong: json's own, and also where Python itself gives up.
+    """
+    if isinstance(text, str):
+        text = text.removeprefix("\ufeff")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"{error.msg} at {where}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text at byte {error.start}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except ValueError:
+        raise ValueError("a number has more digits than Python reads") from None
+
+
+def encodable(text: str) -> None:
+    """Raises ValueError for what is no text although JSON can say it: half of a pair of surrogates ("\\ud83d")."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"it has half a surrogate pair, \\u{ord(text[error.start]):04x}, which is no character"
+        ) from None

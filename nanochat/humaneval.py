@@ -13,7 +13,7 @@ from pathlib import Path
 from nanochat import sandbox
 from nanochat.sandbox import exchange
 
-EXCHANGE = Path(exchange.__file__).read_text()
+EXCHANGE = Path(exchange.__file__).read_text("utf-8")
 # The tests call helpers of the prompt (encode_cyclic) and once the function itself (sort_third): the reference's.
 JUDGE = """
 names = dict(__name__="tests")

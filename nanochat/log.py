@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nanochat.files import write_atomically
+from nanochat.files import json_of, write_atomically
 
 LOG = "log.jsonl"
 Row = dict[str, Any]
@@ -69,7 +69,7 @@ def _parse(path: Path) -> tuple[list[Row], int]:
 
 def _row(line: bytes) -> Row | None:
     try:
-        row = json.loads(line)
+        row = json_of(line)
     except ValueError:
         return None
     if not isinstance(row, dict) or type(row.get("step")) is not int or not row.keys() & {"loss", "val_bpb"}:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.errors import UserError
-from nanochat.files import write_atomically
+from nanochat.files import json_of, write_atomically
 
 CHECKSUM = "sha256"
 TRAINING = dict(
@@ -44,10 +44,10 @@ def read(path: Path, remedy: str) -> dict[str, Any] | None:
     Raises UserError with `remedy` for one that is damaged, OSError for one that cannot be read.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = json_of(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError, MemoryError):
+    except (ValueError, MemoryError):
         raise UserError(f"{path} is damaged: it is no JSON; {remedy}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object; {remedy}")
@@ -60,10 +60,10 @@ def read(path: Path, remedy: str) -> dict[str, Any] | None:
 def rows(path: Path, remedy: str) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; none where there is no file. Raises UserError for one that is damaged."""
     try:
-        found = [json.loads(line) for line in path.read_bytes().splitlines()]
+        found = [json_of(line) for line in path.read_bytes().splitlines()]
     except FileNotFoundError:
         return []
-    except (ValueError, RecursionError, MemoryError):
+    except (ValueError, MemoryError):
         raise UserError(f"{path} is damaged: a line of it is no JSON; {remedy}") from None
     if not all(isinstance(row, dict) for row in found):
         raise UserError(f"{path} is damaged: a line of it is no JSON object; {remedy}")

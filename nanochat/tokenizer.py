@@ -12,6 +12,7 @@ checkpoints and ids carry over.
 import base64
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import tiktoken
 import torch
 
 from nanochat.errors import UserError
-from nanochat.files import write_atomically
+from nanochat.files import encodable, json_of, write_atomically
 
 SPLIT_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -93,7 +94,7 @@ class Tokenizer:
         """Reads what `save` wrote. Raises UserError when it is not there or damaged."""
         path = folder / FILE
         try:
-            content = json.loads(path.read_text())
+            content = json_of(path.read_bytes())
             if content["pattern"] != SPLIT_PATTERN or tuple(content["special_tokens"]) != SPECIAL_TOKENS:
                 raise UserError(f"{path} was made with another split pattern or other special tokens; train it again")
             made = cls([base64.b64decode(token, validate=True) for token in content["merges"]])
@@ -189,10 +190,12 @@ def check_conversation(conversation: Any) -> list[dict]:
         raise ValueError('wanted a list of messages or {"messages": [...]}')
     for message in messages:
         if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            raise ValueError(f"a message is {str(message)[:60]!r}, wanted an object with role and content")
+            raise ValueError(f"a message is {reprlib.repr(message)}, wanted an object with role and content")
     turns = messages[1:] if messages[0]["role"] == "system" else messages
     if len(turns) < len(messages) and not isinstance(messages[0]["content"], str):
         raise ValueError("the system message's content is no string")
+    if len(turns) < len(messages):
+        encodable(messages[0]["content"])
     if not turns:
         raise ValueError("a system message stands alone")
     for i, message in enumerate(turns):
@@ -201,6 +204,7 @@ def check_conversation(conversation: Any) -> list[dict]:
         if role != wanted:
             raise ValueError(f"message {i + 1} is from {role!r} but should be from {wanted!r}: turns must alternate")
         if isinstance(content, str):
+            encodable(content)
             continue
         if role == "user" or not isinstance(content, list):
             raise ValueError(f"message {i + 1}: content is {type(content).__name__}, wanted a string")
@@ -211,6 +215,7 @@ def check_conversation(conversation: Any) -> list[dict]:
                 or not isinstance(part.get("text"), str)
             ):
                 raise ValueError(f"message {i + 1}: a part wants a type ({', '.join(PART_TYPES)}) and a text")
+            encodable(part["text"])
     return messages
 
 

@@ -6,13 +6,13 @@ run on a card, its file in profiling/calibration/ replaces them. A card that has
 what was reached can be set against its peaks, and nothing is predicted for it.
 """
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nanochat.errors import UserError
+from nanochat.files import json_of
 from nanochat.hardware import PEAKS
 
 FOLDER = Path(__file__).parent / "calibration"
@@ -142,7 +142,7 @@ def read(path: Path) -> dict[str, Any]:
     """A calibration file. Raises UserError, naming the file, for one that is damaged or of another version."""
     again = "measure again with python -m profiling.calibrate, or delete it"
     try:
-        made = json.loads(path.read_text())
+        made = json_of(path.read_bytes())
         if made["version"] != VERSION:
             raise UserError(f"{path} is of version {made['version']}, wanted {VERSION}: {again}")
         rates = made["rates"]

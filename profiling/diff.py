@@ -1,10 +1,10 @@
 """Two recordings side by side: which categories and kernels got slower or faster, in ms of a step."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from nanochat.errors import UserError
+from nanochat.files import json_of
 from nanochat.render import Section, Table
 from profiling.analysis import Analysis
 
@@ -15,7 +15,7 @@ LEAST = 0.01  # of a step: smaller differences than a hundredth of the largest a
 def load(path: Path) -> Analysis:
     """A profile.json. Raises UserError for anything else, and for one of another version."""
     try:
-        content = json.loads(path.read_text())
+        content = json_of(path.read_bytes())
     except OSError as problem:
         raise UserError(f"{path} cannot be read ({problem.strerror}); give two profile.json") from None
     except ValueError:

@@ -50,7 +50,7 @@ def chosen(said: str, there: list[str], default: list[str], name: str) -> list[s
 def asked_bytes() -> dict[str, float]:
     """Op → bytes its kernels ask for, of the least there are, as kernels/README.md has it: counted interpreted."""
     try:
-        text = readme.PATH.read_text()
+        text = readme.PATH.read_text("utf-8")
     except OSError:
         return {}
     table = text.partition("## Bytes asked for")[2].partition("\n## ")[0]

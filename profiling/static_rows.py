@@ -24,7 +24,7 @@ import torch
 
 from kernels import OPS, architectures, machine_code, targets
 from kernels.triton_utils import Launch, triton
-from nanochat.files import write_atomically
+from nanochat.files import json_of, write_atomically
 
 DTYPE = torch.bfloat16
 OURS, LIGER = "ours", "liger"
@@ -141,7 +141,7 @@ def broken(task: Task) -> dict[str, Any]:
 def load(path: Path) -> dict[str, Any] | None:
     """A remembered row; None where there is none, or none that can be used."""
     try:
-        row = json.loads(path.read_text())
+        row = json_of(path.read_bytes())
         return row if set(targets.UNREAD) | {"kernel", "error"} <= set(row) else None
     except (OSError, ValueError, TypeError):
         return None

@@ -8,7 +8,6 @@ profiling/analysis.py next.
 
 import gzip
 import heapq
-import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.errors import UserError
+from nanochat.files import json_of
 from profiling import checked
 
 Interval = tuple[int, int]
@@ -99,7 +99,7 @@ def read(path: Path) -> Trace:
     """Raises UserError for a file that is missing, cut off, no trace, or a trace of nothing."""
     try:
         raw = path.read_bytes()
-        content = json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
+        content = json_of(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
     except OSError as problem:
         raise UserError(
             f"{path} cannot be read ({problem.strerror or problem}); give a .json or .json.gz trace"

@@ -39,7 +39,10 @@ def main() -> None:
     if summary and summary["fingerprint"] != tokenizer.fingerprint:
         raise UserError(f"{run.stage('tokenizer')}: tokenizer.json and summary.json do not belong together")
     source = choose.documents(flags.data, 0)
-    texts = {"validation": "\n".join(first_items(source, "val", 200)), **OTHER_TEXT}
+    validation = "\n".join(first_items(source, "val", 200))
+    if not validation.strip():
+        raise UserError(f"{source.name} has nothing but blank texts in its validation split")
+    texts = {"validation": validation, **OTHER_TEXT}
     encoders = {"ours": tokenizer.encode}
     for title, name in (("GPT-2", "gpt2"), ("GPT-4", "cl100k_base")):
         try:

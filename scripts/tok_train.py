@@ -10,6 +10,7 @@ from nanochat.data.source import Source
 from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
 from nanochat.one_writer import only_writer
+from nanochat.progress import Count
 from nanochat.run import TRAINED, Run
 from nanochat.tokenizer import FILE, Tokenizer
 
@@ -73,10 +74,14 @@ def train(flags: Flags, run: Run) -> None:
 
     def counted() -> Iterator[str]:
         nonlocal characters
-        for text in texts(source, flags.max_chars, flags.doc_cap):
-            characters += len(text)
-            yield text
+        with Count("tokenizer, characters", flags.max_chars, True) as count:
+            for text in texts(source, flags.max_chars, flags.doc_cap):
+                characters += len(text)
+                count.tick(len(text))
+                yield text
+        print(f"tokenizer: {characters:,} characters read; learning {flags.vocab_size:,} tokens", flush=True)
 
+    print(f"tokenizer: reading at most {flags.max_chars:,} characters of {source.name}", flush=True)
     tokenizer = Tokenizer.train(counted(), flags.vocab_size)
     seconds = time.time() - started
     if before and tokenizer.fingerprint != before:

@@ -76,13 +76,200 @@ def bad(tmp_path, name, content):
 GOOD = '{"text": "one"}\n'
 
 
+def exchange(i):
+    return [dict(role="user", content=f"q{i}"), dict(role="assistant", content=f"a{i}")]
+
+
+# ---- one in fifty of the corpus, whatever the files
+
+
+def small_files(folder, texts, kind, each):
+    folder.mkdir()
+    for start in range(0, len(texts), each):
+        some, path = texts[start : start + each], folder / f"{start:05}.{kind}"
+        if kind == "txt":
+            path.write_text("\n\n".join(text.ljust(4000, ".") for text in some))
+        elif kind == "jsonl":
+            write_jsonl(path, [dict(text=text) for text in some])
+        else:
+            write_parquet(path, some, rows_per_group=1)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+@pytest.mark.parametrize("each", [1, 2, 49, 51])
+def test_one_in_fifty_is_held_out_whatever_the_files(tmp_path, kind, each):
+    source = Documents(small_files(tmp_path / "many", TEXTS[:260], kind, each))
+    train, val = everything(source, "train"), everything(source, "val")
+    assert len(val) == 6 and len(train) == 254
+    assert sorted(text.rstrip(".") for text in train + val) == sorted(text.rstrip(".") for text in TEXTS[:260])
+    for split in ("train", "val"):
+        assert all(source.load(split, unit) for unit in range(source.units(split)))
+
+
+def test_the_place_in_the_corpus_counts_and_not_that_in_a_block(tmp_path):
+    rows = [dict(text=f"text {i}") for i in range(2000)]
+    rows.insert(700, dict(text=" \n"))  # blank: counts for nothing
+    source = Documents(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert everything(source, "val") == [f"text {i}" for i in range(0, 2000, 50)]
+
+
+# ---- blank texts
+
+
+def test_blank_stretches_are_passed_over_and_blank_files_named(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [dict(text="a")] + [dict(text=" ")] * 2000 + [dict(text="b")])
+    assert everything(Documents(path), "train") == ["b"] and everything(Documents(path), "val") == ["a"]
+    write_jsonl(tmp_path / "val.jsonl", [dict(text="\n")] * 5)
+    with pytest.raises(UserError, match=r"val\.jsonl has nothing but blank texts"):
+        Documents(tmp_path)
+    for name in ("blank.parquet", "blank.jsonl", "blank.txt"):
+        folder = tmp_path / name.replace(".", "_")
+        folder.mkdir()
+        write_jsonl(folder / "val.jsonl", [dict(text=t) for t in TEXTS[:5]])
+        if name.endswith("parquet"):
+            write_parquet(folder / name, [" ", "\t"] * 60)
+        elif name.endswith("jsonl"):
+            write_jsonl(folder / name, [dict(text="")] * 600)
+        else:
+            (folder / name).write_text(" \n" * 5)
+        with pytest.raises(UserError, match=f"{name} has nothing but blank texts"):
+            Documents(folder)
+
+
+# ---- what is not data
+
+
+def test_hidden_files_and_editors_copies_are_left_out_and_said(tmp_path, capsys):
+    write_jsonl(tmp_path / "a.jsonl", [dict(text=t) for t in TEXTS[:100]])
+    once = Documents(tmp_path).fingerprint
+    assert not capsys.readouterr().err
+    for name in (".ipynb_checkpoints/a-checkpoint.jsonl", "._a.jsonl", ".DS_Store", "a.jsonl~", "#a.jsonl#",
+                 ".a.jsonl.swp", "__MACOSX/a.jsonl", "~$a.txt", "deep/.cache/more/b.txt", "a~.txt"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\x00\xff no text")
+    source = Documents(tmp_path)
+    assert source.fingerprint == once and len(everything(source, "train")) == 98
+    assert f"note: 10 files are left out of {tmp_path}: hidden, or an editor's copies" in capsys.readouterr().err
+
+
+def test_a_folder_may_itself_be_hidden_and_a_file_that_is_named_is_read(tmp_path, capsys):
+    folder = tmp_path / ".cache" / "corpus"
+    folder.mkdir(parents=True)
+    write_jsonl(folder / "a.jsonl", [dict(text=t) for t in TEXTS[:100]])
+    write_jsonl(folder / ".b.jsonl", [dict(text=t) for t in TEXTS[:3]])
+    assert len(everything(Documents(folder), "train")) == 98
+    assert len(everything(Documents(folder / ".b.jsonl"), "train")) == 2
+
+
+# ---- what encodings do
+
+
+def test_byte_order_marks_are_no_text(tmp_path):
+    path = bad(tmp_path, "a.jsonl", b"\xef\xbb\xbf" + b'{"text": "one"}\r\n\xef\xbb\xbf{"text": "two"}\n')
+    assert everything(Documents(path), "val") + everything(Documents(path), "train") == ["one", "two"]
+    path = bad(tmp_path, "a.txt", "\ufeff" + "one".ljust(4000, ".") + "\n\n" + "\ufefftwo".ljust(4000, "."))
+    source = Documents(path)
+    assert "\ufeff" not in "".join(everything(source, "val") + everything(source, "train"))
+    assert everything(source, "train")[0].startswith("two")
+    path = bad(tmp_path, "chat.jsonl", b"\xef\xbb\xbf" + "".join(json.dumps(exchange(i)) + "\n" for i in "ab").encode())
+    assert len(everything(ConversationFiles(path), "train")) == 1
+
+
+DIGITS, DEEP = "1" * 5000, "[" * 5000 + "]" * 5000
+STRANGE = {
+    '{"text": "half \\ud83d of it"}': "half a surrogate pair",
+    '{"text": "the other \\uDE00 half"}': "half a surrogate pair",
+    f'{{"text": "x", "n": {DIGITS}}}': "more digits than Python reads",
+    f'{{"text": "x", "n": {DEEP}}}': "nested too deep",
+    DEEP: "nested too deep",
+    "[" * 900 + "]" * 900: 'a string "text"',
+}
+
+
+@pytest.mark.parametrize("line", STRANGE, ids=range(len(STRANGE)))
+def test_strange_json_is_named_by_line(tmp_path, line):
+    path = bad(tmp_path, "a.jsonl", GOOD * 600 + line + "\n")
+    with pytest.raises(UserError, match=f"line 601: .*{STRANGE[line]}"):
+        Documents(path)
+
+
+@pytest.mark.parametrize(
+    "line, complaint",
+    [
+        (json.dumps(exchange("\ud83d")), "half a surrogate pair"),
+        (json.dumps([dict(role="system", content="\udc00"), *exchange(1)]), "half a surrogate pair"),
+        (
+            json.dumps([exchange(1)[0], dict(role="assistant", content=[dict(type="python", text="\ud800")])]),
+            "surrogate",
+        ),
+        (f'{{"messages": {DEEP}}}', "nested too deep"),
+        (f'{{"messages": [{DIGITS}]}}', "more digits"),
+        ("[" * 900 + "]" * 900, "wanted an object with role and content"),
+    ],
+)
+def test_strange_conversations_are_named_by_line(tmp_path, line, complaint):
+    path = bad(tmp_path, "chat.jsonl", json.dumps(exchange(0)) + "\n" + line + "\n")
+    with pytest.raises(UserError, match=f"line 2: .*{complaint}"):
+        ConversationFiles(path)
+
+
+def test_whole_surrogate_pairs_are_characters(tmp_path):
+    path = bad(tmp_path, "a.jsonl", '{"text": "\\ud83d\\ude00"}\n{"text": "b", "other": "\\ud83d"}\n')
+    assert everything(Documents(path), "val") == ["😀"] and everything(Documents(path), "train") == ["b"]
+
+
+# ---- parquet
+
+
+KINDS = [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "categories"], ids=str)
+def test_strings_of_any_kind(tmp_path, kind):
+    texts = pa.array(TEXTS[:100] + ["", "é春🙂"])
+    column = texts.dictionary_encode() if kind == "categories" else texts.cast(kind)
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet", row_group_size=30)
+    source = Documents(tmp_path / "a.parquet")
+    assert sorted(everything(source, "val") + everything(source, "train")) == sorted([*TEXTS[:100], "é春🙂"])
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "categories"], ids=str)
+@pytest.mark.parametrize("wrong, complaint", [(b"\xff\xfe", "UTF-?8"), (None, "the text is null")])
+def test_what_is_wrong_in_a_late_row_group_is_found_before_training(tmp_path, kind, wrong, complaint):
+    column = pa.array([b"good"] * 100 + [wrong] + [b"good"] * 20, pa.binary())
+    if kind == "categories":
+        bytes_ = pa.array([b"good", wrong or b"x"], pa.binary())
+        words = pa.Array.from_buffers(pa.string(), 2, bytes_.buffers())
+        places = [0] * 100 + [1 if wrong else None] + [0] * 20
+        column = pa.DictionaryArray.from_arrays(pa.array(places, pa.int32()), words)
+    elif kind in (pa.string(), pa.large_string()):
+        column = column.cast(pa.binary() if kind == pa.string() else pa.large_binary())
+        column = pa.Array.from_buffers(kind, len(column), column.buffers())
+    elif kind == pa.string_view():
+        column = column.cast(pa.binary_view())
+        column = pa.Array.from_buffers(kind, len(column), column.buffers())
+    else:
+        column = column.cast(kind)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": column}), path, row_group_size=50)
+    with pytest.raises(UserError, match=f"row group 2.*{complaint}"):
+        Documents(path)
+
+
+def test_two_text_columns_are_named(tmp_path):
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="several columns called `text`"):
+        Documents(tmp_path / "a.parquet")
+
+
 @pytest.mark.parametrize(
     "name, content, complaint",
     [
         ("none.txt", None, "does not exist"),
         ("a.csv", "text\nhello", "not of a kind"),
         ("a.jsonl", "", "is empty"),
-        ("a.txt", "\n \n\n", "blank lines"),
+        ("a.txt", "\n \n\n", "blank texts"),
         ("a.jsonl", GOOD * 3 + "{not json}\n", r"a\.jsonl, line 4: not valid JSON"),
         ("a.jsonl", GOOD * 600 + '{"txt": "x"}\n', r'line 601: wanted an object with a string "text"'),
         ("a.jsonl", GOOD + '{"text": 5}\n', "line 2: wanted"),
@@ -125,10 +312,6 @@ def test_a_row_group_that_went_bad_is_named(tmp_path):
 
 
 # ---- conversations
-
-
-def exchange(i):
-    return [dict(role="user", content=f"q{i}"), dict(role="assistant", content=f"a{i}")]
 
 
 def test_conversations_in_both_forms(tmp_path):

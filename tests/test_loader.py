@@ -16,6 +16,7 @@ from nanochat.data.loader import (
     one_pass,
 )
 from nanochat.data.source import Position, first_items, read
+from nanochat.errors import UserError
 
 TOKENIZER = tiny.tokenizer()
 TEXTS = tiny.sentences(3000)
@@ -147,3 +148,33 @@ def test_batches_move_to_the_device():
     batch = Batch(torch.zeros(1, 2), torch.ones(1, 2), LoaderState(Position(), []))
     inputs, targets = batch.to(torch.device("cpu"))
     assert inputs.shape == targets.shape == (1, 2)
+
+
+class BlankSource(ListSource):
+    def __init__(self, units):
+        super().__init__([])
+        self._count = units
+
+    def units(self, split):
+        return self._count
+
+    def load(self, split, unit):
+        return []
+
+
+@pytest.mark.parametrize("units", [0, 3])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_source_without_text_is_an_error_and_no_endless_loop(split, units):
+    with pytest.raises(UserError, match="nothing in its (train|val) split"):
+        next(read(BlankSource(units), split, Position())) and list(read(BlankSource(units), split, Position()))
+    assert not list(one_pass(BlankSource(units), "val", document_encoder(TOKENIZER), Rows(2, 16), 8))
+    with pytest.raises(UserError, match="nothing in its train split"):
+        next(Prefetch(batches(BlankSource(units), "train", document_encoder(TOKENIZER), Rows(2, 16))))
+
+
+@pytest.mark.parametrize("iterate", [batches, lambda *given: one_pass(*given, max_rows=8)])
+def test_a_thread_that_finds_nothing_ends_when_it_is_told(iterate):
+    data = Prefetch(iterate(BlankSource(10**6), "train", document_encoder(TOKENIZER), Rows(2, 16)))
+    thread = data._thread
+    data.close()
+    assert not thread.is_alive()

@@ -31,8 +31,8 @@ def table(arch: str) -> dict[str, Any]:
     """Rows by op; empty where nothing was measured. Raises ValueError for a file that is damaged."""
     path = FOLDER / f"{arch}.json"
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError:
+        return json.loads(path.read_bytes()) if path.exists() else {}
+    except (ValueError, RecursionError):
         raise ValueError(f"{path} is damaged: it is no JSON; take it from the repository again") from None
 
 

@@ -127,7 +127,10 @@ def conversation_encoder(tokenizer: Tokenizer, masked: bool) -> Encode:
 def batches(
     source: Source, split: str, encode: Encode, rows: Rows, state: LoaderState | None = None, bos: int = 0
 ) -> Iterator[Batch]:
-    """Endless batches for training, from `state` on. Raises UserError when no document has anything to learn."""
+    """Endless batches for training, from `state` on. Raises UserError when no document has anything to learn.
+
+    In the thread of a Prefetch that is closed it ends at the next unit.
+    """
     children = ahead.children(rows.world) if rows.pin else 0  # a CPU that trains has no core to spare
     packer, items, position = _restore(source, split, rows, state, children)
     capacity, begun = rows.T + 1, position.epoch
@@ -135,10 +138,12 @@ def batches(
         own = []
         for i in range(rows.B * rows.world):
             while len(packer) < BUFFER:
+                if _told_to_end():
+                    return
                 texts, position = next(items)
                 for document in encode(texts):
                     packer.add(document)
-                if position.epoch > begun and packer.seen == packer.left_out:
+                if position.epoch > begun and packer.seen == packer.left_out > 0:
                     raise UserError(
                         f"{source.name}: no conversation has anything to learn: an answer of the assistant that begins "
                         f"within {rows.T} tokens"
@@ -158,6 +163,8 @@ def one_pass(source: Source, split: str, encode: Encode, rows: Rows, max_rows: i
         own, filled = [], 0
         for i in range(rows.B * rows.world):
             while len(packer) < BUFFER and position.unit < source.units(split):
+                if _told_to_end():
+                    return
                 texts, position = next(items)
                 for document in encode(texts):
                     packer.add(document)
@@ -187,6 +194,19 @@ def _batch(own: list[tuple[np.ndarray, np.ndarray]], rows: Rows, state: LoaderSt
     return Batch(inputs, targets, state)
 
 
+class _Reader(threading.Thread):
+    """The thread of a Prefetch; what it runs may look whether it was told to end."""
+
+    def __init__(self, work: Callable[[Iterator[Batch]], None], items: Iterator[Batch]):
+        super().__init__(target=work, args=(items,), daemon=True, name="data")
+        self.told_to_end = threading.Event()
+
+
+def _told_to_end() -> bool:
+    thread = threading.current_thread()
+    return isinstance(thread, _Reader) and thread.told_to_end.is_set()
+
+
 class Prefetch:
     """Runs an iterator in a thread, a few items ahead. Its end, or an error in it, comes here after its last item."""
 
@@ -194,8 +214,8 @@ class Prefetch:
         """device: for which batches are pinned; a thread begins on card 0, where pinning would make a context."""
         self._device = device
         self._queue: queue.Queue = queue.Queue(maxsize=ahead)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(items,), daemon=True, name="data")
+        self._thread = _Reader(self._work, items)
+        self._stop = self._thread.told_to_end
         self._thread.start()
 
     def _work(self, items: Iterator[Batch]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nanochat.data import ahead
+from nanochat.errors import UserError
 
 
 class Source(Protocol):
@@ -40,18 +41,22 @@ def read(source: Source, split: str, position: Position, children: int = 0) -> I
     """Yields (items of a unit, position after it) from position on, for ever. children: see ahead.py.
 
     Training data is shuffled by units, and within a unit, anew in each epoch and the same in every run; validation data
-    comes as it is.
+    comes as it is. Raises UserError when a whole pass has no item.
     """
     epoch, start = position.epoch, position.unit
     while True:
         count = source.units(split)
         shuffled = split == "train"
         order = np.random.default_rng(epoch).permutation(count) if shuffled else np.arange(count)
+        empty = start == 0
         units = (int(unit) for unit in order[start:])
         for i, items in zip(range(start, count), ahead.loaded(source, split, units, children)):
             if shuffled:
                 items = [items[j] for j in np.random.default_rng((epoch, i)).permutation(len(items))]
+            empty = empty and not items
             yield items, Position(epoch, i + 1)
+        if empty:
+            raise UserError(f"{source.name} has nothing in its {split} split")
         epoch, start = epoch + 1, 0
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from nanochat.data import hub
 from nanochat.errors import UserError
-from nanochat.files import base_dir, sha256
+from nanochat.files import base_dir, encodable, json_of, sha256
 from nanochat.locks import turn
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
@@ -189,9 +189,11 @@ def _baselines(path: Path) -> dict[str, float]:
 def _row(kind: str, line: str, where: str) -> Row:
     """A row that a task of this kind can be asked with. Raises UserError with `where` it is."""
     try:
-        row = json.loads(line)
-    except ValueError:
-        raise UserError(f"{where} is damaged: it is no JSON; get the bundle again") from None
+        row = json_of(line)
+        if "\\u" in line:
+            encodable(json.dumps(row, ensure_ascii=False))
+    except ValueError as problem:
+        raise UserError(f"{where} is damaged: it is no JSON ({problem}); get the bundle again") from None
     if not isinstance(row, dict):
         raise UserError(f"{where} is damaged: it is no JSON object")
     text: Callable[[Any], bool] = lambda value: isinstance(value, str)

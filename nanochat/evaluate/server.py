@@ -20,6 +20,7 @@ from typing import Any
 from nanochat.engine import Sampling
 from nanochat.errors import UserError
 from nanochat.evaluate.generative import Tick, Written
+from nanochat.files import json_of
 
 TRIES = 6
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds
@@ -105,7 +106,7 @@ class Server:
         if self.key:
             request.add_unredirected_header("authorization", f"Bearer {self.key}")
         with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-            return json.loads(response.read())
+            return json_of(response.read())
 
 
 def pause(turn: int, asked_for: str) -> float:
@@ -123,7 +124,7 @@ def text_of(content: str | list[dict]) -> str:
 def error_text(said: str) -> str:
     """What an error's body says, short."""
     try:
-        error = json.loads(said)["error"]
+        error = json_of(said)["error"]
         said = error["message"] if isinstance(error, dict) else str(error)
     except (ValueError, LookupError, TypeError):
         pass

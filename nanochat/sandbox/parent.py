@@ -22,7 +22,7 @@ from typing import Any
 from nanochat.errors import UserError
 from nanochat.sandbox import landlock, seccomp
 
-CHILD = Path(__file__).with_name("child.py").read_text()
+CHILD = Path(__file__).with_name("child.py").read_text("utf-8")
 STARTUP_SECONDS = 30.0  # for Python to start, before a program's own time begins; a busy machine takes its time
 MEMORY = 512 * 2**20  # bytes of address space
 FILE = 8 * 2**20  # bytes of one file

@@ -23,6 +23,7 @@ from nanochat import chat
 from nanochat.calculator import calculate
 from nanochat.chat import Event, Reply
 from nanochat.engine import Request as EngineRequest
+from nanochat.files import json_of
 from nanochat.tokenizer import Tokenizer
 from nanochat.web import answers, metrics
 from nanochat.web.limits import Guard, Limits
@@ -316,8 +317,8 @@ async def left(request: Request) -> None:
 async def parsed(request: Request, form: type[BaseModel]) -> Any:
     """The body as a `form`. Raises ApiError when it is no JSON or does not fit."""
     try:
-        content = json.loads(await request.body())
-    except (ValueError, RecursionError):
+        content = json_of(await request.body())
+    except ValueError:
         raise ApiError(400, "the body is no valid JSON") from None
     try:
         return form.model_validate(content)

@@ -60,7 +60,7 @@ def ask(module: str, case: Case, card: str) -> Any:
         ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
         if ran.returncode or not answer.exists():
             raise RuntimeError(f"{module} failed ({ran.returncode}) for {case}:\n{(ran.stdout + ran.stderr)[-4000:]}")
-        return json.loads(answer.read_text())
+        return json.loads(answer.read_bytes())
 
 
 def told() -> tuple[Case, Path]:
@@ -236,7 +236,7 @@ def stub_inductor(graphs: list[Graph], returned: list[Callable[[str, Any], None]
         module.get_raw_stream = lambda index: 0
         module.assert_size_stride = module.assert_alignment = lambda *args: None
         name = "backward" if self.is_backward else "inference" if self.is_inference else "forward"
-        graphs.append(Graph(name, Path(module.__file__).read_text(), list(self.graph_input_names)))
+        graphs.append(Graph(name, Path(module.__file__).read_text("utf-8"), list(self.graph_input_names)))
         call = module.call
 
         def observed(args: list[Any]) -> Any:

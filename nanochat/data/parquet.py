@@ -1,0 +1,92 @@
+"""Parquet files with a `text` column: strings of any of Arrow's kinds, also as categories or as bytes without a type.
+
+`check` looks at a file before training begins; `read` gives the texts of a row group.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from nanochat.errors import UserError
+
+
+def check(path: Path, thorough: bool = True) -> list[int]:
+    """How many documents each row group has. Raises UserError for what cannot be trained on, with its place.
+
+    thorough: read them all; else only the file's own notes are read, and rows are counted, blank ones too.
+    """
+    pa = _pyarrow()
+    try:
+        with pa.parquet.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+            rows = [metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{path} is no readable parquet file ({_first_line(error)})") from None
+    if "text" not in schema.names:
+        raise UserError(f"{path} has no `text` column; its columns are {', '.join(schema.names)}")
+    if schema.names.count("text") > 1:
+        raise UserError(f"{path} has several columns called `text`; leave one")
+    kind = schema.field("text").type
+    if not _holds_text(pa, kind):
+        raise UserError(f"{path}: the `text` column holds {kind}, wanted strings")
+    if not sum(rows):
+        raise UserError(f"{path} has no rows")
+    if not thorough:
+        return rows
+    with pa.parquet.ParquetFile(path) as file:
+        return [len(_texts(pa, file, path, group)) for group in range(len(rows))]
+
+
+def read(path: Path, group: int) -> list[str]:
+    """The texts of a row group that are not blank. Raises UserError for damage, nulls, and what is no UTF-8."""
+    pa = _pyarrow()
+    try:
+        with pa.parquet.ParquetFile(path) as file:
+            return _texts(pa, file, path, group)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{path}: damaged ({_first_line(error)}); replace the file") from None
+
+
+def _texts(pa: Any, file: Any, path: Path, group: int) -> list[str]:
+    try:
+        column = file.read_row_group(group, columns=["text"])["text"]
+        texts = column.cast(pa.large_binary() if _binary(pa, column.type) else pa.large_string()).to_pylist()
+    except UnicodeDecodeError:
+        texts = column.cast(pa.large_binary()).to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{path}, row group {group}: damaged ({_first_line(error)}); replace the file") from None
+    where = lambda row: f"{path}, row {row} of row group {group}"
+    if None in texts:
+        raise UserError(f"{where(texts.index(None))}: the text is null")
+    for row, text in enumerate(texts):
+        if isinstance(text, bytes):
+            try:
+                texts[row] = text.decode()
+            except UnicodeDecodeError as error:
+                raise UserError(f"{where(row)}: not UTF-8 text (byte 0x{text[error.start]:02x})") from None
+    return [text for text in texts if text.strip()]
+
+
+def _holds_text(pa: Any, kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_kind(kind) for is_kind in kinds) or _binary(pa, kind)
+
+
+def _binary(pa: Any, kind: Any) -> bool:
+    """What older writers make of text: bytes whose type they do not note."""
+    return any(is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _pyarrow() -> Any:
+    """pyarrow with its parquet module, where it is needed: other data does without. Raises UserError without it."""
+    try:
+        import pyarrow
+        import pyarrow.parquet  # noqa: F401 (becomes pyarrow.parquet)
+    except ImportError:
+        raise UserError("parquet files need pyarrow: pip install pyarrow (JSONL and plain text do without)") from None
+    return pyarrow
