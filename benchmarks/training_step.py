@@ -25,8 +25,10 @@ from nanochat.flags import flag, parse, run_script
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import Hardware, can_compile, setup
 from nanochat.recipe import model_config
+from nanochat.replay import PLAIN
 
 SMALL = dict(depth=4, vocab_size=4096, sequence_len=256, batch=4)  # the defaults on a CPU
+WARM = PLAIN + 1  # steps that are not timed: the last is captured as a graph, on a GPU
 PARTED = 0.02  # relative difference of two losses at the same step that rounding does not explain
 
 
@@ -36,7 +38,7 @@ class Flags:
     vocab_size: int = flag(32768, "words of the vocabulary")
     sequence_len: int = flag(2048, "tokens of context")
     batch: int = flag(16, "rows of a step")
-    steps: int = flag(15, "steps that are timed, after two that compile and warm up")
+    steps: int = flag(15, "steps that are timed, after three that compile, warm up and are captured")
     minutes: float = flag(60.0, "time for all of it: what is late takes fewer steps, but at least 3")
 
 
@@ -61,7 +63,7 @@ def turns(steps: dict[str, Callable[[], float]], flags: Flags, hardware: Hardwar
     """Loss, seconds and memory (MB above what lay there before; empty on a CPU) of every step, in turns."""
     found = {name: dict(losses=[], seconds=[], extra_mb=[]) for name in steps}  # type: dict[str, dict[str, list[float]]]
     ends = time.perf_counter() + 60 * flags.minutes
-    for turn in range(flags.steps + 2):
+    for turn in range(flags.steps + WARM):
         for name, step in steps.items():
             before = 0
             if hardware.device.type == "cuda":
@@ -73,7 +75,7 @@ def turns(steps: dict[str, Callable[[], float]], flags: Flags, hardware: Hardwar
             found[name]["seconds"].append(time.perf_counter() - started)
             if hardware.device.type == "cuda":
                 found[name]["extra_mb"].append((torch.cuda.max_memory_allocated() - before) / 2**20)
-        if turn >= 4 and time.perf_counter() > ends:
+        if turn >= WARM + 2 and time.perf_counter() > ends:
             break
     return found
 
@@ -100,7 +102,7 @@ def run(flags: Flags, hardware: Hardware) -> dict[str, Any]:
     model.to_empty(device="cpu")
     model.init_weights()
     weights = model.state_dict()
-    data = lambda: rows(flags.batch, flags.sequence_len, flags.vocab_size, flags.steps + 2)
+    data = lambda: rows(flags.batch, flags.sequence_len, flags.vocab_size, flags.steps + WARM)
     steps = {
         name: use(setting)(our_step(config(flags), weights, hardware, data(), flags.batch, compiled))
         for name, (setting, compiled) in names.items()
@@ -113,12 +115,12 @@ def run(flags: Flags, hardware: Hardware) -> dict[str, Any]:
         what=what, sizes=config(flags), batch=flags.batch, dtype=str(hardware.dtype)[6:], loss_difference=apart,
         allowed_difference=PARTED, status="timed" if together else "failed", why="" if together else parted, rows=[],
     )  # fmt: skip
-    usual = statistics.median(next(iter(found.values()))["seconds"][2:])
+    usual = statistics.median(next(iter(found.values()))["seconds"][WARM:])
     for name, part in found.items():
         losses = [loss if math.isfinite(loss) else None for loss in part["losses"]]  # JSON has no NaN
         row: dict[str, Any] = dict(contender=name, losses=losses)
         if together:
-            low, middle, high = timer.quartiles(part["seconds"][2:])
+            low, middle, high = timer.quartiles(part["seconds"][WARM:])
             tokens = flags.batch * flags.sequence_len
             row.update(step_ms=1e3 * middle, q1_ms=1e3 * low, q3_ms=1e3 * high, tok_per_s=tokens / middle)
             row.update(times_first=usual / middle, first_step_s=part["seconds"][0])

@@ -32,11 +32,12 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import Hardware
 from nanochat.optim import GRAPHS, MuonAdamW, parameter_groups
 from nanochat.recipe import Schedule
+from nanochat.replay import PLAIN
 
 SECONDS = 180.0  # for all of it: nothing is begun that is expected to end later
 BLOCK_SECONDS = 60.0  # of these, for block sizes
 LAYERS = 2  # of the shallow model: one with a short window, one with a full one and a value embedding
-TURNS = 11  # timed steps of each of two variants, after two that compile and warm up
+TURNS = 11  # timed steps of each of two variants, after those that compile and are captured
 GAIN = 0.995  # of the time without it, that a change must stay below; layers are about half of a step so shallow
 SLOWER = 1.2  # times the compilations before, that one may take
 SMALL = 1 << 12  # elements of a parameter whose update takes no time: nothing is compiled for it
@@ -139,11 +140,9 @@ def ready_step(
     stage = trainer.Stage(
         "step", Path(), model, optimizer, STEADY, trainer.Settings(1 << 30, rows, T, rows * T), alone,
         batches=lambda state: [], val_batches=lambda: [], token_bytes=torch.empty(0), meta={},
-        compile=compiled and updates,
+        compile=compiled,
     )  # fmt: skip
-    run = trainer.runnable(stage)
-    if compiled and not updates:
-        run = torch.compile(run, dynamic=False)
+    run = trainer.runnable(stage, updates)
 
     def step() -> float:
         outcome = trainer.step(stage, run, batches, 1)
@@ -308,8 +307,8 @@ class Variant:
         return self.clock() - started
 
     def warm(self) -> float:
-        """Two steps that are not counted: seconds of the first, which compiles."""
-        first, self.seconds = self(), self()
+        """Steps that are not counted: seconds of the first, which compiles. The last is captured as a graph."""
+        first, self.seconds, *_ = [self() for _ in range(PLAIN + 1)]
         return first
 
 

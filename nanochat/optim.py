@@ -98,9 +98,9 @@ class MuonAdamW(torch.optim.Optimizer):
         self._compiled = False
         self._scalars: dict[tuple[str, str], Tensor] = {}
         self._banks = {group["params"][0]: self._bank(group["params"]) for group in self.param_groups if is_muon(group)}
-        self._gradients: dict[Tensor, Tensor] = {}  # banks of gradients by a group's first matrix, where there are any
+        self._gradients: dict[Tensor, Tensor] = {}  # banks of gradients by a group's first matrix, where they are kept
         self._shadows: list[tuple[Tensor, Tensor]] = []  # (parameter, its copy)
-        self._kept: dict[Tensor, Tensor] = {}  # gradients by parameter that are never given away
+        self._kept: list[Tensor] = []  # all gradients, where they are never given away: those banks, and the others
         self.void = torch.zeros((), dtype=torch.int32)  # on the device: 1 where the last step changed nothing
         self._skip: Tensor | None = None  # the same for the updates, where they are queued before the host can know
         self._verdict: Late | None = None  # the same on its way to the host
@@ -126,38 +126,48 @@ class MuonAdamW(torch.optim.Optimizer):
     def shadow(self, param: Tensor, dtype: torch.dtype) -> Tensor:
         """A copy of a matrix of a Muon group to compute with, refreshed by `step`: instead of a cast at every use.
 
-        Its gradients are added to the parameter's, in the parameter's dtype, in the bank from which `step` takes them.
+        Its gradients are added to the parameter's, which are kept (`keep_gradients`), in the parameter's dtype.
         Whoever changes the parameter otherwise, as by loading a state dict, makes shadows after it.
         """
-        group = next(group for group in self.param_groups if any(p is param for p in group["params"]))
-        first, at = group["params"][0], next(i for i, p in enumerate(group["params"]) if p is param)
-        if first not in self._gradients:
-            self._gradients[first] = torch.zeros_like(self._banks[first])
         copy = param.detach().to(dtype, copy=True).requires_grad_()
-        place = self._gradients[first][at]
 
         def add(copy: Tensor) -> None:
-            assert copy.grad is not None
-            if param.grad is None:
-                param.grad = place.copy_(copy.grad)
-            else:
-                param.grad += copy.grad
+            assert param.grad is not None and copy.grad is not None
+            param.grad += copy.grad
             copy.grad = None
 
         copy.register_post_accumulate_grad_hook(add)
         self._shadows.append((param, copy))
         return copy
 
-    def kept_gradient(self, param: Tensor) -> Tensor:
-        """A gradient for a parameter that whoever computes it adds to in place; `zero_grad` fills it with zeros."""
-        param.grad = self._kept[param] = torch.zeros_like(param)
-        return param.grad
+    def forget_shadows(self) -> None:
+        """After a backward that failed half way: what it left is added to nothing."""
+        for _, copy in self._shadows:
+            copy.grad = None
+
+    def keep_gradients(self) -> None:
+        """Gives every parameter a gradient that stays where it is: whoever computes one adds to it in place.
+
+        `zero_grad` fills them with zeros. Those of a Muon group lie in a bank, from which `step` takes them.
+        """
+        for group in self.param_groups:
+            params = group["params"]
+            if is_muon(group):
+                bank = self._gradients[params[0]] = torch.zeros_like(self._banks[params[0]])
+                self._kept.append(bank)
+                places = list(bank)
+            else:
+                places = [torch.zeros_like(p) for p in params]
+                self._kept += places
+            for p, place in zip(params, places):
+                p.grad = place
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch's, but for the gradients that are kept."""
-        super().zero_grad(set_to_none)
-        for param, gradient in self._kept.items():
-            param.grad = gradient.zero_()
+        """As torch's, but where gradients are kept."""
+        if self._kept:
+            torch._foreach_zero_(self._kept)
+        else:
+            super().zero_grad(set_to_none)
 
     @torch.no_grad()
     def step(self, closure: None = None, scale: float = 1.0) -> None:  # type: ignore[override]
@@ -217,7 +227,7 @@ class MuonAdamW(torch.optim.Optimizer):
         if first.data_ptr() != self._banks[first].data_ptr():
             raise RuntimeError("MuonAdamW: the model was moved or cast after its optimizer was made; make it again")
         stack = self._gradients.get(first)  # (K, m, n)
-        if stack is None or any(p.grad is None for p in group["params"]):
+        if stack is None:
             grads = [p.grad for p in group["params"]]
             stack = torch.stack(grads + [torch.zeros_like(first)] * (self._banks[first].size(0) - len(grads)))
         return [self._average(stack, scatter=self.world > 1)]

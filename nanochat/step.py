@@ -78,6 +78,7 @@ def step(
         with record_function("backward"):
             loss = loss * (world / tokens)  # the optimizer takes the mean over ranks
             (scaler.scale(loss) if scaler else loss).backward()
+        del loss  # with its autograd graph, whose nodes a capture must not find (nanochat/replay.py)
         state.loader = batch.state
     if world > 1:
         agree(stage.model)

@@ -34,6 +34,7 @@ from nanochat.optim import MuonAdamW
 from nanochat.progress import Progress
 from nanochat.ranks import any_rank
 from nanochat.recipe import Schedule
+from nanochat.replay import Replayed
 from nanochat.saving import Saver
 from nanochat.step import WINDOW, Outcome, step
 
@@ -108,6 +109,7 @@ class Stage:
     between_batches: Callable[[], Iterable[Batch]] | None = None  # of those before, where they are fewer
     sample: Callable[[], list[str]] = lambda: []
     compile: bool = False
+    replay: bool = True  # a compiled step as CUDA graphs, on an NVIDIA GPU
     compile_evaluation: bool = False
     log: Callable[[dict[str, Any]], None] = lambda row: None
     after_step: Callable[[], None] = lambda: None  # of whoever watches: profiling/record.py
@@ -252,6 +254,8 @@ def train(stage: Stage) -> None:
             stop = outcome.stop
             if stage.pause_follows():
                 hardware.synchronize()  # or what a GPU still has to do would be nobody's time
+                if isinstance(model, Replayed):
+                    model.drop()
             seconds = time.perf_counter() - started
             known = hardware.device.type == "cpu" or stage.pause_follows() or stage.owed or stop
             judge(stage, progress, outcome, known)
@@ -281,10 +285,11 @@ def train(stage: Stage) -> None:
         gc.unfreeze()  # or it is never taken apart, of which Triton's bindings complain when Python ends
 
 
-def runnable(stage: Stage) -> Any:
-    """The model as the loop calls it: compiled where asked for, as is the optimizer.
+def runnable(stage: Stage, updates: bool = True) -> Any:
+    """The model as the loop calls it: compiled where asked for, as is the optimizer, but with updates = False.
 
-    On GPUs, weights are cast once a step, and the gradients of tables are added where they are kept.
+    On GPUs, weights are cast once a step, and gradients are added where they are kept; compiled on an NVIDIA one, it is
+    replayed.
     """
     if stage.hardware.device.type == "cuda":
         stage.model.keep_gradients(stage.optimizer)
@@ -292,8 +297,12 @@ def runnable(stage: Stage) -> Any:
             stage.model.keep_shadows(stage.optimizer)
     if not stage.compile:
         return stage.model
-    stage.optimizer.compile()
-    return torch.compile(stage.model, dynamic=False)
+    if updates:
+        stage.optimizer.compile()
+    model = torch.compile(stage.model, dynamic=False)
+    if stage.hardware.device.type == "cuda" and not torch.version.hip:
+        return Replayed(model, stage.optimizer, stage.hardware.device, lambda: stage.replay)
+    return model
 
 
 def judge(stage: Stage, progress: Progress, outcome: Outcome, known: bool) -> None:

@@ -4,8 +4,8 @@ A `Recorder` is called after each step, of training or of an engine that answers
 steps pass (compiling, growing caches), lets torch's profiler warm up for one more, records N, and leaves in
 <folder>/profile/ the trace, profile.json and profile.html. Rank 0 alone records. Meanwhile the card's sensors are
 sampled and garbage collections marked. Nothing that is computed is touched: losses and answers are the same to the
-bit. A step is slower while it is recorded: those that pass are timed too, and the page says how much. A recording that
-fails says why and lets the work go on.
+bit. A step is slower while it is recorded: those that pass are timed too, and the page says how much; until it is over,
+none is replayed as a CUDA graph. A recording that fails says why and lets the work go on.
 """
 
 import gc
@@ -33,7 +33,14 @@ WARM = 3  # steps that pass unseen
 
 def watcher(steps: int) -> Callable[[Stage], Callable[[], None]] | None:
     """For Setup.watch: None for no steps. Raises UserError for a negative number, and later for too few steps left."""
-    return (lambda stage: Recorder(watch.training(stage), steps).after_step) if wanted(steps) else None
+
+    def watch_stage(stage: Stage) -> Callable[[], None]:
+        recorder = Recorder(watch.training(stage), steps)
+        stage.replay = False  # a graph's kernels are known by name only: neither their shapes nor what launched them
+        recorder.open.callback(lambda: setattr(stage, "replay", True))
+        return recorder.after_step
+
+    return watch_stage if wanted(steps) else None
 
 
 def engine_recorder(

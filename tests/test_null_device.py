@@ -112,6 +112,11 @@ def planning(folder: Path) -> dict[str, str]:
 # ---- training
 
 
+def test_what_is_replayed_is_what_would_have_been_launched(run):
+    """Losses, gradients, weights to the bit, in float32, bfloat16 and fp8; a capture that fails leaves nothing behind."""
+    assert "as wanted" in run(HERE / "replays.py")
+
+
 @pytest.mark.slow
 def test_stages_train_in_every_precision_and_resume(run, home):  # noqa: F811
     """bfloat16, float16 with the scaler, fp8 with both scalings, compiled and not: the CPU's losses."""

@@ -191,6 +191,7 @@ def test_weights_cast_once_a_step_are_those_cast_at_every_use(compiled):
         model.set_dtype(torch.bfloat16)
         optimizer = model.setup_optimizer(weight_decay=0.1)
         if shadows:
+            optimizer.keep_gradients()
             model.keep_shadows(optimizer)
         runs = torch.compile(model, dynamic=False) if compiled else model
         losses, gradients = [], []

@@ -8,51 +8,20 @@ start says how many keys it sees: an idle row only its first one.
 Source: CUDA graphs for decoding as in gpt-fast and vLLM; how to capture: torch's notes on CUDA graphs.
 """
 
-import threading
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels import flash_attention_decode
+from nanochat.capture import captured
 from nanochat.engine.cache import Slots, moved
 from nanochat.gpt import GPT
 
 WARM = 3  # runs before a capture: kernels are compiled and probed in them
-CAPTURING = threading.Lock()  # torch captures one graph at a time, whichever thread and card it is for
-T = TypeVar("T")
-
-
-def captured(
-    prepare: Callable[[], Callable[[], T]], stream: torch.cuda.Stream, pool: Any, warm: int
-) -> tuple[torch.cuda.CUDAGraph, T]:
-    """(the graph of a call, what it returned) on the current card, captured on this stream after `warm` runs on it.
-
-    `prepare` does what shall not be in the graph and returns the call. Raises what capturing raises; then too the
-    thread's stream is the one before, and the allocator is not left capturing.
-    """
-    before, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(before)
-    with torch.cuda.stream(stream):  # torch.cuda.graph leaves its own behind when a capture fails
-        for _ in range(warm):  # a graph must not be the first to run it
-            prepare()()
-        call = prepare()
-        try:
-            mode = "thread_local"  # others allocate meanwhile
-            with CAPTURING, torch.cuda.graph(graph, pool, stream, capture_error_mode=mode):
-                result = call()
-        except BaseException:
-            # Where ending a capture fails, torch (2.11, 2.13) goes before it tells its allocator, which from then on
-            # asserts in empty_cache. It raises where it was told.
-            with suppress(Exception):
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-            raise
-    before.wait_stream(stream)
-    return graph, result
 
 
 class Static:

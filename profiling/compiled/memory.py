@@ -108,7 +108,7 @@ def counted(ready: Prepared) -> Allocations:
             ("parameters", model.parameters()),
             ("buffers", model.buffers()),
             ("shadows", [copy for _, copy in optimizer._shadows]),
-            ("gradients kept", [*optimizer._gradients.values(), *optimizer._kept.values()]),
+            ("gradients kept", optimizer._kept),
             ("moments", [value for value in state if isinstance(value, Tensor)]),
         ):
             for tensor in tensors:

@@ -5,6 +5,8 @@ only work on the capturing device is recorded, and what would wait for the GPU i
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +16,14 @@ from torch.utils._pytree import tree_leaves
 
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "is_nonzero")
 _capturing = threading.local()
+
+
+@contextmanager
+def unseen(tensor: Tensor) -> Iterator[None]:
+    """What is written within is not the program's own writing: autograd must not notice."""
+    kept = nullcontext() if tensor.is_inference() else torch.autograd._unsafe_preserve_version_counter(tensor)
+    with torch.no_grad(), kept:
+        yield
 
 
 def current() -> "Recording | None":
@@ -47,7 +57,8 @@ class Recording(TorchDispatchMode):
         for _func, _args, _kwargs, made in self.calls:
             for tensor in made:
                 if tensor is not None and tensor.is_floating_point():
-                    tensor.fill_(float("nan"))
+                    with unseen(tensor):
+                        tensor.fill_(float("nan"))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -63,7 +74,8 @@ class Recording(TorchDispatchMode):
         here = [t for t in given + outputs if t.is_cuda and t.device.index == self.index]
         if here:
             for tensor, value in zip(self._written(func, args, kwargs), before):
-                tensor.copy_(value)
+                with unseen(tensor):
+                    tensor.copy_(value)
             known = {tensor.untyped_storage().data_ptr() for tensor in given}
             made = [None if tensor.untyped_storage().data_ptr() in known else tensor for tensor in outputs]
             self.calls.append((func, args, kwargs, made))

@@ -1,0 +1,42 @@
+"""Captures a call as a CUDA graph: a decode step (nanochat/engine/graphs.py), a micro-batch (nanochat/replay.py).
+
+Source: torch's notes on CUDA graphs.
+"""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import torch
+
+CAPTURING = threading.Lock()  # torch captures one graph at a time, whichever thread and card it is for
+T = TypeVar("T")
+
+
+def captured(
+    prepare: Callable[[], Callable[[], T]], stream: torch.cuda.Stream, pool: Any, warm: int
+) -> tuple[torch.cuda.CUDAGraph, T]:
+    """(the graph of a call, what it returned) on the current card, captured on this stream after `warm` runs on it.
+
+    `prepare` does what shall not be in the graph and returns the call. Raises what capturing raises; then too the
+    thread's stream is the one before, and the allocator is not left capturing.
+    """
+    before, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(before)
+    with torch.cuda.stream(stream):  # torch.cuda.graph leaves its own behind when a capture fails
+        for _ in range(warm):  # a graph must not be the first to run it
+            prepare()()
+        call = prepare()
+        try:
+            mode = "thread_local"  # others allocate meanwhile
+            with CAPTURING, torch.cuda.graph(graph, pool, stream, capture_error_mode=mode):
+                result = call()
+        except BaseException:
+            # Where ending a capture fails, torch (2.11, 2.13) goes before it tells its allocator, which from then on
+            # asserts in empty_cache. It raises where it was told.
+            with suppress(Exception):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            raise
+    before.wait_stream(stream)
+    return graph, result
