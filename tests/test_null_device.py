@@ -113,7 +113,7 @@ def planning(folder: Path) -> dict[str, str]:
 
 
 def test_what_is_replayed_is_what_would_have_been_launched(run):
-    """Losses, gradients, weights to the bit, in float32, bfloat16 and fp8; a capture that fails leaves nothing behind."""
+    """Losses, gradients, weights to the bit, in all precisions; a capture that fails leaves nothing behind."""
     assert "as wanted" in run(HERE / "replays.py")
 
 

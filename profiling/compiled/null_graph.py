@@ -31,9 +31,9 @@ def current() -> "Recording | None":
     return getattr(_capturing, "recording", None)
 
 
-def refuse_waiting(what: str) -> None:
-    """Raises when this thread captures: waiting for the GPU is not allowed then."""
-    if current():
+def refuse_waiting(what: str, recording: "Recording | None" = None) -> None:
+    """Raises when this thread captures, or autograd's does for it: waiting for the GPU is not allowed then."""
+    if recording or current():
         raise torch.AcceleratorError(f"CUDA error: operation not permitted when stream is capturing ({what})")
 
 
@@ -65,7 +65,7 @@ class Recording(TorchDispatchMode):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         name = func._schema.name.split("::")[1]
         if name in WAITING and any(tensor.is_cuda for tensor in given):
-            refuse_waiting(name)
+            refuse_waiting(name, self)
         if name in ("copy_", "_to_copy", "_copy_from"):
             self._check_copy(name, given, kwargs)
         before = [tensor.clone() for tensor in self._written(func, args, kwargs)]
@@ -97,7 +97,7 @@ class Recording(TorchDispatchMode):
         devices = {tensor.device.type for tensor in given} | ({torch.device(target).type} if target else set())
         on_cpu = [tensor for tensor in given if tensor.is_cpu]
         if devices == {"cpu", "cuda"} and not (on_cpu and all(tensor.is_pinned() for tensor in on_cpu)):
-            refuse_waiting(f"{name} between the GPU and memory that is not pinned")
+            refuse_waiting(f"{name} between the GPU and memory that is not pinned", self)
 
     def replay(self) -> None:
         """Runs all again, on the same memory."""

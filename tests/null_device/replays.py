@@ -1,4 +1,4 @@
-"""Run on the computing null device: a micro-batch that is replayed gives the losses and gradients of one that is not."""
+"""Run on the computing null device: a replayed micro-batch gives the losses and gradients of one that is launched."""
 
 import sys
 import warnings
