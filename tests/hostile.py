@@ -169,13 +169,50 @@ room = mmap.mmap(-1, 4096, prot=7)
 room.write(code)
 at = ctypes.addressof(ctypes.c_char.from_buffer(room))
 escaped(ctypes.CFUNCTYPE(ctypes.c_int)(at)() == os.getpid())""",
+    # kinds that were thought of without knowing how the sandbox works
+    "memory outside its address space": "fd = os.memfd_create('x', 0)\n"
+    "escaped(sum(os.write(fd, bytes(1 << 20)) for _ in range(600)) > 512 << 20)",
+    "a call by x32's number": "escaped(call(0x40000000 | 39) > 0)",
+    "a number with a high half": "pid = call(1 << 32 | 57); escaped(pid >= 0); pid or os._exit(0)",
+    "openat2": "escaped(call(437, -100, T['file'].encode(), bytes(24), 24) >= 0)",
+    "a path opened again": "fd = os.open(T['file'], os.O_PATH); escaped(open(f'/proc/self/fd/{fd}').read())",
+    "through its root in /proc": "escaped(open('/proc/self/root' + T['file']).read())",
+    "a tree of mounts": "escaped(call(428, -100, T['folder'].encode(), 1) >= 0)",
+    "a file system": "escaped(call(430, b'tmpfs', 0) >= 0)",
+    "watching all files": "escaped(call(300, 0, 0) >= 0)",
+    "the list of mounts": "escaped(open('/proc/self/mountinfo').read())",
+    "its own addresses": "escaped(open('/proc/self/maps').read())",
+    "the machine in /sys": "escaped(os.listdir('/sys'))",
+    "what the next Python would load": "import sysconfig\n"
+    "at = os.path.join(sysconfig.get_paths()['purelib'], T['name'] + '.pth'); open(at, 'w'); escaped(); os.unlink(at)",
+    "a signal to a thread": "escaped(call(234, T['victim'], T['victim'], 18) == 0)",
+    "living on without its parent": "import ctypes; escaped(ctypes.CDLL(None).prctl(1, 0, 0, 0, 0) == 0)",
+    "being told of changes in a folder": "import fcntl; fcntl.fcntl(os.open(T['folder'], 0), fcntl.F_NOTIFY, 2);"
+    "escaped()",
+    "another's robust list": "import ctypes; a = ctypes.create_string_buffer(8); b = ctypes.create_string_buffer(8)\n"
+    "escaped(call(274, T['victim'], a, b) == 0)",
+    "another's I/O priority": "escaped(call(251, 1, T['victim'], 2 << 13 | 7) == 0)",
+    "the kernel's log": "import ctypes; escaped(call(103, 3, ctypes.create_string_buffer(4096), 4096) > 0)",
+    "asynchronous files": "import ctypes; escaped(call(206, 8, ctypes.create_string_buffer(8)) == 0)",
+    "real time": "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)); escaped()",
+    "memory that is never swapped": "import mmap; m = mmap.mmap(-1, 1 << 20); import ctypes\n"
+    "escaped(call(149, ctypes.addressof(ctypes.c_char.from_buffer(m)), 1 << 20) == 0)",
+    "the last to be killed for memory": "escaped(open('/proc/self/oom_score_adj', 'w').write('-1'))",
+    "the kernel's ciphers": "socket.socket(38, socket.SOCK_SEQPACKET, 0); escaped()",
+    "raw packets": "socket.socket(17, socket.SOCK_RAW, 0); escaped()",
+    "kernel objects without end": "escaped(call(290, 0, 0) >= 0 and call(291, 0) >= 0 and call(283, 1, 0) >= 0)",
 }
 # Which do nothing as another user than root, even without a sandbox; and which are not tried without one.
 AS_ROOT = {"a mount", "another root", "a device file", "the host's name", "other rlimits", "another user",
-           "other groups", "performance events", "a namespace of another", "BPF", "a file of the library"}  # fmt: skip
+           "other groups", "performance events", "a namespace of another", "BPF", "a file of the library",
+           "a tree of mounts", "a file system", "watching all files", "the kernel's log", "real time",
+           "the last to be killed for memory", "raw packets"}  # fmt: skip
 UNPROVEN = {
     "the clock": "it would set this machine's",
     "a file of the library": "it would change this Python's",
+    "what the next Python would load": "it would change this Python's",
+    "a call by x32's number": "whether the kernel has them is a matter of its configuration",
+    "the kernel's ciphers": "whether the kernel has them is a matter of its configuration",
     "folders without end": "who would remove them?",
     "page faults": "whether the kernel has it is a matter of its configuration",
     "io_uring": "whether the kernel has it is a matter of its configuration",
