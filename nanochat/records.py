@@ -24,7 +24,8 @@ CORE = dict(tasks=dict, core=(int, float), partial=bool, missing=list)
 CHATCORE = dict(score=(int, float), low=(int, float), high=(int, float), partial=bool, missing=list)
 TASK = dict(wanted=str, n=int, counts=dict, rate=(int, float), low=(int, float), high=(int, float), examples=dict)
 
-OF_STAGES = dict(chat=TASK, core=CORE, chatcore=CHATCORE)  # keys of an evaluation's summary that hold results by stage
+# Keys of an evaluation's summary that hold results by stage, or by the name of a Hugging Face model.
+OF_STAGES = dict(chat=TASK, core=CORE, core_hf=CORE, chatcore=CHATCORE)
 
 
 def digest(content: dict[str, Any]) -> str:

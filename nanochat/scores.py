@@ -28,7 +28,8 @@ Results = dict[str, dict[str, Any]]  # by stage
 
 def sections(run: Run) -> list[Section]:
     done, _ = evaluated(run)
-    return [evaluation(run, done), core(run, done.get("core", {})), letter_bias(run, done.get("chat", {}))]
+    others = {f"{name} (Hugging Face)": found for name, found in done.get("core_hf", {}).items()}
+    return [evaluation(run, done), core(run, done.get("core", {}), others), letter_bias(run, done.get("chat", {}))]
 
 
 def explained(run: Run, text: str, paragraph: str) -> Link:
@@ -107,22 +108,22 @@ def pass_at_k(run: Run, chat: Results, names: list[str]) -> Table | None:
     return Table(("one of k samples is right", "model", *(f"pass@{k}" for k in ks)), rows)
 
 
-def core(run: Run, done: Results) -> Section:
-    """Each task's accuracy with its interval, centred, and beside it what is left of it under each control."""
+def core(run: Run, done: Results, others: Results) -> Section:
+    """Each task's accuracy with its interval, centred, and beside it what is left of it under each control.
+
+    others: the same of other models, by name.
+    """
     blocks: list[Any] = []
     by_task: dict[str, dict[str, dict[str, Any]]] = {}
-    for stage in STAGES:
-        if stage not in done:
-            continue
-        found = done[stage]
+    for name, found in [*((stage, done[stage]) for stage in STAGES if stage in done), *others.items()]:
         controls = found.get("controls", {})
         rows: list[list[Cell]] = []
         for label, task in found["tasks"].items():
-            by_task.setdefault(label, {})[stage] = task
+            by_task.setdefault(label, {})[name] = task
             score = f"{task['accuracy']:.1%} ({task['low']:.1%} to {task['high']:.1%}, n={task['n']})"
-            others = [f"{values[label]:.1%}" if label in values else DASH for values in controls.values()]
+            kept = [f"{values[label]:.1%}" if label in values else DASH for values in controls.values()]
             cropped = str(task.get("cropped", DASH))
-            rows.append([label, score, f"{task['baseline']:.1%}", f"{task['centered']:.4f}", cropped, *others])
+            rows.append([label, score, f"{task['baseline']:.1%}", f"{task['centered']:.4f}", cropped, *kept])
         missing = found["missing"]
         count = f"{len(rows)} of {len(rows) + len(missing)} tasks"
         title = f"CORE, partial: {count}" if found["partial"] else f"CORE: {count}"
@@ -130,13 +131,13 @@ def core(run: Run, done: Results) -> Section:
         means = [control_mean(found["tasks"], values) for values in controls.values()]
         rows.append([explained(run, title, "CORE"), "", "", f"{found['core']:.4f}{interval}", "", *means])
         head: list[Cell] = [
-            explained(run, f"CORE, {stage.upper()}", "CORE"),
+            explained(run, f"CORE, {name.upper() if name in STAGES else name}", "CORE"),
             "accuracy",
             "guessing",
             "centred",
             "cropped",
         ]
-        head += [explained(run, f"control: {name}", "Controls") for name in controls]
+        head += [explained(run, f"control: {control}", "Controls") for control in controls]
         blocks.append(Table(head, rows))
         if missing:
             blocks.append(
@@ -146,7 +147,7 @@ def core(run: Run, done: Results) -> Section:
             blocks.append(f"{label} failed: {why}")
     if by_task:
         made = [
-            Band(label, {stage: (one["accuracy"], one["low"], one["high"]) for stage, one in tasks.items()}, baseline)
+            Band(label, {name: (one["accuracy"], one["low"], one["high"]) for name, one in tasks.items()}, baseline)
             for label, tasks in by_task.items()
             for baseline in [next(iter(tasks.values()))["baseline"]]
         ]

@@ -1,5 +1,6 @@
 """CORE, bits per byte and samples of a trained model; CORE of a Hugging Face model too, with its own tokenizer."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +37,7 @@ class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
     source: str = flag("base", "stage whose model to evaluate: base | mid | sft", "-i")
     step: int = flag(-1, "checkpoint of this step (-1: the finished model)")
-    hf: str = flag("", "instead, CORE of a Hugging Face causal LM: a folder or a name (needs the extra hf)")
+    hf: str = flag("", "instead, CORE of a Hugging Face causal LM, kept beside the run's: a folder or name (extra hf)")
     eval: str = flag("core,bpb,sample", "what to evaluate, comma-separated: core, bpb, sample")
     max_per_task: int = flag(-1, "rows of each CORE task, shuffled (-1: all)")
     controls: bool = flag(False, f"CORE's tasks with something taken away, too: {', '.join(CONTROLS)}")
@@ -50,15 +51,17 @@ class Flags:
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
-    parts = ["core"] if flags.hf else flags.eval.split(",")
+    parts = flags.eval.split(",")
     for part in parts:
         if part not in PARTS:
             raise UserError(f"--eval names {part!r}; there are {', '.join(PARTS)}")
-    hardware = look_at_hardware(flags.device_type)
-    if flags.hf:
-        return ask_core(flags, core_hf.load(flags.hf, hardware.device, hardware.dtype), hardware, flags.hf, None)
+    if (flags.hf or flags.controls) and "core" not in parts:
+        raise UserError(f"{'--hf' if flags.hf else '--controls'} is about CORE, which --eval {flags.eval} leaves out")
     run = Run.open(flags.run)
     run.summary("eval")  # a damaged one is an error before the work
+    hardware = look_at_hardware(flags.device_type)
+    if flags.hf:
+        return ask_core(flags, core_hf.load(flags.hf, hardware.device, hardware.dtype), hardware, flags.hf, run)
     step = flags.step if flags.step >= 0 else None
     found = same_checkpoint(lambda: run.checkpoint(flags.source, step))
     tokenizer = run.tokenizer()
@@ -102,9 +105,9 @@ def samples(model: GPT, tokenizer: Tokenizer) -> None:
 
 
 def ask_core(
-    flags: Flags, model: Model, hardware: Hardware, name: str, run: Run | None, checkpoint: Checkpoint | None = None
+    flags: Flags, model: Model, hardware: Hardware, name: str, run: Run, checkpoint: Checkpoint | None = None
 ) -> None:
-    """CORE, printed and, of a run, kept."""
+    """CORE, printed and kept; of a Hugging Face model (no checkpoint) beside the run's own, where there is that run."""
     found = bundle.load(from_rank_0(lambda: bundle.find(flags.bundle)))
     found = replace(found, tasks=[replace(task, seed=flags.few_shot_seed) for task in found.tasks])
     shown = core_output.Shown(hardware.is_main)
@@ -115,14 +118,21 @@ def ask_core(
     if not hardware.is_main:
         return
     print(f"\nCORE of {name}\n{core_output.table(result)}")
-    if run is not None and checkpoint is not None:
-        result = dict(result, step=checkpoint.step, model=checkpoint.fingerprint, bundle=bundle.fingerprint(found))
-        write_atomically(run.stage("eval") / f"{flags.source}_core.csv", core_output.as_csv(result))
-        keep(run, flags.source, result, "core")
+    result["bundle"] = bundle.fingerprint(found)
+    if checkpoint:
+        result.update(step=checkpoint.step, model=checkpoint.fingerprint)
+        part, key, file = "core", flags.source, flags.source
+    elif run.folder.is_dir():
+        part, key = "core_hf", core_hf.label(flags.hf)
+        file = "hf_" + re.sub(r"[^A-Za-z0-9._-]+", "_", key)
+    else:
+        return print(f"Not kept: there is no run {run.name!r} to keep it beside; --run names one", flush=True)
+    write_atomically(run.stage("eval") / f"{file}_core.csv", core_output.as_csv(result))
+    keep(run, key, result, part)
 
 
 def keep(run: Run, source: str, result: dict[str, Any], part: str = "") -> None:
-    """Puts a stage's result into the run's summary of evaluations, or into a part of it."""
+    """Puts a stage's, or another model's, result into the run's summary of evaluations, or into a part of it."""
     with turn(run.stage("eval") / ".lock"):  # another stage may be evaluated at the same time
         everything = run.summary("eval") or {}
         (everything.setdefault(part, {}) if part else everything)[source] = result

@@ -15,6 +15,7 @@ from nanochat.evaluate import core, core_hf
 from nanochat.evaluate.core_batches import OurModel
 from nanochat.evaluate.core_prompts import Example
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.run import Run
 
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed (the extra hf)"
@@ -77,6 +78,7 @@ def test_the_script_asks_a_folder(tmp_path, monkeypatch, capsys):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "home"))
     words = {word: i for i, word in enumerate(["[UNK]", "<end>", *sorted({*" ".join(tiny.sentences(50)).split()})])}
     plain = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -85,7 +87,20 @@ def test_the_script_asks_a_folder(tmp_path, monkeypatch, capsys):
     folder = bundles.write(tmp_path / "b")
     assert tiny.call("base_eval", f"--hf={tmp_path / 'model'}", f"--bundle={folder}") == 0
     said = capsys.readouterr().out
-    assert "partial CORE" in said and str(tmp_path / "model") in said
+    assert "partial CORE" in said and str(tmp_path / "model") in said and "Not kept: there is no run 'speedrun'" in said
+    assert not (tmp_path / "home").exists() or not list((tmp_path / "home").rglob("*"))
+
+    run = Run.open("a")
+    run.stage("base").mkdir(parents=True)
+    assert tiny.call("base_eval", "--run=a", f"--hf={tmp_path / 'model'}", f"--bundle={folder}") == 0
+    assert "Not kept" not in capsys.readouterr().out
+    kept, file = run.summary("eval")["core_hf"]["model"], run.stage("eval") / "hf_model_core.csv"
+    assert kept["partial"] and kept["bundle"] and file.read_text().startswith("Task,")
+    assert tiny.call("report", "--run=a") == 0
+    assert "CORE, model (Hugging Face)](" in (run.folder / "report.md").read_text()
+
+    assert tiny.call("base_eval", f"--hf={tmp_path / 'model'}", "--eval=bpb") == 2
+    assert "--hf is about CORE, which --eval bpb leaves out" in capsys.readouterr().err
     assert tiny.call("base_eval", f"--hf={tmp_path / 'none'}", f"--bundle={folder}") == 2
     assert "could not be loaded" in capsys.readouterr().err
 

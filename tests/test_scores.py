@@ -50,7 +50,7 @@ def test_all_of_it(run, capsys):
     chat = dict(
         mid=dict(choice=OLD), sft=dict(choice=new, add_tool=dict(OLD, **sampled, settings=dict(temperature=0.7)))
     )
-    text = report(run, chat=chat, core=dict(base=CORE), chatcore=dict(sft=whole))
+    text = report(run, chat=chat, core=dict(base=CORE), chatcore=dict(sft=whole), core_hf={"openai/gpt2": CORE})
     for part in (
         "| – | 30.0% right (22.0% to 40.0%, n=100) | 30.0% right",
         "| – | – | 0.1000 (0.0500 to 0.2000; partial, without mmlu) | – |",
@@ -58,6 +58,8 @@ def test_all_of_it(run, capsys):
         "| hellaswag | 31.0% (27.0% to 35.0%, n=500) | 25.0% | 0.0800 | 0 | 25.0% | 26.0% |",
         "| lambada | 12.0% (6.0% to 24.0%, n=50) | 0.0% | 0.1200 | 3 | 2.0% | – |",
         "CORE, partial: 2 of 3 tasks](",
+        "[CORE, BASE](",
+        "[CORE, openai/gpt2 (Hugging Face)](",
         "|  |  | 0.1000 (0.0600 to 0.1600) |  | 0.0100 | 0.0133 |",
         "Missing: squad.",
         "squad failed: no memory",
@@ -123,6 +125,18 @@ def test_the_picture_is_to_scale():
     assert a == ticks["25"] and b == ticks["75"] and end == ticks["100"] and c < ticks["0"] < d
     assert first < second < third and svg.count('r="4"') == 3 and svg.count('r="3.5"') == 2  # and in the legend
     assert ">BASE<" in svg and ">SFT<" in svg and ">MID<" not in svg
+
+
+def test_other_models_stand_beside_the_stages():
+    names = [f"somebody/model-{i}" for i in range(5)]
+    scores = {name: (0.5, 0.25, 0.75) for name in ("sft", *names)}
+    svg = picture("T", [Band("one", scores)])
+    assert svg.count("<polygon") == 10 and svg.count('r="4"') == 2  # and in the legend
+    legend = [(float(x), float(y)) for x, y in re.findall(r'<text x="([\d.]+)" y="([\d.]+)">', svg)]
+    assert len(legend) == 6 == len(set(legend)) and len({y for _, y in legend}) > 1  # lines, none beyond the edge
+    assert max(x for x, _ in legend) + 7 * len(names[0]) < 760
+    first = float(re.search(r'</title><line x1="[\d.]+" x2="[\d.]+" y1="([\d.]+)"', svg)[1])
+    assert first > max(y for _, y in legend)
 
 
 def test_cells_with_links_are_escaped():

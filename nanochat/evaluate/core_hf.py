@@ -7,6 +7,7 @@ Needs transformers: pip install transformers (the extra `hf`).
 
 import inspect
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,11 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> "HubModel":
     except Exception as problem:  # no such folder or name, no network, weights of another kind
         said = " ".join(str(problem).split())[:200]
         raise UserError(f"--hf {name} could not be loaded ({type(problem).__name__}: {said})") from None
+
+
+def label(name: str) -> str:
+    """What a model is called where its results are shown: of a folder, its own name."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 class HubModel:
