@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any
 
 from nanochat.checkpoint import Checkpoint
 from nanochat.consensus import from_rank_0, same_checkpoint
@@ -10,9 +9,9 @@ from nanochat.data import choose
 from nanochat.data.loader import Rows, document_encoder, one_pass
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.errors import UserError
-from nanochat.evaluate import bundle, core_hf, core_output
+from nanochat.evaluate import bundle, core_hf, core_output, results
 from nanochat.evaluate.bits_per_byte import bits_per_byte
-from nanochat.evaluate.core import Model, core
+from nanochat.evaluate.core import Model, check, core
 from nanochat.evaluate.core_batches import OurModel
 from nanochat.evaluate.core_controls import CONTROLS
 from nanochat.files import write_atomically
@@ -20,7 +19,6 @@ from nanochat.flags import flag, parse, run_script
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
-from nanochat.locks import turn
 from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
 
@@ -39,7 +37,7 @@ class Flags:
     step: int = flag(-1, "checkpoint of this step (-1: the finished model)")
     hf: str = flag("", "instead, CORE of a Hugging Face causal LM, kept beside the run's: a folder or name (extra hf)")
     eval: str = flag("core,bpb,sample", "what to evaluate, comma-separated: core, bpb, sample")
-    max_per_task: int = flag(-1, "rows of each CORE task, shuffled (-1: all)")
+    max_per_task: int = flag(-1, "rows of each CORE task, shuffled (-1: all, which is long on a CPU)")
     controls: bool = flag(False, f"CORE's tasks with something taken away, too: {', '.join(CONTROLS)}")
     few_shot_seed: int = flag(bundle.FEW_SHOT_SEED, "of the draw of CORE's solved examples; another is another score")
     bundle: str = flag("", "folder of the evaluation bundle (default: found, or downloaded)")
@@ -57,6 +55,10 @@ def main() -> None:
             raise UserError(f"--eval names {part!r}; there are {', '.join(PARTS)}")
     if (flags.hf or flags.controls) and "core" not in parts:
         raise UserError(f"{'--hf' if flags.hf else '--controls'} is about CORE, which --eval {flags.eval} leaves out")
+    if min(flags.device_batch_size, flags.split_tokens) < 1:
+        raise UserError("--device-batch-size and --split-tokens want 1 or more")
+    if "core" in parts and (folder := bundle.there(flags.bundle)):
+        check(bundle.load(folder), flags.max_per_task)
     run = Run.open(flags.run)
     run.summary("eval")  # a damaged one is an error before the work
     hardware = look_at_hardware(flags.device_type)
@@ -90,7 +92,7 @@ def text(flags: Flags, run: Run, model: GPT, tokenizer: Tokenizer, hardware: Har
         if hardware.is_main:
             print(f"{flags.source}: {split} {result[f'{split}_bpb']:.4f} bits per byte on {source.name}", flush=True)
     if hardware.is_main:
-        keep(run, flags.source, result)
+        results.keep_entry(run, flags.source, result)
 
 
 def samples(model: GPT, tokenizer: Tokenizer) -> None:
@@ -110,9 +112,11 @@ def ask_core(
     """CORE, printed and kept; of a Hugging Face model (no checkpoint) beside the run's own, where there is that run."""
     found = bundle.load(from_rank_0(lambda: bundle.find(flags.bundle)))
     found = replace(found, tasks=[replace(task, seed=flags.few_shot_seed) for task in found.tasks])
+    controls = list(CONTROLS) if flags.controls else []
     shown = core_output.Shown(hardware.is_main)
+    shown.begin(found, flags.max_per_task, controls)
     try:
-        result = core(model, found, flags.max_per_task, list(CONTROLS) if flags.controls else [], shown)
+        result = core(model, found, flags.max_per_task, controls, shown)
     finally:
         shown.close()
     if not hardware.is_main:
@@ -128,15 +132,7 @@ def ask_core(
     else:
         return print(f"Not kept: there is no run {run.name!r} to keep it beside; --run names one", flush=True)
     write_atomically(run.stage("eval") / f"{file}_core.csv", core_output.as_csv(result))
-    keep(run, key, result, part)
-
-
-def keep(run: Run, source: str, result: dict[str, Any], part: str = "") -> None:
-    """Puts a stage's, or another model's, result into the run's summary of evaluations, or into a part of it."""
-    with turn(run.stage("eval") / ".lock"):  # another stage may be evaluated at the same time
-        everything = run.summary("eval") or {}
-        (everything.setdefault(part, {}) if part else everything)[source] = result
-        run.write_summary("eval", everything)
+    results.keep_entry(run, key, result, part)
 
 
 if __name__ == "__main__":

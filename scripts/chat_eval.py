@@ -40,9 +40,7 @@ class Flags:
     max_new_tokens: int = flag(0, "longest answer, in tokens (0: what each task allows)", "-m")
     permute: bool = flag(False, "ask multiple choice with every cyclic shift of the options: shows letter bias")
     python_tool: bool = flag(False, tools.HELP)
-    allow_unsandboxed: bool = flag(
-        False, "where the system cannot isolate what a model wrote: run it, with your rights"
-    )
+    allow_unsandboxed: bool = flag(False, "where what a model wrote cannot be isolated: run it, with your rights")
     view: bool = flag(False, "ask nothing: page through the failing examples of the last evaluation")
     server: str = flag("", "ask a model behind this OpenAI-compatible server instead, as http://127.0.0.1:8000/v1")
     model: str = flag("", "the model's name there")
@@ -53,13 +51,20 @@ class Flags:
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
-    if flags.num_samples < 1 or (flags.num_samples > 1 and not flags.temperature):
-        raise UserError("--num-samples wants 1 or more, and a --temperature where it is more")
+    if min(flags.num_samples, flags.batch_size) < 1 or (flags.num_samples > 1 and not flags.temperature):
+        raise UserError("--num-samples wants 1 or more, with a --temperature where it is more; --batch-size 1 or more")
+    if not 0 <= flags.temperature <= 2 or min(flags.top_k, flags.max_problems, flags.max_new_tokens) < 0:
+        raise UserError("--temperature wants 0 to 2; --top-k, --max-problems and --max-new-tokens want 0 or more")
+    if flags.python_tool and flags.server:
+        raise UserError("--python-tool is for a run's model: a server has tools of its own")
     run, source = (Run.served(flags.model), "server") if flags.server else (Run.open(flags.run), flags.source)
     run.summary("eval")  # a damaged one is an error before the work
     failing = results.failures(run, source)
     if flags.view:
-        rows = [row for row in failing if not flags.tasks or row.get("task") in flags.tasks.split(",")]
+        if not results.failures_file(run, source).exists():
+            raise UserError(f"nothing of {source} of {run.name!r} has been evaluated yet: call it without --view first")
+        wanted = chosen(flags.tasks, "")[0] if flags.tasks else None
+        rows = [row for row in failing if wanted is None or row.get("task") in wanted]
         return view.page(rows, input if sys.stdin.isatty() else None)
     hardware = look_at_hardware(flags.device_type)
     sampling = Sampling(flags.temperature, flags.top_k or None, flags.seed)

@@ -186,7 +186,7 @@ def test_another_file_than_the_known_one_is_refused(server, tmp_path):
 def test_without_a_network_it_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    with pytest.raises(UserError, match="could not be downloaded .* or name one with --bundle"):
+    with pytest.raises(UserError, match="could not be downloaded .* name one with --bundle, or leave core out"):
         bundle.download(tmp_path / "eval_bundle", "http://127.0.0.1:9/eval_bundle.zip")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="HF_HUB_OFFLINE forbids"):

@@ -145,6 +145,23 @@ def test_multiple_choice_and_writing_and_their_failures(trained, capsys, monkeyp
     assert evaluated("-n", "2")[0] == 2 and "--temperature" in capsys.readouterr().err
 
 
+def test_wrong_use_is_one_sentence(trained, capsys):
+    for flags, said in (
+        (["-t", "-1"], "--temperature wants 0 to 2"),
+        (["-t", "nan"], "--temperature wants 0 to 2"),
+        (["-t", "1", "-k", "-4"], "--top-k"),
+        (["-x", "-3"], "--max-problems"),
+        (["-m", "-5"], "--max-new-tokens"),
+        (["-b", "0"], "--batch-size 1 or more"),
+        (["-n", "0"], "--num-samples wants 1 or more"),
+        (["--view"], "nothing of mid of 'a' has been evaluated yet"),
+        (["--server=http://127.0.0.1:9", "--model=x", "--python-tool"], "--python-tool is for a run's model"),
+    ):
+        assert tiny.call("chat_eval", "--run=a", "--source=mid", *flags) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+
+
 def test_two_ranks_get_what_one_gets(trained):
     flags = ("-a", "choice,add_tool,unknown_names", "-n", "2", "-t", "0.8", "--seed=5")
     code, alone = evaluated(*flags)

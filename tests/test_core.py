@@ -366,7 +366,16 @@ def test_the_script_scores_keeps_and_says(home, tmp_path, capsys):  # noqa: F811
     capsys.readouterr()
     assert tiny.call("base_eval", *flags, "--controls") == 0
     said = capsys.readouterr().out
-    for part in ("bits per byte", "CORE  3/12", "shuffled", "partial CORE", "missing: hellaswag_zeroshot", "→", "left"):
+    for part in (
+        "bits per byte",
+        "CORE: 3 tasks, all their rows (--max-per-task asks fewer), and",
+        "CORE  3/12",
+        "shuffled",
+        "partial CORE",
+        "missing: hellaswag_zeroshot",
+        "→",
+        "left",
+    ):
         assert part in said, part
     run = Run.open("a")
     found = run.summary("eval")
@@ -387,9 +396,15 @@ def test_wrong_use_is_one_sentence(home, capsys):  # noqa: F811
         (["--eval=core,dance"], "--eval names 'dance'"),
         (["--eval=core", "--bundle=/nowhere"], "there is no core.yaml in it"),
         (["--eval=core", "--step=7"], "no checkpoint of base at step 7"),
+        ([f"--bundle={bundles.write(home / 'b')}", "--max-per-task=3"], "--max-per-task is 3, wanted at least 4"),
+        (["--eval=bpb", "--controls"], "--controls is about CORE, which --eval bpb leaves out"),
+        (["--eval=bpb", "--device-batch-size=0"], "want 1 or more"),
+        (["--eval=bpb", "--split-tokens=-3"], "want 1 or more"),
     ):
+        capsys.readouterr()
         assert tiny.call("base_eval", "--run=a", *flags) == 2
-        assert said in capsys.readouterr().err
+        told = capsys.readouterr()
+        assert said in told.err and "bits per byte" not in told.out  # before the work
 
 
 # ---- the real bundle

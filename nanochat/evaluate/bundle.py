@@ -4,8 +4,8 @@
     eval_meta_data.csv   the baseline of each: what blind guessing scores, in percent
     eval_data/           one JSON object a line
 
-`find` says where one is, and downloads it where there is none. A bundle may hold some of the tasks only: `load` says
-which are missing. The metric: Li et al., DataComp-LM, arXiv:2406.11794; the bundle and its address: nanochat.
+`there` says where one is; `find` downloads it where there is none. A bundle may hold some of the tasks only: `load`
+says which are missing. The metric: Li et al., DataComp-LM, arXiv:2406.11794; the bundle and its address: nanochat.
 """
 
 import csv
@@ -97,20 +97,25 @@ def load(folder: Path) -> Bundle:
     return Bundle(folder, there, [label for label in CORE if label not in labels] + gone)
 
 
-def find(path: str = "") -> Path:
-    """The bundle's folder: `path` where one is given, else in $NANOCHAT_BASE_DIR, else beside the mirror that
-    NANOCHAT_HUB_ROOT names; else it is downloaded. Raises UserError.
+def there(path: str = "") -> Path | None:
+    """The bundle's folder, where there is one: `path` where one is given, else in $NANOCHAT_BASE_DIR, else beside the
+    mirror that NANOCHAT_HUB_ROOT names. Raises UserError where `path` is none.
     """
     if path:
         folder = Path(path).expanduser()
         if not (folder / "core.yaml").is_file():
             raise UserError(f"--bundle {path}: there is no core.yaml in it; wanted a folder laid out as nanochat's")
         return folder
-    own = base_dir() / "eval_bundle"
     mirror = hub.mirror()
-    for folder in [own, *([mirror.with_name("eval_bundle")] if mirror else [])]:
-        if (folder / "core.yaml").is_file():
-            return folder
+    folders = [base_dir() / "eval_bundle", *([mirror.with_name("eval_bundle")] if mirror else [])]
+    return next((folder for folder in folders if (folder / "core.yaml").is_file()), None)
+
+
+def find(path: str = "") -> Path:
+    """The bundle's folder; it is downloaded where there is none. Raises UserError."""
+    if found := there(path):
+        return found
+    own = base_dir() / "eval_bundle"
     with turn(base_dir() / ".eval_bundle.lock"):
         if not (own / "core.yaml").is_file():  # another process may have been first
             download(own)
@@ -141,7 +146,8 @@ def download(folder: Path, url: str = URL, digest: str = SHA256) -> None:
                 raise
             raise UserError(
                 f"the evaluation bundle could not be downloaded from {url} ({type(problem).__name__}); connect and "
-                f"call again (it goes on where it stopped), put one at {folder}, or name one with --bundle"
+                f"call again (it goes on where it stopped), put one at {folder}, name one with --bundle, or "
+                "leave core out of --eval"
             ) from None
     if (found := sha256(part)) != digest:
         part.unlink()

@@ -83,9 +83,7 @@ def core(
     high, partial, missing (labels), failed {label: why}, max_per_task, controls {name: {label: accuracy}}. A task that
     fails counts as missing. Raises UserError where there is nothing to average, or max_per_task is too small.
     """
-    most = max((task.shots for task in bundle.tasks), default=0)
-    if 0 < max_per_task <= most:
-        raise UserError(f"--max-per-task is {max_per_task}, wanted at least {most + 1}: up to {most} more are shown")
+    check(bundle, max_per_task)
     asked = [(name, task) for name in ("", *controls) for task in bundle.tasks]
     work = [work_of(task, name, max_per_task) for name, task in asked]
     results: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in ("", *controls)}
@@ -120,6 +118,13 @@ def core(
         tasks=tasks, core=score, low=low, high=high, partial=bool(missing), missing=missing, failed=failed,
         max_per_task=max_per_task, controls=accuracies,
     )  # fmt: skip
+
+
+def check(bundle: Bundle, max_per_task: int) -> None:
+    """Raises UserError where so few rows of each task leave none to ask beside those shown."""
+    most = max((task.shots for task in bundle.tasks), default=0)
+    if 0 < max_per_task <= most:
+        raise UserError(f"--max-per-task is {max_per_task}, wanted at least {most + 1}: up to {most} more are shown")
 
 
 def work_of(task: CoreTask, control: str, max_per_task: int) -> float:

@@ -4,8 +4,10 @@ import csv
 import io
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from nanochat.evaluate.bundle import Bundle
 from nanochat.evaluate.core import Step
 from nanochat.progress import live_bar
 
@@ -22,6 +24,12 @@ class Shown:
         if self.bar:
             self.bar.start()
             self.task = self.bar.add_task("CORE", total=None, text="")
+
+    def begin(self, bundle: Bundle, max_per_task: int, controls: Sequence[str]) -> None:
+        if self.shown:
+            rows = f"{max_per_task} rows of each" if max_per_task > 0 else "all their rows (--max-per-task asks fewer)"
+            again = f", and all again {len(controls)} times: {', '.join(controls)}" if controls else ""
+            self._line(f"CORE: {len(bundle.tasks)} tasks, {rows}{again}")
 
     def __call__(self, step: Step) -> None:
         if not self.shown:

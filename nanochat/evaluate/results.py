@@ -1,4 +1,4 @@
-"""Where the results of chat tasks are kept: in the summary of a run's evaluations, and every failing example beside it.
+"""Where results are kept: in the summary of a run's evaluations; of chat tasks every failing example beside it.
 
 They are written after each task, so that what comes later can lose nothing; results of other tasks and stages stay.
 """
@@ -44,6 +44,14 @@ def keep(run: Run, source: str, result: TaskResult, settings: dict[str, Any], mo
         core = chatcore({task: one for task, one in tasks.items() if one.get("model", model) == model})
         cores = {**cores, source: dict(core, model=model)} if core else cores
         run.write_summary("eval", {**everything, "chat": {**chat, source: tasks}, "chatcore": cores})
+
+
+def keep_entry(run: Run, source: str, result: dict[str, Any], part: str = "") -> None:
+    """Puts a stage's, or another model's, result into the summary, or into a part of it."""
+    with turn(run.stage("eval") / ".lock"):
+        everything = run.summary("eval") or {}
+        (everything.setdefault(part, {}) if part else everything)[source] = result
+        run.write_summary("eval", everything)
 
 
 def evaluated(run: Run) -> tuple[dict[str, Any], list[tuple[str, str]]]:
