@@ -1,5 +1,10 @@
 """Paging through failing examples: keys, filter, ends, and what a terminal must not obey."""
 
+import subprocess
+import sys
+
+from conftest import ROOT
+
 from nanochat.evaluate.view import HELP, page, shown
 
 ROWS = [
@@ -59,6 +64,14 @@ def test_without_a_terminal_all_are_printed():
     assert len(said) == 6 and "question 2 of two" in said[-1] and "(nothing)" in said[-1]
     page([], None, said.append)
     assert said[-1] == "no failing examples"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    program = f"from nanochat.evaluate.view import page; page({ROWS!r} * 5000, None)"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=-1, stderr=-1) as process:
+        assert process.stdout.readline().startswith("── 1 of 30000".encode())
+        process.stdout.close()
+        assert process.wait() == 0 and process.stderr.read() == b""
 
 
 def test_what_is_shown_is_wrapped_and_harmless():

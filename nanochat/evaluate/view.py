@@ -1,5 +1,7 @@
 """Pages through failing examples in the terminal; where nobody types, prints them all."""
 
+import os
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,13 +37,17 @@ def page(
     out: Callable[[str], Any] = print,
     width: int = 100,
 ) -> None:
-    """ask: as `input`, or None to print all. Ends at "q" or at the end of the input."""
+    """ask: as `input`, or None to print all. Ends at "q", at the end of the input, or by Ctrl-C."""
     if not rows:
         out("no failing examples")
         return
     if ask is None:
-        for at, row in enumerate(rows):
-            out(shown(row, at, len(rows), width))
+        try:
+            for at, row in enumerate(rows):
+                out(shown(row, at, len(rows), width))
+            sys.stdout.flush()
+        except BrokenPipeError:  # who reads it has seen enough: `head`, or `less` that was left
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     chosen, at = list(rows), 0
     out(HELP)
@@ -49,7 +55,7 @@ def page(
     while True:
         try:
             word, _, rest = ask("> ").strip().partition(" ")
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return
         before = at, chosen
         if word in ("q", "quit"):
