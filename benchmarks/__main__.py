@@ -7,7 +7,6 @@ Without --profile: quick on a GPU (planned for 8 minutes), smoke on a CPU (a min
 """
 
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from benchmarks.environment import environment
 from kernels import OPS
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import flag, number, parse, run_script
 from nanochat.hardware import setup
 from nanochat.render import markdown, page
 from profiling.nvml import Sampler
@@ -36,7 +35,7 @@ LEAST_SECONDS = 0.1  # for the turns of an op when the run is late
 class Flags:
     profile: str = flag("", "smoke, quick or full (default: quick on a GPU, smoke on a CPU)")
     op: str = flag("", "only these ops, comma-separated, and no training step")
-    minutes: float = flag(0.0, "plan for so many, with fewer or more repeats (0: the profile's own)")
+    minutes: float = number(0.0, 0.01, 1e5, "plan for so many, with fewer or more repeats (0: the profile's own)")
     out: str = flag("benchmarks.json", "where the result goes; the tables and the page are written beside it")
 
 
@@ -102,8 +101,6 @@ def run() -> None:
         raise UserError(
             f"--profile {flags.profile} has shapes for a GPU, and torch sees none here; smoke runs on a CPU"
         )
-    if not 0 <= flags.minutes < math.inf:
-        raise UserError(f"--minutes is {flags.minutes:g}, wanted a number of minutes, or 0 for the profile's own")
     profile = profiles.PROFILES[flags.profile]
     profile = replace(profile, minutes=flags.minutes or profile.minutes)
     out = Path(flags.out)

@@ -30,7 +30,7 @@ import torch
 
 from nanochat import checkpoint
 from nanochat.errors import UserError
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import flag, number, parse, run_script
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import device_name
 from nanochat.run import Run
@@ -47,11 +47,11 @@ BATCH_ROUNDS = 3
 class Flags:
     run: str = flag("speedrun", "name of the run whose model is served")
     what: str = flag("stream,leave,soak,batch", "which of them, comma-separated")
-    clients: int = flag(64, "clients that stream at once")
-    leavers: int = flag(200, "clients that disconnect in mid-answer")
-    seconds: float = flag(60.0, "how long streaming and soak take")
-    max_tokens: int = flag(100, "tokens of an answer")
-    batch: int = flag(32, "requests that are answered one after the other, then all at once")
+    clients: int = number(64, 1, 10_000, "clients that stream at once")
+    leavers: int = number(200, 1, 10_000, "clients that disconnect in mid-answer")
+    seconds: float = number(60.0, 0.1, 1e6, "how long streaming and soak take")
+    max_tokens: int = number(100, 1, 1 << 20, "tokens of an answer")
+    batch: int = number(32, 2, 4096, "requests that are answered one after the other, then all at once")
 
 
 class Server:
@@ -362,8 +362,6 @@ def main() -> None:
     names = flags.what.split(",")
     if not set(names) <= set(NAMES):
         raise UserError(f"--what is {flags.what!r}, wanted some of {','.join(NAMES)}")
-    if min(flags.clients, flags.leavers, flags.max_tokens, flags.batch - 1) < 1 or flags.seconds <= 0:
-        raise UserError("--clients, --leavers, --max-tokens and --seconds want more than 0, --batch more than 1")
     found = asyncio.run(play(flags, names))
     machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(json.dumps(dict(machine=machine, cores=os.cpu_count(), torch=torch.__version__, run=flags.run, **found)))

@@ -48,7 +48,10 @@ def recorded(call: Callable[[], Any]) -> list[Launch]:
 
 def liger() -> dict[str, list[Launch]]:
     """Launches by the name of our op."""
-    from liger_kernel.ops import cross_entropy, fused_linear_cross_entropy, rms_norm, rope
+    try:
+        from liger_kernel.ops import cross_entropy, fused_linear_cross_entropy, rms_norm, rope
+    except ImportError as missing:
+        raise UserError(f"Liger-Kernel cannot be compared ({missing}): pip install '.[peers]'") from None
 
     x, weight = torch.zeros(ROWS, C, dtype=DTYPE), torch.ones(C, dtype=DTYPE)
     rstd, logits = torch.ones(ROWS), torch.zeros(ROWS, V, dtype=DTYPE)

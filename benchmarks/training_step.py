@@ -21,7 +21,7 @@ from benchmarks.environment import environment
 from benchmarks.our_step import our_step, rows
 from kernels import use
 from nanochat.errors import UserError
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import number, parse, run_script
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import Hardware, can_compile, setup
 from nanochat.recipe import model_config
@@ -34,12 +34,12 @@ PARTED = 0.02  # relative difference of two losses at the same step that roundin
 
 @dataclass
 class Flags:
-    depth: int = flag(12, "layers of the model; 64 channels each, rounded up to whole heads of 128")
-    vocab_size: int = flag(32768, "words of the vocabulary")
-    sequence_len: int = flag(2048, "tokens of context")
-    batch: int = flag(16, "rows of a step")
-    steps: int = flag(15, "steps that are timed, after three that compile, warm up and are captured")
-    minutes: float = flag(60.0, "time for all of it: what is late takes fewer steps, but at least 3")
+    depth: int = number(12, 1, 1000, "layers of the model; 64 channels each, rounded up to whole heads of 128")
+    vocab_size: int = number(32768, 1, 1 << 24, "words of the vocabulary")
+    sequence_len: int = number(2048, 1, 1 << 20, "tokens of context")
+    batch: int = number(16, 1, 1 << 16, "rows of a step")
+    steps: int = number(15, 3, 10_000, "steps that are timed, after three that compile, warm up and are captured")
+    minutes: float = number(60.0, 0.01, 1e5, "time for all of it: what is late takes fewer steps, but at least 3")
 
 
 def config(flags: Flags) -> dict[str, Any]:
@@ -147,8 +147,6 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "", defaults=Flags() if torch.cuda.is_available() else Flags(**SMALL))
-    if min(flags.depth, flags.vocab_size, flags.sequence_len, flags.batch) < 1 or flags.steps < 3:
-        raise UserError("--depth, --vocab-size, --sequence-len and --batch want at least 1, --steps at least 3")
     result = run(flags, setup())
     print("\n".join(lines(result)))
     print(json.dumps(dict(environment=environment(), **result)))

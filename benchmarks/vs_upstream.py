@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from nanochat.errors import UserError
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import flag, number, parse, run_script
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import cpu_has_bf16, device_name
 from scripts import infer_bench
@@ -34,14 +34,14 @@ WARM = 3  # steps that are not timed: on a GPU, the third of ours is captured as
 class Flags:
     upstream: str = flag("", "a clone of karpathy/nanochat")
     what: str = flag("train,decode", "which of the two, comma-separated")
-    depth: int = flag(6, "layers of the model")
-    width: int = flag(384, "channels; heads are of 128")
-    vocab_size: int = flag(32768, "words of the vocabulary")
-    sequence_len: int = flag(512, "tokens of context")
-    batch: int = flag(16, "rows of a training step")
-    steps: int = flag(8, "training steps that are timed, after three that compile and warm up")
+    depth: int = number(6, 1, 1000, "layers of the model")
+    width: int = number(384, 128, 1 << 16, "channels; heads are of 128")
+    vocab_size: int = number(32768, 1, 1 << 24, "words of the vocabulary")
+    sequence_len: int = number(512, 2, 1 << 20, "tokens of context")
+    batch: int = number(16, 1, 1 << 16, "rows of a training step")
+    steps: int = number(8, 1, 10_000, "training steps that are timed, after three that compile and warm up")
     compile: bool = flag(True, "torch.compile, as both do by default")
-    threads: int = flag(0, "threads of each (0: torch's own choice)")
+    threads: int = number(0, 0, 4096, "threads of each (0: torch's own choice)")
 
 
 def contenders(flags: Flags) -> dict[str, tuple[str, str]]:
@@ -120,8 +120,8 @@ def main() -> None:
         raise UserError(f"--upstream {flags.upstream!r}: there is no nanochat/gpt.py in it; clone karpathy/nanochat")
     if unknown := set(flags.what.split(",")) - set(PARTS):
         raise UserError(f"--what: no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    if flags.width % 128 or min(flags.depth, flags.width, flags.batch, flags.sequence_len, flags.steps) < 1:
-        raise UserError("--width must be a multiple of 128, and depth, batch, context and steps at least 1")
+    if flags.width % 128:
+        raise UserError(f"--width is {flags.width}, wanted a multiple of 128")
     machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     shown = {**asdict(flags), "upstream": True}
     result: dict[str, Any] = dict(machine=machine, torch=torch.__version__, flags=shown, train=[], decode=[])

@@ -7,10 +7,13 @@ python -m kernels readme                                write kernels/README.md 
 """
 
 import argparse
+import io
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -144,5 +147,19 @@ def compile_report(flags: argparse.Namespace) -> None:
         sys.exit(1)
 
 
+def quietly(run: Callable[[], None]) -> None:
+    """Prints whatever the terminal's encoding, and ends without a word when whoever reads has gone."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            run()
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain when it flushes at the end
+
+
 if __name__ == "__main__":
-    main()
+    quietly(main)

@@ -7,6 +7,7 @@ across tokens: what could become one is held back, and never shown if it does.
 """
 
 import codecs
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -147,8 +148,17 @@ def content(events: list[Event]) -> str | list[dict]:
 
 
 def printable(text: str) -> str:
-    """Without what a terminal would obey: a model may write any bytes."""
-    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+    """Without what a terminal would obey (a model may write any bytes): escapes, and what turns the line around.
+
+    All else stays, spaces that do not break and the joiners of emoji and of Indic and Persian words too.
+    """
+    return "".join(c for c in text if not obeyed(c))
+
+
+def obeyed(character: str) -> bool:
+    """Whether a terminal takes it for a command, and not for a letter."""
+    turning = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+    return turning or (character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cs"))
 
 
 def visible_text(events: list[Event]) -> str:

@@ -16,7 +16,7 @@ from nanochat.data.loader import Encode, conversation_encoder
 from nanochat.data.packing import learnable
 from nanochat.data.source import Source, first_items
 from nanochat.errors import UserError
-from nanochat.flags import flag
+from nanochat.flags import MANY, SEEDS, flag, number
 from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.one_writer import only_writer
@@ -45,22 +45,22 @@ class ChatFlags:
     tune: bool = flag(True, "on a GPU, measure once which kernels pay (about 3 minutes), where it is not known")
     spike_guard: bool = flag(True, "skip a step whose loss is 6 standard deviations above the last 128")
     wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
-    profile: int = flag(0, "record so many steps, once it is warm, to <run>/<stage>/profile/ (0: none)")
+    profile: int = number(0, 0, 10_000, "record so many steps, once it is warm, to <run>/<stage>/profile/ (0: none)")
     source: str = flag("", "stage to start from (default: mid for sft where there is one, else base)", "-i")
     load_optimizer: bool = flag(True, "start with the optimizer's moments of the stage before")
-    num_iterations: int = flag(-1, "optimizer steps (-1: one epoch, estimated from the first 1,000 conversations)")
-    max_seq_len: int = flag(-1, "tokens of a row (-1: as in base training)")
-    device_batch_size: int = flag(-1, "rows per device at a time (-1: as in base training)")
-    total_batch_size: int = flag(-1, "tokens per optimizer step (-1: as in base training)")
-    init_lr_frac: float = flag(0.8, "learning rates at the start, as a fraction of base training's")
-    warmdown_ratio: float = flag(0.5, "last part of the stage in which the learning rate falls")
-    final_lr_frac: float = flag(0.0, "learning rate at the end, as a fraction")
-    eval_every: int = flag(EVERY["mid"], "validate every so many steps (-1: only at the end)")
-    eval_tokens: int = flag(TOKENS["mid"], "tokens to validate on at the end (at most the whole split)")
-    eval_tokens_between: int = flag(-1, "tokens of the validations before (-1: as many; on a GPU a sixteenth)")
-    sample_every: int = flag(-1, "show answers every so many steps (-1: only at the end)")
-    save_every: int = flag(-1, "checkpoint every so many steps (-1: with each validation)")
-    seed: int = flag(42, "of the draw of the embedded conversations")
+    num_iterations: int = number(-1, 1, MANY, "optimizer steps (-1: one epoch, by the first 1,000 conversations)")
+    max_seq_len: int = number(-1, 1, 1 << 20, "tokens of a row (-1: as in base training)")
+    device_batch_size: int = number(-1, 1, 1 << 16, "rows per device at a time (-1: as in base training)")
+    total_batch_size: int = number(-1, 1, MANY, "tokens per optimizer step (-1: as in base training)")
+    init_lr_frac: float = number(0.8, 0.0, 1e3, "learning rates at the start, as a fraction of base training's")
+    warmdown_ratio: float = number(0.5, 0.0, 1.0, "last part of the stage in which the learning rate falls")
+    final_lr_frac: float = number(0.0, 0.0, 1.0, "learning rate at the end, as a fraction")
+    eval_every: int = number(EVERY["mid"], 1, MANY, "validate every so many steps (-1: only at the end)", also=-1)
+    eval_tokens: int = number(TOKENS["mid"], 1, MANY, "tokens to validate on at the end (at most the whole split)")
+    eval_tokens_between: int = number(-1, 1, MANY, "tokens of those before (-1: as many; on a GPU a sixteenth)")
+    sample_every: int = number(-1, 1, MANY, "show answers every so many steps (-1: only at the end)")
+    save_every: int = number(-1, 1, MANY, "checkpoint every so many steps (-1: with each validation)")
+    seed: int = number(42, *SEEDS, "of the draw of the embedded conversations")
 
 
 def run_chat_stage(name: str, flags: ChatFlags, watch: Callable[[Stage], Callable[[], None]] | None = None) -> None:

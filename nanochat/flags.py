@@ -1,33 +1,52 @@
 """Command-line flags from one dataclass per script, and the frame that every script runs in.
 
-A field made by `flag(default, help)` becomes `--field-name`; its type comes from the default (or from `kind` where the
-default is None). `run_script` turns a UserError into one sentence and exit code 2, and what the operating system
-refuses likewise: a full disk, a file that may not be read.
+A field made by `flag(default, help)` or `number(default, least, most, help)` becomes `--field-name`. `run_script` turns
+a UserError into one sentence and exit code 2, and what the operating system refuses likewise: a full disk, a file that
+may not be read. What a terminal, a pipe or a locale may do to the streams is in nanochat/streams.py.
 """
 
 import argparse
 import dataclasses
-import io
 import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from nanochat import oserrors
+from nanochat import oserrors, streams
 from nanochat.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
 T = TypeVar("T")
+MANY = 10**15  # of whatever is counted: more are a mistake
+SEEDS = (0, 2**32 - 1)
+NO_LIMIT = 1 << 20  # a range that reaches so far is told by its beginning
 
 
 def flag(default: Any, help: str, *aliases: str, kind: type | None = None, choices: tuple | None = None) -> Any:
-    """A dataclass field that is a command-line flag. Booleans become `--name` / `--no-name`."""
+    """A dataclass field that is a flag: a word or a switch. Booleans become `--name` / `--no-name`.
+
+    kind: where the default is None. Only where the default is empty an empty word is accepted.
+    """
     kind = kind or type(default)
-    return dataclasses.field(default=default, metadata=dict(help=help, aliases=aliases, kind=kind, choices=choices))
+    if kind not in (str, bool):
+        raise TypeError(f"a flag of {kind} wants a range: number(default, least, most, help)")
+    meta = dict(help=help, aliases=aliases, kind=kind, choices=choices, needed=default != "")
+    return dataclasses.field(default=default, metadata=meta)
+
+
+def number(
+    default: float | None, least: float, most: float, help: str, *aliases: str, also: float | None = None
+) -> Any:
+    """A dataclass field that is a flag: a number from least to most, of their type; or the default, or `also`."""
+    allowed = tuple(value for value in (default, also) if value is not None and not least <= value <= most)
+    meta = dict(help=help, aliases=aliases, kind=type(least), choices=None, range=(least, most), also=allowed)
+    return dataclasses.field(default=default, metadata=meta)
 
 
 def parse(cls: type[T], description: str, argv: list[str] | None = None, defaults: T | None = None) -> T:
     """The dataclass filled from the command line. Unknown or malformed flags end the process with code 2.
+
+    Raises UserError for a number outside its range, and for an empty word where one is needed.
 
     `defaults`: an instance whose values stand in for the fields' own defaults.
     """
@@ -36,10 +55,9 @@ def parse(cls: type[T], description: str, argv: list[str] | None = None, default
     )
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         meta = field.metadata
+        help = "; ".join(part for part in (meta["help"], wanted(meta)) if part)
         names = [f"--{field.name.replace('_', '-')}", *meta["aliases"]]
-        options: dict[str, Any] = dict(
-            dest=field.name, default=getattr(defaults, field.name, field.default), help=meta["help"]
-        )
+        options: dict[str, Any] = dict(dest=field.name, default=getattr(defaults, field.name, field.default), help=help)
         if meta["kind"] is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
@@ -48,13 +66,37 @@ def parse(cls: type[T], description: str, argv: list[str] | None = None, default
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["--"]:  # torchrun wants it between its own flags and ours, and may hand it on
         words = words[1:]
-    return cls(**vars(parser.parse_args(words)))
+    found = vars(parser.parse_args(words))
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        check(field.name, found[field.name], field.metadata)
+    return cls(**found)
 
 
-def run_script(main: Callable[[], None]) -> NoReturn:
-    """Runs a script's main and exits: 0 done, 2 wrong use, 75 interrupted and resumable. Ranks part before that."""
+def wanted(meta: Any) -> str:
+    """A number's range in words; "" for other flags."""
+    least, most = meta.get("range", (None, None))
+    return "" if least is None else f"at least {least:g}" if most >= NO_LIMIT else f"{least:g} to {most:.10g}"
+
+
+def check(name: str, value: Any, meta: Any) -> None:
+    """Raises UserError for a value that a flag cannot have. meta: of its field."""
+    shown = f"--{name.replace('_', '-')}"
+    if "range" in meta and value is not None and value not in meta["also"]:
+        least, most = meta["range"]
+        if not least <= value <= most:  # NaN too
+            raise UserError(f"{shown} is {value}, wanted {' or '.join([wanted(meta), *map(str, meta['also'])])}")
+    if meta["kind"] is str and meta["choices"] is None and value is not None and meta["needed"] and not value.strip():
+        raise UserError(f"{shown} is empty, wanted {meta['help']}")
+
+
+def run_script(main: Callable[[], None], goes_on: bool = False) -> NoReturn:
+    """Runs a script's main and exits: 0 done, 2 wrong use, 75 interrupted and resumable. Ranks part before that.
+
+    When whoever reads its output goes away (`| head`), a script ends quietly; goes_on: it does not, since its work is
+    wanted without that: a training, a server.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _printable()
+    streams.prepare(goes_on)
     try:
         _first(main)
     except UserError as error:
@@ -69,23 +111,12 @@ def run_script(main: Callable[[], None]) -> NoReturn:
             raise
         sys.exit(fail(said))
     finally:
+        streams.finish()
         if "torch" in sys.modules:
             from nanochat.ranks import leave
 
             leave()
     sys.exit(0)
-
-
-def _printable() -> None:
-    """So that no print ends a training: of a sample that the terminal has no letters for, or where whoever started us
-    has closed a stream. Its number is taken, or a checkpoint would get it, and what libraries print.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, mode))
-        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _first(main: Callable[[], None]) -> None:

@@ -1,13 +1,14 @@
 """Progress on the terminal, of a training stage and of counted work: a live line where someone watches, plain lines in
 a log.
 
-Without rich, plain lines everywhere.
+Without rich, and on a dumb terminal, plain lines everywhere.
 """
 
-import sys
 import time
 from contextlib import suppress
 from typing import Any
+
+from nanochat.streams import live
 
 
 class Progress:
@@ -16,7 +17,7 @@ class Progress:
     def __init__(self, name: str, total: int, done: int, shown: bool):
         self.name, self.total, self.shown = name, total, shown
         self.every = max(1, total // 20)  # plain lines: about twenty
-        self.bar = live_bar() if shown and sys.stdout.isatty() else None
+        self.bar = live_bar() if shown and live() else None
         if self.bar:
             self.bar.start()
             self.task = self.bar.add_task(name, total=total, completed=done, text="starting")
@@ -52,7 +53,7 @@ class Count:
     def __init__(self, name: str, total: int, shown: bool):
         self.name, self.total, self.done, self.shown = name, total, 0, shown
         self.began = self.said = time.monotonic()
-        self.bar = live_bar(transient=True) if shown and sys.stdout.isatty() else None
+        self.bar = live_bar(transient=True) if shown and live() else None
 
     def __enter__(self) -> "Count":
         if self.bar:

@@ -1,6 +1,7 @@
 """Putting a training stage together: what base, mid and SFT have in common around the loop in trainer.py."""
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from nanochat.data.loader import Batch, Encode, Rows, batches, one_pass
 from nanochat.data.source import Source
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.errors import UserError
+from nanochat.files import write_atomically
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware, can_compile
 from nanochat.interrupt import Interrupt
@@ -31,6 +33,7 @@ from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import Settings, Stage
 
+WANDB = "wandb_id"  # file with the id of the stage's W&B run, which a resumed stage goes on with
 SCALINGS = ("current", "delayed")  # of fp8
 PAYS = 5  # times what measuring the kernels takes, that a training is predicted to take where it is worth it
 COMPILE_GAIN = "training runs eagerly, at about half the speed on CPUs"
@@ -259,11 +262,16 @@ def _log(setup: Setup, stage: Stage) -> Callable[[dict[str, Any]], None]:
         return write
     import wandb
 
-    board = wandb.init(project="nanochat-kernels", name=f"{setup.run.name}-{setup.name}", config=setup.plan)
+    name, place = f"{setup.run.name}-{setup.name}", stage.folder / WANDB  # --fresh moves it aside with the stage
+    if not (state.step and place.exists()):
+        write_atomically(place, secrets.token_hex(8).encode())
+    board = wandb.init(
+        project="nanochat-kernels", name=name, config=setup.plan, id=place.read_text("utf-8").strip(), resume="allow"
+    )
 
     def both(row: dict[str, Any]) -> None:
         write(row)
-        board.log(row)
+        board.log(row, step=row["step"])
 
     return both
 

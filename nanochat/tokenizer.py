@@ -37,6 +37,7 @@ SPECIAL_TOKENS = (  # in this order after the merges
     "<|output_start|>",  # what the tool answered
     "<|output_end|>",
 )
+LEAST = 256 + len(SPECIAL_TOKENS)  # tokens of a vocabulary: the bytes
 FILE = "tokenizer.json"
 SHORT = 2000  # characters of a text on average, below which threads take longer than they save
 AGAIN = "put a copy in its place, or delete it, and python -m scripts.tok_train, called as before, makes it again"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from nanochat.cost import attended, flops_per_token, linear_params, meta_model, parameter_counts, training_bytes
 from nanochat.errors import UserError
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import MANY, flag, number, parse, run_script
 from nanochat.gpt import GPTConfig
 from nanochat.recipe import model_config
 from profiling.cards import Card, all_reduce, card
@@ -141,12 +141,12 @@ def what_if(job: Job) -> list[tuple[str, float]]:
 
 @dataclass
 class Flags:
-    depth: int = flag(24, "layers of the model; width and heads follow")
+    depth: int = number(24, 1, 1000, "layers of the model; width and heads follow")
     card: str = flag("H100", "which card")
-    gpus: int = flag(8, "how many of them, 1 to 8")
-    device_batch_size: int = flag(16, "rows per GPU at a time")
-    total_batch_size: int = flag(524288, "tokens of a step")
-    max_seq_len: int = flag(2048, "tokens of context")
+    gpus: int = number(8, 1, 8, "how many of them; links between machines are not modelled")
+    device_batch_size: int = number(16, 1, 1 << 16, "rows per GPU at a time")
+    total_batch_size: int = number(524288, 1, MANY, "tokens of a step")
+    max_seq_len: int = number(2048, 1, 1 << 20, "tokens of context")
     window_pattern: str = flag("SSSL", "attention windows: L full, S a quarter")
     fp8: bool = flag(False, "multiply in fp8")
     levers: str = flag("", f"switched on from the start, comma-separated: {', '.join(LEVERS)}")
@@ -158,12 +158,10 @@ def main() -> None:
     if unknown := on - set(LEVERS):
         raise UserError(f"--levers: none is called {', '.join(sorted(unknown))}; there are {', '.join(LEVERS)}")
     chip = card(flags.card)
-    if not 1 <= flags.gpus <= 8:
-        raise UserError(f"--gpus is {flags.gpus}, wanted 1 to 8: links between machines are not modelled")
     if flags.fp8 and not chip.fp8:
         raise UserError(f"--fp8: a {chip.name} has no fp8 units")
     rows = flags.device_batch_size * flags.max_seq_len * flags.gpus
-    if flags.device_batch_size < 1 or flags.total_batch_size < rows or flags.total_batch_size % rows:
+    if flags.total_batch_size < rows or flags.total_batch_size % rows:
         raise UserError(
             f"--total-batch-size {flags.total_batch_size} is no multiple of the {rows} tokens run at a time"
         )

@@ -17,7 +17,7 @@ from kernels.architectures import TARGETS
 from kernels.triton_utils import INSTALLED, INTERPRETED, triton
 from nanochat.errors import UserError
 from nanochat.files import base_dir, write_atomically
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import flag, number, parse, run_script
 from nanochat.render import page
 from profiling import static_page, static_rows
 from profiling.cards import Card, card, target_of
@@ -34,7 +34,7 @@ class Flags:
     target: str = flag("", f"targets, comma-separated, of {', '.join(PREDICTED)} (default: five)")
     card: str = flag("", "cards, comma-separated, to predict for, and their targets (default: one a target)")
     out: str = flag("", "folder for static.json and static.html (default: static/ beside the runs)")
-    jobs: int = flag(0, "compilers at a time (default: one a processor)")
+    jobs: int = number(0, 1, 1024, "compilers at a time (default: one a processor)")
     peers: bool = flag(False, "compile Liger-Kernel's kernels too, beside ours")
 
 
@@ -106,8 +106,6 @@ def main() -> None:
     asked = [card(name) for name in flags.card.split(",") if name]
     default = [chip.target for chip in asked] or [target for target in PREDICTED if target in TARGETS]
     wanted = chosen(flags.target, PREDICTED, default, "target")
-    if flags.jobs < 0:
-        raise UserError(f"--jobs is {flags.jobs}, wanted at least 1")
     chips = [*map(card, CARDS), *asked]
     cards = {target: chip for target in wanted for chip in chips if chip.target == target}
     if not INSTALLED or INTERPRETED:

@@ -15,7 +15,7 @@ from nanochat.evaluate.core import Model, check, core
 from nanochat.evaluate.core_batches import OurModel
 from nanochat.evaluate.core_controls import CONTROLS
 from nanochat.files import write_atomically
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import MANY, SEEDS, flag, number, parse, run_script
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
@@ -34,16 +34,16 @@ MOST = dict(cuda=1 << 15)  # tokens that CORE computes at a time, by device; for
 class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
     source: str = flag("base", "stage whose model to evaluate: base | mid | sft", "-i")
-    step: int = flag(-1, "checkpoint of this step (-1: the finished model)")
+    step: int = number(-1, 0, MANY, "checkpoint of this step (-1: the finished model)")
     hf: str = flag("", "instead, CORE of a Hugging Face causal LM, kept beside the run's: a folder or name (extra hf)")
     eval: str = flag("core,bpb,sample", "what to evaluate, comma-separated: core, bpb, sample")
-    max_per_task: int = flag(-1, "rows of each CORE task, shuffled (-1: all, which is long on a CPU)")
+    max_per_task: int = number(-1, 1, MANY, "rows of each CORE task, shuffled (-1: all, which is long on a CPU)")
     controls: bool = flag(False, f"CORE's tasks with something taken away, too: {', '.join(CONTROLS)}")
-    few_shot_seed: int = flag(bundle.FEW_SHOT_SEED, "of the draw of CORE's solved examples; another is another score")
+    few_shot_seed: int = number(bundle.FEW_SHOT_SEED, *SEEDS, "of the draw of CORE's solved examples: another score")
     bundle: str = flag("", "folder of the evaluation bundle (default: found, or downloaded)")
     data: str = flag("embedded", "text for bits per byte: embedded | hub | a path to parquet, JSONL or text files")
-    device_batch_size: int = flag(32, "rows per device at a time")
-    split_tokens: int = flag(40 * 524288, "tokens of each split to evaluate on (at most the whole validation split)")
+    device_batch_size: int = number(32, 1, 1 << 16, "rows per device at a time")
+    split_tokens: int = number(40 * 524288, 1, MANY, "tokens of each split (at most the whole validation split)")
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
 
 
@@ -136,4 +136,4 @@ def ask_core(
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, goes_on=True)

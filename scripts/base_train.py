@@ -7,7 +7,7 @@ import torch
 from nanochat.cadence import EVERY, TOKENS
 from nanochat.data import choose
 from nanochat.data.loader import document_encoder
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import MANY, SEEDS, flag, number, parse, run_script
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
@@ -37,31 +37,31 @@ class Flags:
     tune: bool = flag(True, "on a GPU, measure once which kernels pay (about 3 minutes), where it is not known")
     spike_guard: bool = flag(True, "skip a step whose loss is 6 standard deviations above the last 128")
     wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
-    profile: int = flag(0, "record so many steps, once it is warm, to <run>/base/profile/ (0: none)")
-    depth: int = flag(20, "layers of the model; with the recipe, everything follows from it")
-    aspect_ratio: int = flag(64, "width = depth * aspect_ratio, rounded up to whole heads")
-    head_dim: int = flag(128, "channels of an attention head")
-    max_seq_len: int = flag(2048, "tokens of context")
+    profile: int = number(0, 0, 10_000, "record so many steps, once it is warm, to <run>/base/profile/ (0: none)")
+    depth: int = number(20, 1, 1000, "layers of the model; with the recipe, everything follows from it")
+    aspect_ratio: int = number(64, 1, 1 << 16, "width = depth * aspect_ratio, rounded up to whole heads")
+    head_dim: int = number(128, 1, 1024, "channels of an attention head")
+    max_seq_len: int = number(2048, 1, 1 << 20, "tokens of context")
     window_pattern: str = flag("SSSL", "attention windows tiled over the layers: L full, S a quarter")
-    num_iterations: int = flag(-1, "optimizer steps (-1: from the next flags)")
-    target_flops: float = flag(-1.0, "train for so many FLOPs (-1: off)")
-    target_param_data_ratio: float = flag(12.0, "train for so many tokens per parameter")
-    device_batch_size: int = flag(32, "rows per device at a time; lower it when memory runs out")
-    total_batch_size: int = flag(-1, "tokens per optimizer step (-1: from the recipe)")
-    embedding_lr: float = flag(0.3, "learning rate of the embeddings (AdamW)")
-    unembedding_lr: float = flag(0.008, "learning rate of the head (AdamW)")
-    matrix_lr: float = flag(0.02, "learning rate of the matrices (Muon)")
-    scalar_lr: float = flag(0.5, "learning rate of the per-layer scalars (AdamW)")
-    weight_decay: float = flag(0.28, "Muon's weight decay at depth 12")
-    warmup_steps: int = flag(40, "steps of learning-rate warm-up (at most a twentieth of the run)")
-    warmdown_ratio: float = flag(0.65, "last part of the run in which the learning rate falls")
-    final_lr_frac: float = flag(0.05, "learning rate at the end, as a fraction")
-    eval_every: int = flag(EVERY["base"], "validate every so many steps (-1: only at the end)")
-    eval_tokens: int = flag(TOKENS["base"], "tokens to validate on at the end (at most the whole split)")
-    eval_tokens_between: int = flag(-1, "tokens of the validations before (-1: as many; on a GPU a sixteenth)")
-    sample_every: int = flag(2000, "show samples every so many steps (-1: only at the end)")
-    save_every: int = flag(-1, "checkpoint every so many steps (-1: with each validation)")
-    seed: int = flag(42, "of the initial weights, and of the draw of the embedded data")
+    num_iterations: int = number(-1, 1, MANY, "optimizer steps (-1: from the next flags)")
+    target_flops: float = number(-1.0, 1.0, 1e30, "train for so many FLOPs (-1: off)")
+    target_param_data_ratio: float = number(12.0, 0.001, 1e6, "train for so many tokens per parameter")
+    device_batch_size: int = number(32, 1, 1 << 16, "rows per device at a time; lower it when memory runs out")
+    total_batch_size: int = number(-1, 1, MANY, "tokens per optimizer step (-1: from the recipe)")
+    embedding_lr: float = number(0.3, 0.0, 1e3, "learning rate of the embeddings (AdamW)")
+    unembedding_lr: float = number(0.008, 0.0, 1e3, "learning rate of the head (AdamW)")
+    matrix_lr: float = number(0.02, 0.0, 1e3, "learning rate of the matrices (Muon)")
+    scalar_lr: float = number(0.5, 0.0, 1e3, "learning rate of the per-layer scalars (AdamW)")
+    weight_decay: float = number(0.28, 0.0, 1e3, "Muon's weight decay at depth 12")
+    warmup_steps: int = number(40, 0, MANY, "steps of learning-rate warm-up (at most a twentieth of the run)")
+    warmdown_ratio: float = number(0.65, 0.0, 1.0, "last part of the run in which the learning rate falls")
+    final_lr_frac: float = number(0.05, 0.0, 1.0, "learning rate at the end, as a fraction")
+    eval_every: int = number(EVERY["base"], 1, MANY, "validate every so many steps (-1: only at the end)", also=-1)
+    eval_tokens: int = number(TOKENS["base"], 1, MANY, "tokens to validate on at the end (at most the whole split)")
+    eval_tokens_between: int = number(-1, 1, MANY, "tokens of those before (-1: as many; on a GPU a sixteenth)")
+    sample_every: int = number(2000, 1, MANY, "show samples every so many steps (-1: only at the end)", also=-1)
+    save_every: int = number(-1, 1, MANY, "checkpoint every so many steps (-1: with each validation)")
+    seed: int = number(42, *SEEDS, "of the initial weights, and of the draw of the embedded data")
 
 
 def main() -> None:
@@ -133,4 +133,4 @@ def train(flags: Flags, run: Run, hardware: Hardware) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, goes_on=True)

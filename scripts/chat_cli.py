@@ -1,6 +1,5 @@
 """Talk to a trained model in the terminal. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends the chat."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -10,16 +9,17 @@ from functools import partial
 from nanochat import chat
 from nanochat.engine import Engine, Sampling
 from nanochat.errors import UserError
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import SEEDS, flag, number, parse, run_script
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.run import Run
 from nanochat.sandbox import tool as tools
+from nanochat.streams import decoded
 
 Ask = Callable[[list[dict], int, Sampling], Iterator[chat.Event]]
 HELP = """  /clear             forget the conversation
   /temperature [x]   show or set: 0 always takes the likeliest token, 1 draws as the model says
   /topk [n]          show or set how many candidates are drawn from (0: all)
-  /help              this list
+  /help              this list; any other line is asked, also one that begins with /
   /quit              end (also Ctrl-D)
 Ctrl-C stops an answer."""
 
@@ -29,13 +29,16 @@ class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
     source: str = flag("", "stage whose model to talk to: base | mid | sft (default: the last there is)", "-i")
     prompt: str = flag("", "answer this and end", "-p")
-    temperature: float = flag(0.6, "0: always the likeliest token", "-t")
-    top_k: int = flag(50, "candidates to draw from (0: all)", "-k")
-    max_tokens: int = flag(256, "longest answer, in tokens", "-m")
-    seed: int = flag(42, "of the draw")
+    temperature: float = number(0.6, 0.0, 2.0, "0: always the likeliest token", "-t")
+    top_k: int = number(50, 0, 1 << 20, "candidates to draw from (0: all)", "-k")
+    max_tokens: int = number(256, 1, 1 << 20, "longest answer, in tokens", "-m")
+    seed: int = number(42, *SEEDS, "of the draw")
     python_tool: bool = flag(False, tools.HELP)
     allow_unsandboxed: bool = flag(False, tools.HELP_UNSANDBOXED)
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
+
+
+COMMANDS = ("/clear", "/temperature", "/topk", "/help")
 
 
 def sampling_of(temperature: float, top_k: int, seed: int) -> Sampling:
@@ -76,10 +79,8 @@ def command(line: str, sampling: Sampling, messages: list[dict]) -> Sampling:
             if value:
                 sampling = sampling_of(sampling.temperature, int(value), sampling.seed)
             print(f"top-k {sampling.top_k or 'all'}")
-        elif name == "/help":
-            print(HELP)
         else:
-            print(f"There is no command {name}; /help lists them.")
+            print(HELP)
     except ValueError:
         print(f"{name} wants a number, not {value!r}.")
     except UserError as error:
@@ -103,9 +104,11 @@ def converse(ask: Ask, flags: Flags, sampling: Sampling) -> None:
             continue
         if line in ("/quit", "/exit"):
             return
-        if line.startswith("/"):
+        if (name := line.split(" ")[0]) in COMMANDS:
             sampling = command(line, sampling, messages)
         elif line:
+            if line[0] == "/" and line[1:].isalpha():  # a path, and a sentence, has more to it
+                print(f"There is no command {line} (/help lists them), so it is asked.")
             messages.append(dict(role="user", content=line))
             print("nanochat: ", end="", flush=True)
             drawn = replace(sampling, seed=sampling.seed + turns)  # asking again may give another answer
@@ -117,8 +120,6 @@ def converse(ask: Ask, flags: Flags, sampling: Sampling) -> None:
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
     sampling = sampling_of(flags.temperature, flags.top_k, flags.seed)
-    if flags.max_tokens < 1:
-        raise UserError(f"--max-tokens is {flags.max_tokens}, wanted at least 1")
     tool, hardware = tools.chosen(flags), look_at_hardware(flags.device_type)
     run = Run.open(flags.run)
     found = run.checkpoint(flags.source or None, older=True)
@@ -126,14 +127,11 @@ def main() -> None:
     found.check_tokenizer(tokenizer)
     ask = partial(chat.stream, Engine(found.model(hardware.device, hardware.dtype), slots=1), tokenizer, tool=tool)
     if flags.prompt:
-        answer(ask, [dict(role="user", content=flags.prompt)], flags.max_tokens, sampling)
+        answer(ask, [dict(role="user", content=decoded(flags.prompt))], flags.max_tokens, sampling)
         return
-    try:
-        piped = "" if sys.stdin.isatty() else "\n(reading from a pipe: one message a line)"
-        print(f"Talking to the {found.meta['stage']} model of run {run.name!r}. /help lists the commands.{piped}")
-        converse(ask, flags, sampling)
-    except BrokenPipeError:  # whoever read this has gone; Python would complain once more when it flushes at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    piped = "" if sys.stdin.isatty() else "\n(reading from a pipe: one message a line)"
+    print(f"Talking to the {found.meta['stage']} model of run {run.name!r}. /help lists the commands.{piped}")
+    converse(ask, flags, sampling)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from nanochat.evaluate import results, view
 from nanochat.evaluate.askers import How, of_model, of_server
 from nanochat.evaluate.chat_tasks import chosen, evaluate
 from nanochat.evaluate.server import Server
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import MANY, SEEDS, flag, number, parse, run_script
 from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.run import Run
@@ -31,13 +31,13 @@ class Flags:
     tasks: str = flag(
         "", f"comma-separated: {', '.join(TASKS)}; all (default: those it was trained for)", "-a", "--task-name"
     )
-    max_problems: int = flag(500, "questions per task, at most (0: all)", "-x")
-    batch_size: int = flag(64, "answers written at a time", "-b")
-    num_samples: int = flag(1, "answers to each question that is answered by writing: gives pass@k", "-n")
-    temperature: float = flag(0.0, "0: greedy", "-t")
-    top_k: int = flag(50, "candidates to draw from when the temperature is not 0", "-k")
-    seed: int = flag(42, "of the draws")
-    max_new_tokens: int = flag(0, "longest answer, in tokens (0: what each task allows)", "-m")
+    max_problems: int = number(500, 0, MANY, "questions per task, at most (0: all)", "-x")
+    batch_size: int = number(64, 1, 4096, "answers written at a time", "-b")
+    num_samples: int = number(1, 1, 10_000, "answers to each question that is answered by writing: gives pass@k", "-n")
+    temperature: float = number(0.0, 0.0, 2.0, "0: greedy", "-t")
+    top_k: int = number(50, 0, 1 << 20, "candidates to draw from when the temperature is not 0", "-k")
+    seed: int = number(42, *SEEDS, "of the draws")
+    max_new_tokens: int = number(0, 0, 1 << 20, "longest answer, in tokens (0: what each task allows)", "-m")
     permute: bool = flag(False, "ask multiple choice with every cyclic shift of the options: shows letter bias")
     python_tool: bool = flag(False, tools.HELP)
     allow_unsandboxed: bool = flag(False, "where what a model wrote cannot be isolated: run it, with your rights")
@@ -46,15 +46,13 @@ class Flags:
     model: str = flag("", "the model's name there")
     api_key_env: str = flag("", "the environment variable that has the server's key (default: no key is sent)")
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
-    profile: int = flag(0, "record so many steps of the engine, once it is warm, to <run>/eval/profile/ (0: none)")
+    profile: int = number(0, 0, 10_000, "record so many warm steps of the engine to <run>/eval/profile/ (0: none)")
 
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
-    if min(flags.num_samples, flags.batch_size) < 1 or (flags.num_samples > 1 and not flags.temperature):
-        raise UserError("--num-samples wants 1 or more, with a --temperature where it is more; --batch-size 1 or more")
-    if not 0 <= flags.temperature <= 2 or min(flags.top_k, flags.max_problems, flags.max_new_tokens) < 0:
-        raise UserError("--temperature wants 0 to 2; --top-k, --max-problems and --max-new-tokens want 0 or more")
+    if flags.num_samples > 1 and not flags.temperature:
+        raise UserError("--num-samples of more than 1 wants a --temperature")
     if flags.python_tool and flags.server:
         raise UserError("--python-tool is for a run's model: a server has tools of its own")
     run, source = (Run.served(flags.model), "server") if flags.server else (Run.open(flags.run), flags.source)
@@ -136,4 +134,4 @@ def recording(flags: Flags, engine: Engine, run: Run, hardware: Hardware) -> Cal
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, goes_on=True)

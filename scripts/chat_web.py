@@ -12,7 +12,7 @@ import torch
 from nanochat import chat, processes
 from nanochat.engine import Engine
 from nanochat.errors import UserError
-from nanochat.flags import fail, flag, parse, run_script
+from nanochat.flags import MANY, fail, flag, number, parse, run_script
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.run import Run
 from nanochat.sandbox import tool as tools
@@ -34,16 +34,16 @@ COMPILER = "compiler"  # name of a thread
 class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
     source: str = flag("", "stage whose model to serve: base | mid | sft (default: the last there is)", "-i")
-    step: int = flag(-1, "serve the checkpoint of this step (-1: the newest)", "-s")
-    temperature: float = flag(0.8, "where a request does not say", "-t")
-    top_k: int = flag(50, "candidates to draw from, where a request does not say (0: all)", "-k")
-    max_tokens: int = flag(512, "longest answer, where a request does not say", "-m")
+    step: int = number(-1, 0, MANY, "serve the checkpoint of this step (-1: the newest)", "-s")
+    temperature: float = number(0.8, 0.0, 2.0, "where a request does not say", "-t")
+    top_k: int = number(50, 0, 1 << 20, "candidates to draw from, where a request does not say (0: all)", "-k")
+    max_tokens: int = number(512, 1, 1 << 20, "longest answer, where a request does not say", "-m")
     host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in")
-    port: int = flag(8000, "port to listen on", "-p")
-    num_gpus: int = flag(1, "replicas of the model, one for each GPU", "-n")
+    port: int = number(8000, 1, 65535, "port to listen on", "-p")
+    num_gpus: int = number(1, 1, 64, "replicas of the model, one for each GPU", "-n")
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
-    slots: int = flag(32, "answers that a replica writes at the same time")
-    max_waiting: int = flag(256, "answers that may run or wait in all; more get 429")
+    slots: int = number(32, 1, 4096, "answers that a replica writes at the same time")
+    max_waiting: int = number(256, 1, MANY, "answers that may run or wait in all; more get 429")
     api_key: str = flag("", "clients must send this key (default: none is asked for)")
     python_tool: bool = flag(False, tools.HELP)
     allow_unsandboxed: bool = flag(False, tools.HELP_UNSANDBOXED)
@@ -52,11 +52,6 @@ class Flags:
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
-    for name, least, most in (("port", 1, 65535), ("num_gpus", 1, 64), ("slots", 1, 4096), ("max_tokens", 1, 1 << 20)):
-        if not least <= getattr(flags, name) <= most:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(flags, name)}, wanted {least} to {most}")
-    if not 0 <= flags.temperature <= 2 or flags.top_k < 0 or flags.max_waiting < 1:
-        raise UserError("--temperature wants 0 to 2, --top-k 0 or more, --max-waiting 1 or more")
     everywhere = flags.host in ("0.0.0.0", "::")
     hosts = frozenset() if everywhere else frozenset({flags.host, "localhost", "127.0.0.1", "::1"})
     tool, limits, door = tools.chosen(flags), Limits(hosts, flags.api_key), Door()
@@ -137,4 +132,4 @@ def end_at_once(run: Callable[[], None]) -> None:
 
 
 if __name__ == "__main__":
-    end_at_once(partial(run_script, main))
+    end_at_once(partial(run_script, main, goes_on=True))

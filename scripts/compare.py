@@ -62,6 +62,8 @@ def spread(values: list[float]) -> dict[str, float]:
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
     names = [name for name in flags.runs.split(",") if name]
+    if not names:
+        raise UserError(f"--runs is {flags.runs!r}, wanted names of runs, comma-separated")
     content = two(names) if flags.paired else several(names)
     if flags.write:
         write_atomically(Path(flags.write), json.dumps(content, indent=1).encode())

@@ -24,7 +24,7 @@ import torch
 from nanochat import hardware
 from nanochat.cost import decode_cost
 from nanochat.errors import UserError
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import flag, number, parse, run_script
 from nanochat.gpt import GPTConfig
 from nanochat.hardware import DTYPES, device_name
 
@@ -35,17 +35,17 @@ limits = cache(hardware.limits)  # on a CPU it measures them
 
 @dataclass
 class Flags:
-    depth: int = flag(6, "layers of the model")
-    width: int = flag(384, "channels; heads are of 128")
-    vocab_size: int = flag(32768, "words of the vocabulary")
-    sequence_len: int = flag(512, "tokens of context")
+    depth: int = number(6, 1, 1000, "layers of the model")
+    width: int = number(384, 128, 1 << 16, "channels; heads are of 128")
+    vocab_size: int = number(32768, 1, 1 << 24, "words of the vocabulary")
+    sequence_len: int = number(512, 2, 1 << 20, "tokens of context")
     batch_sizes: str = flag("1,8,32", "how many sequences at a time, comma-separated")
-    prompt_tokens: int = flag(32, "length of the prompts")
-    new_tokens: int = flag(64, "tokens made per sequence")
-    repeats: int = flag(5, "runs of each, in turns")
+    prompt_tokens: int = number(32, 1, 1 << 20, "length of the prompts")
+    new_tokens: int = number(64, 2, 1 << 20, "tokens made per sequence")
+    repeats: int = number(5, 1, 10_000, "runs of each, in turns")
     dtype: str = flag("", "float32 | bfloat16 (default: each engine's own choice)")
     upstream: str = flag("", "a clone of karpathy/nanochat to run beside ours")
-    profile: int = flag(0, "then record so many warm steps of ours to $NANOCHAT_BASE_DIR/infer_bench/ (0: none)")
+    profile: int = number(0, 0, 10_000, "warm steps of ours to record in $NANOCHAT_BASE_DIR/infer_bench/ (0: none)")
 
 
 def start(folder: str, settings: dict[str, Any], worker: Path = WORKER) -> subprocess.Popen:
@@ -87,8 +87,8 @@ def run(flags: Flags) -> dict[str, Any]:
         batches = [int(size) for size in flags.batch_sizes.split(",")]
     except ValueError:
         raise UserError(f"--batch-sizes is {flags.batch_sizes!r}, wanted numbers separated by commas") from None
-    if min(batches) < 1 or flags.prompt_tokens < 1 or flags.new_tokens < 2 or flags.repeats < 1:
-        raise UserError("batch sizes, prompt, repeats want at least 1, and --new-tokens at least 2")
+    if not all(1 <= batch <= 4096 for batch in batches):
+        raise UserError(f"--batch-sizes is {flags.batch_sizes!r}, wanted each of 1 to 4096")
     if flags.width % 128 or flags.prompt_tokens + flags.new_tokens > flags.sequence_len:
         raise UserError("--width must be a multiple of 128, and prompt and new tokens must fit --sequence-len")
     if flags.dtype not in ("", "float32", "bfloat16"):

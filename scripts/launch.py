@@ -17,11 +17,11 @@ def main() -> None:
     parser.add_argument("module", help="the script, as scripts.base_train")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="after --: the script's own flags")
     flags = parser.parse_args()
-    if flags.gpus < 1:
-        raise UserError(f"--gpus is {flags.gpus}, wanted at least 1")
+    if not 1 <= flags.gpus <= 64:
+        raise UserError(f"--gpus is {flags.gpus}, wanted 1 to 64")
     args = flags.args[1:] if flags.args[:1] == ["--"] else flags.args
     sys.exit(launch(flags.module, args, flags.gpus))
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, goes_on=True)

@@ -8,20 +8,22 @@ from nanochat import checkpoint, fresh
 from nanochat.data import choose
 from nanochat.data.source import Source
 from nanochat.errors import UserError
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import MANY, flag, number, parse, run_script
 from nanochat.one_writer import only_writer
 from nanochat.progress import Count
 from nanochat.run import TRAINED, Run
-from nanochat.tokenizer import FILE, Tokenizer
+from nanochat.tokenizer import FILE, LEAST, Tokenizer
 
 
 @dataclass
 class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
     data: str = flag("embedded", "embedded | hub | a path to parquet, JSONL or text files")
-    vocab_size: int = flag(32768, "tokens in the vocabulary, the 9 special ones included")
-    max_chars: int = flag(-1, "characters to train on, at most (-1: 2 million of the embedded world, else 2 billion)")
-    doc_cap: int = flag(10_000, "characters of one document, at most")
+    vocab_size: int = number(32768, LEAST, 1 << 24, "tokens in the vocabulary, the 9 special ones included")
+    max_chars: int = number(
+        -1, 1, MANY, "characters to read at most (-1: 2 million of the embedded world, else 2 billion)"
+    )
+    doc_cap: int = number(10_000, 1, MANY, "characters of one document, at most")
     fresh: bool = flag(False, "train again although there is a tokenizer")
 
 
@@ -112,4 +114,4 @@ def check_trained(run: Run, tokenizer: Tokenizer) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, goes_on=True)

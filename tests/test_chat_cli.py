@@ -45,4 +45,11 @@ def test_whoever_stops_reading_gets_no_traceback(chat):
 
 
 def test_a_terminal_is_never_commanded():
+    kept = (
+        "10\u00a0km\u202f%\u3000春\u2009x 👩\u200d👩\u200d👧 می\u200cخواهم क्\u200dष \u200fשלום\u200e soft\u00adhyphen "
+        "\ufeff\u2060 🏴\U000e0067\U000e007f ❤\ufe0f \ue000"
+    )
+    assert printable(kept) == kept
+    assert printable("\u2028\u2029\U0001fae8\U0001faea") == "\u2028\u2029\U0001fae8\U0001faea"  # new emoji, old Python
+    assert printable("a\ud800b\x7f\x85\u2066c\u202a") == "abc"
     assert printable("a\x1b]0;title\x07b\tc\nd\x9b31m\u202e é 春 🙂") == "a]0;titleb\tc\nd31m é 春 🙂"

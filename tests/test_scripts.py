@@ -11,9 +11,9 @@ import types
 import pytest
 import tiny
 import torch
-from test_training import CHAT, ROOT, SIZES, home, train  # noqa: F401 (home is a fixture)
+from test_training import CHAT, ROOT, SIZES, home, interrupted_at, train  # noqa: F401 (home is a fixture)
 
-from nanochat.errors import EXIT_INTERRUPTED
+from nanochat.errors import EXIT_INTERRUPTED, UserError
 from nanochat.hardware import can_compile
 from nanochat.run import Run
 
@@ -75,6 +75,24 @@ def test_commands_that_are_wrong_say_so(trained, monkeypatch, capsys):
     said = talk(monkeypatch, capsys, "/temperature hot", "/temperature 9", "/topk -1", "/dance", "/quit")
     for line in ("wants a number, not 'hot'", "wanted 0 to 2", "wanted 0 (all) or more", "There is no command /dance"):
         assert line in said
+
+
+def test_any_other_line_that_begins_with_a_slash_is_asked(monkeypatch, capsys):
+    from nanochat.chat import Event
+    from nanochat.engine import Sampling
+    from scripts import chat_cli
+
+    lines = ["/usr/bin/python", "/etc", "/usr/bin/python is where?", "//", "/", "/dance", "/Help", "/quit now"]
+    typed, asked = iter([*lines, "/help me", "/topk 3", "/quit"]), []
+
+    def ask(messages, *rest):
+        asked.append(messages[-1]["content"])
+        yield Event("text", "yes")
+
+    monkeypatch.setattr(builtins, "input", lambda prompt: next(typed))
+    chat_cli.converse(ask, types.SimpleNamespace(max_tokens=8), Sampling(0.0, None, 0))
+    said = capsys.readouterr().out
+    assert asked == lines and said.count("There is no command") == 3  # a path is none, nor has it a note
 
 
 def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(trained, monkeypatch, capsys):
@@ -148,12 +166,47 @@ def test_the_tokenizer_script(tmp_path, monkeypatch, capsys):
 
 
 def test_wandb_gets_every_row(home, monkeypatch):  # noqa: F811
-    rows = []
-    stand_in = types.SimpleNamespace(init=lambda **kwargs: types.SimpleNamespace(log=rows.append))
-    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    rows, begun = [], []
+
+    def log(row, step):
+        assert step == row["step"]
+        rows.append(row)
+
+    def init(**given):
+        begun.append(given)
+        return types.SimpleNamespace(log=log)
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    with interrupted_at(monkeypatch, 5):
+        assert train(home, "a", "base", "--wandb") == EXIT_INTERRUPTED
     assert train(home, "a", "base", "--wandb") == 0
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 13))
     assert [row["step"] for row in rows if "val_bpb" in row] == [4, 8, 12]
+    assert train(home, "a", "base", "--wandb", "--fresh") == 0
+    first, resumed, fresh = begun
+    assert first["id"] == resumed["id"] != fresh["id"] and {given["resume"] for given in begun} == {"allow"}
+
+
+def test_an_extra_that_is_missing_is_one_sentence(home, monkeypatch, capsys):  # noqa: F811
+    from nanochat.data import hub
+    from nanochat.evaluate import core_hf
+
+    for name in ("wandb", "transformers", "datasets", "huggingface_hub", "liger_kernel", "liger_kernel.ops"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert train(home, "a", "base", "--wandb") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "pip install wandb" in said
+    monkeypatch.delenv("NANOCHAT_HUB_ROOT", raising=False)
+    from benchmarks import static_peers
+
+    for call, wanted in (
+        (lambda: core_hf.load("gpt2", torch.device("cpu"), torch.float32), "pip install transformers"),
+        (lambda: hub.dataset("a/b", None, "train"), "pip install datasets"),
+        (lambda: hub.fetch_shards([0]), "pip install huggingface_hub"),
+        (static_peers.liger, r"pip install '\.\[peers\]'"),
+    ):
+        with pytest.raises(UserError, match=wanted):
+            call()
 
 
 # ---- several processes

@@ -15,6 +15,7 @@ from typing import Any
 
 from nanochat.data.documents import Documents
 from nanochat.errors import UserError
+from nanochat.progress import Count
 
 BASE_REPO = "karpathy/climbmix-400b-shuffle"
 LAST_SHARD = 6542  # the shard that validates, by name; the others are for training
@@ -78,17 +79,18 @@ def fetch_shards(numbers: Sequence[int]) -> list[Path]:
     """Paths of these shards, downloading what is not there yet, four at a time. Raises UserError when it cannot."""
     try:
         import huggingface_hub  # noqa: F401 (its threads import it again)
-        from rich.progress import track
-    except ModuleNotFoundError as missing:
+    except ImportError as missing:
         raise UserError(
-            f"fetching from the Hub needs {missing.name}: pip install huggingface_hub rich; or use --data embedded"
+            f"fetching needs huggingface_hub ({missing}): pip install huggingface_hub; or use --data embedded"
         ) from None
 
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(_fetch, shard_name(number)) for number in numbers]
         try:
-            for future in track(as_completed(futures), f"{BASE_REPO}: shards", len(futures), transient=True):
-                future.result()
+            with Count(f"{BASE_REPO}: shards", len(futures), os.environ.get("RANK", "0") == "0") as count:
+                for future in as_completed(futures):
+                    future.result()
+                    count.tick(1)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -132,8 +134,10 @@ def has(repo: str, subset: str | None, split: str) -> bool:
 
 def dataset(repo: str, subset: str | None, split: str) -> Any:
     """One split of a data set, as `datasets` gives it. Raises UserError when it cannot be had."""
-    import datasets
-
+    try:
+        import datasets
+    except ImportError as missing:
+        raise UserError(f"{repo} is read with the package datasets ({missing}): pip install datasets") from None
     datasets.disable_progress_bars()
     root = mirror()
     try:

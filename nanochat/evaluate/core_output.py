@@ -2,7 +2,6 @@
 
 import csv
 import io
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from nanochat.evaluate.bundle import Bundle
 from nanochat.evaluate.core import Step
 from nanochat.progress import live_bar
+from nanochat.streams import live
 
 EVERY = 20.0  # seconds between two lines about a task that is not over, where nobody watches a live one
 
@@ -20,7 +20,7 @@ class Shown:
     def __init__(self, shown: bool):
         self.shown = shown
         self.said = self.began = time.monotonic()
-        self.bar = live_bar() if shown and sys.stdout.isatty() else None
+        self.bar = live_bar() if shown and live() else None
         if self.bar:
             self.bar.start()
             self.task = self.bar.add_task("CORE", total=None, text="")

@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from nanochat.chat import obeyed
+
 HELP = "Enter or n: next, p: previous, a number: that one, t NAME: only this task (t: all), q: quit"
 
 
@@ -26,7 +28,7 @@ def shown(row: dict[str, Any], at: int, count: int, width: int = 100) -> str:
 
 def _wrapped(text: str, width: int) -> list[str]:
     """Indented, lines kept; control characters, which a terminal would obey, are shown as a dot."""
-    plain = "".join(c if c.isprintable() or c == "\n" else "·" for c in text.replace("\t", "    "))
+    plain = "".join("·" if obeyed(c) else c for c in text.replace("\t", "    "))
     wrap = textwrap.TextWrapper(width - 2, drop_whitespace=False, break_long_words=True)
     return ["  " + part for line in plain.split("\n") for part in (wrap.wrap(line) or [""])]
 

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from kernels.triton_utils import NAMESPACE
 from nanochat.cost import ASSUMED, training_memory
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import flag, number, parse, run_script
 from nanochat.recipe import model_config
 from profiling.compiled.lower import Case, Prepared, ask, prepared, told
 
@@ -194,8 +194,8 @@ def answer() -> None:
 @dataclass
 class Flags:
     card: str = flag("h100", "which card (profiling/compiled/null_cards.py)")
-    depth: int = flag(24, "layers of the model; width and heads follow")
-    rows: int = flag(16, "of a micro-batch")
+    depth: int = number(24, 1, 1000, "layers of the model; width and heads follow")
+    rows: int = number(16, 1, 1 << 16, "of a micro-batch")
     dtype: str = flag("bfloat16", "of the activations: bfloat16, float16, float32")
     fp8: str = flag("", "current or delayed scaling of fp8 products; empty: none")
     kernels: str = flag("auto", "as NANOCHAT_KERNELS")

@@ -14,7 +14,7 @@ const composer = byId("composer");
 const list = byId("messages");
 
 const HELP = "- `/temperature x`: 0 always takes the likeliest token\n- `/topk n`: candidates to draw from, 0 for all\n" +
-  "- `/clear`: a new conversation\n- `/help`: this list\n\nEnter sends, Shift+Enter starts a new line, Esc stops an " +
+  "- `/clear`: a new conversation\n- `/help`: this list\n\nAny other line is asked. Enter sends, Shift+Enter starts a new line, Esc stops an " +
   "answer, Ctrl+Shift+O starts a new conversation.";
 
 // ---- sending
@@ -114,6 +114,9 @@ const stop = () => { running?.abort(); running = null; busy(false); };
 
 // ---- slash commands
 
+const COMMANDS = ["/help", "/clear", "/temperature", "/topk"]; // any other line is asked
+const isCommand = (line) => COMMANDS.includes(line.split(/\s+/)[0]);
+
 function command(line) {
   const [name, value] = line.split(/\s+/);
   const number = Number(value);
@@ -126,17 +129,16 @@ function command(line) {
     saveSettings({ topK: number });
     show(note(`Top-k is ${number || "all"} now.`));
   } else if (name === "/temperature") show(note(`Temperature is ${settings.temperature}; \`/temperature 0\` to 2 sets it.`));
-  else if (name === "/topk") show(note(`Top-k is ${settings.topK || "all"}; \`/topk 50\` sets it.`));
-  else show(note(`There is no command ${name}.\n\n${HELP}`));
+  else show(note(`Top-k is ${settings.topK || "all"}; \`/topk 50\` sets it.`));
   follow(true);
 }
 
 function submit() {
   const text = composer.value.trim();
-  if (!text || (running && !text.startsWith("/"))) return;
+  if (!text || (running && !isCommand(text))) return;
   composer.value = "";
   fit();
-  if (text.startsWith("/")) command(text);
+  if (isCommand(text)) command(text);
   else say(text);
 }
 

@@ -1,0 +1,104 @@
+"""stdin, stdout and stderr, whatever they are: closed, a pipe whose reader has gone, a terminal of another encoding.
+
+No print is to end a training, and no byte on stdin a chat. `prepare` is called once by every script (flags.run_script);
+`live` says whether a terminal can show a line that changes.
+"""
+
+import codecs
+import errno
+import io
+import os
+import select
+import sys
+from contextlib import suppress
+from typing import Any, TextIO
+
+LATIN, PLAIN = "nanochat.latin1", "nanochat.plain"  # names of the error handlers below
+ASCII: dict[str, str | int | None] = {
+    "–": "-", "—": "-", "−": "-", "─": "-", "━": "-", "·": "-", "…": "...", "→": "->", "×": "x", "±": "+-", "µ": "u",
+    "“": '"', "”": '"', "‘": "'", "’": "'", "≤": "<=", "≥": ">=",
+}  # fmt: skip
+
+
+def prepare(goes_on: bool = False) -> None:
+    """goes_on: as in flags.run_script. A closed stream becomes the null device: its number is taken, or a checkpoint
+    would get it, and with it what libraries print.
+    """
+    codecs.register_error(LATIN, _as_latin1)
+    codecs.register_error(PLAIN, _in_ascii)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode))
+        elif mode == "r" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8-sig", errors=LATIN)
+        elif type(stream) is io.TextIOWrapper and not _pipe(stream):  # not what tests put there
+            setattr(sys, name, _outliving(stream, goes_on or name == "stderr"))
+
+
+def finish() -> None:
+    """At the end of a script: what is still to be written is, and nobody complains where it cannot be."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream and (pipe := _pipe(stream)):
+            pipe.goes_on = True
+            with suppress(OSError):
+                stream.flush()
+
+
+def live(stream: TextIO | None = None) -> bool:
+    """Whether somebody watches a terminal that can write over a line: a dumb one (an editor's) cannot."""
+    return (stream or sys.stdout).isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
+def decoded(word: str) -> str:
+    """A word of the command line as text: bytes that are no UTF-8 are taken for Latin-1."""
+    codecs.register_error(LATIN, _as_latin1)
+    return os.fsencode(word).decode("utf-8", LATIN)
+
+
+class _Pipe(io.FileIO):
+    """A descriptor that becomes the null device when whoever reads it has gone; the script ends then, or goes on."""
+
+    goes_on = False
+
+    def write(self, content: Any) -> int:
+        left = memoryview(content).cast("B")
+        try:
+            while left:
+                if (done := super().write(left)) is None:  # somebody made it non-blocking
+                    select.select([], [self], [])
+                left = left[done or 0 :]
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if not self.goes_on:
+                raise SystemExit(0) from None
+        return len(content)
+
+
+def _pipe(stream: Any) -> _Pipe | None:
+    raw = getattr(getattr(stream, "buffer", None), "raw", getattr(stream, "buffer", None))
+    return raw if isinstance(raw, _Pipe) else None
+
+
+def _outliving(stream: io.TextIOWrapper, goes_on: bool) -> TextIO:
+    """The stream's descriptor, in its encoding, where anything can be printed."""
+    stream.flush()
+    pipe = _Pipe(stream.fileno(), "w", closefd=False)
+    pipe.goes_on = goes_on
+    at_once = stream.write_through  # python -u
+    buffer: Any = pipe if at_once else io.BufferedWriter(pipe)
+    return io.TextIOWrapper(buffer, stream.encoding, PLAIN, line_buffering=stream.line_buffering, write_through=at_once)
+
+
+def _as_latin1(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("latin-1"), error.end
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """What the terminal has no letters for: our own signs in ASCII, all else as Python writes it."""
+    assert isinstance(error, UnicodeEncodeError)
+    plain = error.object[error.start : error.end].translate(str.maketrans(ASCII))
+    return plain.encode("ascii", "backslashreplace").decode("ascii"), error.end
