@@ -35,7 +35,7 @@ class Flags:
     upstream: str = flag("", "a clone of karpathy/nanochat")
     what: str = flag("train,decode", "which of the two, comma-separated")
     depth: int = number(6, 1, 1000, "layers of the model")
-    width: int = number(384, 128, 1 << 16, "channels; heads are of 128")
+    width: int = number(384, 1, 1 << 16, "channels; heads are of 128")
     vocab_size: int = number(32768, 1, 1 << 24, "words of the vocabulary")
     sequence_len: int = number(512, 2, 1 << 20, "tokens of context")
     batch: int = number(16, 1, 1 << 16, "rows of a training step")

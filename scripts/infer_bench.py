@@ -36,7 +36,7 @@ limits = cache(hardware.limits)  # on a CPU it measures them
 @dataclass
 class Flags:
     depth: int = number(6, 1, 1000, "layers of the model")
-    width: int = number(384, 128, 1 << 16, "channels; heads are of 128")
+    width: int = number(384, 1, 1 << 16, "channels; heads are of 128")
     vocab_size: int = number(32768, 1, 1 << 24, "words of the vocabulary")
     sequence_len: int = number(512, 2, 1 << 20, "tokens of context")
     batch_sizes: str = flag("1,8,32", "how many sequences at a time, comma-separated")

@@ -70,7 +70,7 @@ def test_a_process_that_dies_while_recording_costs_no_result(monkeypatch, capsys
     "flags, words",
     [
         (["--batch-sizes=1,x"], "--batch-sizes is"),
-        (["--batch-sizes=0"], "at least 1"),
+        (["--batch-sizes=0"], "wanted each of 1 to 4096"),
         (["--width=100"], "multiple of 128"),
         (["--new-tokens=5000"], "must fit --sequence-len"),
         (["--dtype=int8"], "wanted float32 or bfloat16"),

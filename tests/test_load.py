@@ -184,8 +184,8 @@ def test_load_in_full(served, monkeypatch, capsys):
 def test_load_refuses_what_makes_no_sense(capsys):
     for flags, words in (
         (["--what=dance"], "--what is"),
-        (["--clients=0"], "want more than 0"),
-        (["--batch=1"], "more than 1"),
+        (["--clients=0"], "wanted 1 to 10000"),
+        (["--batch=1"], "wanted 2 to 4096"),
     ):
         assert tiny.call_module("benchmarks.load", *flags) == 2
         assert words in capsys.readouterr().err

@@ -184,5 +184,5 @@ def test_streams_that_are_closed_or_have_no_letters_for_it(tmp_path, closed):
     assert made.returncode == 75 and (tmp_path / "file").read_bytes() == b""
     assert b"Traceback" not in made.stderr
     if not closed:
-        assert made.stdout.startswith(rb"\u2192 \xe4")
+        assert made.stdout.startswith(rb"-> \xe4")
         assert b"Stopped. The same command without --fresh goes on" in made.stderr
