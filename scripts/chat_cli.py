@@ -104,7 +104,7 @@ def converse(ask: Ask, flags: Flags, sampling: Sampling) -> None:
             continue
         if line in ("/quit", "/exit"):
             return
-        if (name := line.split(" ")[0]) in COMMANDS:
+        if line.split(" ")[0] in COMMANDS:
             sampling = command(line, sampling, messages)
         elif line:
             if line[0] == "/" and line[1:].isalpha():  # a path, and a sentence, has more to it
