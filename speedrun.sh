@@ -56,6 +56,9 @@ child() {
 # plans, and takes the stages of a single process; the others wait for it where the next training begins.
 NODES=${SLURM_STEP_NUM_NODES:-${WORLD_SIZE:-1}}
 NODE=0 HEAD=${MASTER_ADDR:-} PORT=${MASTER_PORT:-29500}
+if [ "$NODES" -eq 1 ] && [ -z "${SLURM_STEP_NUM_NODES:-}" ] && [ "${SLURM_JOB_NUM_NODES:-1}" -gt 1 ]; then
+    echo "note: this job has $SLURM_JOB_NUM_NODES machines, and only this one trains; scripts/slurm.sh starts all (srun)" >&2
+fi
 if [ "$NODES" -gt 1 ]; then
     NODE=${SLURM_NODEID:-${RANK:-0}} PORT=$((PORT + 1)) # torchrun's own may still be in use
     wrong() { echo "error: $*" >&2; exit 2; }

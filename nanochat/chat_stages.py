@@ -8,6 +8,8 @@ Both start at the learning rates of base training, with its optimizer moments st
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
+
 from nanochat import fresh
 from nanochat.cadence import EVERY, TOKENS
 from nanochat.consensus import same_checkpoint
@@ -94,6 +96,7 @@ def _train(
     settings.accumulation(hardware.world)
     if settings.num_iterations <= 0:
         settings = replace(settings, num_iterations=epoch_steps(source, encode, settings))
+    torch.manual_seed(flags.seed)  # nothing draws from it, but its state is in the checkpoint
     model = parent.model(hardware.device, hardware.dtype)
     if settings.max_seq_len > model.config.sequence_len:
         raise UserError(

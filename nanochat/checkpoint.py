@@ -71,9 +71,11 @@ class Checkpoint:
         """part: "model", "optimizer", "loader" or "fp8". Raises UserError when the file has gone bad meanwhile."""
         path = self.folder / f"{part}.safetensors"
         try:
+            open(path, "rb").close()  # says why it cannot be; safetensors only knows "no such file"
             return load_file(path, device=str(device))
-        except (SafetensorError, OSError) as problem:
-            raise UserError(f"{path} cannot be read ({problem}); the same command again looks for another") from None
+        except (SafetensorError, OSError, RuntimeError) as problem:  # the last is torch's, of a file it cannot open
+            why = str(problem).partition("\n")[0]
+            raise UserError(f"{path} cannot be read ({why}); the same command again looks for another") from None
 
     def model(self, device: torch.device | str, dtype: torch.dtype) -> GPT:
         """The model with its weights, activations in `dtype`."""

@@ -40,9 +40,15 @@ def json_log(
     if damaged:
         say(f"note: {path} had {damaged} damaged lines, which are left out")
 
+    written = path.stat().st_size > 0
+
     def write(row: Row) -> None:
+        nonlocal written
         with open(path, "a") as f:
+            if written and not f.tell():
+                say(f"note: {path} was removed or emptied meanwhile; it begins anew with step {row['step']}")
             f.write(json.dumps(row) + "\n")
+        written = True
 
     return write
 
@@ -51,10 +57,10 @@ def _count(kept: dict[tuple[int, bool], Row], validation: bool) -> int:
     return sum(1 for key in kept if key[1] == validation)
 
 
-def read_log(path: Path) -> list[Row]:
+def read_log(path: Path, aloud: bool = True) -> list[Row]:
     """The rows of a log. Damaged lines are passed over aloud; a last one that is just being written, silently."""
     rows, damaged = _parse(path)
-    if damaged:
+    if damaged and aloud:
         print(f"warning: {path} has {damaged} damaged lines, which are passed over", file=sys.stderr)
     return rows
 
@@ -74,4 +80,5 @@ def _row(line: bytes) -> Row | None:
         return None
     if not isinstance(row, dict) or type(row.get("step")) is not int or not row.keys() & {"loss", "val_bpb"}:
         return None
-    return row
+    plain = all(type(row.get(name, 0)) in (int, float) for name in ("loss", "smooth_loss", "val_bpb"))
+    return row if plain else None

@@ -48,14 +48,32 @@ def missing(run: Run) -> list[str]:
         made, _ = checkpoint.newest(folder, verify=False)
         if run.summary(stage) is None and made and made.finished:
             found.append(f"{folder} has no summary.json; python -m scripts.{SCRIPTS[stage]} makes it again")
-        if made and made.step and not (folder / "log.jsonl").exists():
-            found.append(f"{folder} has no log.jsonl, so its curve is left out")
+        logged = len({row["step"] for row in read_log(folder / LOG, aloud=False) if "loss" in row})
+        if made and logged < made.step:
+            has = f"rows of {logged} of {made.step} steps" if logged else "no row of a step"
+            found.append(f"{folder / LOG} has {has}; the others are in no curve")
     found += [
         f"{place} is of another model than the {stage} there now, so it is left out; evaluate again"
         for place, stage in evaluated(run)[1]
     ]
     if run.summary("eval") is None and any(run.stage("eval").glob("*.jsonl")):
         found.append(f"{run.stage('eval')} has no summary.json; base_eval and chat_eval make it again")
+    return [*found, *outdated(run)]
+
+
+def outdated(run: Run) -> list[str]:
+    """About each stage that was trained from other weights than those that the run has now of the stages before it."""
+    found, before = [], dict[str, str]()
+    for stage in TRAINED:
+        parent = (run.summary(stage) or {}).get("plan", {}).get("parent")
+        if parent and before and parent not in before.values():
+            found.append(
+                f"{stage} was trained from another model than the {' or '.join(before)} there now; "
+                f"python -m scripts.{SCRIPTS[stage]} --fresh trains it from that"
+            )
+        there, _ = checkpoint.newest(run.stage(stage), verify=False)
+        if there:
+            before[stage] = there.fingerprint
     return found
 
 
@@ -140,7 +158,8 @@ def stages(run: Run) -> Section:
         row("peak memory", lambda s: f"{s['peak_memory'] / 2**30:.2f} GiB"),
     ]
     curves = [curve for stage in TRAINED if summaries[stage] for curve in [loss_curve(run, stage)] if curve]
-    return Section("Stages", [Table(("", *(stage.upper() for stage in STAGES)), rows), *curves])
+    notes = [f"Note: {sentence}." for sentence in outdated(run)]
+    return Section("Stages", [Table(("", *(stage.upper() for stage in STAGES)), rows), *notes, *curves])
 
 
 def loss_curve(run: Run, stage: str) -> Curve | None:

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import resource
 import shutil
 import time
 
@@ -224,3 +225,18 @@ def test_a_checkpoint_of_weights_alone_needs_no_more(tmp_path):
     plain = {key: META[key] for key in ("stage", "tokenizer", "finished")}
     checkpoint.save(tmp_path, dict(plain, step=1), tiny.model(), {})
     assert checkpoint.latest(tmp_path).step == 1
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_tensors_that_cannot_be_opened_are_one_sentence(stage, free):
+    """safetensors opens a file, and torch opens it again: each has an error of its own for too many open files."""
+    found = checkpoint.latest(stage)
+    there = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, there[1]))
+    try:
+        with pytest.raises(UserError, match="model.safetensors cannot be read .*[Tt]oo many open files"):
+            found.tensors("model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, there)

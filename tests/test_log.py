@@ -35,6 +35,12 @@ DAMAGES = {
     "no JSON between": (lines(GOOD[:2]) + b"warning!\n" + lines(GOOD[2:]), GOOD, ["had 1 damaged"]),
     "JSON of another kind": (lines(GOOD[:2]) + b"[1]\n3\n{}\n" + lines(GOOD[2:]), GOOD, ["had 3 damaged"]),
     "a step that is none": (lines([dict(step="2", loss=1.0), *GOOD]), GOOD, ["had 1 damaged"]),
+    "values that are no numbers": (
+        lines(GOOD[:2]) + b'{"step": 3, "loss": "2"}\n{"step": 3, "loss": 2, "smooth_loss": null}\n' + lines(GOOD[3:]),
+        [*GOOD[:2], *GOOD[3:]],
+        ["1 of 6", "had 2 damaged"],
+    ),
+    "too deep": (lines(GOOD) + b"[" * 200_000 + b"\n", GOOD, ["had 1 damaged"]),
     "zeros": (lines(GOOD[:2]) + b"\0" * 40 + b"\n" + lines(GOOD[3:]), [*GOOD[:2], *GOOD[3:]], ["1 of 6", "1 damaged"]),
     "no text": (lines(GOOD[:6]) + b"\xff\xfe\n", GOOD[:6], ["1 of 6 steps", "1 damaged"]),
     "steps and a validation lost": (lines(GOOD[:3]), GOOD[:3], ["3 of 6 steps and of 1 of 1 validations"]),
@@ -63,6 +69,17 @@ def test_a_reader_is_told_of_damage_but_not_of_a_row_that_is_being_written(tmp_p
     path.write_bytes(lines(GOOD[:2]) + b"\xff\n" + lines(GOOD[2:]))
     assert read_log(path) == GOOD and "1 damaged lines" in capsys.readouterr().err
     assert read_log(tmp_path / "none") == []
+
+
+def test_a_log_that_is_removed_while_training_goes_on_is_said_once(tmp_path):
+    said = []
+    write = json_log(tmp_path / LOG, 0, -1, 0, said.append)
+    write(GOOD[0])
+    (tmp_path / LOG).unlink()
+    for row in GOOD[1:3]:
+        write(row)
+    assert read_log(tmp_path / LOG) == GOOD[1:3]
+    assert len(said) == 1 and "removed or emptied" in said[0] and "step 2" in said[0]
 
 
 def test_a_new_stage_begins_an_empty_one(tmp_path):

@@ -188,8 +188,18 @@ def test_a_report_says_what_it_has_to_do_without(home, capsys):  # noqa: F811
     capsys.readouterr()
     assert tiny.call("report", "--run=a") == 0
     error = capsys.readouterr().err
-    for part in ("tok_train makes it again", "base has no summary.json", "base has no log.jsonl"):
+    for part in ("tok_train makes it again", "base has no summary.json", "log.jsonl has no row of a step"):
         assert part in error
+
+
+def test_a_report_says_how_many_rows_of_a_log_are_lost(home, capsys):  # noqa: F811
+    assert train(home, "a") == 0
+    path = Run.open("a").stage("base") / "log.jsonl"
+    whole = path.read_text().splitlines(keepends=True)
+    assert tiny.call("report", "--run=a") == 0 and "log.jsonl" not in capsys.readouterr().err
+    path.write_text("".join([*whole[2:], whole[-2]]))
+    assert tiny.call("report", "--run=a") == 0
+    assert "log.jsonl has rows of 10 of 12 steps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,12 @@ def test_machines_that_are_told_too_little_are_an_error(run, change, words):
 def test_one_machine_of_a_scheduler_is_like_any_other(run):
     done = run(gpus=8, SLURM_STEP_NUM_NODES="1", SLURM_NODEID="0", SLURM_JOB_NUM_NODES="1")
     assert any("scripts.launch --gpus 8" in call for call in calls(done)) and "--nodes" not in calls(done)[0]
+    assert not done.stderr
+
+
+def test_a_job_of_several_machines_without_srun_says_that_one_trains(run):
+    done = run(SLURM_JOB_NUM_NODES="4")
+    assert done.returncode == 0 and "4 machines, and only this one trains" in done.stderr and calls(done)
 
 
 @pytest.mark.parametrize("code, more", [(2, 0), (75, 0), (1, 1), (137, 1)])

@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 
-from nanochat import checkpoint, interrupt, stages, trainer
+from nanochat import checkpoint, interrupt, report, stages, trainer
 from nanochat.errors import EXIT_INTERRUPTED
 from nanochat.log import read_log
 from nanochat.run import Run
@@ -350,10 +350,14 @@ def test_another_plan_other_data_another_tokenizer_are_refused(home, capsys):
 def test_a_new_base_makes_the_old_mid_stale(home, capsys):
     assert train(home, "a") == 0
     assert train(home, "a", "mid") == 0
+    run, said = Run.open("a"), "mid was trained from another model than the base there now"
+    assert report.outdated(run) == []
     assert train(home, "a", "base", "--fresh", "--seed=7") == 0
     assert train(home, "a", "mid") == 2
     assert "--fresh" in capsys.readouterr().err
-    assert train(home, "a", "mid", "--fresh") == 0
+    assert tiny.call("report", "--run=a") == 0
+    assert said in capsys.readouterr().err and said in (run.folder / "report.md").read_text()
+    assert train(home, "a", "mid", "--fresh") == 0 and report.outdated(run) == []
 
 
 @pytest.mark.parametrize(
