@@ -68,6 +68,8 @@ def main() -> None:
     found = same_checkpoint(lambda: run.checkpoint(flags.source, step))
     tokenizer = run.tokenizer()
     found.check_tokenizer(tokenizer)
+    if hardware.is_main:
+        results.check_place(run)
     model = found.model(hardware.device, hardware.dtype).eval()
     if "bpb" in parts:
         text(flags, run, model, tokenizer, hardware, found)

@@ -80,6 +80,8 @@ def main() -> None:
         if flags.profile:
             end = recording(flags, engine(), run, hardware)
     names, named = chosen(flags.tasks, data)
+    if hardware.is_main:
+        results.check_place(run)
     failed = done = failures = 0
     for name in names:
         started = time.perf_counter()

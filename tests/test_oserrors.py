@@ -110,6 +110,13 @@ def test_a_file_where_a_folder_should_be(home, capsys):  # noqa: F811
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2 and all("eval" in error for error in errors), errors
     run.stage("eval").unlink()
+    (run.stage("eval") / ".lock").mkdir(parents=True)  # results could not be kept: an error before the work
+    more = [f"--data={home / 'text.jsonl'}", "--eval=bpb", "--split-tokens=256"]
+    assert tiny.call("base_eval", "--run=a", *more) == 2
+    assert tiny.call("chat_eval", "--run=a", "--source=base", "-x", "1", "-m", "2", "-a", "add_tool") == 2
+    done = capsys.readouterr()
+    assert not done.out and done.err.count("eval/.lock is a folder, wanted a file") == 2
+    (run.stage("eval") / ".lock").rmdir()
     (run.folder / "report.md").mkdir()
     assert tiny.call("report", "--run=a") == 2
     assert "report.md is a folder, wanted a file" in capsys.readouterr().err

@@ -30,6 +30,12 @@ def failures(run: Run, source: str) -> list[dict[str, Any]]:
     return records.rows(failures_file(run, source), "delete it and evaluate again")
 
 
+def check_place(run: Run) -> None:
+    """Raises OSError where results could not be kept: before the work that makes them."""
+    with turn(run.stage("eval") / ".lock"):
+        pass
+
+
 def keep(run: Run, source: str, result: TaskResult, settings: dict[str, Any], model: str) -> None:
     """Stores a stage's result in a task, with how it was asked, in place of the one before. model: the weights'
     fingerprint. Raises UserError where what is there is damaged.
