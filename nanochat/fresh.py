@@ -7,11 +7,19 @@ moved, and the link stays.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from nanochat.files import sync_folder
+
+STAGES = ("tokenizer", "base", "mid", "sft", "rl")  # folders within a run
+OURS = re.compile(
+    r"step_[0-9]+|\.(old|tmp)-step_[0-9]+-[0-9]+|\..*\.(tmp|lock)|\.lock|log\.jsonl|(summary|tokenizer|plan)\.json|"
+    r"report(_\w+)?\.(md|html|svg)|profile|eval|" + "|".join(STAGES)
+)
 
 
 def old(folder: Path) -> Path:
@@ -28,7 +36,7 @@ def set_aside(folder: Path, complete: Callable[[Path], bool]) -> bool:
     place = folder.resolve()
     if place.is_dir():
         if old(folder).is_dir() and not complete(folder):
-            shutil.rmtree(place)
+            _remove(place, old(folder))
         else:
             forget(folder)
             os.rename(place, old(folder))
@@ -50,7 +58,7 @@ def put_back(folder: Path, complete: Callable[[Path], bool]) -> bool:
         return False
     place = folder.resolve()
     if place.is_dir():
-        shutil.rmtree(place)
+        _remove(place, old(folder))
     os.rename(old(folder), place)
     sync_folder(place.parent)
     return True
@@ -59,4 +67,17 @@ def put_back(folder: Path, complete: Callable[[Path], bool]) -> bool:
 def forget(folder: Path) -> None:
     """Removes what was moved aside."""
     if old(folder).is_dir():
-        shutil.rmtree(old(folder), ignore_errors=True)  # a reader may have a file open on a network disk
+        with suppress(OSError):  # a reader may have a file open on a network disk
+            _remove(old(folder), folder.resolve())
+
+
+def _remove(folder: Path, other: Path) -> None:
+    """Removes a folder; what is not ours in it moves to the other one, if that has nothing of the name."""
+    for name in os.listdir(folder):
+        if not OURS.fullmatch(name):
+            other.mkdir(parents=True, exist_ok=True)
+            if not os.path.lexists(other / name):
+                os.rename(folder / name, other / name)
+        elif name in STAGES and (folder / name).is_dir() and not (folder / name).is_symlink():
+            _remove(folder / name, other / name)
+    shutil.rmtree(folder)

@@ -128,6 +128,35 @@ def test_a_mid_that_is_aside_is_not_passed_over(home, capsys):  # noqa: F811
     assert train(home, "a", "mid") == 0 and train(home, "a", "sft") == 0
 
 
+def test_what_somebody_has_put_there_is_not_removed(tmp_path):
+    """Beside checkpoints, in a stage and in a run, whether what is made anew comes to a checkpoint or not."""
+    run, there = tmp_path / "run", lambda place: checkpoint.latest(place) is not None
+    of_run = lambda place: there(place / "base")
+    checkpoint.write(run / "base", dict(META, step=9), parts(0))
+    mine = [
+        run / "notes.txt",
+        run / "base" / "step_000009_keep" / "x",
+        run / "base" / "step_notes",
+        run / "sft" / "idea",
+    ]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(path.name)
+    (run / "base" / "log.jsonl").write_text("old")
+    for folder, complete in ((run / "base", there), (run, of_run)):
+        for _ in range(2):
+            assert fresh.set_aside(folder, complete)
+            (run / "base").mkdir(parents=True, exist_ok=True)
+            (run / "base" / "new.txt").write_text("put there meanwhile")
+        assert fresh.put_back(folder, complete) and (run / "base" / "new.txt").exists()
+        assert all(path.read_text() == path.name for path in mine)
+    for step, (folder, complete) in enumerate(((run / "base", there), (run, of_run)), 1):
+        fresh.set_aside(folder, complete)
+        checkpoint.write(run / "base", dict(META, step=step), parts(1))
+        assert not fresh.old(folder).exists() and all(path.read_text() == path.name for path in mine)
+        assert list(checkpoint.steps(run / "base")) == [step] and not (run / "base" / "log.jsonl").exists()
+
+
 @pytest.mark.slow
 def test_at_any_file_operation_one_of_the_two_is_whole(tmp_path):
     checkpoint.write(tmp_path / "run" / "base", dict(META, step=9, finished=True), parts(0))
