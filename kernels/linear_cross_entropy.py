@@ -103,6 +103,14 @@ def _add_fp8_product(dw: Tensor, dlogits: Tensor, x: Tensor, inverse: Tensor) ->
     dw += product(dlogits, x, inverse, dw.dtype, exact=True)
 
 
+@operator(mutates=("losses",))
+def _add_losses(losses: Tensor, chunk: Tensor, start: int) -> None:
+    """losses[start : start + n] += chunk (n,). An operator, because a compiler that sees the sum computes all losses at
+    the end, in one kernel, and keeps every chunk's logits until then.
+    """
+    losses[start : start + chunk.size(0)] += chunk
+
+
 class _Head:
     """The products of a chunk (a slice of tokens) with the weight; backward's at once."""
 
@@ -154,18 +162,18 @@ class _SummedLoss(torch.autograd.Function):
         wx, ww = ctx.needs_input_grad[:2]
         head = _head(x, weight, fused, fp8)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        total = torch.zeros((), dtype=wide, device=x.device)
+        total = torch.zeros(1, dtype=wide, device=x.device)
         dw = torch.zeros(weight.shape, dtype=wide, device=x.device) if ww else None
         one = torch.ones((), device=x.device)
         dx = [torch.zeros_like(x[:0])]
         for at in _chunks(x, weight, fused):
             # the only logits alive: (n, V)
             loss, dlogits = _loss_and_gradient(head.logits(at), targets[at], None, softcap, ignore_index, fused)
-            total = total + loss
+            _add_losses(total, loss[None], 0)
             dx.append(head.gradients(at, dlogits, one, wx, dw))
         ctx.save_for_backward(torch.cat(dx) if wx else None, dw)
         ctx.weight_dtype = weight.dtype
-        return total
+        return total.sum()
 
     @staticmethod
     @once_differentiable
@@ -184,13 +192,15 @@ class _TokenLosses(torch.autograd.Function):
         ctx.save_for_backward(x, weight, targets)
         ctx.settings = softcap, ignore_index, fused, fp8
         head = _head(x, weight, fused, fp8)
-        losses = [torch.zeros(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)]
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        losses = torch.zeros(x.size(0), dtype=wide, device=x.device)
         for at in _chunks(x, weight, fused):
             if fused:
-                losses.append(token_losses(head.logits(at), targets[at], softcap, ignore_index))
+                each = token_losses(head.logits(at), targets[at], softcap, ignore_index)
             else:
-                losses.append(cross_entropy_reference(head.logits(at), targets[at], softcap, ignore_index, "none"))
-        return torch.cat(losses)
+                each = cross_entropy_reference(head.logits(at), targets[at], softcap, ignore_index, "none")
+            _add_losses(losses, each, at.start)
+        return losses
 
     @staticmethod
     @once_differentiable

@@ -93,6 +93,26 @@ def test_what_measures_works(tmp_path):
         assert made.returncode == 2 and why in made.stderr and "Traceback" not in made.stderr, made.stderr
 
 
+@pytest.mark.slow
+def test_the_oldest_torch_and_triton(tmp_path):
+    """The tests of kernels, a compiled training and the benchmarks, with another Python that has the packages above."""
+    other = os.environ.get("NANOCHAT_OTHER_PYTHON")
+    if not other:
+        pytest.skip("NANOCHAT_OTHER_PYTHON names no Python with torch 2.11 and Triton 3.6 (say) to run this with")
+
+    def there(*words):
+        made = run(tmp_path, other, "-m", *words)
+        assert made.returncode == 0, (words, made.stdout[-3000:], made.stderr[-3000:])
+        return made.stdout
+
+    files = [f"tests/test_{name}.py" for name in ("ops", "triton", "probing", "dispatch", "attention", "fp8", "optim")]
+    there("pytest", "-q", "-p", "no:cacheprovider", *files)
+    there("benchmarks", "run", "--op=rotary", f"--out={tmp_path / 'first.json'}")
+    there("scripts.tok_train", "--run=a", "--vocab-size=512", "--max-chars=200000")
+    sizes = "--depth=2 --head-dim=16 --max-seq-len=32 --device-batch-size=2 --total-batch-size=64 --eval-tokens=64"
+    assert ", compiled" in there("scripts.base_train", "--run=a", "--num-iterations=4", *sizes.split())
+
+
 def test_what_needs_more_says_so(tmp_path):
     made = script("scripts.chat_web", tmp_path, "--run=a")
     assert made.returncode == 2 and "pip install" in made.stderr and "Traceback" not in made.stderr, made.stderr

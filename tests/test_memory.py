@@ -61,6 +61,15 @@ def test_the_model_of_october_2025_and_an_update_allocate_what_is_predicted(null
     check(lower.Case(asdict(config), rows=4, optimizer=True))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_a_compiled_validation_holds_one_chunk_of_logits(null, kernels):
+    config = model_config(1, 32768, 512)
+    case = lower.Case(asdict(config), rows=32, kernels=kernels, optimizer=False)
+    chunk, activations = 4096 * 32768 * 2, 32 * 512 * config.n_embd * 2
+    assert chunk < lower.ask("tests.null_device.evaluation", case, "h100") < chunk + 16 * activations
+
+
 def allocated(step) -> int:
     """Most bytes alive in a step beyond those alive before it, of the profiler's record of allocations."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:

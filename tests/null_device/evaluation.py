@@ -1,0 +1,22 @@
+"""The most bytes that a compiled validation allocates beside the model: a case as JSON, and where the answer goes."""
+
+import json
+
+import torch
+from torch._library.custom_ops import OPDEFS
+
+import kernels
+from nanochat.evaluate.bits_per_byte import score
+from profiling.compiled import lower, memory
+
+case, answer = lower.told()
+ready = lower.prepared(case)
+scored = torch.compile(score, dynamic=False)
+with ready.fake, torch.no_grad(), kernels.use(case.kernels):
+    ready.model.eval()
+    sizes = torch.zeros(case.config["vocab_size"], dtype=torch.int64, device="cuda")
+    scored(ready.model, ready.ids, ready.ids, sizes)
+    allocations = memory.Allocations({name: op._init_fn for name, op in OPDEFS.items()})
+    with allocations:
+        scored(ready.model, ready.ids, ready.ids, sizes)
+answer.write_text(json.dumps(memory.report(allocations.events)["before"]["peak"]))
