@@ -8,19 +8,19 @@ fills `OPS`; `use("torch")` and NANOCHAT_KERNELS choose the implementation, `pyt
 
 from typing import Any
 
-from kernels import neighbour
-from kernels.attention import flash_attention, flash_attention_decode
-from kernels.cross_entropy import cross_entropy
-from kernels.dispatch import describe, read_environment, use
-from kernels.embedding import embedding
-from kernels.fp8 import Quantized, fp8_add_rms_norm, fp8_linear, fp8_mix_rms_norm, fp8_mlp_relu2
-from kernels.linear_cross_entropy import linear_cross_entropy
-from kernels.linear_relu2 import linear_relu2, mlp_relu2
-from kernels.newton_schulz import newton_schulz, polar_express
-from kernels.optim import adamw_, muon_momentum_, muon_update_
-from kernels.registry import OPS, Op
-from kernels.rms_norm import add_rms_norm, mix_rms_norm, rms_norm
-from kernels.rotary import qk_norm_rotary, rotary
+from . import neighbour
+from .attention import flash_attention, flash_attention_decode
+from .cross_entropy import cross_entropy
+from .dispatch import describe, read_environment, use
+from .embedding import embedding
+from .fp8 import Quantized, fp8_add_rms_norm, fp8_linear, fp8_mix_rms_norm, fp8_mlp_relu2
+from .linear_cross_entropy import linear_cross_entropy
+from .linear_relu2 import linear_relu2, mlp_relu2
+from .newton_schulz import newton_schulz, polar_express
+from .optim import adamw_, muon_momentum_, muon_update_
+from .registry import OPS, Op
+from .rms_norm import add_rms_norm, mix_rms_norm, rms_norm
+from .rotary import qk_norm_rotary, rotary
 
 __all__ = [
     "OPS",

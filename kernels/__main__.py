@@ -17,17 +17,18 @@ from collections.abc import Callable
 
 import torch
 
-import kernels
-from kernels import child_compile, measured, readme, tuned, tuning
-from kernels.architectures import ALL_TARGETS, TARGETS
-from kernels.attention import backends
-from kernels.triton_utils import INSTALLED, INTERPRETED, triton
+from . import OPS, child_compile, dispatch, measured, readme, tuned, tuning
+from .architectures import ALL_TARGETS, TARGETS
+from .attention import backends
+from .triton_utils import INSTALLED, INTERPRETED, triton
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m kernels", description=__doc__, formatter_class=_Formatter)
+    name = f"python -m {__package__}"
+    about = __doc__.replace("python -m kernels", name)
+    parser = argparse.ArgumentParser(prog=name, description=about, formatter_class=_Formatter)
     commands = parser.add_subparsers(dest="command")
     compile_ = commands.add_parser("compile", help="compile for cards that are not here", formatter_class=_Formatter)
     compile_.add_argument("--op", help="comma-separated; default: all that have a kernel")
@@ -48,6 +49,8 @@ def main() -> None:
     commands.add_parser("readme", help="write kernels/README.md")
     flags = parser.parse_args()
     try:
+        if __package__ != "kernels" and (flags.command == "readme" or getattr(flags, "into_repo", False)):
+            raise ValueError("that writes into the repository's kernels/; here the ops are installed by themselves")
         if flags.command == "compile":
             compile_report(flags)
         elif flags.command == "tune":
@@ -84,7 +87,7 @@ def describe() -> None:
     version = f"Triton {triton.__version__}" + (" (interpreter)" if INTERPRETED else "") if INSTALLED else "no Triton"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     print(f"torch {torch.__version__}, {version}, {device}")
-    for op, implementation, why in kernels.describe():
+    for op, implementation, why in dispatch.describe():
         print(f"  {op:24} {implementation:8} {why}")
     for name, state in backends.describe():
         print(f"  flash_attention: {name:8} {state}")
@@ -126,8 +129,8 @@ def compile_report(flags: argparse.Namespace) -> None:
     for name in chosen:
         if name not in ALL_TARGETS:
             raise ValueError(f"--target names {name!r}; the targets are {', '.join(ALL_TARGETS)}")
-    if not any(flags.shape in op.cases for op in kernels.OPS.values()):
-        cases = dict.fromkeys(case for op in kernels.OPS.values() for case in op.cases)
+    if not any(flags.shape in op.cases for op in OPS.values()):
+        cases = dict.fromkeys(case for op in OPS.values() for case in op.cases)
         raise ValueError(f"--shape is {flags.shape!r}, which no op has; there are {', '.join(cases)}")
     rows = child_compile.report(chosen_ops(flags.op), chosen, flags.shape, DTYPES[flags.dtype])
     if flags.json:

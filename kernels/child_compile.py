@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from kernels import targets
-from kernels.architectures import ALL_TARGETS, refused, untried
-from kernels.registry import OPS
-from kernels.triton_utils import INSTALLED, triton
+from . import targets
+from .architectures import ALL_TARGETS, refused, untried
+from .registry import OPS
+from .triton_utils import INSTALLED, triton
 
 TIMEOUT = 300.0  # seconds for all kernels of a probe
 OUT_OF_MEMORY = 9  # the signal: says nothing about the next time
-COMMAND = [sys.executable, "-m", "kernels.child_compile"]
+COMMAND = [sys.executable, "-m", f"{__package__}.child_compile"]
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from kernels import tuned
-from kernels.dispatch import triton_runs
-from kernels.registry import Case, Op, check_device, itemsize, randint, randn, register
-from kernels.triton_utils import launch, operator, power_of_two, tl, triton
+from . import tuned
+from .dispatch import triton_runs
+from .registry import Case, Op, check_device, itemsize, randint, randn, register
+from .triton_utils import launch, operator, power_of_two, tl, triton
 
 REDUCTIONS = ("mean", "sum", "none")
 

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from kernels import probing, tuned
-from kernels.architectures import refused
-from kernels.registry import OPS, Case
-from kernels.triton_utils import INSTALLED, INTERPRETED, capturing
+from . import probing, tuned
+from .architectures import refused
+from .registry import OPS, Case
+from .triton_utils import INSTALLED, INTERPRETED, capturing, specialized
 
 MODES = ("auto", "torch", "triton")
 FLASH = ("fa4", "fa3", "fa2")  # further modes of flash_attention: see attention/backends.py
@@ -106,7 +106,7 @@ def triton_runs(op: str, x: Tensor, size: int, limit: int = 1 << 62) -> bool:
         return True
     if not x.is_cuda or x.dtype not in DTYPES or size > limit:
         return False
-    return refusal(op, x.dtype, int(size), x.device.index or 0) == ""
+    return refusal(op, x.dtype, specialized(size), x.device.index or 0) == ""
 
 
 def _obstacle(x: Tensor, size: int, limit: int) -> str:
@@ -157,7 +157,7 @@ def unfit(op: str, dtype: torch.dtype, size: int, index: int) -> str:
         return why
     arch, device = tuned.architecture(index), torch.device("cuda", index)
     if torch.version.hip:  # where the compiler may end the process that calls it
-        from kernels.child_compile import compiles_in_child  # imports the ops, which import this
+        from .child_compile import compiles_in_child  # imports the ops, which import this
 
         return compiles_in_child(op, OPS[op].size(OPS[op].probe(size)[0]), dtype, arch)
     if why := refused(op, arch, dtype):

@@ -28,10 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import tuned
-from kernels.dispatch import triton_runs
-from kernels.registry import Case, Op, check_device, itemsize, randint, randn, register
-from kernels.triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
+from . import tuned
+from .dispatch import triton_runs
+from .registry import Case, Op, check_device, itemsize, randint, randn, register
+from .triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
 
 
 def embedding_reference(tokens: Tensor, weight: Tensor, gradient: Tensor | None = None) -> Tensor:

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import tuned
-from kernels.cross_entropy import (
+from . import tuned
+from .cross_entropy import (
     _cross_entropy_gradient_,
     check_reduction,
     check_targets,
@@ -37,10 +37,10 @@ from kernels.cross_entropy import (
     softcap_reference,
     token_losses,
 )
-from kernels.dispatch import triton_runs
-from kernels.fp8.quantize import E4M3, E5M2, product, quantize
-from kernels.registry import Case, Op, check_device, itemsize, randint, randn, register, without_autocast
-from kernels.triton_utils import operator
+from .dispatch import triton_runs
+from .fp8.quantize import E4M3, E5M2, product, quantize
+from .registry import Case, Op, check_device, itemsize, randint, randn, register, without_autocast
+from .triton_utils import operator, specialized, stretches
 
 ADDED = 1 << 17  # elements that a CPU widens and adds at a time, so that the wide copy stays in its cache
 CHUNK_LOGITS = 1 << 23  # logits alive at a time: 32 MB in float32, fits a server CPU's last-level cache
@@ -49,7 +49,7 @@ CHUNK_LOGITS = 1 << 23  # logits alive at a time: 32 MB in float32, fits a serve
 def chunk_rows(vocab: int, fused: bool, x: Tensor) -> int:
     """Tokens per chunk: of the tuned table on GPUs; else as many as keep the logits within CHUNK_LOGITS."""
     if fused or x.is_cuda:
-        return tuned.value("linear_cross_entropy", "rows", x.dtype, int(vocab), x.device)
+        return tuned.value("linear_cross_entropy", "rows", x.dtype, specialized(vocab), x.device)
     return max(64, CHUNK_LOGITS // vocab // 64 * 64)
 
 
@@ -150,8 +150,7 @@ def _head(x: Tensor, weight: Tensor, fused: bool, fp8: bool) -> _Head | _Fp8Head
 
 
 def _chunks(x: Tensor, weight: Tensor, fused: bool) -> list[slice]:
-    rows = chunk_rows(weight.size(0), fused, x)
-    return [slice(start, start + rows) for start in range(0, x.size(0), rows)]
+    return [slice(*ends) for ends in stretches(0, x.size(0), chunk_rows(weight.size(0), fused, x))]
 
 
 class _SummedLoss(torch.autograd.Function):

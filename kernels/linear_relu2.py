@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import tuned
-from kernels.dispatch import mode, triton_runs
-from kernels.registry import Case, Op, check_device, itemsize, randn, register, without_autocast
-from kernels.triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
+from . import tuned
+from .dispatch import mode, triton_runs
+from .registry import Case, Op, check_device, itemsize, randn, register, without_autocast
+from .triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
 
 
 class _Relu2(torch.autograd.Function):

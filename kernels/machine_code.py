@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kernels.triton_utils import triton
+from .triton_utils import triton
 
 
 def tool(name: str) -> str:

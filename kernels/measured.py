@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from kernels.triton_utils import INSTALLED, triton
+from .triton_utils import INSTALLED, triton
 
 Blocks = dict[str, list[dict[str, Any]]]  # rows by op, as in tuned/default.json
 

@@ -3,7 +3,7 @@
 With it installed and this repository first on the path, `import kernels` finds us, and libraries that mean the other
 one (transformers) fail to import names that we do not have. So its folder joins our `__path__`, where its submodules
 are found, and what is asked of us that we do not have is looked up in its `__init__`. Without it, nothing of this is
-noticed.
+noticed. Nor is it where the ops are installed by themselves, as `nanochat_kernels`: then `kernels` is the other one.
 """
 
 import importlib.metadata
@@ -18,6 +18,8 @@ OURS = Path(__file__).parent
 
 def folder() -> Path | None:
     """Where the other package is installed, or None."""
+    if __package__ != "kernels":
+        return None
     try:
         found = Path(str(importlib.metadata.distribution("kernels").locate_file("kernels")))
     except importlib.metadata.PackageNotFoundError:
@@ -42,5 +44,5 @@ def attribute(name: str) -> Any:
     """A name of the other package. Raises AttributeError where there is none."""
     other = None if name.startswith("__") else package()
     if other is None or not hasattr(other, name):
-        raise AttributeError(f"module 'kernels' has no attribute {name!r}")
+        raise AttributeError(f"module {__package__!r} has no attribute {name!r}")
     return getattr(other, name)

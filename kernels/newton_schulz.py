@@ -28,10 +28,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels import tuned
-from kernels.dispatch import triton_runs
-from kernels.registry import Case, Op, itemsize, randn, register
-from kernels.triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
+from . import tuned
+from .dispatch import triton_runs
+from .registry import Case, Op, itemsize, randn, register
+from .triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
 
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),

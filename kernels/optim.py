@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from kernels import tuned
-from kernels.dispatch import mode, triton_runs
-from kernels.registry import Case, Op, check_device, itemsize, randn, register
-from kernels.triton_utils import cdiv, launch, operator, power_of_two, tl, triton
+from . import tuned
+from .dispatch import mode, triton_runs
+from .registry import Case, Op, check_device, itemsize, randn, register
+from .triton_utils import cdiv, launch, operator, power_of_two, tl, triton
 
 Scalar = float | Tensor
 

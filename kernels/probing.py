@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.registry import OPS, Op, tensors
+from .registry import OPS, Op, tensors
 
 RATIO = 4  # times the error of PyTorch in the same dtype
 PIECE = 1 << 24  # elements that are compared in float64 at a time: results may be as large as a card's memory allows

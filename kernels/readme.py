@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from kernels import architectures, measured, traffic, tuned
-from kernels.registry import OPS
-from kernels.triton_utils import INSTALLED, triton
+from . import architectures, measured, traffic, tuned
+from .registry import OPS
+from .triton_utils import INSTALLED, triton
 
 PATH = Path(__file__).parent / "README.md"
 CASE = "d4"  # small enough to interpret
@@ -75,7 +75,7 @@ def needed_tiles(T: int, S: int, window: int | None, rows: int, columns: int) ->
 
 def symmetric_share(size: int = 1536) -> float:
     """FLOPs of the symmetric product's kernel at (size, size), of the 2·size³ of a full product."""
-    from kernels.newton_schulz import _symmetric_product
+    from .newton_schulz import _symmetric_product
 
     with traffic.counting() as count:
         _symmetric_product(torch.zeros(1, size, size, dtype=torch.float16), None, 1.0, 0.0, False)

@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import tuned
-from kernels.dispatch import triton_runs
-from kernels.registry import Case, Op, check_device, itemsize, randn, register
-from kernels.triton_utils import cdiv, launch, operator, power_of_two, programs, tl, triton
+from . import tuned
+from .dispatch import triton_runs
+from .registry import Case, Op, check_device, itemsize, randn, register
+from .triton_utils import cdiv, launch, operator, power_of_two, programs, tl, triton
 
 LARGEST_ROW = 16384  # elements that one program holds in registers
 

@@ -22,11 +22,11 @@ Source: Su et al., RoFormer, arXiv:2104.09864; QK norm: Dehghani et al., arXiv:2
 import torch
 from torch import Tensor
 
-from kernels import tuned
-from kernels.dispatch import triton_runs
-from kernels.registry import Case, Op, check_device, itemsize, randn, register
-from kernels.rms_norm import default_eps, rms_norm_reference
-from kernels.triton_utils import cdiv, launch, operator, power_of_two, tl, triton
+from . import tuned
+from .dispatch import triton_runs
+from .registry import Case, Op, check_device, itemsize, randn, register
+from .rms_norm import default_eps, rms_norm_reference
+from .triton_utils import cdiv, launch, operator, power_of_two, tl, triton
 
 LARGEST_HEAD = 1024
 

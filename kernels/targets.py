@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import tuned
-from kernels.architectures import ALL_TARGETS, Target, refused
-from kernels.dispatch import use
-from kernels.machine_code import read_amd, read_cuda
-from kernels.registry import Case, Op, tensors
-from kernels.triton_utils import INTERPRETED, Launch, capture, triton
+from . import tuned
+from .architectures import ALL_TARGETS, Target, refused
+from .dispatch import use
+from .machine_code import read_amd, read_cuda
+from .registry import Case, Op, tensors
+from .triton_utils import INTERPRETED, Launch, capture, triton
 
 # (kernel, target) → up to how many spilled bytes are accepted, and why.
 ACCEPTED_SPILLS: dict[tuple[str, str], tuple[int, str]] = {

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from kernels.dispatch import use
-from kernels.registry import Case, Op, tensors
-from kernels.triton_utils import INTERPRETED
+from .dispatch import use
+from .registry import Case, Op, tensors
+from .triton_utils import INTERPRETED
 
 
 @dataclass

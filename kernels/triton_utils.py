@@ -10,6 +10,7 @@ launches are recorded instead of run: that is how kernels are compiled for real 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -37,7 +38,9 @@ except ImportError:
 
     triton = tl = _Missing()
 
-NAMESPACE = "nanochat_kernels"
+# Of our PyTorch operators: "kernels" in the repository, "nanochat_kernels" where the ops are installed by themselves:
+# both can be imported in one process.
+NAMESPACE = __package__.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def launch(kernel: Any, grid: Sequence[int], *args: Any, **constants: Any) -> No
 
 
 def operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:
-    """Registers a launcher as the PyTorch operator nanochat_kernels::<its name>, with itself as the shape function.
+    """Registers a launcher as the PyTorch operator NAMESPACE::<its name>, with itself as the shape function.
 
     Autograd is added with the result's `register_autograd`. A custom operator and not a `triton_op`, because that
     needs a GPU driver to be traced or checked.
@@ -108,9 +111,30 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def stretches(start: int, end: int, longest: int) -> list[tuple[int, int]]:
+    """From start to end in equal stretches, (first, end) each, none longer than `longest`: a power of two of them.
+
+    For loops that `torch.compile` unrolls: where sizes change, it traces one graph for each number of stretches.
+    """
+    count = 1
+    while count * longest < end - start:
+        count *= 2
+    step = cdiv(end - start, count)
+    firsts = [start + part * step for part in range(count) if part * step < end - start]
+    return [(first, min(first + step, end)) for first in firsts]
+
+
 def power_of_two(n: int) -> int:
-    """The least power of two that is at least n."""
-    return 1 << max(0, int(n) - 1).bit_length()
+    """The least power of two that is at least n. By comparing, so that a size that changes under compilation may."""
+    power = 1
+    while power < n:
+        power *= 2
+    return power
+
+
+def specialized(n: int) -> int:
+    """A size as a constant, for what `torch.compile` asks Python while it traces; another size is traced anew."""
+    return index(n)
 
 
 def programs(device: torch.device) -> int:

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from kernels import dispatch, measured, probing, tuned
-from kernels.dispatch import use
-from kernels.registry import OPS, Case, Op, tensors
+from . import dispatch, measured, probing, tuned
+from .dispatch import use
+from .registry import OPS, Case, Op, tensors
 
 FIXED = ("GROUP_M",)  # order of programs: nothing that could not be a little better or worse on any card
 ADDED = ("num_stages",)  # what goes up and down by one; the rest is a power of two

@@ -19,7 +19,7 @@ from kernels.registry import tensors
 from kernels.triton_utils import NAMESPACE, capture
 
 # In a trace the operator, and inside of it autograd's copy where gradients are wanted, which is who launches then.
-_NAME = re.compile(rf"{NAMESPACE}::(\w+)$|GeneratedBackwardFor_{NAMESPACE}_(\w+)_default$")
+_NAME = re.compile(r"(?:nanochat_)?kernels::(\w+)$|GeneratedBackwardFor_(?:nanochat_)?kernels_(\w+)_default$")
 DTYPES = {"double": torch.float64, "float": torch.float32, "c10::BFloat16": torch.bfloat16, "c10::Half": torch.float16,
           "long int": torch.int64, "int": torch.int32, "bool": torch.bool, "c10::Float8_e4m3fn": torch.float8_e4m3fn,
           "c10::Float8_e5m2": torch.float8_e5m2}  # fmt: skip

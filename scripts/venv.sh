@@ -1,5 +1,5 @@
 # Sourced by speedrun.sh and tests/run.sh: makes .venv with what pyproject.toml asks for, and activates it.
-# EXTRA names an optional group of dependencies to install as well.
+# EXTRA names an optional group of dependencies to install as well as `program`.
 # Installs again only when pyproject.toml has changed since.
 # NANOCHAT_PYTHON names the Python of an environment that has what is needed: it is used, and nothing is installed.
 
@@ -33,7 +33,7 @@ fi
 _stamp=".venv/installed${_extra:+-$_extra}"
 if ! cmp -s pyproject.toml "$_stamp"; then
     echo "installing what pyproject.toml asks for into .venv (PyTorch is large: minutes on a slow line) …"
-    python -m pip install --quiet --disable-pip-version-check ".${_extra:+[$_extra]}" ||
+    python -m pip install --quiet --disable-pip-version-check -e ".[program${_extra:+,$_extra}]" ||
         _stop "the installation failed (see above); with a network, the same command again goes on"
     cp pyproject.toml "$_stamp"
 fi

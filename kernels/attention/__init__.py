@@ -1,6 +1,6 @@
 """Attention: `flash_attention` for training and prefill, `flash_attention_decode` over a KV cache."""
 
-from kernels.attention.decode import flash_attention_decode
-from kernels.attention.flash import flash_attention
+from .decode import flash_attention_decode
+from .flash import flash_attention
 
 __all__ = ["flash_attention", "flash_attention_decode"]

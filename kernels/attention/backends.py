@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import dispatch, probing
-from kernels.attention import fa4
-from kernels.registry import OPS
+from .. import dispatch, probing
+from ..registry import OPS
+from ..triton_utils import specialized
+from . import fa4
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, sca
     mode = dispatch.mode("flash_attention")
     if mode in ("torch", "triton") or (mode == "auto" and not q.is_cuda):
         return None
-    name = pick(q.dtype, q.size(3), q.device, mode)
+    name = pick(q.dtype, specialized(q.size(3)), q.device, mode)
     if not name:
         return None
     return BACKENDS[name].call(q, k, v, causal, window, q.size(3) ** -0.5 if scale is None else scale)

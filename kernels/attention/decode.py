@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.attention.flash import check_shapes
-from kernels.attention.triton_decode import decode
-from kernels.attention.triton_flash import LARGEST_HEAD
-from kernels.dispatch import triton_runs
-from kernels.registry import Case, Op, check_device, itemsize, randint, randn, register
+from ..dispatch import triton_runs
+from ..registry import Case, Op, check_device, itemsize, randint, randn, register
+from .flash import check_shapes
+from .triton_decode import decode
+from .triton_flash import LARGEST_HEAD
 
 
 def flash_attention_decode_reference(
@@ -29,7 +29,7 @@ def flash_attention_decode_reference(
     if window is not None:
         visible &= j >= i[..., None] - window
     q, k, v = (x.transpose(1, 2) for x in (q, k_cache, v_cache))  # (B, heads, T, D)
-    gqa = q.size(1) != k.size(1)
+    gqa = True if q.size(1) != k.size(1) else False  # under torch.compile the comparison alone may be a SymBool
     return F.scaled_dot_product_attention(q, k, v, visible[:, None], scale=scale, enable_gqa=gqa).transpose(1, 2)
 
 

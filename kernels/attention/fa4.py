@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from kernels.triton_utils import operator
+from ..triton_utils import operator
 
 
 def _interface() -> Any:

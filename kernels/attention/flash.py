@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.attention.backends import flash
-from kernels.attention.triton_flash import LARGEST_HEAD, attend
-from kernels.dispatch import triton_runs
-from kernels.registry import Case, Op, check_device, itemsize, randn, register
+from ..dispatch import triton_runs
+from ..registry import Case, Op, check_device, itemsize, randn, register
+from ..triton_utils import stretches
+from .backends import flash
+from .triton_flash import LARGEST_HEAD, attend
 
 
 def flash_attention_reference(
@@ -29,16 +30,14 @@ def flash_attention_reference(
 ) -> Tensor:
     T, S = q.size(1), k.size(1)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, T or S, D)
-    gqa = q.size(1) != k.size(1)
+    gqa = True if q.size(1) != k.size(1) else False  # under torch.compile the comparison alone may be a SymBool
     window = None if window is None or window >= S - 1 else window
     if not causal or (window is None and T == S):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=gqa).transpose(1, 2)
     shift = S - T  # query i stands at key position i + shift
     blind = min(max(-shift, 0), T)  # queries before the first key see nothing
-    block = max(window or 0, 128)
     outputs = [q[:, :, :blind].masked_fill(torch.ones((), dtype=torch.bool, device=q.device), 0.0)] if blind else []
-    for start in range(blind, T, block):
-        end = min(start + block, T)
+    for start, end in stretches(blind, T, max(window or 0, 128)):
         first, last = 0 if window is None else max(start + shift - window, 0), end + shift
         i = torch.arange(start + shift, end + shift, device=q.device)[:, None]
         j = torch.arange(first, last, device=q.device)[None, :]

@@ -14,9 +14,9 @@ Source: Dao et al., Flash-Decoding (crfm.stanford.edu/2023/10/12/flashdecoding.h
 import torch
 from torch import Tensor
 
-from kernels import tuned
-from kernels.attention.triton_flash import LOG2E, _attend, _bounds, _config, _strides, _tile, positive
-from kernels.triton_utils import INTERPRETED, cdiv, launch, operator, power_of_two, programs, tl, triton
+from .. import tuned
+from ..triton_utils import INTERPRETED, cdiv, launch, operator, power_of_two, programs, tl, triton
+from .triton_flash import LOG2E, _attend, _bounds, _config, _strides, _tile, positive
 
 FEW = 64  # new tokens: for more there are enough programs without splitting the keys, and larger tiles read them less
 

@@ -16,8 +16,8 @@ Source: Dao, FlashAttention-2, arXiv:2307.08691; Tillet's Triton tutorial on fus
 import torch
 from torch import Tensor
 
-from kernels import tuned
-from kernels.triton_utils import INTERPRETED, cdiv, launch, operator, power_of_two, tl, triton
+from .. import tuned
+from ..triton_utils import INTERPRETED, cdiv, launch, operator, power_of_two, tl, triton
 
 LOG2E = 1.4426950408889634
 LARGEST_HEAD = 256

@@ -2,9 +2,9 @@
 linear layer (linear.py), the MLP (mlp.py).
 """
 
-from kernels.fp8.linear import fp8_linear
-from kernels.fp8.mlp import fp8_mlp_relu2
-from kernels.fp8.norm import fp8_add_rms_norm, fp8_mix_rms_norm
-from kernels.fp8.quantize import Quantized, new_history, plain
+from .linear import fp8_linear
+from .mlp import fp8_mlp_relu2
+from .norm import fp8_add_rms_norm, fp8_mix_rms_norm
+from .quantize import Quantized, new_history, plain
 
 __all__ = ["Quantized", "fp8_add_rms_norm", "fp8_linear", "fp8_mix_rms_norm", "fp8_mlp_relu2", "new_history", "plain"]

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.dispatch import triton_runs
-from kernels.fp8.quantize import E4M3, E5M2, HISTORY, Quantized, plain, product, quantize, taken
-from kernels.linear_relu2 import _inputs
-from kernels.registry import Case, Op, check_device, itemsize, register, without_autocast
+from ..dispatch import triton_runs
+from ..linear_relu2 import _inputs
+from ..registry import Case, Op, check_device, itemsize, register, without_autocast
+from .quantize import E4M3, E5M2, HISTORY, Quantized, plain, product, quantize, taken
 
 ROLES = ("x", "weight", "gradient")  # rows of a delayed history
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.fp8.linear import CASES, check_history, probe, runs
-from kernels.fp8.quantize import E4M3, E5M2, RELU2, RELU2_BACKWARD, Quantized, plain, product, quantize, taken
-from kernels.linear_relu2 import _pair_inputs
-from kernels.registry import Op, check_device, itemsize, register, without_autocast
+from ..linear_relu2 import _pair_inputs
+from ..registry import Op, check_device, itemsize, register, without_autocast
+from .linear import CASES, check_history, probe, runs
+from .quantize import E4M3, E5M2, RELU2, RELU2_BACKWARD, Quantized, plain, product, quantize, taken
 
 ROLES = ("x", "w1", "relu2", "w2", "dout", "dh")  # rows of a delayed history
 

@@ -18,11 +18,10 @@ import math
 import torch
 from torch import Tensor
 
-from kernels import tuned
-from kernels.dispatch import triton_runs
-from kernels.fp8.quantize import E4M3, LARGEST, Fp8, Quantized, quantize_reference, store_both, to_fp8
-from kernels.registry import OPS, Op, check_device, itemsize, register
-from kernels.rms_norm import (
+from .. import tuned
+from ..dispatch import triton_runs
+from ..registry import OPS, Op, check_device, itemsize, register
+from ..rms_norm import (
     CASES,
     _mix_gradients,
     _rows,
@@ -33,7 +32,8 @@ from kernels.rms_norm import (
     mix_rms_norm_reference,
     same_shape_and_dtype,
 )
-from kernels.triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
+from ..triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
+from .quantize import E4M3, LARGEST, Fp8, Quantized, quantize_reference, store_both, to_fp8
 
 
 def fp8_mix_rms_norm_reference(x: Tensor, x0: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Quantized]:

@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import tuned
-from kernels.triton_utils import INTERPRETED, cdiv, launch, operator, programs, tl, triton
+from .. import tuned
+from ..triton_utils import INTERPRETED, cdiv, launch, operator, programs, tl, triton
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 LARGEST = {E4M3: 448.0, E5M2: 57344.0}

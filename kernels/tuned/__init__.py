@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from kernels import measured as kept
-from kernels.architectures import LIKE
+from .. import measured as kept
+from ..architectures import LIKE
 
 FOLDER = Path(__file__).parent
 Row = dict[str, Any]

@@ -1,0 +1,105 @@
+"""Every op under torch.compile(fullgraph=True, dynamic=True), as in other people's models: one graph takes every size.
+
+By default Dynamo traces and eager runs what it found; AOTAutograd and Inductor by name.
+"""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+import kernels
+from kernels import OPS, triton_utils
+from kernels.registry import tensors
+from kernels.triton_utils import stretches
+
+needs_triton = pytest.mark.skipif(not triton_utils.INSTALLED, reason="Triton is not installed, so no kernel can run")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROWS = [dict(N=5, C=16), dict(N=7, C=24), dict(N=11, C=40)]
+MLP = [dict(N=5, C=16, F=48), dict(N=7, C=32, F=64), dict(N=11, C=48, F=80)]
+HEADS = [dict(B=B, T=T, H=4, K=2, D=16) for B, T in ((3, 5), (5, 7), (7, 11))]
+MATRICES = [dict(K=3, m=8, n=12), dict(K=2, m=10, n=14), dict(K=4, m=5, n=18)]
+SIZES = {
+    "rms_norm": ROWS,
+    "mix_rms_norm": ROWS,
+    "add_rms_norm": ROWS,
+    "fp8_mix_rms_norm": ROWS,
+    "fp8_add_rms_norm": ROWS,
+    "rotary": HEADS,
+    "qk_norm_rotary": HEADS,
+    "cross_entropy": [dict(N=5, V=33), dict(N=7, V=50), dict(N=11, V=64)],
+    "linear_cross_entropy": [dict(N=5, V=33, C=16), dict(N=7, V=50, C=16), dict(N=11, V=64, C=16)],
+    "linear_relu2": MLP,
+    "mlp_relu2": MLP,
+    "fp8_linear": MLP,
+    "fp8_mlp_relu2": MLP,
+    "flash_attention": [dict(B=B, T=T, H=4, K=2, D=16, W=9) for B, T in ((3, 150), (5, 170), (6, 190))],
+    "flash_attention_decode": [dict(B=B, Tq=2, S=S, H=4, K=2, D=16, W=9) for B, S in ((3, 21), (5, 30), (7, 41))],
+    "embedding": [dict(N=5, V=33, C=16), dict(N=7, V=50, C=24), dict(N=11, V=64, C=40)],
+    "polar_express": MATRICES,
+    "newton_schulz": MATRICES,
+    "adamw_": [dict(N=30), dict(N=50), dict(N=77)],
+    "muon_momentum_": MATRICES,
+    "muon_update_": MATRICES,
+}
+
+
+def results(fn, op, case, setting):
+    """Outputs, arguments changed in place, gradients."""
+    inputs = op.inputs(case, torch.float32, DEVICE)
+    for name in op.differentiable:
+        inputs[name].requires_grad_()
+    with kernels.use(setting):
+        result = fn(**inputs)
+        outputs = [output for output in tensors(result) if output.requires_grad]
+        if outputs:
+            sum(output.float().square().sum() for output in outputs).backward()
+    return [
+        *tensors(result),
+        *(inputs[name] for name in op.mutates),
+        *(inputs[name].grad for name in op.differentiable),
+    ]
+
+
+def check(name, setting, backend, sizes, looked_up=False):
+    """`looked_up`: a width that is asked for in a table is a constant of the graph, so each has one of its own."""
+    op = OPS[name]
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(op.fn, fullgraph=True, dynamic=True, backend=backend)
+    for case in sizes:
+        for a, b in zip(results(compiled, op, case, setting), results(op.fn, op, case, setting)):
+            assert (a.double() - b.double()).norm() <= 1e-3 * b.double().norm() + 1e-6
+    assert counters["stats"]["unique_graphs"] <= (len(sizes) if looked_up else 1)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_one_graph_takes_every_size(name):
+    check(name, "torch", "eager", SIZES[name][:2], looked_up=DEVICE == "cuda")
+
+
+@needs_triton
+def test_a_vocabulary_may_change_in_linear_cross_entropys_kernels():
+    name = "linear_cross_entropy"
+    check(name, f"torch,{name}=triton", "eager", SIZES[name][:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("name", OPS)
+def test_compiled_it_gives_the_same_at_every_size(name, backend):
+    check(name, "auto", backend, SIZES[name], looked_up=DEVICE == "cuda")
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize("name", [op.name for op in OPS.values() if op.triton])
+def test_the_kernels_take_every_size(name):
+    check(name, f"torch,{name}=triton", "aot_eager", SIZES[name], looked_up=name == "linear_cross_entropy")
+
+
+def test_stretches_are_a_power_of_two_equal_and_short_enough():
+    for start, end, longest in ((0, 0, 4), (3, 3, 4), (0, 4, 4), (0, 5, 4), (2, 2051, 128), (0, 4225, 34), (0, 7, 1)):
+        found = stretches(start, end, longest)
+        assert [i for first, last in found for i in range(first, last)] == list(range(start, end))
+        assert all(0 < last - first <= longest for first, last in found)
+        assert len({last - first for first, last in found[:-1]}) <= 1
