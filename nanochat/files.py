@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -80,15 +81,15 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def json_of(text: str | bytes) -> Any:
-    """The content of a JSON text, with or without a byte-order mark.
+def json_of(text: str | bytes, parse_float: Callable[[str], Any] = float) -> Any:
+    """The content of a JSON text, with or without a byte-order mark. parse_float: as json.loads has it.
 
     Raises ValueError with what is wrong: json's own, and also where Python itself gives up.
     """
     if isinstance(text, str):
         text = text.removeprefix("\ufeff")
     try:
-        return json.loads(text)
+        return json.loads(text, parse_float=parse_float)
     except json.JSONDecodeError as error:
         where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
         raise ValueError(f"{error.msg} at {where}") from None

@@ -5,6 +5,7 @@ half a number: a card that runs at 1,400 instead of 1,980 MHz is not a slower ke
 it is needed; where there is none, or no driver, or no card, the answer is one sentence and nothing breaks.
 """
 
+import importlib
 import statistics
 import threading
 import time
@@ -54,48 +55,60 @@ def throttle_reasons(mask: int) -> list[str]:
 
 def _open(index: int) -> tuple[Any, Any]:
     """(library, the card's handle). The library stays initialised until the process ends: that makes reading cheap."""
+    unknown = "clocks and power are not known"
     try:
-        import pynvml as nvml
+        nvml: Any = importlib.import_module("pynvml")
+        nvml.nvmlInit, nvml.nvmlDeviceGetHandleByIndex, nvml.NVMLError  # noqa: B018
     except ImportError:
-        raise Unavailable("clocks and power are not known: pip install nvidia-ml-py") from None
+        raise Unavailable(f"{unknown}: pip install nvidia-ml-py") from None
+    except Exception as problem:  # some other module of that name
+        said = f"the `pynvml` that Python finds is not NVIDIA's ({type(problem).__name__}: {problem})"
+        raise Unavailable(f"{unknown}: {said}; pip install nvidia-ml-py") from None
     try:
         nvml.nvmlInit()
         if torch.cuda.is_available():  # torch's order and CUDA_VISIBLE_DEVICES are not NVML's
             return nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(index).uuid}")
         return nvml, nvml.nvmlDeviceGetHandleByIndex(index)
-    except nvml.NVMLError as error:
-        raise Unavailable(f"clocks and power are not known: NVML says {str(error)!r} for GPU {index}") from None
+    except Exception as problem:  # NVML's own, or what a wrapper of another version makes of it
+        raise Unavailable(f"{unknown}: NVML says {str(problem)!r} for GPU {index}") from None
 
 
 def _read(nvml: Any, handle: Any) -> dict[str, Any]:
-    def sensor(read: Callable[..., Any], *more: Any) -> Any:
-        try:
-            return read(handle, *more)
-        except nvml.NVMLError as error:
-            if error.value == nvml.NVML_ERROR_GPU_IS_LOST:
-                raise Unavailable("the GPU was lost while its sensors were read (see dmesg)") from None
-            return None  # this card or this user has no such sensor
+    def sensor(names: str, constant: str = "", of_card: bool = True, made: Callable[[Any], Any] = int) -> Any:
+        """What the first of these functions says that the library has; None where none can be had.
 
-    def scaled(value: float | None) -> float | None:
-        return None if value is None else value / 1000
+        This card or user may lack the sensor, a version of the library the name, and the answer may be none that Python
+        can decode (a name under WSL).
+        """
+        for name in names.split():
+            try:
+                arguments = [handle] * of_card + [getattr(nvml, constant)] * bool(constant)
+                return made(getattr(nvml, name)(*arguments))
+            except Exception as problem:
+                if getattr(problem, "value", None) == getattr(nvml, "NVML_ERROR_GPU_IS_LOST", 15):
+                    raise Unavailable("the GPU was lost while its sensors were read (see dmesg)") from None
+        return None
 
-    mask = sensor(nvml.nvmlDeviceGetCurrentClocksThrottleReasons)
-    memory = sensor(nvml.nvmlDeviceGetMemoryInfo)
+    def thousandths(value: float) -> float:
+        return value / 1000
+
     return dict(
-        name=_text(sensor(nvml.nvmlDeviceGetName)),
-        driver=_text(sensor(lambda _: nvml.nvmlSystemGetDriverVersion())),
-        sm_clock_mhz=sensor(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_SM),
-        memory_clock_mhz=sensor(nvml.nvmlDeviceGetClockInfo, nvml.NVML_CLOCK_MEM),
-        power_w=scaled(sensor(nvml.nvmlDeviceGetPowerUsage)),
-        power_limit_w=scaled(sensor(nvml.nvmlDeviceGetEnforcedPowerLimit)),
-        temperature_c=sensor(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU),
-        memory_used_bytes=None if memory is None else memory.used,
-        throttle=None if mask is None else throttle_reasons(mask),
+        name=sensor("nvmlDeviceGetName", made=_text),
+        driver=sensor("nvmlSystemGetDriverVersion", of_card=False, made=_text),
+        sm_clock_mhz=sensor("nvmlDeviceGetClockInfo", "NVML_CLOCK_SM"),
+        memory_clock_mhz=sensor("nvmlDeviceGetClockInfo", "NVML_CLOCK_MEM"),
+        power_w=sensor("nvmlDeviceGetPowerUsage", made=thousandths),
+        power_limit_w=sensor("nvmlDeviceGetEnforcedPowerLimit", made=thousandths),
+        temperature_c=sensor("nvmlDeviceGetTemperature nvmlDeviceGetTemperatureV", "NVML_TEMPERATURE_GPU"),
+        memory_used_bytes=sensor("nvmlDeviceGetMemoryInfo", made=lambda memory: int(memory.used)),
+        throttle=sensor(
+            "nvmlDeviceGetCurrentClocksEventReasons nvmlDeviceGetCurrentClocksThrottleReasons", made=throttle_reasons
+        ),
     )
 
 
-def _text(value: str | bytes | None) -> str | None:
-    return value.decode() if isinstance(value, bytes) else value
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 class Sampler:

@@ -8,10 +8,12 @@ profiling/analysis.py next.
 
 import gzip
 import heapq
+import json
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,9 @@ def read(path: Path) -> Trace:
     """Raises UserError for a file that is missing, cut off, no trace, or a trace of nothing."""
     try:
         raw = path.read_bytes()
-        content = json_of(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        # A kernel's name is whatever bytes its maker chose.
+        content = json_of(raw.decode(json.detect_encoding(raw), errors="replace"), parse_float=_Written)
     except OSError as problem:
         raise UserError(
             f"{path} cannot be read ({problem.strerror or problem}); give a .json or .json.gz trace"
@@ -107,6 +111,30 @@ def read(path: Path) -> Trace:
     except (EOFError, zlib.error, ValueError):
         raise UserError(f"{path} is cut off or no JSON; record it again, or copy it again") from None
     return parse(content, str(path))
+
+
+class _Written(float):
+    """A number that remembers how it was written: microseconds since 1970 with their nanoseconds are no float."""
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> "_Written":
+        made = super().__new__(cls, text)
+        made.text = text
+        return made
+
+
+def _ns(microseconds: Any) -> int:
+    """Raises ValueError, TypeError or ArithmeticError for what is no time."""
+    if not abs(float(microseconds)) < 1e18:  # NaN too
+        raise OverflowError
+    return round(Decimal(getattr(microseconds, "text", None) or str(microseconds)) * 1000)
+
+
+def _text(value: Any) -> str:
+    """As text that can be written to a file: JSON has half surrogate pairs too."""
+    return str(value).encode(errors="replace").decode()
 
 
 def parse(content: Any, where: str = "the trace") -> Trace:
@@ -120,19 +148,19 @@ def parse(content: Any, where: str = "the trace") -> Trace:
     for number, raw in enumerate(listed):
         try:
             if raw.get("ph") == "X":
-                start = round(float(raw["ts"]) * 1000)
-                end = start + max(0, round(float(raw.get("dur", 0)) * 1000))
+                start = _ns(raw["ts"])
+                end = start + max(0, _ns(raw.get("dur", 0)))
                 args = dict(raw.get("args") or {})
                 thread = (raw.get("pid"), raw.get("tid"))
                 hash((thread, args.get("External id"), args.get("correlation")))  # they are looked up by these
-                events.append(Event(str(raw["name"]), str(raw.get("cat", "")), start, end, thread, args))
+                events.append(Event(_text(raw["name"]), _text(raw.get("cat", "")), start, end, thread, args))
             elif raw.get("name") == "[memory]":
                 args = raw["args"]
                 at = (args["Device Type"], args["Device Id"])
                 hash((at, args["Addr"]))
                 total, count = int(args["Total Allocated"]), int(args["Bytes"])
-                memory.append((round(float(raw["ts"]) * 1000), total, count, args["Addr"], at))
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+                memory.append((_ns(raw["ts"]), total, count, args["Addr"], at))
+        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError):
             raise UserError(f"{where}: event {number} is damaged (name, ts, dur or args); record it again") from None
     if not any(event.kind in (*DEVICE, "cpu_op") for event in events):
         raise UserError(f"{where} holds no kernel and no operator; was anything run while it was recorded?")
@@ -143,13 +171,14 @@ def parse(content: Any, where: str = "the trace") -> Trace:
         raise UserError(f"{where}: deviceProperties is no list of devices; record the trace again")
     try:
         if run:
+            run = json.loads(_text(json.dumps(run, ensure_ascii=False)))
             checked.made(Run, run)
     except checked.Damaged as problem:
         raise UserError(f"{where} is damaged: nanochat.{problem}; record the trace again") from None
     on_gpu = [row for row in memory if row[4][0] == 1]  # where there is a GPU, its memory is what is short
     rows = sorted((on_gpu or memory), key=lambda row: row[0])
     card = cards[0].get("name")
-    card = card if isinstance(card, str) else None
+    card = _text(card) if isinstance(card, str) else None
     return Trace(events, [row[:4] for row in rows if row[4] == rows[0][4]], card, run)
 
 

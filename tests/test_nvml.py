@@ -43,6 +43,7 @@ class Card:
                 "nvmlDeviceGetPowerUsage": 350_000 + 1000 * self.reads,
                 "nvmlDeviceGetEnforcedPowerLimit": 700_000,
                 "nvmlDeviceGetTemperature": 41,
+                "nvmlDeviceGetTemperatureV": 41,
                 "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=5 << 30),
                 "nvmlDeviceGetCurrentClocksThrottleReasons": self.mask,
             }.get(name)
@@ -93,7 +94,7 @@ def test_the_fake_is_like_the_real_library():
     assert {name: getattr(pynvml, name) for name in constants} == {name: getattr(Card, name) for name in constants}
     assert pynvml.nvmlClocksThrottleReasonSwPowerCap == 0x4 and nvml.THROTTLE[0x4] == "software power cap"
     assert pynvml.nvmlClocksThrottleReasonHwThermalSlowdown == 0x40
-    called = set(re.findall(r"nvml\.(nvml\w+)", Path(nvml.__file__).read_text()))
+    called = set(re.findall(r"\b(nvml[A-Z]\w+)", Path(nvml.__file__).read_text()))
     assert "nvmlDeviceGetHandleByUUID" in called and all(hasattr(pynvml, name) for name in called)
 
 
@@ -102,6 +103,89 @@ def test_no_library_and_no_driver_are_one_sentence(plug):
     assert snapshot() == dict(unavailable="clocks and power are not known: pip install nvidia-ml-py")
     plug(Card(dict(nvmlInit=NO_DRIVER)))
     assert "NVML says 'Driver Not Loaded' for GPU 0" in snapshot()["unavailable"]
+
+
+class Undecodable(Card):
+    """WSL2: the name's bytes are no UTF-8, which the library's own decorator finds out."""
+
+    def __getattr__(self, name):
+        if name == "nvmlDeviceGetName":
+            return lambda handle: b"\xff\xfeRTX".decode()
+        return super().__getattr__(name)
+
+
+class Renamed(Card):
+    """A library of another year: what it has no name for is an AttributeError."""
+
+    def __init__(self, *gone):
+        super().__init__()
+        self.gone = gone
+
+    def __getattr__(self, name):
+        if name in ("gone", *self.__dict__.get("gone", ())):
+            raise AttributeError(f"module 'pynvml' has no attribute {name!r}")
+        if name == "nvmlDeviceGetCurrentClocksEventReasons":
+            return lambda handle: 0x4
+        return super().__getattr__(name)
+
+
+def test_a_name_that_does_not_decode_takes_no_other_sensor_with_it(plug):
+    plug(Undecodable())
+    row = snapshot()
+    assert row["name"] is None and row["power_w"] == 351.0 and row["throttle"] == []
+    with Sampler(interval=0.001) as sampler:
+        while len(sampler.rows) < 3:
+            time.sleep(0.001)
+    assert sampler.summary()["samples"] >= 3 and sampler.summary()["name"] is None
+    card = plug(Card())
+    card.nvmlDeviceGetName = lambda handle: b"\xffRTX"
+    assert snapshot()["name"] == "\ufffdRTX"
+
+
+FUNCTIONS = re.findall(r'sensor\(\s*"([^"]+)"', Path(nvml.__file__).read_text())
+
+
+@pytest.mark.parametrize("names", FUNCTIONS)
+def test_functions_that_the_library_no_longer_has(plug, names):
+    first, *others = names.split()
+    plug(Card())
+    whole = snapshot()
+    plug(Renamed(first))
+    missing = {key for key, value in snapshot().items() if value is None and whole[key] is not None}
+    assert len(missing) <= 2 if not others else not missing, missing  # the clocks are read by one function
+
+
+@pytest.mark.parametrize("answer", [None, "N/A", b"?", [], object()])
+def test_answers_that_are_no_numbers_are_no_sensor(plug, answer):
+    card = plug(Card())
+    for name in ("nvmlDeviceGetPowerUsage", "nvmlDeviceGetClockInfo", "nvmlDeviceGetMemoryInfo"):
+        setattr(card, name, lambda *arguments: answer)
+    row = snapshot()
+    assert row["power_w"] is row["sm_clock_mhz"] is row["memory_used_bytes"] is None
+    assert row["temperature_c"] == 41
+
+
+@pytest.mark.parametrize(
+    "module, said",
+    [
+        (SimpleNamespace(), "is not NVIDIA's (AttributeError: "),
+        (SimpleNamespace(nvmlInit=print, nvmlDeviceGetHandleByIndex=print), "is not NVIDIA's (AttributeError: "),
+        (SimpleNamespace(nvmlInit=lambda: 1 / 0, nvmlDeviceGetHandleByIndex=print, NVMLError=OSError), "by zero"),
+    ],
+)
+def test_a_foreign_pynvml_is_one_sentence(plug, module, said):
+    plug(module)
+    assert said in snapshot()["unavailable"] and "\n" not in snapshot()["unavailable"]
+    with Sampler() as sampler:
+        pass
+    assert said in sampler.summary()["unavailable"]
+
+
+def test_a_pynvml_that_cannot_be_imported_is_one_sentence(monkeypatch, tmp_path):
+    (tmp_path / "pynvml.py").write_text("print 'Python 2'\n")
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "is not NVIDIA's (SyntaxError: " in snapshot()["unavailable"]
 
 
 def test_the_sampler_collects_and_sums_up(plug):

@@ -452,3 +452,51 @@ def test_results_of_another_version_are_refused():
     for content in damaged:
         with pytest.raises(UserError, match="here is damaged: .* make it again"):
             Analysis.load(content, "here")
+
+
+# ---- clocks and names of other programs
+
+
+def written(tmp_path, text, packed=False):
+    path = tmp_path / "trace.json"
+    path.write_bytes(gzip.compress(text) if packed else text)
+    return path
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_microseconds_since_1970_keep_their_nanoseconds(tmp_path, packed):
+    """As exporters write them that subtract no base: 1.7e15 µs, where a float has a resolution of a quarter of one."""
+    start, count = 1_732_608_000_123_456_789, 1000
+    times = [start + 1_037 * i for i in range(count + 1)]  # ns; kernels without any gap
+    text = ", ".join(
+        f'{{"ph": "X", "cat": "kernel", "name": "{NORM}", "pid": 0, "tid": 7, "args": {{"stream": 7}}, '
+        f'"ts": {a // 1000}.{a % 1000:03}, "dur": {(b - a) // 1000}.{(b - a) % 1000:03}}}'
+        for a, b in zip(times, times[1:])
+    )
+    found = read(written(tmp_path, f'{{"traceEvents": [{text}]}}'.encode(), packed))
+    assert [event.start for event in found.events] == times[:-1]
+    analysis = analyse(found)
+    assert (analysis.wall_ns, analysis.idle_ns) == (1_037 * count, 0)
+
+
+@pytest.mark.parametrize("time", ["1e999", "-1e30", "1e400000000", '"soon"', "null", "[0, [1], 2]", "NaN", "true"])
+def test_times_that_cannot_be(tmp_path, time):
+    text = f'{{"traceEvents": [{{"ph": "X", "cat": "cpu_op", "name": "x", "ts": {time}, "dur": 1}}]}}'
+    with pytest.raises(UserError, match="event 0 is damaged"):
+        read(written(tmp_path, text.encode()))
+
+
+def test_a_kernel_whose_name_is_not_text(tmp_path):
+    from profiling import lab_page
+
+    names = [b"void gemm_\xff\xfe", b"half \\ud83d", b"\xed\xa0\xbd pair", "grün".encode("latin-1")]
+    listed = [
+        b'{"ph": "X", "cat": "kernel", "name": "%s", "pid": 0, "tid": 7, "ts": %d, "dur": 5, "args": {}}'
+        % (name, 9 * i)
+        for i, name in enumerate(names)
+    ]
+    path = written(tmp_path, b'{"traceEvents": [' + b",".join(listed) + b"]}")
+    found = read(path).events
+    assert [event.name[:5] for event in found] == ["void ", "half ", "\ufffd\ufffd\ufffd p", "gr\ufffdn"]
+    page, _ = lab_page.write(path, tmp_path)
+    assert "void gemm_" in page.read_text("utf-8")
