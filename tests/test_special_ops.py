@@ -68,7 +68,7 @@ def test_no_more_than_a_chunk_of_logits_is_alive(small_chunks, reduction):
     with Watch() as watch:
         lce_function(x, w, t, 15.0, reduction=reduction).sum().backward()
     rows = [shape[0] for _, shape in watch.calls if len(shape) == 2 and shape[1] == 100]
-    assert max(rows) == 64
+    assert max(rows) <= 64
     with Watch() as watch:  # the watch would see whole logits
         kernels.cross_entropy(x @ w.double().T, t)
     assert (150, 100) in {shape for _, shape in watch.calls}
