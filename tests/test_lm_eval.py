@@ -1,7 +1,7 @@
 """lm-evaluation-harness beside ours, on task files made from the evaluation bundle: the same sums, token for token.
 
-Needs lm_eval and transformers, in a folder on PYTHONPATH, say; slow. The harness tokenizes and scores through its own
-HFLM; our scorers are given the ids that it used.
+Needs lm_eval, transformers and accelerate: in a venv of their own with a .pth file that names our site-packages, say;
+slow. The harness tokenizes and scores through its own HFLM; our scorers are given the ids that it used.
 """
 
 import importlib.util
@@ -19,7 +19,10 @@ from nanochat.gpt import GPT, GPTConfig
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed"),
+    *(
+        pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"{name} is not installed")
+        for name in ("lm_eval", "transformers", "accelerate")
+    ),
 ]
 TASKS = ("arc_easy", "arc_challenge", "piqa", "boolq", "copa", "lambada_openai")
 ROWS = 30  # of each task
