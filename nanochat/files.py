@@ -48,6 +48,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Removes what `write_atomically` leaves in a folder when it is killed. Only for whoever alone writes there."""
+    for path in folder.glob(".*.[0-9]*.tmp"):
+        with suppress(OSError):
+            path.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames in a folder durable, where the system lets a folder be opened."""
     try:

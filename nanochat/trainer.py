@@ -27,6 +27,7 @@ from nanochat.cost import flops_per_token
 from nanochat.data.loader import Batch, LoaderState, Prefetch
 from nanochat.errors import UserError
 from nanochat.evaluate.bits_per_byte import Score, bits_per_byte, compiled_score, score
+from nanochat.files import clear_leftovers
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware, compile_cache, mark_compiling
 from nanochat.interrupt import Interrupt
@@ -159,6 +160,7 @@ def resume(stage: Stage) -> checkpoint.Checkpoint | None:
     """
     if stage.hardware.is_main:
         checkpoint.settle(stage.folder)
+        clear_leftovers(stage.folder)
     found = same_checkpoint(lambda: checkpoint.to_resume(stage.folder))
     if found is None:
         return None

@@ -88,8 +88,10 @@ def test_a_summary_lost_to_a_kill_during_the_last_samples_is_made_again(home, mo
     with pytest.raises(RuntimeError, match="killed"):
         train(home, "b")
     assert Run.open("b").summary("base") is None
+    half = Run.open("b").stage("base") / ".summary.json.99.tmp"
+    half.write_text("{")
     monkeypatch.setattr(stages, "samples", plain)
-    assert train(home, "b") == 0
+    assert train(home, "b") == 0 and not half.exists()
     assert "made again from that checkpoint" in capsys.readouterr().out
     one, two = (Run.open(name).summary("base") for name in ("a", "b"))
     assert one.keys() == two.keys() and two["last_session_seconds"] is None
