@@ -69,6 +69,8 @@ class _Pipe(io.FileIO):
                     select.select([], [self], [])
                 left = left[done or 0 :]
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and self.goes_on:
+                return len(content)  # a full disk under `> file`: what is printed there is not worth a training
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())

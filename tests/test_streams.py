@@ -61,7 +61,9 @@ def test_it_ends_at_once_and_does_what_is_to_be_done_at_the_end(tmp_path):
     assert os.listdir(tmp_path) == ["end"]
 
 
-@pytest.mark.parametrize("shell", ["| head -c 3", "2> >(head -c 3 >&2)", "2>&1 | head -c 3"])
+@pytest.mark.parametrize(
+    "shell", ["| head -c 3", "2> >(head -c 3 >&2)", "2>&1 | head -c 3", "> /dev/full", "&> /dev/full"]
+)
 def test_a_training_goes_on_without_its_reader(tmp_path, shell):
     body = f"{FOREVER}\nfor i in range(20000): print(i, file=sys.stderr)\nopen('{tmp_path}/on', 'w')"
     ended = script(body, shell, options=", goes_on=True")
