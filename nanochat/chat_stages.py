@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nanochat import fresh
+from nanochat import complete, fresh
 from nanochat.cadence import EVERY, TOKENS
 from nanochat.consensus import same_checkpoint
 from nanochat.data import choose
@@ -104,7 +104,7 @@ def _train(
         )
     rates = {key: value * flags.init_lr_frac for key, value in parent.meta["rates"].items()}
     optimizer = model.setup_optimizer(**rates, weight_decay=0.0)
-    if flags.load_optimizer:
+    if flags.load_optimizer and "optimizer" in complete.parts(parent.meta):  # an imported model may have none
         optimizer.load_full_state(parent.tensors("optimizer"))
     schedule = Schedule(
         settings.num_iterations, 0, flags.warmdown_ratio, flags.final_lr_frac, momentum_peak=0.95, momentum_end=0.95

@@ -220,16 +220,17 @@ def in_order(tensors: Mapping[str, Tensor | Moment]) -> list[str]:
     return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor | Moment]) -> str:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | Moment], metadata: dict[str, str] | None = None) -> str:
     """Writes a safetensors file, flushed to disk; returns its SHA-256, taken on the way, as `files.sha256` gives it.
 
     The library's own writer keeps the digest from us, and `safetensors.serialize` would hold everything in memory a
     second time. The format: 8 bytes with the length of the header, little-endian; the header, JSON; the tensors' bytes
     one after another, those of wide dtypes first, so that each is aligned. Tensors may be on any device: one at a time
-    is copied. Raises OSError with the path.
+    is copied. metadata: words for other readers. Raises OSError with the path.
     """
     order = in_order(tensors)
-    header, end = {}, 0
+    header: dict[str, Any] = dict(__metadata__=metadata) if metadata else {}
+    end = 0
     for name in order:
         tensor, begin = tensors[name], end
         end += math.prod(tensor.shape) * tensor.dtype.itemsize

@@ -27,6 +27,7 @@ def sections(run: Run) -> list[Section]:
     """The whole report, in order; sections without content are left out."""
     made = [
         environment(run),
+        imported(run),
         tokenizer(run),
         stages(run),
         kernel_choices(run),
@@ -41,11 +42,13 @@ def sections(run: Run) -> list[Section]:
 def missing(run: Run) -> list[str]:
     """What the report has to do without although it was there once, and how it is made again."""
     found = []
-    if run.summary("tokenizer") is None and run.stage("tokenizer").is_dir():
+    if run.summary("tokenizer") is None and run.stage("tokenizer").is_dir() and not imported(run).blocks:
         found.append(f"{run.stage('tokenizer')} has no summary.json; python -m scripts.tok_train makes it again")
     for stage in TRAINED:
         folder = run.stage(stage)
         made, _ = checkpoint.newest(folder, verify=False)
+        if made and "imported" in made.meta:
+            continue  # it never had them
         if run.summary(stage) is None and made and made.finished:
             found.append(f"{folder} has no summary.json; python -m scripts.{SCRIPTS[stage]} makes it again")
         logged = len({row["step"] for row in read_log(folder / LOG, aloud=False) if "loss" in row})
@@ -75,6 +78,15 @@ def outdated(run: Run) -> list[str]:
         if there:
             before[stage] = there.fingerprint
     return found
+
+
+def imported(run: Run) -> Section:
+    """Models that were not trained here."""
+    kept = ((stage, checkpoint.newest(run.stage(stage), verify=False)[0]) for stage in TRAINED)
+    rows = [
+        (stage, str(made.meta["imported"]), str(made.step)) for stage, made in kept if made and "imported" in made.meta
+    ]
+    return Section("Imported", [Table(("model", "from", "step"), rows)] if rows else [])
 
 
 def git_state() -> str:

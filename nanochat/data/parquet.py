@@ -14,7 +14,7 @@ def check(path: Path, thorough: bool = True) -> list[int]:
 
     thorough: read them all; else only the file's own notes are read, and rows are counted, blank ones too.
     """
-    pa = _pyarrow()
+    pa = pyarrow_module()
     try:
         with pa.parquet.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
@@ -38,7 +38,7 @@ def check(path: Path, thorough: bool = True) -> list[int]:
 
 def read(path: Path, group: int) -> list[str]:
     """The texts of a row group that are not blank. Raises UserError for damage, nulls, and what is no UTF-8."""
-    pa = _pyarrow()
+    pa = pyarrow_module()
     try:
         with pa.parquet.ParquetFile(path) as file:
             return _texts(pa, file, path, group)
@@ -82,7 +82,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _pyarrow() -> Any:
+def pyarrow_module() -> Any:
     """pyarrow with its parquet module, where it is needed: other data does without. Raises UserError without it."""
     try:
         import pyarrow
