@@ -10,7 +10,7 @@ from pathlib import Path
 from nanochat.data import choose
 from nanochat.errors import UserError
 from nanochat.exchange import hf_model, layout, parquet, to_upstream
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import flag, number, parse, run_script
 from nanochat.run import Run
 
 TO = ("hf", "upstream", "parquet")
@@ -20,12 +20,12 @@ TO = ("hf", "upstream", "parquet")
 class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
     source: str = flag("", "stage whose model to take: base | mid | sft (default: the last there is)", "-i")
-    step: int = flag(-1, "checkpoint of this step (-1: the finished model)")
+    step: int = number(-1, 0, 1 << 40, "checkpoint of this step (-1: the finished model)")
     to: str = flag("hf", "what for: transformers, nanochat, or nanochat's training text", choices=TO)
     out: str = flag("", "folder to write, which must not exist (default: RUN-STAGE-TO here)")
     dtype: str = flag("float32", "of the weights, --to hf only", choices=tuple(hf_model.DTYPES))
     data: str = flag("embedded", "text, --to parquet only: embedded | a path to parquet, JSONL or text files")
-    max_chars: int = flag(250_000_000, "characters of training text at most, --to parquet only")
+    max_chars: int = number(250_000_000, 1, 1 << 50, "characters of training text at most, --to parquet only")
 
 
 def main() -> None:
@@ -50,8 +50,6 @@ def main() -> None:
 def text(flags: Flags) -> None:
     if flags.data == "hub":
         raise UserError("--data hub is made of such files already; give a path, or embedded")
-    if flags.max_chars < 1:
-        raise UserError(f"--max-chars is {flags.max_chars}, wanted at least 1")
     source = choose.documents(flags.data, flags.max_chars // 4)
     print(parquet.export(source, Path(flags.out or "text-parquet"), flags.max_chars))
 
