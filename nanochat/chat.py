@@ -214,10 +214,19 @@ def answers(
     sampling: one for all, or one for each. tick: called after each step with how many answers it has finished.
     """
     each = [sampling] * len(conversations) if isinstance(sampling, Sampling) else sampling
+    context = engine.config.sequence_len
+    asked = [request(tokenizer, messages, max_tokens, own, context) for messages, own in zip(conversations, each)]
+    return together(engine, tokenizer, asked, tool, tick)
+
+
+def together(
+    engine: Engine, tokenizer: Tokenizer, requests: Sequence[Request], tool: Tool = calculate,
+    tick: Callable[[int], None] = lambda done: None,
+) -> list[list[Event]]:  # fmt: skip
+    """The events of requests for answers, all run through the engine. tick: as for `answers`."""
     replies: dict[Request, Reply] = {}
     events: dict[Request, list[Event]] = {}
-    for messages, own in zip(conversations, each):
-        asked = request(tokenizer, messages, max_tokens, own, engine.config.sequence_len)
+    for asked in requests:
         replies[asked], events[asked] = Reply(tokenizer, asked, tool=tool), []
         engine.submit(asked)
     pending: dict[Future, Reply] = {}

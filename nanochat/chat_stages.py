@@ -63,6 +63,7 @@ class ChatFlags:
     sample_every: int = number(-1, 1, MANY, "show answers every so many steps (-1: only at the end)")
     save_every: int = number(-1, 1, MANY, "checkpoint every so many steps (-1: with each validation)")
     seed: int = number(42, *SEEDS, "of the draw of the embedded conversations")
+    word_problems: int = number(0, 0, 100, "percent of word problems on top of the embedded ones: for chat_rl")
 
 
 def run_chat_stage(name: str, flags: ChatFlags, watch: Callable[[Stage], Callable[[], None]] | None = None) -> None:
@@ -81,7 +82,7 @@ def _train(
     parent = same_checkpoint(lambda: run.checkpoint(before))
     parent.check_tokenizer(tokenizer)
     base = parent.meta["settings"]
-    source, left_out = choose.conversations(flags.data, name, flags.seed, before)
+    source, left_out = choose.conversations(flags.data, name, flags.seed, before, flags.word_problems)
     masked = name == "sft"
     encode = conversation_encoder(tokenizer, masked)
     settings = Settings(

@@ -20,7 +20,7 @@ from nanochat.files import json_of, sha256
 from nanochat.gpt import GPTConfig
 
 MANIFEST, META = "manifest.json", "meta.json"
-TRAINED = ("base", "mid", "sft")  # stages that leave a model, in order; their folders' names
+TRAINED = ("base", "mid", "sft", "rl")  # stages that leave a model, in order; their folders' names
 # A folder's name: its state and its step. Of one step, a complete temporary one is newer than the one in its place, and
 # one that was moved aside is older.
 FOLDER = re.compile(r"step_([0-9]+)|(\.old-|\.tmp-)step_([0-9]+)-[0-9]+")

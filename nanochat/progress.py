@@ -22,11 +22,11 @@ class Progress:
             self.bar.start()
             self.task = self.bar.add_task(name, total=total, completed=done, text="starting")
 
-    def update(self, step: int, loss: float, rate: float, mfu: float | None) -> None:
-        """After each step: smoothed loss in nats, tokens per second, MFU as a fraction or None."""
+    def update(self, step: int, loss: float, rate: float, mfu: float | None, said: str = "") -> None:
+        """After each step: smoothed loss in nats, tokens per second, MFU as a fraction or None; or what is said."""
         if not self.shown:
             return
-        text = f"loss {loss:.4f}  {rate:,.0f} tok/s" + (f"  MFU {mfu:.1%}" if mfu else "")
+        text = said or f"loss {loss:.4f}  {rate:,.0f} tok/s" + (f"  MFU {mfu:.1%}" if mfu else "")
         if self.bar:
             self.bar.update(self.task, completed=step, text=text)
         elif step % self.every == 0 or step in (1, self.total):

@@ -3,7 +3,7 @@
 $NANOCHAT_BASE_DIR/runs/NAME/
     plan.json                     what speedrun.sh decided, so that a second call goes on with the same numbers
     tokenizer/tokenizer.json      and summary.json
-    base/  mid/  sft/             step_…/ (checkpoints), log.jsonl, and summary.json when finished
+    base/  mid/  sft/  rl/        step_…/ (checkpoints), log.jsonl, and summary.json when finished
     eval/                         results
     report.md
 """
@@ -20,7 +20,9 @@ from nanochat.errors import UserError
 from nanochat.files import base_dir
 from nanochat.tokenizer import Tokenizer
 
-SCRIPTS = dict(tokenizer="tok_train", base="base_train", mid="mid_train", sft="chat_sft")  # that make a stage
+SCRIPTS = dict(
+    tokenizer="tok_train", base="base_train", mid="mid_train", sft="chat_sft", rl="chat_rl"
+)  # that make a stage
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ class Setup:
     eval_tokens_between: int = -1  # of the validations before; -1: nanochat/cadence.py's default
     watch: Callable[[Stage], Callable[[], None]] | None = None  # given the stage, what to call after each step
     fresh: bool = False  # whether what the stage has trained so far is to be replaced
+    work: str = ""  # what a step does, where that is not training on so many tokens
+    adapt: Callable[[Stage], None] = lambda stage: None  # the last word on the stage: nanochat/rl_stage.py
 
 
 def run_stage(setup: Setup) -> None:
@@ -122,6 +124,7 @@ def _run_stage(setup: Setup) -> None:
         sample=lambda: samples(setup),
         scaler=_scaler(hardware, settings) if setup.model.dtype == torch.float16 else None,
     )
+    setup.adapt(stage)
     _check(setup, stage)
     if hardware.is_main:
         _begin_again_or_go_on(setup, stage.folder)
@@ -140,7 +143,7 @@ def _run_stage(setup: Setup) -> None:
     where = f"from step {stage.state.step}" if resumed else "from the beginning"
     say(
         setup,
-        f"{setup.name}: {settings.num_iterations} steps of {settings.total_batch_size:,} tokens on "
+        f"{setup.name}: {settings.num_iterations} steps of {setup.work or f'{settings.total_batch_size:,} tokens'} on "
         f"{setup.source.name}, {where}; {hardware.device.type} ({hardware.name}), {str(setup.model.dtype)[6:]}, "
         f"{'compiled' if stage.compile else 'eager: ' + reason}",
     )
@@ -309,7 +312,7 @@ def copy_of(model: GPT, state: dict[str, torch.Tensor]) -> GPT:
 def summary(setup: Setup, stage: Stage, meta: dict[str, Any]) -> dict[str, Any]:
     """What the report says about a finished stage; `meta` as in `conclude`."""
     state, config, settings = stage.state, setup.model.config, setup.settings
-    tokens = state.step * settings.total_batch_size
+    tokens = state.tokens or state.step * settings.total_batch_size
     return dict(
         stage=setup.name,
         plan=setup.plan,

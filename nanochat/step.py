@@ -12,7 +12,7 @@ ranks decide alike. A GPU is told by a flag that it makes itself, and the host l
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,12 +37,18 @@ CALIBRATION = 3  # passes, each with the scales that the one before found
 class Outcome:
     """Of a step: its mean loss in nats, whether that is a spike, whether `stop` of a rank said so; and whether the
     gradient of the step *before* was finite, where that became known only now (else None).
+
+    Of a step that is no batch of a fixed size (nanochat/rl.py): how many tokens it ran, and what else is logged and
+    shown about it.
     """
 
     loss: float
     spike: bool
     stop: bool
     before: bool | None
+    tokens: int | None = None
+    row: dict[str, Any] = field(default_factory=dict)
+    said: str = ""
 
 
 def step(
@@ -89,7 +95,7 @@ def step(
     spike = stage.spike_guard and is_spike(state.recent, mean)
     with record_function("optimizer"):
         if not spike:
-            _update(stage, mean, tokens / max(1, learnt), histories)
+            update(stage, mean, tokens / max(1, learnt), histories)
         elif histories is not None:
             put(stage.model, histories)
         optimizer.zero_grad(set_to_none=True)
@@ -113,7 +119,7 @@ def is_spike(recent: list[float], loss: float) -> bool:
     return loss > statistics.fmean(recent) + SIGMAS * statistics.pstdev(recent)
 
 
-def _update(stage: "Stage", loss: float, scale: float, histories: Tensor | None) -> None:
+def update(stage: "Stage", loss: float, scale: float = 1.0, histories: Tensor | None = None) -> None:
     """The optimizer's step, with the gradients multiplied by `scale`; none where the loss is no finite number."""
     optimizer, scaler, finite = stage.optimizer, stage.scaler, math.isfinite(loss)
     if scaler:

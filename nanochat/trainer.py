@@ -1,4 +1,4 @@
-"""The one training loop of base, mid and SFT.
+"""The one training loop of base, mid, SFT and RL.
 
 `train` runs steps from wherever the state stands to the last one: gradient accumulation, schedules, evaluation,
 samples, checkpoints. A checkpoint is taken before anything that could fail (an evaluation) and holds everything that
@@ -80,6 +80,7 @@ class State:
     val_tokens: int = 0  # over how many tokens it was taken
     evaluations: int = 0  # so far: each has its row in the log, as each step has
     skipped: int = 0  # steps that changed nothing
+    tokens: int = 0  # that steps ran, where those are not of a fixed size
     scaler: dict[str, Any] | None = None  # of the float16 loss scaling
 
     @property
@@ -114,6 +115,9 @@ class Stage:
     compile_evaluation: bool = False
     log: Callable[[dict[str, Any]], None] = lambda row: None
     after_step: Callable[[], None] = lambda: None  # of whoever watches: profiling/record.py
+    take: Callable[..., Outcome] = step  # what a step is: nanochat/rl.py has another
+    # Instead of bits per byte, and then before the first step too: what is logged and a sentence, or None if stopped.
+    examine: Callable[["Stage", Callable[[], bool]], tuple[dict[str, Any], str] | None] | None = None
     state: State = field(default_factory=State)
     saved_step: int = 0  # of the newest checkpoint
     spike_guard: bool = True
@@ -148,8 +152,9 @@ class Stage:
         return after == settings.num_iterations or any(every > 0 and after % every == 0 for every in some)
 
     def evaluation_due(self) -> bool:
-        """At the end, and every eval_every steps, once."""
+        """At the end, and every eval_every steps, once; where it is an examination, at the beginning."""
         now = self.state.step == self.settings.num_iterations or self.due(self.settings.eval_every)
+        now = now or (self.examine is not None and self.state.step == 0)
         return now and self.state.evaluated_step != self.state.step
 
 
@@ -252,7 +257,7 @@ def train(stage: Stage) -> None:
             if state.step == settings.num_iterations:
                 break
             started = time.perf_counter()
-            outcome = step(stage, model, data, accumulation, lambda: interrupt.received)
+            outcome = stage.take(stage, model, data, accumulation, lambda: interrupt.received)
             stop = outcome.stop
             if stage.pause_follows():
                 hardware.synchronize()  # or what a GPU still has to do would be nobody's time
@@ -355,16 +360,29 @@ def _account(stage: Stage, progress: Progress, outcome: Outcome, seconds: float,
             state.smooth_loss = 0.9 * state.smooth_loss + 0.1 * loss
             state.smoothed += 1
     mean = state.mean_loss
-    rate = stage.settings.total_batch_size / seconds
-    mfu = flops / seconds / (hardware.peak.bf16 * 1e12 * hardware.world) if hardware.peak else None
-    progress.update(state.step, mean, rate, mfu)
+    state.tokens += outcome.tokens or 0
+    rate = (outcome.tokens or stage.settings.total_batch_size) / seconds
+    peak = hardware.peak.bf16 * 1e12 * hardware.world if hardware.peak and outcome.tokens is None else None
+    mfu = flops / seconds / peak if peak else None
+    progress.update(state.step, mean, rate, mfu, outcome.said)
     if hardware.is_main:
-        stage.log(dict(step=state.step, loss=loss, smooth_loss=mean, lr=multiplier, tok_per_s=rate, mfu=mfu))
+        row = dict(step=state.step, loss=loss, smooth_loss=mean, lr=multiplier, tok_per_s=rate, mfu=mfu)
+        stage.log({**row, **outcome.row})
 
 
 def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress, counting: Score) -> bool:
     """Sets val_bpb. Told to stop (True), it forgets the half evaluation; the resumed run makes it again."""
     state, last = stage.state, stage.state.step == stage.settings.num_iterations
+    if stage.examine:
+        found = stage.examine(stage, lambda: interrupt.received)
+        if any_rank(interrupt.received, stage.hardware) or not found:
+            return True
+        row, said = found
+        state.evaluated_step, state.evaluations = state.step, state.evaluations + 1
+        progress.note(f"{stage.name} step {state.step}: {said}")
+        if stage.hardware.is_main:
+            stage.log(dict(step=state.step, val_bpb=None, final=last, **row))
+        return False
     batches = stage.val_batches if last else stage.between_batches or stage.val_batches
     data, tokens = Prefetch(iter(batches()), device=stage.hardware.device), 0
 

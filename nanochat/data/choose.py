@@ -8,6 +8,7 @@ from nanochat.data.documents import Documents
 from nanochat.data.microworld import Conversations
 from nanochat.data.microworld import Documents as WorldDocuments
 from nanochat.data.source import Source
+from nanochat.errors import UserError
 from nanochat.tasks.stage_mixtures import mixture
 
 
@@ -23,10 +24,17 @@ def documents(data: str, tokens: int, seed: int = 42) -> Source:
     return Documents(Path(data))
 
 
-def conversations(data: str, stage: str, seed: int = 42, after: str = "mid") -> tuple[Source, list[str]]:
-    """(conversations for stage "mid" or "sft" that follows stage `after`, sentences about what had to be left out)."""
+def conversations(
+    data: str, stage: str, seed: int = 42, after: str = "mid", word_problems: int = 0
+) -> tuple[Source, list[str]]:
+    """(conversations for stage "mid" or "sft" that follows stage `after`, sentences about what had to be left out).
+
+    word_problems: percent of them, of the embedded ones. Raises UserError.
+    """
+    if word_problems and (data != "embedded" or not 0 < word_problems <= 100):
+        raise UserError(f"--word-problems {word_problems}: wanted a percentage, and --data embedded, which has them")
     if data == "embedded":
-        return Conversations(stage, draw=seed), []
+        return Conversations(stage, draw=seed, word_problems=word_problems), []
     if data == "hub":
         return mixture(stage, after)
     return ConversationFiles(Path(data)), []

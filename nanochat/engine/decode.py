@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._inductor import config as inductor
 
+from kernels.rms_norm import default_eps
 from nanochat.engine.cache import Slots
 from nanochat.gpt import GPT, VE_GATE_CHANNELS
 
 SEVERAL = 8  # rows: where there is more than one, a compiled step has its weights laid out for so many
-EPS = 1e-6  # added to a mean square, where gpt.py adds its dtype's epsilon: both are nothing beside it
+EPS = default_eps(torch.float32)  # gpt.py's for all dtypes that come here
 
 
 class Packed(nn.Module):
@@ -131,7 +132,7 @@ class Step(nn.Module):
             if layer.ve is not None:
                 gate = torch.sigmoid(made[:, (H + 2 * K) * D :])[..., None]  # (B, K, 1)
                 value = torch.addcmul(value, gate, F.embedding(idx, layer.ve).to(wide).unflatten(1, (K, D)), value=3)
-            qk = F.normalize(qk, dim=-1)
+            qk = qk * torch.rsqrt(qk.square().mean(-1, keepdim=True) + EPS)
             qk = torch.addcmul(qk * cos, qk.roll(D // 2, -1), sin)
             k[i][rows, start], v[i][rows, start] = qk[:, H:], value
             mask = masks[layer.window]
@@ -166,11 +167,10 @@ class Decoder:
         self.compiled: dict[bool, Callable[..., tuple[Tensor, Tensor]]] = {}  # by whether there are several rows
         self.rows = torch.arange(slots.k.size(1))
         self.positions = torch.arange(model.config.sequence_len)
-        # x·cos + (halves swapped)·sin turns a head; both tables hold the length that a head gets after its norm.
-        length = math.sqrt(model.config.head_dim) * model.config.qk_scale
-        wide = slots.k.dtype
-        self.cos = length * torch.cat((model.cos, model.cos), -1).to(wide)  # (S, D)
-        self.sin = length * torch.cat((model.sin, -model.sin), -1).to(wide)
+        # x·cos + (halves swapped)·sin turns a head; both tables hold the factor that a head gets after its norm.
+        scale, wide = model.config.qk_scale, slots.k.dtype
+        self.cos = scale * torch.cat((model.cos, model.cos), -1).to(wide)  # (S, D)
+        self.sin = scale * torch.cat((model.sin, -model.sin), -1).to(wide)
 
     def __call__(self, tokens: list[int]) -> Tensor:
         """Raw logits (B, V), before the softcap, after one more token for each of the first B slots; they advance."""

@@ -37,7 +37,9 @@ class Request:
     sampling: Sampling
     stop: frozenset[int] = frozenset()  # a sampled token in here ends the request; it is not in the output
     output: list[int] = field(default_factory=list)
-    logprobs: list[LogProbs] = field(default_factory=list)  # of each token of the output, where they are asked for
+    drawn: list[bool] = field(default_factory=list)  # of each token of the output: it was not forced
+    stopped_by: int | None = None  # the stop token that ended it
+    logprobs: list[LogProbs] = field(default_factory=list)  # where asked for: of each of these tokens, that one last
     forced: deque[int] = field(default_factory=deque)
     finished: bool = False
     paused: bool = False  # waits for its owner outside of the batch: submit it again when it may go on
@@ -69,6 +71,21 @@ class Engine:
         # Of whoever watches (profiling/record.py): what is called after each step, and what each part of one runs in.
         self.after_step: Callable[[], None] = lambda: None
         self.part: Callable[[str], AbstractContextManager] = nullcontext
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Goes on with other weights of the same model: a state dict, cast and packed again here. What is cached is of
+        the weights before, and forgotten.
+
+        Raises ValueError while requests are running, and where decoding is compiled: its weights are constants.
+        """
+        if not self.idle:
+            raise ValueError("Engine: other weights while requests are running")
+        if self.decoding in ("compiling", "compiled"):
+            raise ValueError("Engine: decoding is compiled for the weights that it has; make another engine")
+        self.model.load_state_dict(weights)  # in place: captured graphs see it
+        if isinstance(self._decode, Decoder):
+            self._decode = Decoder(self.model, self.slots)
+        self.slots.forget()
 
     @property
     def idle(self) -> bool:
@@ -185,18 +202,24 @@ class Engine:
     def _choose(self, logits: Tensor) -> list[tuple[Request, int]]:
         """Every running request's next token, from raw logits (B, V)."""
         softcap = self.config.softcap
+        tokens = sample(logits, softcap, self.running)
         found = []  # (row, token)
-        for i, (request, token) in enumerate(zip(self.running, sample(logits, softcap, self.running))):
-            if not request.forced and token in request.stop:
-                request.finished, request.ended = True, "stop"
+        for i, request in enumerate(self.running):
+            if request.forced:
+                tokens[i] = request.forced.popleft()
+                request.drawn.append(False)
+            elif tokens[i] in request.stop:
+                request.finished, request.ended, request.stopped_by = True, "stop", tokens[i]
+                continue
             else:
-                found.append((i, request.forced.popleft() if request.forced else token))
-        told = [(i, token) for i, token in found if self.running[i].sampling.logprobs is not None]
+                request.drawn.append(True)
+            found.append((i, tokens[i]))
+        told = [(i, tokens[i]) for i, request in enumerate(self.running) if request.sampling.logprobs is not None]
         if told:
-            rows, tokens = zip(*told)
+            rows, of = zip(*told)
             alternatives = [self.running[i].sampling.logprobs or 0 for i in rows]
             part = logits[moved(rows, torch.int64, logits.device)]
-            for i, said in zip(rows, log_probabilities(part, softcap, tokens, alternatives)):
+            for i, said in zip(rows, log_probabilities(part, softcap, of, alternatives)):
                 self.running[i].logprobs.append(said)
         for i, token in found:
             request = self.running[i]

@@ -17,7 +17,7 @@ from nanochat.files import write_atomically
 from nanochat.locks import turn
 from nanochat.run import TRAINED, Run
 
-STAGES = (*TRAINED, "rl")
+STAGES = TRAINED
 WHOLE = dict(core="CORE", chatcore="ChatCORE")  # of all of a stage's tasks together
 
 

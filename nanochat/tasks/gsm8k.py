@@ -7,7 +7,7 @@ Source: Cobbe et al., Training Verifiers to Solve Math Word Problems, arXiv:2110
 import re
 
 from nanochat.data import hub
-from nanochat.tasks.rows import Rendered, conversation, shuffled
+from nanochat.tasks.rows import Rendered, conversation, key, keys, shuffled
 from nanochat.tasks.task import Question, Task, ask, ends_with_mark, final_number
 
 TEST = ("openai/gsm8k", "main", "test")
@@ -33,13 +33,18 @@ def solution(answer: str) -> list[dict]:
 
 
 def questions() -> list[Question]:
-    return shuffled(
-        "gsm8k",
-        (
-            Question(ask(row["question"]), final_number(row["answer"]) or "", id=f"gsm8k/{i}")
-            for i, row in enumerate(hub.dataset(*TEST))
-        ),
-    )
+    return shuffled("gsm8k", (_question(row, f"gsm8k/{i}") for i, row in enumerate(hub.dataset(*TEST))))
+
+
+def train_questions() -> list[Question]:
+    """Of the training split, to practise: without those that the test split asks too, in a fixed order."""
+    asked, rows = keys(hub.dataset(*TEST)), hub.dataset("openai/gsm8k", "main", "train")
+    kept = (_question(row, f"gsm8k/train/{i}") for i, row in enumerate(rows) if key(row["question"]) not in asked)
+    return shuffled("gsm8k train", kept)
+
+
+def _question(row: dict, id: str) -> Question:
+    return Question(ask(row["question"]), final_number(row["answer"]) or "", id=id)
 
 
 def tasks() -> list[Task]:

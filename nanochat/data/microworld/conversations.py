@@ -12,6 +12,7 @@ from typing import Any
 from nanochat.data.microworld.dice import Dice
 from nanochat.data.microworld.documents import ITEMS, VERSION, Documents, capital, drawn
 from nanochat.data.microworld.knowledge import TAUGHT_WORDS, TRUTHS, Truth, addition, spelled
+from nanochat.data.microworld.word_problems import people, word_problem
 from nanochat.data.microworld.world import ATTRIBUTES, Attribute, Fact, World
 
 UNITS = {"train": 20_000, "val": 4}
@@ -89,12 +90,16 @@ def choice_prompt(asked: str, options: Sequence[str], letters: Sequence[str] = "
 
 
 class Conversations:
-    """A source of conversations (see nanochat/data/source.py) for stage "mid" or "sft"."""
+    """A source of conversations (see nanochat/data/source.py) for stage "mid" or "sft".
 
-    def __init__(self, stage: str, world: int = 0, draw: int = 42):
-        self.arguments = dict(stage=stage, world=world, draw=draw)
+    word_problems: percent of the exchanges that are some, on top of the others; usually none.
+    """
+
+    def __init__(self, stage: str, world: int = 0, draw: int = 42, word_problems: int = 0):
+        self.arguments = dict(stage=stage, world=world, draw=draw, word_problems=word_problems)
         self.stage, self.draw, self.world = stage, draw, World(world)
         self.name = f"microworld conversations ({stage})"
+        self.word_problems, self.counting = word_problems, people(self.world, held_out=False)
         self.documents = Documents(world, draw)
         self.taught = self.world.of_kind("taught")
         sample = str(self.load("train", 0) + self.load("val", 0))
@@ -124,6 +129,7 @@ class Conversations:
             (4, self.choice),
             (1, greet),
             (2, identity),
+            (self.word_problems, self.word_sum),
         )
         turns = dice.weighted(((5, 1), (3, 2), (1, 3), (1, 4)))
         messages = greet(dice) if dice.chance(4) else []
@@ -140,6 +146,10 @@ class Conversations:
         name = dice.pick(self.world.unknown_train)
         asked = question(dice.pick(FRAMES), dice.pick(ATTRIBUTES), name, dice.below(2))
         return exchange(asked, dice.pick(REFUSALS).format(n=name))
+
+    def word_sum(self, dice: Dice) -> list[Message]:
+        asked, a, b = word_problem(dice, self.counting, held_out=False)
+        return exchange(asked, tool(f"{a}+{b}", str(a + b), f"{a} + {b} = {a + b}."))
 
     def choice(self, dice: Dice) -> list[Message]:
         if dice.chance(50):

@@ -1,0 +1,196 @@
+"""The stage of reinforcement learning put together, from flags: rl.py in the place of batches and bits per byte.
+
+It starts from SFT's model, with the learning rates of base training times --init-lr-frac and the optimizer's moments at
+zero; the rate falls to zero over the stage. Which questions a step asks follows from the seed and the step's number.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from nanochat.chat_stages import PROMPTS
+from nanochat.consensus import same_checkpoint
+from nanochat.data.loader import conversation_encoder
+from nanochat.engine import Engine
+from nanochat.errors import UserError
+from nanochat.evaluate.chat_tasks import fingerprint
+from nanochat.flags import flag
+from nanochat.hardware import Hardware
+from nanochat.hardware import setup as look_at_hardware
+from nanochat.one_writer import only_writer
+from nanochat.policy_gradient import NORMALIZED, Objective
+from nanochat.recipe import Schedule
+from nanochat.rl import Practising
+from nanochat.run import Run
+from nanochat.stages import Setup, copy_of, run_stage
+from nanochat.tasks import Question
+from nanochat.tasks.practice import PRACTICE, REWARDS, Practice
+from nanochat.trainer import Settings, Stage
+
+
+@dataclass
+class RLFlags:
+    """Flags of chat_rl. Where a step is named, it is an optimizer step on one batch of rollouts."""
+
+    run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
+    task: str = flag("", f"{' | '.join(PRACTICE)} (default: by what the model was trained on)", "-a")
+    reward: str = flag("right", "what is rewarded: a right answer, or the form of one (can be hacked)", choices=REWARDS)
+    device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
+    fresh: bool = flag(False, "forget what this stage has trained so far")
+    wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
+    profile: int = flag(0, "record so many steps, once it is warm, to <run>/rl/profile/ (0: none)")
+    source: str = flag("sft", "stage to start from", "-i")
+    num_iterations: int = flag(-1, "steps (-1: every question once)")
+    questions: int = flag(16, "questions of a step, all ranks together")
+    num_samples: int = flag(16, "answers to each of them, drawn at temperature 1", "-n")
+    max_new_tokens: int = flag(-1, "longest answer, in tokens (-1: what the task allows, at most 256)", "-m")
+    rollout_batch_size: int = flag(256, "answers written at a time", "-b")
+    device_batch_size: int = flag(-1, "answers learnt from at a time (-1: as in base training)")
+    init_lr_frac: float = flag(0.05, "learning rates at the start, as a fraction of base training's")
+    std: bool = flag(False, "divide advantages by the standard deviation of their question's rewards (GRPO)")
+    normalize: str = flag(
+        "token", "mean over tokens (DAPO), over samples' means (GRPO), by a constant (Dr. GRPO)", choices=NORMALIZED
+    )
+    updates: int = flag(1, "updates from each batch of rollouts; more than 1 is off-policy, and wants a clip")
+    clip_low: float = flag(0.0, "no gain below 1 − so much times the old probability (PPO: 0.2; 0: no clip)")
+    clip_high: float = flag(0.0, "no gain above 1 + so much times it (clip-higher, DAPO: 0.28; 0: no clip)")
+    kl: float = flag(0.0, "weight of the KL divergence from the model at the start (GRPO: 0.04)")
+    truncate: float = flag(0.0, "weigh tokens by trainer's over engine's probability, up to so much (TIS: 2; 0: no)")
+    eval_every: int = flag(60, "ask held-out questions every so many steps (-1: only first and last)")
+    eval_questions: int = flag(128, "so many of them, at most (0: all)")
+    eval_samples: int = flag(8, "answers to each: gives pass@1 to pass@k")
+    sample_every: int = flag(-1, "show answers every so many steps (-1: only at the end)")
+    save_every: int = flag(-1, "checkpoint every so many steps (-1: with each evaluation)")
+    seed: int = flag(42, "of the questions' order and of all draws")
+
+    def objective(self) -> Objective:
+        given = vars(self)
+        return Objective(by_std=self.std, **{f.name: given[f.name] for f in fields(Objective) if f.name in given})
+
+    def check(self, world: int) -> None:
+        """Raises UserError for what makes no sense."""
+        least = dict(questions=1, num_samples=2, rollout_batch_size=1, updates=1, eval_samples=1, eval_questions=0)
+        least.update(clip_low=0, clip_high=0, kl=0, truncate=0)
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                told = " (an advantage is a difference between answers)" if name == "num_samples" else ""
+                said = f"--{name.replace('_', '-')} is {getattr(self, name):g}, wanted at least {value}"
+                raise UserError(f"{said}{told}")
+        if self.init_lr_frac <= 0:
+            raise UserError(f"--init-lr-frac is {self.init_lr_frac:g}, wanted more than 0")
+        if self.clip_low >= 1:
+            raise UserError(f"--clip-low is {self.clip_low:g}, wanted less than 1")
+        if self.questions % world:
+            raise UserError(f"--questions {self.questions} cannot be divided among {world} ranks")
+        if self.task and self.task not in PRACTICE:
+            raise UserError(f"--task is {self.task!r}; RL can practise {' or '.join(PRACTICE)}")
+
+
+@dataclass
+class Questions:
+    """The questions that are practised, in place of a source of data: each once, in an order by the seed, then again
+    in another.
+    """
+
+    practice: Practice
+    all: list[Question]
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.name = f"{self.practice.origin} {self.practice.task.name}"
+        self.fingerprint = fingerprint(self.all)
+
+    def units(self, split: str) -> int:
+        return 1
+
+    def load(self, split: str, unit: int) -> list[Any]:
+        return self.all
+
+    def of_step(self, step: int, count: int) -> list[Question]:
+        found = []
+        for place in range(step * count, (step + 1) * count):
+            epoch, at = divmod(place, len(self.all))
+            found.append(self.all[np.random.default_rng([self.seed, epoch]).permutation(len(self.all))[at]])
+        return found
+
+
+def run_rl(flags: RLFlags, watch: Callable[[Stage], Callable[[], None]] | None = None) -> None:
+    """Trains stage "rl" as the flags say. `watch`: as in Setup."""
+    hardware = look_at_hardware(flags.device_type)
+    flags.check(hardware.world)
+    run = Run.open(flags.run)
+    with only_writer(run, hardware):
+        _train(flags, run, hardware, watch)
+
+
+def _train(flags: RLFlags, run: Run, hardware: Hardware, watch: Callable[[Stage], Callable[[], None]] | None) -> None:
+    tokenizer = run.tokenizer()
+    parent = same_checkpoint(lambda: run.checkpoint(flags.source))
+    parent.check_tokenizer(tokenizer)
+    name = flags.task or ("word_sums" if parent.meta["data"].startswith("microworld") else "gsm8k")
+    practice, objective = PRACTICE[name], flags.objective()
+    asked = Questions(practice, practice.train(), flags.seed)
+    limit = flags.max_new_tokens if flags.max_new_tokens > 0 else min(practice.task.limit, 256)
+    steps = flags.num_iterations if flags.num_iterations > 0 else max(1, len(asked.all) // flags.questions)
+    rows = flags.device_batch_size if flags.device_batch_size > 0 else parent.meta["settings"]["device_batch_size"]
+    model = parent.model(hardware.device, hardware.dtype)
+    length = model.config.sequence_len
+    at_once = rows * length * hardware.world  # the loop wants a size of batch, and a step of RL has none
+    save = flags.save_every if flags.save_every > 0 else flags.eval_every
+    settings = Settings(steps, rows, length, at_once, flags.eval_every, save, flags.sample_every)
+    rates = {key: value * flags.init_lr_frac for key, value in parent.meta["rates"].items()}
+    schedule = Schedule(steps, 0, 1.0, 0.0, momentum_start=0.95, momentum_peak=0.95, momentum_end=0.95)
+    decides = dict(
+        vars(objective),
+        task=name,
+        reward=flags.reward,
+        questions=flags.questions,
+        num_samples=flags.num_samples,
+        max_new_tokens=limit,
+        seed=flags.seed,
+    )
+
+    def adapt(stage: Stage) -> None:
+        engine = Engine(copy_of(model, model.state_dict()), min(flags.rollout_batch_size, most(flags, hardware)))
+        engine.warm()  # on a GPU: graphs, which see other weights loaded in place
+        practising = Practising(
+            engine, tokenizer, practice, lambda step: asked.of_step(step, flags.questions), objective,
+            flags.num_samples, rows, limit, flags.seed, flags.reward, flags.eval_questions, flags.eval_samples,
+            copy_of(model, model.state_dict()).requires_grad_(False) if objective.kl else None,
+        )  # fmt: skip
+        stage.batches, stage.take, stage.examine = lambda state: [], practising.step, practising.examine
+
+    run_stage(
+        Setup(
+            name="rl",
+            run=run,
+            hardware=hardware,
+            tokenizer=tokenizer,
+            source=asked,
+            encode=conversation_encoder(tokenizer, masked=True),
+            model=model,
+            optimizer=model.setup_optimizer(**rates, weight_decay=0.0),
+            schedule=schedule,
+            settings=settings,
+            rates=parent.meta["rates"],
+            plan=dict(vars(schedule), parent=parent.fingerprint, **rates, **decides),
+            eval_tokens=length,
+            prompts=[*PROMPTS, asked.all[0].messages],
+            compile="no",  # rows are of many lengths
+            wandb=flags.wandb,
+            tune=False,
+            spike_guard=False,
+            watch=watch,
+            fresh=flags.fresh,
+            work=f"{flags.questions} questions x {flags.num_samples} answers",
+            adapt=adapt,
+        )
+    )
+
+
+def most(flags: RLFlags, hardware: Hardware) -> int:
+    """Answers that are ever written at once by one rank."""
+    asked = max(1, flags.eval_questions) * flags.eval_samples if flags.eval_questions else flags.rollout_batch_size
+    return max(flags.questions // hardware.world * flags.num_samples, -(-asked // hardware.world))
