@@ -62,7 +62,7 @@ def serve() -> None:
 
     from nanochat import chat_stages, stages  # noqa: F401
     from profiling import record  # noqa: F401
-    from scripts import base_train, chat_sft, mid_train  # noqa: F401
+    from scripts import base_train, chat_rl, chat_sft, mid_train  # noqa: F401
 
     torch.set_num_threads(1)
     print("ready", flush=True)

@@ -1,0 +1,350 @@
+"""Reinforcement learning: its gradient against a plain one, its rollouts, exact resume, real questions, refusals."""
+
+import json
+import random
+import shutil
+from types import SimpleNamespace
+
+import killed
+import practised
+import pytest
+import tiny
+import torch
+
+from nanochat import rl
+from nanochat.engine import Engine, Request, Sampling
+from nanochat.errors import UserError
+from nanochat.hardware import Hardware
+from nanochat.log import read_log
+from nanochat.policy_gradient import Mismatch, Objective, advantages, rows
+from nanochat.rl import Practising
+from nanochat.rl_stage import Questions, RLFlags
+from nanochat.rollouts import Asked, Sample, roll_out
+from nanochat.run import Run
+from nanochat.tasks import TASKS
+from nanochat.tasks.practice import PRACTICE
+
+WORDS = PRACTICE["word_sums"]
+FLAGS = (
+    "--run=a --device-type=cpu --reward=form --num-iterations=3 --questions=4 --num-samples=4 --max-new-tokens=16 "
+    "--eval-questions=4 --eval-samples=2 --eval-every=2 --save-every=1 --init-lr-frac=0.5"
+).split()
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A base directory with a run whose SFT is done."""
+    folder = tmp_path_factory.mktemp("practised")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("NANOCHAT_BASE_DIR", str(folder))
+        practised.run()
+    return folder
+
+
+@pytest.fixture
+def home(taught, tmp_path, monkeypatch):
+    """A copy of it."""
+    shutil.copytree(taught, tmp_path / "home")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "home"))
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def model(home):
+    return Run.open("a").checkpoint("sft").model("cpu", torch.float32)
+
+
+def copy(model):
+    twin = type(model)(model.config)
+    twin.load_state_dict(model.state_dict())
+    twin.set_dtype(torch.float32)
+    return twin
+
+
+def rolled(model, asked, samples=4, step=0, slots=16):
+    return roll_out(Engine(copy(model), slots), Run.open("a").tokenizer(), WORDS, "form", asked, samples, 13, 7, step)
+
+
+PRACTISED = WORDS.train()
+ASKED = [Asked(i, question) for i, question in enumerate(PRACTISED[:4])]
+
+# ---- the gradient
+
+
+def made_up(model, groups, size, rewards):
+    """Samples of many lengths, some of whose tokens are forced."""
+    draw, found = random.Random(0), []
+    for place in range(groups):
+        prompt = [draw.randrange(300) for _ in range(draw.randint(3, 9))]
+        for _ in range(size):
+            output = [draw.randrange(300) for _ in range(draw.randint(1, 12))]
+            drawn = [True, *(draw.random() < 0.7 for _ in output[1:])]
+            logprobs = [draw.uniform(-9, -3) for _ in output]
+            reward = rewards(place, draw)
+            found.append(Sample(place, len(prompt), prompt + output, drawn, logprobs, [], "stop", reward))
+    return found
+
+
+def plain_gradient(model, samples, size, objective, limit):
+    """The gradient by the formula, a sample at a time, without padding, masks or a fused loss."""
+    groups = [samples[at : at + size] for at in range(0, len(samples), size)]
+    tokens = sum(sum(sample.drawn) for sample in samples)
+    model.zero_grad()
+    for group in groups:
+        values = [sample.reward for sample in group]
+        mean = sum(values) / size
+        std = (sum((value - mean) ** 2 for value in values) / size) ** 0.5
+        for sample in group:
+            advantage = sample.reward - mean
+            if objective.by_std:
+                advantage = advantage / (std + 1e-6) if std > 1e-9 else 0.0
+            logp = torch.log_softmax(model(torch.tensor([sample.tokens]))[0].double(), -1)
+            mine = [i for i, own in enumerate(sample.drawn) if own]
+            for i in mine:
+                at = sample.prompt + i
+                now = logp[at - 1, sample.tokens[at]]
+                share = {"token": 1 / tokens, "sequence": 1 / len(samples) / len(mine)}.get(
+                    objective.normalize, 1 / len(samples) / limit
+                )
+                part = advantage * now
+                if objective.truncate:
+                    part = part * min(torch.exp(now.detach() - sample.logprobs[i]).item(), objective.truncate)
+                (-share * part).backward(retain_graph=True)
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+VARIANTS = [
+    Objective(), Objective(by_std=True), Objective(normalize="sequence"), Objective(normalize="constant"),
+    Objective(truncate=1.5), Objective(clip_low=0.2, clip_high=0.28), Objective(by_std=True, kl=0.04),
+]  # fmt: skip
+CASES = {
+    "mixed": (4, 3, lambda place, draw: float(draw.random() < 0.5)),
+    "many values, one group all equal": (3, 4, lambda place, draw: 0.3 if place == 1 else draw.random()),
+    "groups of one": (5, 1, lambda place, draw: float(place)),
+}
+
+
+@pytest.mark.parametrize(
+    "case, objective",
+    [("mixed", objective) for objective in VARIANTS]
+    + [(case, VARIANTS[i]) for case in list(CASES)[1:] for i in (0, -1)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_gradient_is_a_plain_unbatched_one(monkeypatch, case, objective):
+    """Of a step with padding, forced tokens, groups of one sample and of equal rewards. A KL term's is zero here: the
+    reference is the model itself.
+    """
+    model, (groups, size, rewards) = tiny.model(), CASES[case]
+    samples = made_up(model, groups, size, rewards)
+    expected = plain_gradient(model, samples, size, objective, limit=12)
+    model.zero_grad()
+    found = []
+    monkeypatch.setattr(rl, "set_rates", lambda stage: None)
+    monkeypatch.setattr(rl, "update", lambda *args: found.extend(p.grad.clone() for p in model.parameters()))
+    stage = SimpleNamespace(hardware=cpu(), optimizer=model.setup_optimizer(), scaler=None, model=model)
+    reference = copy(model) if objective.kl else None
+    practising = Practising(None, None, WORDS, None, objective, size, 5, 12, 0, reference=reference)
+    loss, *_ = practising.learn(stage, model, samples, len(samples), sum(sample.learnt for sample in samples))
+    if case == "groups of one" and not objective.kl:
+        assert not found and loss == 0 and all(not gradient.any() for gradient in expected)  # no update at all
+        return
+    scale = max(gradient.abs().max() for gradient in expected)
+    assert scale > 1e-4 or case == "groups of one"
+    for got, wanted in zip(found, expected):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5 * max(float(scale), 1e-2))
+
+
+def cpu() -> Hardware:
+    return SimpleNamespace(device=torch.device("cpu"), world=1, rank=0, is_main=True)  # type: ignore[return-value]
+
+
+def test_a_second_update_is_clipped_and_drawn_back_to_the_reference():
+    """The gain's slope is A·ratio within the clip and 0 beyond it; k3's is 1 − exp(reference − now)."""
+    sample = Sample(0, 1, [1, 2, 3, 4], [True] * 3, [-1.0] * 3, [], "stop", 1.0)
+    batch = rows([sample], torch.tensor([2.0]), torch.tensor([0.5]), torch.device("cpu"))
+    batch.old = torch.full((1, 3), -1.0)
+    now = torch.tensor([[-1.0, -0.5, -2.0]], requires_grad=True)  # ratios 1, 1.65, 0.37
+    rl.token_losses(now, batch, Objective(clip_low=0.2, clip_high=0.28)).sum().backward()
+    torch.testing.assert_close(now.grad, -0.5 * 2 * torch.tensor([[1.0, 0.0, torch.exp(torch.tensor(-1.0))]]))
+    now.grad, batch.advantage[:] = None, 0.0
+    batch.reference = torch.tensor([[-1.5, -0.5, -1.0]])
+    rl.token_losses(now, batch, Objective(kl=0.1)).sum().backward()
+    torch.testing.assert_close(now.grad, 0.5 * 0.1 * (1 - torch.exp(batch.reference - now.detach())))
+
+
+def test_advantages_of_equal_rewards_are_exactly_zero():
+    rewards = torch.tensor([[0.1, 0.1, 0.1], [1.0, 0.0, 1.0]], dtype=torch.float64)
+    for by_std in (False, True):
+        found = advantages(rewards, by_std)
+        assert not found[0].any() and found[1].sum().abs() < 1e-12
+    assert abs(found[1][1] + 2**0.5) < 1e-5
+
+
+# ---- rollouts
+
+
+def test_a_sample_is_the_same_in_any_company_and_its_tokens_are_as_likely_to_the_trainer(model):
+    together, alone = rolled(model, ASKED), rolled(model, ASKED[2:3], slots=2)
+    assert [one.tokens for one in together if one.place == 2] == [one.tokens for one in alone]
+    assert len({tuple(one.tokens) for one in together}) > 8  # the samples of a question differ
+    assert rolled(model, ASKED[:1], step=1)[0].tokens != together[0].tokens
+    assert {one.ended for one in together} == {"stop", "length"} and {one.reward for one in together} == {0.0, 1.0}
+    forced = [one for one in together if not all(one.drawn)]
+    assert forced and all(len(one.drawn) == len(one.logprobs) == len(one.tokens) - one.prompt for one in together)
+    special = Run.open("a").tokenizer().special
+    for one in forced:
+        output = one.tokens[one.prompt :]
+        at = output.index(special["<|output_start|>"])
+        end = output.index(special["<|output_end|>"]) + 1
+        assert one.drawn[:at] == [True] * at and not any(one.drawn[at:end]) and all(one.drawn[end:])
+    mismatch = Mismatch()
+    batch = rows(together, torch.zeros(16), torch.zeros(16), torch.device("cpu"))
+    with torch.no_grad():
+        batch.old = -model(batch.inputs, batch.targets, loss_reduction="none")
+    mismatch.add(batch, 0.0)
+    assert mismatch.largest < 1e-3 and mismatch.tokens == sum(one.learnt for one in together)
+
+
+def test_the_engine_goes_on_with_other_weights_and_forgets_the_prefixes(model):
+    other = copy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    engine, prompt, asked = Engine(copy(model), 2), list(range(2, 40)), Sampling(0, logprobs=0)
+    before, again, wanted = (Request(prompt, 8, asked) for _ in range(3))
+    list(engine.stream(before))
+    engine.load(other.state_dict())
+    assert list(engine.stream(again)) == list(Engine(copy(other), 2).stream(wanted)) and again.cached == 0
+    assert again.logprobs == wanted.logprobs != before.logprobs
+    engine.submit(Request(prompt, 2, asked))
+    with pytest.raises(ValueError, match="while requests are running"):
+        engine.load(other.state_dict())
+    compiled = Engine(copy(model), 2)
+    compiled._decode.compiled = {True: None, False: None}
+    with pytest.raises(ValueError, match="compiled for the weights"):
+        compiled.load(other.state_dict())
+
+
+def test_held_out_people_frames_and_sums_are_not_practised():
+    practised_, asked = (
+        [question.messages[0]["content"] for question in questions]
+        for questions in (PRACTISED, TASKS["word_sums"].all_questions())
+    )
+    frame = lambda text: tuple(word for word in text.split() if word.isalpha() and word.islower())
+    names = lambda texts: {tuple(w for w in text.split() if w[0].isupper())[-2:] for text in texts if text[0] in "FT"}
+    numbers = lambda texts: {
+        tuple(sorted(int(w.strip(".,?")) for w in t.split() if w.strip(".,?").isdigit())) for t in texts
+    }
+    assert not numbers(practised_) & numbers(asked) and not {*map(frame, practised_)} & {*map(frame, asked)}
+    assert len(set(asked)) > 590 and names(asked)
+
+
+def test_every_question_is_practised_once_before_any_twice():
+    def order(seed):
+        questions = Questions(WORDS, PRACTISED[:10], seed)
+        return [PRACTISED.index(q) for step in range(5) for q in questions.of_step(step, 4)]
+
+    found = order(1)
+    assert sorted(found[:10]) == sorted(found[10:]) == list(range(10)) and found[:10] != found[10:]
+    assert found == order(1) != order(2)
+
+
+# ---- the stage
+
+
+def taken(home):
+    """(what the log says of each step but times, the last checkpoint's tensors)."""
+    rows = read_log(home / "runs" / "a" / "rl" / "log.jsonl")
+    kept = [{k: v for k, v in row.items() if "seconds" not in k and k != "tok_per_s"} for row in rows]
+    last = Run.open("a").checkpoint("rl")
+    return kept, {part: last.tensors(part) for part in ("model", "optimizer")}
+
+
+def assert_same(one, two):
+    assert one[0] == two[0]
+    for part in one[1]:
+        assert one[1][part].keys() == two[1][part].keys()
+        assert all(torch.equal(one[1][part][name], value) for name, value in two[1][part].items()), part
+
+
+@pytest.fixture
+def scripts(tmp_path):
+    made = killed.Scripts(tmp_path)
+    yield made
+    made.close()
+
+
+def kills(home, scripts, monkeypatch, moments):
+    """Trains once in peace, and once killed at each of these file operations, or seconds; the results."""
+    scripts.ready()
+    assert scripts.run("chat_rl", *FLAGS) == 0, scripts.said.read_text()
+    peace = taken(home)
+    shutil.rmtree(home / "runs" / "a" / "rl")
+    ended = [scripts.run("chat_rl", *FLAGS, folder=str(home), **when) for when in moments]
+    assert scripts.run("chat_rl", *FLAGS) == 0, scripts.said.read_text()
+    assert_same(peace, taken(home))
+    return peace, ended
+
+
+def test_killed_and_resumed_it_has_the_same_rewards_and_weights(home, scripts, monkeypatch):
+    (rows_, tensors), ended = kills(home, scripts, monkeypatch, [dict(operation=75)])
+    assert ended == [-9]
+    steps = [row for row in rows_ if "reward" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3]
+    assert any(row["mixed"] for row in steps) and all(0 < row["ratio_largest"] < 1e-3 for row in steps)
+    assert [row["step"] for row in rows_ if "passes" in row] == [0, 2, 3]
+    start = Run.open("a").checkpoint("sft").tensors("model")
+    assert any(not torch.equal(start[name], value) for name, value in tensors["model"].items())
+    assert scripts.run("chat_rl", *FLAGS) == 0 and "already trained" in scripts.said.read_text()
+    assert scripts.run("chat_rl", *FLAGS, "--seed=1") == 2 and "another plan" in scripts.said.read_text()
+
+
+@pytest.mark.slow
+def test_killed_at_thirty_random_moments(home, scripts, monkeypatch):
+    draw = random.Random(5)
+    _, ended = kills(home, scripts, monkeypatch, [dict(seconds=draw.uniform(0.2, 3)) for _ in range(30)])
+    assert ended.count(-9) > 5
+
+
+def test_real_questions_of_gsm8k_go_through_the_whole_stage(home, shared, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("NANOCHAT_HUB_ROOT", str(shared / "data" / "hub"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    asked = {question.messages[0]["content"] for question in PRACTICE["gsm8k"].train()}
+    assert len(asked) > 7400 and not asked & {q.messages[0]["content"] for q in TASKS["gsm8k"].all_questions()}
+    flags = "--task=gsm8k --num-iterations=2 --questions=2 --num-samples=2 --eval-every=-1 --save-every=-1".split()
+    assert tiny.call("chat_rl", *FLAGS, *flags) == 0
+    first, one, two, last = read_log(home / "runs" / "a" / "rl" / "log.jsonl")
+    assert (first["step"], last["step"], last["final"]) == (0, 2, True) and first["questions"] == 4
+    assert one["reward"] == 0.0 and one["sampled_tokens"] > 0 and "greedy" in capsys.readouterr().out
+    assert Run.open("a").checkpoint().meta["data"].startswith("hub gsm8k")  # the last stage's is taken by default
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (dict(num_samples=1), "--num-samples is 1, wanted at least 2 (an advantage is a difference"),
+        (dict(questions=3), "--questions 3 cannot be divided among 2 ranks"),
+        (dict(task="poems"), "--task is 'poems'; RL can practise gsm8k or word_sums"),
+        (dict(init_lr_frac=0.0), "--init-lr-frac is 0, wanted more than 0"),
+        (dict(kl=-1.0), "--kl is -1, wanted at least 0"),
+        (dict(clip_low=1.0), "--clip-low is 1, wanted less than 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(flags, said):
+    with pytest.raises(UserError, match="^" + said.replace("(", r"\(").replace(")", r"\)")):
+        RLFlags(**flags).check(world=2)
+
+
+def test_refusals_of_the_scripts(home, capsys):
+    for argv, said in (
+        (["chat_rl", "--run=nobody"], "nobody"),
+        (["chat_rl", "--run=a", "--source=mid"], "no finished mid"),
+        (["chat_sft", "--run=a", "--source=sft", "--word-problems=101"], "--word-problems 101"),
+        (["chat_sft", "--run=a", "--source=sft", "--data=x.jsonl", "--word-problems=2"], "--word-problems 2"),
+    ):
+        assert tiny.call(*argv) == 2
+        problem = capsys.readouterr().err
+        assert problem.startswith("error: ") and said in problem and problem.count("\n") == 1, problem
+    assert not (home / "runs" / "a" / "rl").exists()
+    json.loads((home / "runs" / "a" / "sft" / "step_000040" / "meta.json").read_text())
