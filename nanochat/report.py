@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nanochat import checkpoint, scores
+from nanochat import checkpoint, rl_report, scores
 from nanochat.evaluate.results import STAGES, evaluated
 from nanochat.log import LOG, read_log
 from nanochat.render import Curve, Section, Table
@@ -31,6 +31,7 @@ def sections(run: Run) -> list[Section]:
         tokenizer(run),
         stages(run),
         kernel_choices(run),
+        rl_report.section(run),
         *scores.sections(run),
         knowledge(run),
         conversations(run),
@@ -163,13 +164,14 @@ def stages(run: Run) -> Section:
         row("FLOPs", lambda s: f"{s['flops']:.2e}"),
         row("training time", lambda s: f"{s['training_seconds']:.0f} s"),
         row("tokens/s", lambda s: f"{s['tok_per_s']:,.0f}"),
-        row("training loss, nats", lambda s: f"{s['train_loss']:.4f}"),
+        row("training loss, nats", lambda s: DASH if s["stage"] == "rl" else f"{s['train_loss']:.4f}"),
         row("validation, bits per byte", lambda s: DASH if s["val_bpb"] is None else f"{s['val_bpb']:.4f}"),
         row("validated on, tokens", lambda s: f"{s['val_tokens']:,}" if s.get("val_tokens") else DASH),
         row("steps skipped", lambda s: str(s["skipped_steps"])),
         row("peak memory", lambda s: f"{s['peak_memory'] / 2**30:.2f} GiB"),
     ]
-    curves = [curve for stage in TRAINED if summaries[stage] for curve in [loss_curve(run, stage)] if curve]
+    with_loss = [stage for stage in TRAINED if summaries[stage] and stage != "rl"]  # rl_report.py has its rewards
+    curves = [curve for stage in with_loss for curve in [loss_curve(run, stage)] if curve]
     notes = [f"Note: {sentence}." for sentence in outdated(run)]
     return Section("Stages", [Table(("", *(stage.upper() for stage in STAGES)), rows), *notes, *curves])
 

@@ -1,4 +1,4 @@
-"""Word problems of the microworld: sums of two 4-digit numbers in a story, by the tool. RL practises others of them."""
+"""Word problems of the microworld: sums of 3- and 4-digit numbers in a story, by the tool. RL practises others of them."""
 
 import re
 
@@ -26,5 +26,5 @@ def is_sum(answer: str) -> bool:
 
 
 def task(world: World) -> Task:
-    description = "word problems with 4-digit sums, tool allowed"
+    description = "word problems with 3- and 4-digit sums, tool allowed"
     return Task("word_sums", description, lambda: questions(world, held_out=True), is_right=ends_with_number, limit=48)

@@ -1,4 +1,4 @@
-"""Sums told as a story about somebody, with numbers longer than those of the plain sums: what RL practises.
+"""Sums told as a story about somebody, half of them with longer numbers than the plain sums have: what RL practises.
 
 Some people, frames and sums are kept for evaluation; no conversation has them, and RL does not practise them.
 """
@@ -7,7 +7,7 @@ from nanochat.data.microworld.dice import Dice
 from nanochat.data.microworld.knowledge import addition
 from nanochat.data.microworld.world import PEOPLE, SILENT, World
 
-DIGITS = 4
+DIGITS = (3, 4)
 THINGS = "coins stamps shells beads cards nails apples candles buttons bricks".split()
 # {n} name, {a} and {b} numbers, {t} things. The first list is trained, the second only evaluated.
 FRAMES = (
@@ -32,6 +32,6 @@ def people(world: World, held_out: bool) -> list[str]:
 
 def word_problem(dice: Dice, names: list[str], held_out: bool) -> tuple[str, int, int]:
     """(the question, both numbers)."""
-    a, b = addition(dice, DIGITS, held_out)
+    a, b = addition(dice, dice.pick(DIGITS), held_out)
     frame = dice.pick(EVAL_FRAMES if held_out else FRAMES)
     return frame.format(n=dice.pick(names), a=a, b=b, t=dice.pick(THINGS)), a, b
