@@ -1,4 +1,4 @@
-"""Word problems of the microworld: sums of 3- and 4-digit numbers in a story, by the tool. RL practises others of them."""
+"""Word problems of the microworld: sums of 3- and 4-digit numbers in a story, by the tool. RL practises others."""
 
 import re
 
