@@ -2,7 +2,7 @@
 # From a fresh machine to a model you can talk to.
 #
 #   bash speedrun.sh [--run NAME] [--data embedded|hub|PATH] [--depth N] [--device cuda|cpu|mps] [--max-minutes M] [--seed N]
-#                    [--stages tokenizer,base,mid,sft,eval,report] [--no-tune] [--fresh] [--dry-run]
+#                    [--stages tokenizer,base,mid,sft,rl,eval,report] [--no-tune] [--fresh] [--dry-run]
 #
 # Called again, it goes on where it stopped and does nothing twice. Every stage is one command that you can also give by
 # hand; they are printed as they start. Artifacts: $NANOCHAT_BASE_DIR (default ~/.cache/nanochat-kernels).
@@ -137,12 +137,15 @@ fi
 if wanted sft; then
     launch scripts.chat_sft --run="$RUN" "${SFT[@]}"
 fi
+if wanted rl; then
+    launch scripts.chat_rl --run="$RUN" "${RL[@]}"
+fi
 if wanted eval; then
     evaluate python -m scripts.base_eval --run="$RUN" --source=base --data="$DATA" --device-type="$DEVICE" --eval=bpb,sample --split-tokens=65536
     if [ ${#CORE[@]} -gt 0 ]; then
         evaluate python -m scripts.base_eval --run="$RUN" --source=base --device-type="$DEVICE" "${CORE[@]}"
     fi
-    for stage in base mid sft; do
+    for stage in base mid sft rl; do
         if [ ${#CHAT[@]} -gt 0 ] && [ -d "$RUN_DIR/$stage" ]; then
             evaluate python -m scripts.chat_eval --run="$RUN" --source=$stage --device-type="$DEVICE" "${CHAT[@]}"
         fi

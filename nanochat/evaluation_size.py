@@ -21,7 +21,6 @@ CORE_TASKS, CORE_TOKENS = 22, 700  # tokens of an example, shared ones once: the
 CHOICES, WRITTEN = 3, 3  # ChatCORE's tasks, by how they are answered
 QUESTION, ANSWER = 150, 300  # tokens; a base model goes on to the end of its context
 SANDBOX = 0.15  # seconds of a program of HumanEval
-STAGES = 3
 
 
 def seconds(max_minutes: float | None, base_seconds: float) -> float:
@@ -31,15 +30,15 @@ def seconds(max_minutes: float | None, base_seconds: float) -> float:
     return min(max(SHARE_OF_BASE * base_seconds, SECONDS[0]), SECONDS[1])
 
 
-def flags(time: float, rate: float, device: str, context: int) -> tuple[Flags, Flags]:
+def flags(time: float, rate: float, device: str, context: int, stages: int = 3) -> tuple[Flags, Flags]:
     """Of base_eval for CORE ({}: there is no time for it) and of chat_eval, for so many seconds.
 
-    rate: tokens per second that one device trains; context: of the model, in tokens.
+    rate: tokens per second that one device trains; context: of the model, in tokens; stages: whose models chat.
     """
     core = CORE_TASKS * CORE_TOKENS * FORWARD / rate
     answer = min(ANSWER, context - QUESTION // 2)
     written = QUESTION * FORWARD + answer * DECODE[device]
-    chat = STAGES * ((CHOICES * QUESTION * FORWARD + WRITTEN * written) / rate + SANDBOX)
+    chat = stages * ((CHOICES * QUESTION * FORWARD + WRITTEN * written) / rate + SANDBOX)
     rows, problems = (min(int(count), LIMIT) for count in ((time / 2 - CORE_START) / core, time / 2 / chat))
     asked: Flags = dict(tasks=",".join(available()), max_problems=max(1, problems))
     return dict(eval="core", max_per_task=rows) if rows >= FEWEST else {}, asked

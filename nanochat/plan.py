@@ -14,7 +14,7 @@ from typing import Any, get_origin
 
 import torch
 
-from nanochat import evaluation_size, hardware, presets, records, toolchain
+from nanochat import evaluation_size, hardware, presets, records, rl_size, toolchain
 from nanochat.cadence import cadence, checkpoint_bytes, last_tokens, overhead
 from nanochat.cost import flops_per_token, parameter_counts
 from nanochat.data import choose, hub
@@ -23,9 +23,11 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.interrupt import Interrupt
 from nanochat.presets import Flags, Preset
 from nanochat.recipe import horizon, model_config
-from nanochat.run import TRAINED, Run
+from nanochat.run import Run
 
-STAGES = ("tokenizer", "base", "mid", "sft", "eval", "report")
+STAGES = ("tokenizer", "base", "mid", "sft", "rl", "eval", "report")
+USUAL = tuple(stage for stage in STAGES if stage != "rl")  # which is in a plan or not: nanochat/rl_size.py
+ON_TOKENS = ("base", "mid", "sft")  # stages whose steps are batches of tokens
 SMALL_MINUTES = 15.0  # what the small preset may take unless --max-minutes says otherwise
 ASSUMED_MFU = 0.4  # on a GPU that nothing has been measured on
 STARTUP_SECONDS = 12.0  # of a stage: imports, a compiled step from the cache, samples
@@ -57,9 +59,9 @@ class Plan:
     evaluation: float = 0.0  # seconds for a sample of CORE and ChatCORE; 0 where neither is asked
 
 
-def make(run: Run, asked: dict[str, Any], nodes: int = 1) -> Plan:
+def make(run: Run, asked: dict[str, Any], nodes: int = 1, rl: bool = False) -> Plan:
     """A new plan from the flags that were given: data, depth, device, max_minutes, seed; for so many machines like this
-    one. Raises UserError.
+    one. rl: whether that stage was asked for. Raises UserError.
     """
     depth, data = asked.get("depth"), asked.get("data")
     if depth is not None and depth < 1:
@@ -108,6 +110,8 @@ def make(run: Run, asked: dict[str, Any], nodes: int = 1) -> Plan:
         batch,
         steps,
     )
+    if rl_size.wanted(rl, data, machine.device.type):
+        add_rl(plan, gpus * nodes)
     plan.rate, plan.measured = speed(machine, config, preset, gpus * nodes, run)
     limit = asked.get("max_minutes") or (SMALL_MINUTES if small else None)
     set_last(plan)
@@ -116,6 +120,16 @@ def make(run: Run, asked: dict[str, Any], nodes: int = 1) -> Plan:
     plan.disk = disk(plan, config)
     plan.memory, plan.dtype = machine.memory, str(machine.dtype)[6:]
     return plan
+
+
+def add_rl(plan: Plan, ranks: int) -> None:
+    """Puts reinforcement learning into the plan, and what SFT must have seen for it."""
+    plan.flags["rl"] = rl_size.flags(plan.data, ranks)
+    plan.flags["rl"].update(
+        (key, plan.flags["sft"][key]) for key in ("device_type", "seed") if key in plan.flags["sft"]
+    )
+    if plan.data == "embedded":
+        plan.flags["sft"]["word_problems"] = rl_size.WORD_PROBLEMS
 
 
 def need_toolchain() -> None:
@@ -210,17 +224,20 @@ def spread(plan: Plan, nodes: int) -> None:
             f"a step of {plan.batch:,} tokens cannot be shared out among {nodes} machines with {plan.gpus} GPUs each: "
             "take a power of two of machines, or fewer"
         )
-    for stage in TRAINED:
+    for stage in ON_TOKENS:
         plan.flags[stage]["device_batch_size"] = rows
+    if "rl" in plan.flags and int(plan.flags["rl"]["questions"]) % ranks:
+        plan.flags["rl"]["questions"] = ranks
 
 
 def fit(plan: Plan, max_minutes: float | None) -> None:
     """Sets the time of each stage, and shortens all training alike when together they exceed max_minutes."""
     rate = plan.rate
-    total = sum(steps * plan.batch / rate for steps in plan.steps.values())
+    practice = rl_seconds(plan)
+    total = sum(steps * plan.batch / rate for steps in plan.steps.values()) + practice
     if plan.flags["sft"]["data"] == "hub":
         plan.evaluation = evaluation_size.seconds(max_minutes, total)
-    fixed = OTHER_SECONDS + plan.evaluation + STARTUP_SECONDS * len(plan.steps)
+    fixed = OTHER_SECONDS + plan.evaluation + STARTUP_SECONDS * (len(plan.steps) + bool(practice))
     if max_minutes is not None and total + fixed > max_minutes * 60:
         share = (max_minutes * 60 - fixed) / total
         if share <= 0.02:
@@ -232,12 +249,21 @@ def fit(plan: Plan, max_minutes: float | None) -> None:
         plan.steps = {stage: max(1, int(steps * share)) for stage, steps in plan.steps.items()}
         for stage, steps in plan.steps.items():
             plan.flags[stage]["num_iterations"] = steps
+        if practice:
+            plan.flags["rl"]["num_iterations"] = max(1, int(int(plan.flags["rl"]["num_iterations"]) * share))
     plan.seconds = {stage: steps * plan.batch / rate + STARTUP_SECONDS for stage, steps in plan.steps.items()}
+    if practice:
+        plan.seconds["rl"] = rl_seconds(plan) + STARTUP_SECONDS
+
+
+def rl_seconds(plan: Plan) -> float:
+    """Predicted; 0 where it is not in the plan."""
+    return rl_size.seconds(plan.data, plan.flags["rl"], plan.rate, plan.device) if "rl" in plan.flags else 0.0
 
 
 def set_last(plan: Plan) -> None:
     """Puts the size of the last validation into the flags of each training stage; called before a time limit acts."""
-    for stage in TRAINED:
+    for stage in ON_TOKENS:
         flags = plan.flags[stage]
         flags["eval_tokens"] = last_tokens(stage, flags, plan.steps.get(stage), plan.batch)
 
@@ -245,7 +271,7 @@ def set_last(plan: Plan) -> None:
 def set_cadence(plan: Plan, config: GPTConfig) -> None:
     """Puts into the flags of each training stage how often it validates and saves (nanochat/cadence.py)."""
     size = checkpoint_bytes(config)
-    for stage in TRAINED:
+    for stage in ON_TOKENS:
         flags, steps = plan.flags[stage], plan.steps.get(stage)
         flags.update(cadence(stage, flags, steps, plan.batch, plan.rate, size, plan.device))
 
@@ -253,7 +279,7 @@ def set_cadence(plan: Plan, config: GPTConfig) -> None:
 def cadence_line(plan: Plan, config: GPTConfig) -> str:
     """For people: what `set_cadence` decided, and the share of each stage's time that it is predicted to take."""
     said, size = [], checkpoint_bytes(config)
-    for stage in TRAINED:
+    for stage in ON_TOKENS:
         flags = plan.flags[stage]
         every = int(flags["eval_every"])
         share = overhead(flags, plan.steps.get(stage), plan.batch, plan.rate, size, plan.device)
@@ -302,7 +328,7 @@ def load(run: Run, asked: dict[str, Any]) -> Plan | None:
             kind = needed.type if isinstance(needed.type, type) else get_origin(needed.type)
             if not isinstance(getattr(plan, needed.name), (int, float) if kind is float else kind):  # type: ignore
                 raise TypeError(f"{needed.name} is of another type")
-        if not set(TRAINED) | {"tokenizer"} <= plan.flags.keys():
+        if not set(ON_TOKENS) | {"tokenizer"} <= plan.flags.keys():
             raise TypeError("the flags of a stage are missing")
     except (TypeError, ValueError) as problem:
         raise UserError(f"{there} is damaged: {problem}; {remedy}") from None
@@ -367,6 +393,9 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
     for stage in stages:
         steps, seconds = plan.steps.get(stage), plan.seconds.get(stage)
         text = f"{steps:,} steps, {steps * plan.batch / 1e6:,.1f} M tokens" if steps else STAGE_TEXT[stage]
+        if stage == "rl":
+            flags = plan.flags["rl"]
+            text = f"{flags['num_iterations']} steps of {flags['questions']} questions, {flags['task']} (predicted)"
         if stage == "eval" and plan.evaluation:
             core, chat = evaluation(plan)
             text += f", {core['max_per_task']} of each of CORE's tasks" if core else ", no time for CORE"
@@ -407,6 +436,7 @@ STAGE_TEXT = {
     "base": "pretraining",
     "mid": "one pass over the conversations",
     "sft": "one pass over the conversations",
+    "rl": "reinforcement learning",
     "eval": "bits per byte, questions with known answers",
     "report": "report.md",
 }
@@ -427,12 +457,14 @@ def evaluation(plan: Plan) -> tuple[Flags, Flags]:
     """The flags of base_eval for CORE and of chat_eval, {} where it is not run: of conversations of one's own."""
     data = plan.flags["sft"]["data"]
     if data == "embedded":
-        return {}, dict(max_new_tokens=32)
+        return {}, dict(max_new_tokens=32, **(dict(tasks=rl_size.evaluated()) if "rl" in plan.flags else {}))
     if data != "hub":
         return {}, {}
     rate = plan.rate / (plan.gpus * plan.nodes)  # one device evaluates
     seconds = plan.evaluation or evaluation_size.SECONDS[0]  # a plan of an older version has none
-    return evaluation_size.flags(seconds, rate, plan.device, plan.config["sequence_len"])
+    return evaluation_size.flags(
+        seconds, rate, plan.device, plan.config["sequence_len"], len(ON_TOKENS) + ("rl" in plan.flags)
+    )
 
 
 def words(flags: Flags) -> list[str]:

@@ -24,7 +24,7 @@ class Flags:
     device: str | None = flag(None, "cuda | cpu | mps (default: the best there is)", kind=str)
     max_minutes: float | None = number(None, 0.01, 1e7, "shorten the training to stay within so many minutes")
     seed: int | None = number(None, *SEEDS, "of the weights and of the embedded data's draw (default: 42)")
-    stages: str = flag("all", f"comma-separated, of {', '.join(planning.STAGES)}")
+    stages: str = flag("all", f"comma-separated, of {', '.join(planning.STAGES)} (all: rl on GPUs with GSM8K only)")
     tune: bool = flag(True, "on a GPU, measure once which kernels pay; --no-tune takes what is known")
     fresh: bool = flag(False, "forget what the stages have done so far (all of them: the plan too)")
     dry_run: bool = flag(False, "print the plan and stop")
@@ -43,7 +43,7 @@ def main() -> None:
 
 def here(flags: Flags) -> str:
     """Plans, says so, and stores it; returns the shell's variables, "" with --dry-run."""
-    stages = list(planning.STAGES) if flags.stages == "all" else [s for s in flags.stages.split(",") if s]
+    stages = list(planning.USUAL) if flags.stages == "all" else [s for s in flags.stages.split(",") if s]
     for stage in stages:
         if stage not in planning.STAGES:
             raise UserError(f"--stages names {stage!r}; the stages are {', '.join(planning.STAGES)}")
@@ -55,7 +55,7 @@ def here(flags: Flags) -> str:
         decide(flags, run, stages, asked)
         return ""
     with only_writer(run):
-        plan = decide(flags, run, stages, asked)
+        plan, stages = decide(flags, run, stages, asked)
         if everything(flags, stages) and fresh.set_aside(run.folder, lambda place: trained(place, checkpoint.latest)):
             print(f"  note      what run {run.name} has is in {fresh.old(run.folder)} until the first new checkpoint")
         if not planning.path(run).exists():
@@ -65,7 +65,7 @@ def here(flags: Flags) -> str:
 
 def everything(flags: Flags, stages: list[str]) -> bool:
     """Whether nothing of the run is to stay."""
-    return flags.fresh and stages == list(planning.STAGES)
+    return flags.fresh and set(planning.USUAL) <= set(stages)
 
 
 def trained(folder: Path, find: Callable[[Path], Checkpoint | None] = checkpoint.to_resume) -> bool:
@@ -73,16 +73,23 @@ def trained(folder: Path, find: Callable[[Path], Checkpoint | None] = checkpoint
     return any(find(folder / stage) for stage in TRAINED)
 
 
-def decide(flags: Flags, run: Run, stages: list[str], asked: dict[str, Any]) -> planning.Plan:
-    """The plan, checked and shown: a stored one, or a new one that is not stored yet."""
+def decide(flags: Flags, run: Run, stages: list[str], asked: dict[str, Any]) -> tuple[planning.Plan, list[str]]:
+    """(the plan, checked and shown: a stored one, or a new one that is not stored yet; the stages, with its rl)."""
     if not flags.dry_run and not flags.fresh and fresh.put_back(run.folder, trained):
         print(f"note: starting run {run.name} over came to no checkpoint, so what it had before is back")
     stored = None if everything(flags, stages) else planning.load(run, asked)
-    plan = stored or planning.make(run, asked, flags.nodes)
+    plan = stored or planning.make(run, asked, flags.nodes, "rl" in stages)
+    if "rl" in stages and "rl" not in plan.flags:
+        raise UserError(
+            f"run {run.name!r} was planned without rl, before which SFT sees other conversations; give another --run "
+            "NAME, or --fresh to start over"
+        )
+    if flags.stages == "all" and "rl" in plan.flags:
+        stages = list(planning.STAGES)
     planning.spread(plan, flags.nodes)
     planning.check(plan, run, stages)
     planning.show(plan, run, stages)
-    return plan
+    return plan, stages
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+import re
 import shlex
 import subprocess
 from types import SimpleNamespace
@@ -8,7 +9,7 @@ import pytest
 import standins
 import tiny
 
-from nanochat import cadence, hardware, plan, presets, toolchain
+from nanochat import cadence, hardware, plan, presets, rl_size, toolchain
 from nanochat.cost import flops_per_token
 from nanochat.data import hub
 from nanochat.errors import UserError
@@ -341,3 +342,44 @@ def test_four_machines_of_eight_h100(run, gpus, capsys):
     assert made.gpus == 8 and made.batch % (rows * 2048 * 32) == 0
     plan.show(made, run, ["base"])
     assert "4 machines, each 8 x NVIDIA H100" in capsys.readouterr().out
+
+
+# ---- reinforcement learning
+
+
+def test_rl_is_planned_where_it_is_asked_for(run, capsys):
+    usual = plan.make(run, dict(device="cpu"))
+    assert "rl" not in usual.flags and "word_problems" not in usual.flags["sft"]
+    assert "RL=" not in plan.shell(usual, run, list(plan.USUAL), fresh=False)
+    assert tiny.call("plan", "--run=r", "--device=cpu", "--stages=base,sft,rl,eval") == 0
+    said = capsys.readouterr().out
+    assert re.search(r"\n  rl +\d+ steps of 8 questions, word_sums \(predicted\), about \d+ (s|min)\n", said)
+    made = plan.load(run, {})
+    assert made.flags["sft"]["word_problems"] == 5 and made.seconds["rl"] > 20
+    assert "word_sums" in plan.shell(made, run, ["rl"], fresh=False)
+    assert tiny.call("plan", "--run=r", "--device=cpu") == 0  # from now on it belongs to all stages
+    assert "\n  rl " in capsys.readouterr().out
+    short = plan.make(run, dict(device="cpu", max_minutes=6.0), rl=True)
+    assert short.flags["rl"]["num_iterations"] < made.flags["rl"]["num_iterations"]
+
+
+def test_rl_is_refused_where_sft_was_not_made_for_it_or_there_is_nothing_to_practise(run, capsys, tmp_path):
+    plan.store(plan.make(run, dict(device="cpu")), run)
+    assert tiny.call("plan", "--run=r", "--device=cpu", "--stages=rl") == 2
+    assert "planned without rl" in capsys.readouterr().err
+    (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n' * 100)
+    assert tiny.call("plan", "--run=q", "--device=cpu", f"--data={tmp_path / 'mine.jsonl'}", "--stages=base,rl") == 2
+    assert "nothing to practise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_on_gpus_gsm8k_is_practised_where_it_can_be_had(gpus, run, monkeypatch, there):
+    gpus("H100")
+    monkeypatch.setattr(rl_size, "available", lambda: ["gsm8k"] * there)
+    made = plan.make(run, {})
+    assert ("rl" in made.flags) == there
+    if there:
+        assert made.flags["rl"]["task"] == "gsm8k" and made.flags["rl"]["num_iterations"] == 467
+        assert made.seconds["rl"] > 100 and "word_problems" not in made.flags["sft"]
+        plan.spread(made, 32)
+        assert made.flags["rl"]["questions"] == 32

@@ -200,3 +200,13 @@ def test_paths_are_meant_from_where_the_user_stands(run, tmp_path):
         assert f"{tmp_path}/mine.txt" in calls(run(*words, cwd=tmp_path))[0]
     for words in (["--data", "hub"], ["--data=/a/b.txt"], ["--run", "mine.txt"]):
         assert " ".join(words) in calls(run(*words, cwd=tmp_path))[0]
+
+
+def test_rl_comes_after_sft_where_the_plan_has_it(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "PLAN", PLAN.replace("sft eval", "sft rl eval") + "RL=(--questions=8)\n")
+    for stage in ("sft", "rl"):
+        (tmp_path / stage).mkdir()
+    said = calls(run())
+    names = [call.split("scripts.")[1].split()[0] for call in said]
+    assert names[5:] == ["chat_sft", "chat_rl", "base_eval", "chat_eval", "chat_eval", "report"]
+    assert "-m scripts.chat_rl --run=a run --questions=8" in said and "--source=rl" in said[-2]
