@@ -69,7 +69,7 @@ def test_spelling_wants_the_letters_apart_and_nothing_else():
 
 
 def test_the_names_are_those_of_the_report():
-    assert set(CHATCORE) | set(MICROWORLD) | {"simple_spelling"} == set(TASKS)
+    assert set(CHATCORE) | set(MICROWORLD) | {"simple_spelling", "word_sums"} == set(TASKS)
     assert not set(CHATCORE) & set(MICROWORLD)
     assert {name for name, task in TASKS.items() if task.limit > 64} == {"gsm8k", "humaneval", "spellingbee"}
 
