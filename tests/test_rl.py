@@ -63,7 +63,7 @@ def copy(model):
 
 
 def rolled(model, asked, samples=4, step=0, slots=16):
-    return roll_out(Engine(copy(model), slots), Run.open("a").tokenizer(), WORDS, "form", asked, samples, 13, 7, step)
+    return roll_out(Engine(copy(model), slots), Run.open("a").tokenizer(), WORDS, "form", asked, samples, 12, 7, step)
 
 
 PRACTISED = WORDS.train()
@@ -187,7 +187,7 @@ def test_advantages_of_equal_rewards_are_exactly_zero():
 def test_a_sample_is_the_same_in_any_company_and_its_tokens_are_as_likely_to_the_trainer(model):
     together, alone = rolled(model, ASKED), rolled(model, ASKED[2:3], slots=2)
     assert [one.tokens for one in together if one.place == 2] == [one.tokens for one in alone]
-    assert len({tuple(one.tokens) for one in together}) > 8  # the samples of a question differ
+    assert len({tuple(one.tokens) for one in together}) > 4  # the samples of a question differ
     assert rolled(model, ASKED[:1], step=1)[0].tokens != together[0].tokens
     assert {one.ended for one in together} == {"stop", "length"} and {one.reward for one in together} == {0.0, 1.0}
     forced = [one for one in together if not all(one.drawn)]
