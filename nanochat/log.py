@@ -14,6 +14,7 @@ from typing import Any
 from nanochat.files import json_of, write_atomically
 
 LOG = "log.jsonl"
+VALIDATION = {"val_bpb", "passes"}  # a row with one of these is of a validation: of text, or of answers (rl.py)
 Row = dict[str, Any]
 
 
@@ -28,7 +29,7 @@ def json_log(
     rows, damaged = _parse(path) if step else ([], 0)
     kept = {}
     for row in rows:  # of several for one step the last: it is of the attempt that the checkpoint is from
-        validation = "val_bpb" in row
+        validation = bool(row.keys() & VALIDATION)
         if row["step"] <= (evaluated if validation else step):
             kept[row["step"], validation] = row
     write_atomically(path, "".join(json.dumps(kept[key]) + "\n" for key in sorted(kept)).encode())
@@ -78,7 +79,7 @@ def _row(line: bytes) -> Row | None:
         row = json_of(line)
     except ValueError:
         return None
-    if not isinstance(row, dict) or type(row.get("step")) is not int or not row.keys() & {"loss", "val_bpb"}:
+    if not isinstance(row, dict) or type(row.get("step")) is not int or not row.keys() & {"loss", *VALIDATION}:
         return None
     plain = all(type(row.get(name, 0)) in (int, float) for name in ("loss", "smooth_loss", "val_bpb"))
     return row if plain else None

@@ -16,7 +16,7 @@ from nanochat.data.loader import conversation_encoder
 from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.evaluate.chat_tasks import fingerprint
-from nanochat.flags import flag
+from nanochat.flags import MANY, SEEDS, flag, number
 from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.one_writer import only_writer
@@ -40,48 +40,47 @@ class RLFlags:
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
     fresh: bool = flag(False, "forget what this stage has trained so far")
     wandb: bool = flag(False, "also log to Weights & Biases (pip install wandb)")
-    profile: int = flag(0, "record so many steps, once it is warm, to <run>/rl/profile/ (0: none)")
+    profile: int = number(0, 0, 10_000, "record so many steps, once it is warm, to <run>/rl/profile/ (0: none)")
     source: str = flag("sft", "stage to start from", "-i")
-    num_iterations: int = flag(-1, "steps (-1: every question once)")
-    questions: int = flag(16, "questions of a step, all ranks together")
-    num_samples: int = flag(16, "answers to each of them, drawn at temperature 1", "-n")
-    max_new_tokens: int = flag(-1, "longest answer, in tokens (-1: what the task allows, at most 256)", "-m")
-    rollout_batch_size: int = flag(256, "answers written at a time", "-b")
-    device_batch_size: int = flag(-1, "answers learnt from at a time (-1: as in base training)")
-    init_lr_frac: float = flag(0.05, "learning rates at the start, as a fraction of base training's")
+    num_iterations: int = number(-1, 1, MANY, "steps (-1: every question once)")
+    questions: int = number(16, 1, 1 << 16, "questions of a step, all ranks together")
+    num_samples: int = number(16, 2, 4096, "answers to each of them, drawn at temperature 1", "-n")
+    max_new_tokens: int = number(-1, 1, 1 << 20, "longest answer, in tokens (-1: the task's, at most 256)", "-m")
+    rollout_batch_size: int = number(256, 1, 4096, "answers written at a time", "-b")
+    device_batch_size: int = number(-1, 1, 1 << 16, "answers learnt from at a time (-1: as in base training)")
+    init_lr_frac: float = number(0.05, 0.0, 1e3, "learning rates at the start, as a fraction of base training's")
     std: bool = flag(False, "divide advantages by the standard deviation of their question's rewards (GRPO)")
     normalize: str = flag(
         "token", "mean over tokens (DAPO), over samples' means (GRPO), by a constant (Dr. GRPO)", choices=NORMALIZED
     )
-    updates: int = flag(1, "updates from each batch of rollouts; more than 1 is off-policy, and wants a clip")
-    clip_low: float = flag(0.0, "no gain below 1 − so much times the old probability (PPO: 0.2; 0: no clip)")
-    clip_high: float = flag(0.0, "no gain above 1 + so much times it (clip-higher, DAPO: 0.28; 0: no clip)")
-    kl: float = flag(0.0, "weight of the KL divergence from the model at the start (GRPO: 0.04)")
-    truncate: float = flag(0.0, "weigh tokens by trainer's over engine's probability, up to so much (TIS: 2; 0: no)")
-    eval_every: int = flag(60, "ask held-out questions every so many steps (-1: only first and last)")
-    eval_questions: int = flag(128, "so many of them, at most (0: all)")
-    eval_samples: int = flag(8, "answers to each: gives pass@1 to pass@k")
-    sample_every: int = flag(-1, "show answers every so many steps (-1: only at the end)")
-    save_every: int = flag(-1, "checkpoint every so many steps (-1: with each evaluation)")
-    seed: int = flag(42, "of the questions' order and of all draws")
+    updates: int = number(
+        1, 1, 1000, "updates from each batch of rollouts; more than 1 is off-policy, and wants a clip"
+    )
+    clip_low: float = number(
+        0.0, 0.0, 0.99, "no gain below 1 − so much times the old probability (PPO: 0.2; 0: no clip)"
+    )
+    clip_high: float = number(
+        0.0, 0.0, 100.0, "no gain above 1 + so much times it (clip-higher, DAPO: 0.28; 0: no clip)"
+    )
+    kl: float = number(0.0, 0.0, 100.0, "weight of the KL divergence from the model at the start (GRPO: 0.04)")
+    truncate: float = number(
+        0.0, 0.0, 1000.0, "weigh tokens by trainer's over engine's probability, up to so much (TIS: 2; 0: no)"
+    )
+    eval_every: int = number(
+        60, 1, MANY, "ask held-out questions every so many steps (-1: only first and last)", also=-1
+    )
+    eval_questions: int = number(128, 0, MANY, "so many of them, at most (0: all)")
+    eval_samples: int = number(8, 1, 1000, "answers to each: gives pass@1 to pass@k")
+    sample_every: int = number(-1, 1, MANY, "show answers every so many steps (-1: only at the end)")
+    save_every: int = number(-1, 1, MANY, "checkpoint every so many steps (-1: with each evaluation)")
+    seed: int = number(42, *SEEDS, "of the questions' order and of all draws")
 
     def objective(self) -> Objective:
         given = vars(self)
         return Objective(by_std=self.std, **{f.name: given[f.name] for f in fields(Objective) if f.name in given})
 
     def check(self, world: int) -> None:
-        """Raises UserError for what makes no sense."""
-        least = dict(questions=1, num_samples=2, rollout_batch_size=1, updates=1, eval_samples=1, eval_questions=0)
-        least.update(clip_low=0, clip_high=0, kl=0, truncate=0)
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                told = " (an advantage is a difference between answers)" if name == "num_samples" else ""
-                said = f"--{name.replace('_', '-')} is {getattr(self, name):g}, wanted at least {value}"
-                raise UserError(f"{said}{told}")
-        if self.init_lr_frac <= 0:
-            raise UserError(f"--init-lr-frac is {self.init_lr_frac:g}, wanted more than 0")
-        if self.clip_low >= 1:
-            raise UserError(f"--clip-low is {self.clip_low:g}, wanted less than 1")
+        """Raises UserError for what no range of a flag says."""
         if self.questions % world:
             raise UserError(f"--questions {self.questions} cannot be divided among {world} ranks")
         if self.task and self.task not in PRACTICE:

@@ -381,7 +381,7 @@ def _evaluate(stage: Stage, interrupt: Interrupt, progress: Progress, counting: 
         state.evaluated_step, state.evaluations = state.step, state.evaluations + 1
         progress.note(f"{stage.name} step {state.step}: {said}")
         if stage.hardware.is_main:
-            stage.log(dict(step=state.step, val_bpb=None, final=last, **row))
+            stage.log(dict(step=state.step, final=last, **row))
         return False
     batches = stage.val_batches if last else stage.between_batches or stage.val_batches
     data, tokens = Prefetch(iter(batches()), device=stage.hardware.device), 0

@@ -27,7 +27,7 @@ Ctrl-C stops an answer."""
 @dataclass
 class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
-    source: str = flag("", "stage whose model to talk to: base | mid | sft (default: the last there is)", "-i")
+    source: str = flag("", "stage whose model to talk to: base | mid | sft | rl (default: the last there is)", "-i")
     prompt: str = flag("", "answer this and end", "-p")
     temperature: float = number(0.6, 0.0, 2.0, "0: always the likeliest token", "-t")
     top_k: int = number(50, 0, 1 << 20, "candidates to draw from (0: all)", "-k")

@@ -27,7 +27,7 @@ from nanochat.tasks.humaneval import passes
 @dataclass
 class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
-    source: str = flag("sft", "stage whose model to ask: base | mid | sft", "-i")
+    source: str = flag("sft", "stage whose model to ask: base | mid | sft | rl", "-i")
     tasks: str = flag(
         "", f"comma-separated: {', '.join(TASKS)}; all (default: those it was trained for)", "-a", "--task-name"
     )

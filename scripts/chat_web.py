@@ -33,7 +33,7 @@ COMPILER = "compiler"  # name of a thread
 @dataclass
 class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
-    source: str = flag("", "stage whose model to serve: base | mid | sft (default: the last there is)", "-i")
+    source: str = flag("", "stage whose model to serve: base | mid | sft | rl (default: the last there is)", "-i")
     step: int = number(-1, 0, MANY, "serve the checkpoint of this step (-1: the newest)", "-s")
     temperature: float = number(0.8, 0.0, 2.0, "where a request does not say", "-t")
     top_k: int = number(50, 0, 1 << 20, "candidates to draw from, where a request does not say (0: all)", "-k")

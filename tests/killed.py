@@ -74,6 +74,7 @@ def serve() -> None:
             said = os.open(trial["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(said, 1), os.dup2(said, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            sys.stdin = open(os.devnull)  # not the one that is read here
             if trial["operation"]:
                 at_operation(trial["operation"], trial["folder"])
             code = 1

@@ -19,8 +19,9 @@ import scripts
 from nanochat import flags
 from nanochat.chat_stages import ChatFlags
 from nanochat.errors import UserError
+from nanochat.rl_stage import RLFlags
 
-CHAT = {"scripts.mid_train": ChatFlags, "scripts.chat_sft": ChatFlags}
+CHAT = {"scripts.mid_train": ChatFlags, "scripts.chat_sft": ChatFlags, "scripts.chat_rl": RLFlags}
 HUGE = "99999999999999999999"
 VALUES = ("-1", "0", "1", "-3", HUGE, "1" * 5000, "1e308", "-0.5", "nan", "inf", "-inf", "", "x", "\udce9")
 NO_SCRIPTS = ("_worker", ".conftest", ".worker", "null_bindings")

@@ -275,7 +275,7 @@ def scripts(tmp_path):
     made.close()
 
 
-def kills(home, scripts, monkeypatch, moments):
+def kills(home, scripts, moments):
     """Trains once in peace, and once killed at each of these file operations, or seconds; the results."""
     scripts.ready()
     assert scripts.run("chat_rl", *FLAGS) == 0, scripts.said.read_text()
@@ -287,8 +287,8 @@ def kills(home, scripts, monkeypatch, moments):
     return peace, ended
 
 
-def test_killed_and_resumed_it_has_the_same_rewards_and_weights(home, scripts, monkeypatch):
-    (rows_, tensors), ended = kills(home, scripts, monkeypatch, [dict(operation=75)])
+def test_killed_and_resumed_it_has_the_same_rewards_and_weights(home, scripts, capsys):
+    (rows_, tensors), ended = kills(home, scripts, [dict(operation=75)])
     assert ended == [-9]
     steps = [row for row in rows_ if "reward" in row]
     assert [row["step"] for row in steps] == [1, 2, 3]
@@ -296,14 +296,14 @@ def test_killed_and_resumed_it_has_the_same_rewards_and_weights(home, scripts, m
     assert [row["step"] for row in rows_ if "passes" in row] == [0, 2, 3]
     start = Run.open("a").checkpoint("sft").tensors("model")
     assert any(not torch.equal(start[name], value) for name, value in tensors["model"].items())
-    assert scripts.run("chat_rl", *FLAGS) == 0 and "already trained" in scripts.said.read_text()
-    assert scripts.run("chat_rl", *FLAGS, "--seed=1") == 2 and "another plan" in scripts.said.read_text()
+    assert tiny.call("chat_rl", *FLAGS) == 0 and "already trained" in capsys.readouterr().out
+    assert tiny.call("chat_rl", *FLAGS, "--seed=1") == 2 and "another plan" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_killed_at_thirty_random_moments(home, scripts, monkeypatch):
+def test_killed_at_thirty_random_moments(home, scripts):
     draw = random.Random(5)
-    _, ended = kills(home, scripts, monkeypatch, [dict(seconds=draw.uniform(0.2, 3)) for _ in range(30)])
+    _, ended = kills(home, scripts, [dict(seconds=draw.uniform(0.2, 3)) for _ in range(30)])
     assert ended.count(-9) > 5
 
 
@@ -323,22 +323,19 @@ def test_real_questions_of_gsm8k_go_through_the_whole_stage(home, shared, monkey
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (dict(num_samples=1), "--num-samples is 1, wanted at least 2 (an advantage is a difference"),
         (dict(questions=3), "--questions 3 cannot be divided among 2 ranks"),
         (dict(task="poems"), "--task is 'poems'; RL can practise gsm8k or word_sums"),
-        (dict(init_lr_frac=0.0), "--init-lr-frac is 0, wanted more than 0"),
-        (dict(kl=-1.0), "--kl is -1, wanted at least 0"),
-        (dict(clip_low=1.0), "--clip-low is 1, wanted less than 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(flags, said):
-    with pytest.raises(UserError, match="^" + said.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(UserError, match=said):
         RLFlags(**flags).check(world=2)
 
 
 def test_refusals_of_the_scripts(home, capsys):
     for argv, said in (
         (["chat_rl", "--run=nobody"], "nobody"),
+        (["chat_rl", "--run=a", "--num-samples=1"], "--num-samples is 1"),
         (["chat_rl", "--run=a", "--source=mid"], "no finished mid"),
         (["chat_sft", "--run=a", "--source=sft", "--word-problems=101"], "--word-problems 101"),
         (["chat_sft", "--run=a", "--source=sft", "--data=x.jsonl", "--word-problems=2"], "--word-problems 2"),
