@@ -337,7 +337,7 @@ def test_refusals_of_the_scripts(home, capsys):
         (["chat_rl", "--run=nobody"], "nobody"),
         (["chat_rl", "--run=a", "--num-samples=1"], "--num-samples is 1"),
         (["chat_rl", "--run=a", "--source=mid"], "no finished mid"),
-        (["chat_sft", "--run=a", "--source=sft", "--word-problems=101"], "--word-problems 101"),
+        (["chat_sft", "--run=a", "--source=sft", "--word-problems=101"], "--word-problems is 101"),
         (["chat_sft", "--run=a", "--source=sft", "--data=x.jsonl", "--word-problems=2"], "--word-problems 2"),
     ):
         assert tiny.call(*argv) == 2

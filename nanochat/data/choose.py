@@ -31,8 +31,8 @@ def conversations(
 
     word_problems: percent of them, of the embedded ones. Raises UserError.
     """
-    if word_problems and (data != "embedded" or not 0 < word_problems <= 100):
-        raise UserError(f"--word-problems {word_problems}: wanted a percentage, and --data embedded, which has them")
+    if word_problems and data != "embedded":
+        raise UserError(f"--word-problems {word_problems}: only --data embedded has them")
     if data == "embedded":
         return Conversations(stage, draw=seed, word_problems=word_problems), []
     if data == "hub":
