@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -109,7 +110,8 @@ def decode_cost(config: GPTConfig, keys: Sequence[int], itemsize: int) -> tuple[
 # Predicted by parts, from the shapes. What is kept from step to step is known; what a step adds is largest at one of a
 # few moments, which are added up apart: at the head, where all activations are saved and a chunk of logits is made; in
 # the first layers of the backward; at its end, where all gradients of a micro-batch are returned at once; in the
-# optimizer; in a save. profiling/compiled/memory.py counts the same in the code that torch.compile generates.
+# optimizer; in a save. CUDA graphs keep the memory of the first three during the last two.
+# profiling/compiled/memory.py counts the same in the code that torch.compile generates.
 
 # Assumed, not counted: CUDA's context with loaded kernels and cuBLAS's workspace; NCCL's buffers, with several GPUs;
 # and of what tensors take, the share that the allocator loses to rounding up and to holes.
@@ -126,22 +128,28 @@ def training_memory(
     fp8: str = "",
     kernels: str = "auto",
     device: str = "cuda",
+    replayed: bool = True,
 ) -> dict[str, int]:
     """Predicted bytes of one rank's compiled training, by part, at the moment when most are needed; a sum is the peak.
 
     tokens: of a micro-batch on one rank, two or more of which make a step. dtype: of the activations. fp8: "",
     "current" or "delayed". kernels: "auto" where ours run, "torch" where PyTorch's do. device: "cuda" or "cpu".
+    replayed: whether CUDA graphs keep a micro-batch's memory while the optimizer has its own (nanochat/replay.py).
     """
     step = _Step(config, tokens, world, dtype, fp8, kernels, device)
-    most = max(step.moments().values(), key=lambda parts: sum(parts.values()))
-    parts = {**step.kept(), **most}
+    size = lambda parts: sum(parts.values())
+    moments = step.moments()
+    after = max((moments.pop(name) for name in ("optimizer", "save")), key=size)
+    most = max(moments.values(), key=size)
+    both = {**most, **after} if replayed and device == "cuda" else max(most, after, key=size)
+    parts = {**step.kept(), **both}
     if device == "cuda":
         slack = int(SLACK * sum(parts.values()))
         parts |= zip(ASSUMED, (CONTEXT, COMMUNICATION if world > 1 else 0, slack))
     return {name: size for name, size in parts.items() if size}
 
 
-def training_bytes(config: GPTConfig, tokens: int, world: int = 1, **how: str) -> int:
+def training_bytes(config: GPTConfig, tokens: int, world: int = 1, **how: Any) -> int:
     """The sum of `training_memory`, which see."""
     return sum(training_memory(config, tokens, world, **how).values())
 
@@ -199,7 +207,7 @@ class _Step:
         config, cuda = self.config, self.device == "cuda"
         return {
             "parameters": 4 * (banks + head) + self.table * tables,
-            "gradients": 4 * (banks if self.shadows else matrices) + 4 * head + self.table * tables,
+            "gradients": 4 * (banks if cuda else matrices) + 4 * head + self.table * tables,
             "shadows": self.e * matrices if self.shadows else 0,
             "moments": self._moments(banks, head, tables) // self.world,
             "rotary tables, batch": config.sequence_len * config.head_dim * self.e + 16 * self.tokens * cuda,
@@ -264,13 +272,14 @@ class _Step:
 
     def _update(self, banks: int, head: int, tables: int) -> int:
         """Muon's largest bank: the orthogonalised gradient, its next iterate, two products of the smaller side. With
-        several ranks, their shares of the reduced gradients and copies of the new values on their way. Without banks
-        of gradients, stacks of them.
+        several ranks, their shares of the reduced gradients and copies of the new values on their way. On a CPU, stacks
+        of the gradients, which elsewhere lie in banks.
         """
         orthogonal = 2 if self.dtype == "bfloat16" else 4  # bytes: MuonAdamW.dtype
         each = [K // self.world * (2 * m * n + 2 * min(m, n) ** 2) * orthogonal for K, m, n in self._banks()]
         values = 4 * banks + 4 * head + self.table * tables
-        return max(each) + (2 * values // self.world if self.world > 1 else 0) + (0 if self.shadows else 4 * banks)
+        moving, stacks = 2 * values // self.world if self.world > 1 else 0, 0 if self.device == "cuda" else 4 * banks
+        return max(each) + moving + stacks
 
     def saved(self) -> int:
         """Activations that forward keeps for the backward, as torch.compile's partitioner decides. The gradients that

@@ -127,6 +127,16 @@ def test_parts_by_hand():
     assert sum(parts.values()) == cost.training_bytes(config, 16 * 2048)
 
 
+def test_graphs_keep_a_micro_batch_while_the_optimizer_works():
+    config = model_config(24, 32768)
+    alone, kept = (cost.training_memory(config, 16 * 2048, replayed=replayed) for replayed in (False, True))
+    slack = "allocator's slack"
+    assert {name: kept[name] for name in alone if name != slack} == {k: v for k, v in alone.items() if k != slack}
+    largest = 96 * 4 * 1536**2 * 2  # Muon's, of the bank of all square matrices
+    assert kept["optimizer"] == largest and "optimizer" not in alone
+    assert cost.training_memory(config, 64, replayed=False)["optimizer"] == largest  # a micro-batch of less than that
+
+
 def test_ranks_share_moments_and_pad_banks():
     config = model_config(20, 32768)
     one, eight = (cost.training_memory(config, 2048, world) for world in (1, 8))

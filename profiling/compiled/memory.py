@@ -172,12 +172,13 @@ def measured(case: Case, card: str = "h100") -> dict[str, Any]:
 
 
 def predicted(case: Case) -> dict[str, int]:
-    """cost.training_memory of a case, without what is assumed and not counted."""
+    """cost.training_memory of a case, without what is assumed and not counted; the step here is not replayed."""
     from nanochat.gpt import GPTConfig
 
     config = GPTConfig(**case.config)
     kernels = "torch" if case.kernels == "torch" else "auto"
-    parts = training_memory(config, case.rows * config.sequence_len, 1, case.dtype, case.fp8, kernels)
+    tokens = case.rows * config.sequence_len
+    parts = training_memory(config, tokens, 1, case.dtype, case.fp8, kernels, replayed=False)
     left_out = ASSUMED if case.optimizer else (*ASSUMED, "moments")
     return {name: size for name, size in parts.items() if name not in left_out}
 
