@@ -55,8 +55,6 @@ def main() -> None:
             raise UserError(f"--eval names {part!r}; there are {', '.join(PARTS)}")
     if (flags.hf or flags.controls) and "core" not in parts:
         raise UserError(f"{'--hf' if flags.hf else '--controls'} is about CORE, which --eval {flags.eval} leaves out")
-    if min(flags.device_batch_size, flags.split_tokens) < 1:
-        raise UserError("--device-batch-size and --split-tokens want 1 or more")
     if "core" in parts and (folder := bundle.there(flags.bundle)):
         check(bundle.load(folder), flags.max_per_task)
     run = Run.open(flags.run)

@@ -147,13 +147,13 @@ def test_multiple_choice_and_writing_and_their_failures(trained, capsys, monkeyp
 
 def test_wrong_use_is_one_sentence(trained, capsys):
     for flags, said in (
-        (["-t", "-1"], "--temperature wants 0 to 2"),
-        (["-t", "nan"], "--temperature wants 0 to 2"),
+        (["-t", "-1"], "wanted 0 to 2"),
+        (["-t", "nan"], "wanted 0 to 2"),
         (["-t", "1", "-k", "-4"], "--top-k"),
         (["-x", "-3"], "--max-problems"),
         (["-m", "-5"], "--max-new-tokens"),
-        (["-b", "0"], "--batch-size 1 or more"),
-        (["-n", "0"], "--num-samples wants 1 or more"),
+        (["-b", "0"], "--batch-size is 0, wanted 1 to 4096"),
+        (["-n", "0"], "--num-samples is 0, wanted 1 to 10000"),
         (["--view"], "nothing of mid of 'a' has been evaluated yet"),
         (["--server=http://127.0.0.1:9", "--model=x", "--python-tool"], "--python-tool is for a run's model"),
     ):

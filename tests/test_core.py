@@ -398,8 +398,8 @@ def test_wrong_use_is_one_sentence(home, capsys):  # noqa: F811
         (["--eval=core", "--step=7"], "no checkpoint of base at step 7"),
         ([f"--bundle={bundles.write(home / 'b')}", "--max-per-task=3"], "--max-per-task is 3, wanted at least 4"),
         (["--eval=bpb", "--controls"], "--controls is about CORE, which --eval bpb leaves out"),
-        (["--eval=bpb", "--device-batch-size=0"], "want 1 or more"),
-        (["--eval=bpb", "--split-tokens=-3"], "want 1 or more"),
+        (["--eval=bpb", "--device-batch-size=0"], "wanted 1 to 65536"),
+        (["--eval=bpb", "--split-tokens=-3"], "wanted at least 1"),
     ):
         capsys.readouterr()
         assert tiny.call("base_eval", "--run=a", *flags) == 2
