@@ -5,10 +5,13 @@ Without rich, and on a dumb terminal, plain lines everywhere.
 """
 
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from nanochat.streams import live
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -76,6 +79,12 @@ class Count:
             left = (self.total - self.done) / rate
             with suppress(OSError):
                 print(f"{self.name} {self.done:,}/{self.total:,}  {rate:.1f}/s  {left:,.0f} s left", flush=True)
+
+    def through(self, items: Iterable[T], size: Callable[[T], int]) -> Iterator[T]:
+        """The items, each counted with its size when the next one is asked for."""
+        for item in items:
+            yield item
+            self.tick(size(item))
 
 
 def live_bar(transient: bool = False) -> Any:

@@ -19,6 +19,7 @@ from nanochat.flags import MANY, SEEDS, flag, number, parse, run_script
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
+from nanochat.progress import Count
 from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
 
@@ -27,7 +28,7 @@ PROMPTS = (
     "The capital of France is", "The chemical symbol of water is", "Yesterday was Friday, so tomorrow is",
     "The opposite of hot is", "Two plus three is", "",
 )  # fmt: skip
-MOST = dict(cuda=1 << 15)  # tokens that CORE computes at a time, by device; for others 2,048: more are no faster
+TOKENS, MOST = dict(cuda=40 * 524288), dict(cuda=1 << 15)  # by device: of each split; that CORE computes at a time
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Flags:
     bundle: str = flag("", "folder of the evaluation bundle (default: found, or downloaded)")
     data: str = flag("embedded", "text for bits per byte: embedded | hub | a path to parquet, JSONL or text files")
     device_batch_size: int = number(32, 1, 1 << 16, "rows per device at a time")
-    split_tokens: int = number(40 * 524288, 1, MANY, "tokens of each split (at most the whole validation split)")
+    split_tokens: int = number(-1, 1, MANY, "tokens of each split, at most all (-1: on a GPU 21 million, else 524,288)")
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
 
 
@@ -81,14 +82,16 @@ def main() -> None:
 
 def text(flags: Flags, run: Run, model: GPT, tokenizer: Tokenizer, hardware: Hardware, found: Checkpoint) -> None:
     """Bits per byte of both splits, printed and kept."""
-    source = choose.documents(flags.data, flags.split_tokens)
+    wanted = flags.split_tokens if flags.split_tokens > 0 else TOKENS.get(hardware.device.type, 524288)
+    source = choose.documents(flags.data, wanted)
     rows = Rows(flags.device_batch_size, model.config.sequence_len, rank=hardware.rank, world=hardware.world)
-    count = max(1, flags.split_tokens // rows.T)
-    result: dict = dict(stage=flags.source, step=found.step, data=f"{source.name} {source.fingerprint}")
-    result["model"] = found.fingerprint
+    data = f"{source.name} {source.fingerprint}"
+    result: dict = dict(stage=flags.source, step=found.step, data=data, model=found.fingerprint)
     for split in ("train", "val"):
-        batches = one_pass(source, split, document_encoder(tokenizer), rows, count, tokenizer.bos)
-        result[f"{split}_bpb"] = bits_per_byte(model, batches, tokenizer.token_bytes())
+        batches = one_pass(source, split, document_encoder(tokenizer), rows, max(1, wanted // rows.T), tokenizer.bos)
+        with Count(f"{split}, tokens", wanted, hardware.is_main) as shown:
+            ticking = shown.through(batches, lambda batch: batch.inputs.numel() * rows.world)
+            result[f"{split}_bpb"] = bits_per_byte(model, ticking, tokenizer.token_bytes())
         if hardware.is_main:
             print(f"{flags.source}: {split} {result[f'{split}_bpb']:.4f} bits per byte on {source.name}", flush=True)
     if hardware.is_main:

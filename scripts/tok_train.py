@@ -77,9 +77,8 @@ def train(flags: Flags, run: Run) -> None:
     def counted() -> Iterator[str]:
         nonlocal characters
         with Count("tokenizer, characters", flags.max_chars, True) as count:
-            for text in texts(source, flags.max_chars, flags.doc_cap):
+            for text in count.through(texts(source, flags.max_chars, flags.doc_cap), len):
                 characters += len(text)
-                count.tick(len(text))
                 yield text
         print(f"tokenizer: {characters:,} characters read; learning {flags.vocab_size:,} tokens", flush=True)
 
