@@ -1,8 +1,15 @@
-"""Entry points. Ctrl-C while a script is still importing ends it with one sentence and the code of an interruption."""
+"""Entry points. Ctrl-C while a script is still importing ends it with one sentence and the code of an interruption.
+
+What torch reads when it starts is set here, before any script imports it.
+"""
 
 import os
 import signal
 import sys
+
+from nanochat import threads
+
+threads.wait_asleep()
 
 
 def _stop(number: int, frame: object) -> None:

@@ -1,0 +1,126 @@
+"""What is left of our speed on a CPU when one other program computes too: training and decoding, idle and beside it.
+
+    python -m benchmarks.neighbour            # by each way in which OpenMP's threads can wait for each other
+    python -m benchmarks.neighbour --ways ours
+
+Each way has a process of its own; idle and beside the busy loop are measured in turns. `ours` is what the scripts set
+(nanochat/threads.py), `libraries` what torch's OpenMP does by itself.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from nanochat import threads
+from nanochat.errors import UserError
+from nanochat.flags import flag, number, parse, run_script
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.hardware import device_name
+from scripts.infer_bench import measure
+
+HERE = Path(__file__).parent
+WAYS = {
+    "ours": threads.ASLEEP,
+    "libraries": {},
+    "passive": {"OMP_WAIT_POLICY": "passive"},
+    "spin 1000": {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"},
+}
+BUSY = [sys.executable, "-c", "while True: pass"]
+WARM = 3  # orders before the first that counts
+
+
+@dataclass
+class Flags:
+    what: str = flag("train,decode", "which of the two, comma-separated")
+    ways: str = flag("ours,libraries", f"how threads wait, comma-separated: {', '.join(WAYS)}")
+    depth: int = number(6, 1, 1000, "layers of the model")
+    width: int = number(384, 1, 1 << 16, "channels; heads are of 128")
+    vocab_size: int = number(4096, 1, 1 << 24, "words of the vocabulary")
+    sequence_len: int = number(256, 64, 1 << 20, "tokens of context")
+    batch: int = number(8, 1, 1 << 16, "rows of a training step, and sequences decoded at a time")
+    rounds: int = number(5, 1, 10_000, "measurements of each, in turns")
+    compile: bool = flag(True, "torch.compile, as scripts do by default")
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """A process that computes without end."""
+    busy = subprocess.Popen(BUSY)
+    try:
+        yield
+    finally:
+        busy.kill()
+        busy.wait()
+
+
+def worker(what: str, way: str, settings: dict[str, Any]) -> subprocess.Popen:
+    others = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
+    words = [sys.executable, str(HERE / f"{what}_worker.py"), str(HERE.parent), json.dumps(settings)]
+    return subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**others, **WAYS[way]},
+    )  # fmt: skip
+
+
+def rates(flags: Flags, what: str, way: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Medians of tokens per second, idle and beside, and the second's share of the first."""
+    order = flags.batch if what == "decode" else 1
+    process, idle, beside = worker(what, way, settings), [], []
+    try:
+        for turn in range(WARM + flags.rounds):
+            alone = measure(process, order)
+            if turn < WARM:
+                continue
+            idle.append(alone["tok_per_s"])
+            with neighbour():
+                beside.append(measure(process, order)["tok_per_s"])
+    finally:
+        process.kill()
+        process.wait()
+    medians = dict(idle=statistics.median(idle), beside=statistics.median(beside))
+    return dict(what=what, way=way, about=alone["about"], **medians, share=medians["beside"] / medians["idle"])
+
+
+def main() -> None:
+    flags = parse(Flags, __doc__ or "")
+    asked, ways = flags.what.split(","), flags.ways.split(",")
+    if unknown := {*asked} - {"train", "decode"} | {*ways} - {*WAYS}:
+        raise UserError(
+            f"there is no {', '.join(sorted(unknown))}; --what has train and decode, --ways {', '.join(WAYS)}"
+        )
+    if flags.width % 128:
+        raise UserError(f"--width is {flags.width}, wanted a multiple of 128")
+    heads = flags.width // 128
+    model = GPT(GPTConfig(flags.sequence_len, flags.vocab_size, flags.depth, heads, heads, flags.width))
+    torch.manual_seed(0)
+    model.init_weights()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        weights = str(Path(folder) / "weights.safetensors")
+        save_file(model.state_dict(), weights)
+        more = dict(weights=weights, dtype="", threads=0, steps=8, prompt_tokens=16, new_tokens=32, profile=0)
+        for what in asked:
+            for way in ways:
+                rows.append(row := rates(flags, what, way, {**asdict(flags), **more}))
+                print(f"{what:6} {way:9} {row['idle']:9.0f} tok/s idle, {row['beside']:9.0f} beside a busy process "
+                      f"({row['share']:.0%}; {row['about']})", flush=True)  # fmt: skip
+    print(
+        json.dumps(
+            dict(machine=device_name(torch.device("cpu")), torch=torch.__version__, flags=asdict(flags), rows=rows)
+        )
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
