@@ -1,8 +1,8 @@
 """How the threads of a CPU wait for each other, set before torch starts: asleep, so that other programs have the cores.
 
 OpenMP's threads end every parallel loop together. Waiting in a busy loop they keep a core from the very thread that
-they wait for, as soon as another program wants one, and training falls to a fraction of its speed. How much is left, and
-that it costs nothing on an idle machine, is what `python -m benchmarks.neighbour` measures.
+they wait for, as soon as another program wants one, and training falls to a fraction of its speed. How much is left,
+and that it costs nothing on an idle machine, is what `python -m benchmarks.neighbour` measures.
 """
 
 import os
