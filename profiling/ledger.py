@@ -17,7 +17,7 @@ from profiling.simulate import BAND, LEVERS, Job, step, what_if
 
 ROOT = Path(__file__).parent.parent
 CPU = "benchmarks/results/vs-upstream-cpu.json"
-STEP = "benchmarks/results/h100-first-run.json"
+STEP = "benchmarks/results/h100-second-run.json"
 SINGLE = "benchmarks/results/nvidia-h100-80gb-hbm3.json"
 ON = frozenset({"norms", "weights", "embeddings", "optimizer", "head"})  # levers that the measured step ran with
 
@@ -40,6 +40,8 @@ NOT_BUILT = {
 UNSEEN = {
     "no waiting for the loss": "it is asked for after the last forward and read while the backward runs, when "
     "the GPU has work in line; that a rank was told to stop travels with it ([ranks](../nanochat/ranks.py))",
+    "a step replayed as CUDA graphs": "a host that launches a thousand kernels and more is slower than the GPU is "
+    "([replay](../nanochat/replay.py)); measured: above, and with fp8 in GPU.md",
     "batches in pinned memory, made by a thread": "others published that it saves 7 s of a run "
     "([loader](../nanochat/data/loader.py))",
     "the garbage collector frozen after the first step": "others published pauses of 500 ms "
@@ -80,17 +82,6 @@ def predicted(fp8: bool, known: dict[str, str]) -> str:
     return text + "\n"
 
 
-def attention(found: dict[str, Any]) -> tuple[float, float]:
-    """Milliseconds of attention's three kernels with a window, timed alone: with static block sizes, with the best."""
-    rows = [row for row in found["rows"] if row["who"] == "ours" and row["case"].startswith("window")]
-    before, after = 0.0, 0.0
-    for kernel, blocks in found["static"].items():
-        mine = [row for row in rows if row["kernel"] == kernel]
-        before += next(row["ms"] for row in mine if blocks.items() <= row.items())
-        after += min(row["ms"] for row in mine)
-    return before, after
-
-
 def on_gpu(result: dict[str, Any]) -> str:
     """A step's parts, predicted and measured."""
     found, where = result["training_step"], result["environment"]
@@ -102,15 +93,17 @@ def on_gpu(result: dict[str, Any]) -> str:
     text = f"## One H100: depth {found['depth']}, {found['rows']} rows, our kernels, without FlashAttention\n\n"
     text += f"{where['machine']}, torch {where['torch']}, Triton {where['triton']} ([numbers](../{STEP})): "
     text += f"{found['tok_per_s']:,.0f} tokens/s, {found['peak_gib']:.2f} GiB allocated at most (predicted: "
-    before, after = attention(result["attention"])
-    text += f"{found['predicted_peak_gib']:.2f}). The prediction's attention is FlashAttention 3's; ours still had "
-    text += "the static block sizes. At d24, with a window, the best of those measured since take "
-    text += f"{after / before:.2f} of the static ones' time.\n\n"
+    text += f"{found['predicted_peak_gib']:.2f}), replayed as CUDA graphs; launched one by one it took "
+    text += f"{found['launched']['step_ms']:.1f} ms. The prediction's attention is FlashAttention 3's, not ours. "
+    other = result["upstream_step"]["tok_per_s"]
+    text += f"Upstream's step there, with PyTorch's attention: {other:,.0f} tokens/s.\n\n"
     text += "| part | predicted | measured |\n|---|---|---|\n"
-    listed = {name: ms for name, ms in found["parts_ms"].items() if name in parts}
-    for name, ms in listed.items():
-        text += f"| {name} | {parts[name]:.1f} ms | {ms:.1f} ms |\n"
-    rest = sum(ms for name, ms in parts.items() if name not in listed), found["step_ms"] - sum(listed.values())
+    rest = sum(parts.values()), found["step_ms"]
+    for names, ms in found["parts_ms"].items():
+        if set(names.split(" + ")) <= parts.keys():
+            predicted = sum(parts[name] for name in names.split(" + "))
+            text += f"| {names} | {predicted:.1f} ms | {ms:.1f} ms |\n"
+            rest = rest[0] - predicted, rest[1] - ms
     text += f"| the rest, gaps | {rest[0]:.1f} ms | {rest[1]:.1f} ms |\n"
     return text + f"| step | {sum(parts.values()):.1f} ms | {found['step_ms']:.1f} ms |\n\n"
 

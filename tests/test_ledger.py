@@ -15,14 +15,15 @@ def test_the_ledger_is_what_is_written_now():
 def test_a_measured_step_stands_beside_its_prediction():
     step = json.loads((ledger.ROOT / ledger.STEP).read_text())
     found = step["training_step"]
-    found["parts_ms"] = dict(products=20.0, attention=5.0)
+    found["parts_ms"] = {"products + relu²": 20.0, "attention": 5.0, "unknown": 1.0}
     found["step_ms"] = 30.0
     table = [line for line in ledger.on_gpu(step).splitlines() if line.startswith("| ")]
-    assert [line.split(" | ")[0][2:] for line in table] == ["part", "products", "attention", "the rest, gaps", "step"]
+    names = ["part", "products + relu²", "attention", "the rest, gaps", "step"]
+    assert [line.split(" | ")[0][2:] for line in table] == names
     assert [line.rsplit("| ", 1)[1] for line in table[1:]] == ["20.0 ms |", "5.0 ms |", "5.0 ms |", "30.0 ms |"]
 
 
 def test_a_missing_result_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(ledger, "ROOT", tmp_path)
-    with pytest.raises(UserError, match="h100-first-run.json is missing; take it from the repository again"):
+    with pytest.raises(UserError, match="h100-second-run.json is missing; take it from the repository again"):
         ledger.read(ledger.STEP)
