@@ -1,6 +1,5 @@
 """CORE, bits per byte and samples of a trained model; CORE of a Hugging Face model too, with its own tokenizer."""
 
-import re
 from dataclasses import dataclass, replace
 
 from nanochat.checkpoint import Checkpoint
@@ -131,7 +130,7 @@ def ask_core(
         part, key, file = "core", flags.source, flags.source
     elif run.folder.is_dir():
         part, key = "core_hf", core_hf.label(flags.hf)
-        file = "hf_" + re.sub(r"[^A-Za-z0-9._-]+", "_", key)
+        file = core_hf.file_name(key)
     else:
         return print(f"Not kept: there is no run {run.name!r} to keep it beside; --run names one", flush=True)
     write_atomically(run.stage("eval") / f"{file}_core.csv", core_output.as_csv(result))

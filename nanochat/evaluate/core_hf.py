@@ -6,6 +6,7 @@ Needs transformers: pip install transformers (the extra `hf`).
 """
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> "HubModel":
 def label(name: str) -> str:
     """What a model is called where its results are shown: of a folder, its own name."""
     return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def file_name(label: str) -> str:
+    """The beginning of the name of a file about it."""
+    return "hf_" + re.sub(r"[^A-Za-z0-9._-]+", "_", label)
 
 
 class HubModel:
