@@ -62,8 +62,7 @@ def main() -> None:
     hardware = look_at_hardware(flags.device_type)
     if flags.hf:
         return ask_core(flags, core_hf.load(flags.hf, hardware.device, hardware.dtype), hardware, flags.hf, run)
-    step = flags.step if flags.step >= 0 else None
-    found = same_checkpoint(lambda: run.checkpoint(flags.source, step))
+    found = same_checkpoint(lambda: run.checkpoint(flags.source, flags.step if flags.step >= 0 else None))
     tokenizer = run.tokenizer()
     found.check_tokenizer(tokenizer)
     if hardware.is_main:
