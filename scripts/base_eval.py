@@ -23,10 +23,8 @@ from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
 
 PARTS = ("core", "bpb", "sample")
-PROMPTS = (
-    "The capital of France is", "The chemical symbol of water is", "Yesterday was Friday, so tomorrow is",
-    "The opposite of hot is", "Two plus three is", "",
-)  # fmt: skip
+PROMPTS = ("The capital of France is", "The chemical symbol of water is", "Yesterday was Friday, so tomorrow is",
+           "The opposite of hot is", "Two plus three is", "")  # fmt: skip
 TOKENS, MOST = dict(cuda=40 * 524288), dict(cuda=1 << 15)  # by device: of each split; that CORE computes at a time
 
 
