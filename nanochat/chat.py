@@ -58,15 +58,14 @@ class Reply:
     def feed(self, token: int) -> list[Event]:
         if self.stopped:
             return []
-        special = self.tokenizer.special
-        if token >= len(self.tokenizer.merges):
-            return self._call(token, special, self.tool) if self.tool else []
+        special = token >= len(self.tokenizer.merges)
+        if special and self.tool:
+            return self._call(token, self.tokenizer.special, self.tool)
         if self._inside:
             self._section.append(token)
             return []
-        if self.request.logprobs:
-            self._owed.append((self._shown + len(self._held), token, self.request.logprobs[-1]))
-        return self._text(self._decoder.decode(self.tokenizer.decode_bytes([token])))
+        self._owe(token)
+        return self._text("" if special else self._decoder.decode(self.tokenizer.decode_bytes([token])))
 
     def finish(self) -> list[Event]:
         """What was still held back, at the end."""
@@ -74,6 +73,8 @@ class Reply:
             self.pending.cancel()
         if self.stopped:
             return []
+        if self.request.echo and self.request.stopped_by is not None:
+            self._owe(self.request.stopped_by)
         found = self._text(self._decoder.decode(b"", final=True))
         return found if self.stopped else found + self._give(self._held, last=True)
 
@@ -83,6 +84,10 @@ class Reply:
         answer, self.pending = self.pending.result(), None
         self.request.paused = False
         self._force(answer)
+
+    def _owe(self, token: int) -> None:
+        if self.request.logprobs:
+            self._owed.append((self._shown + len(self._held), token, self.request.logprobs[-1]))
 
     def _text(self, new: str) -> list[Event]:
         text = self._held + new
@@ -167,14 +172,24 @@ def visible_text(events: list[Event]) -> str:
 
 
 def prompt_within(tokenizer: Tokenizer, messages: list[dict], max_tokens: int, context: int) -> list[int]:
-    """A conversation's ids. Drops the oldest turns when prompt and answer exceed the context."""
-    messages = list(messages)
+    """A conversation's ids. Drops the oldest turns when prompt and answer exceed the context.
+
+    It is read from its end, and no further than there is room: what a conversation costs does not grow with its length.
+    """
+    system, turns = (messages[:1], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
+    room = context - min(max_tokens, context // 4)
+    size = 2 + sum(
+        len(tokenizer.encode(message["content"] + "\n\n")) for message in system
+    )  # <|bos|>, the answer's start
+    first = last = (len(turns) - 1) // 2 * 2  # turns are dropped by pairs
+    size += sum(len(tokenizer.turn(turn)[0]) for turn in turns[first:])
+    while first and (size := size + sum(len(tokenizer.turn(turn)[0]) for turn in turns[first - 2 : first])) <= room:
+        first -= 2
     while True:
-        prompt = tokenizer.render_for_completion(messages)
-        if len(prompt) + min(max_tokens, context // 4) <= context or len(messages) <= 2:
+        prompt = tokenizer.render_for_completion([*system, *turns[first:]])
+        if len(prompt) <= room or first == last:
             break
-        first = 1 if messages[0]["role"] == "system" else 0
-        del messages[first : first + 2]
+        first += 2  # what joins two texts may be a token more than the two
     return prompt if len(prompt) < context else [prompt[0], *prompt[-(context * 3 // 4) :]]
 
 

@@ -142,33 +142,42 @@ class Tokenizer:
         output too. Raises ValueError when the conversation is malformed (see check_conversation).
         """
         ids, mask = [self.bos], [0]
+        for message in merge_system(check_conversation(conversation)):
+            tokens, trained = self.turn(message)
+            ids += tokens
+            mask += trained
+        return ids, mask
+
+    def turn(self, message: dict) -> tuple[list[int], list[int]]:
+        """(ids, mask) of one message, the user's or the assistant's."""
+        ids: list[int] = []
+        mask: list[int] = []
 
         def add(tokens: list[int] | str, trained: int) -> None:
             tokens = [self.special[tokens]] if isinstance(tokens, str) else tokens
             ids.extend(tokens)
             mask.extend([trained] * len(tokens))
 
-        for message in merge_system(check_conversation(conversation)):
-            content = message["content"]
-            if message["role"] == "user":
-                add("<|user_start|>", 0)
-                add(self.encode(content), 0)
-                add("<|user_end|>", 0)
-                continue
-            add("<|assistant_start|>", 0)
-            for part in [dict(type="text", text=content)] if isinstance(content, str) else content:
-                tokens = self.encode(part["text"])
-                if part["type"] == "text":
-                    add(tokens, 1)
-                elif part["type"] == "python":
-                    add("<|python_start|>", 1)
-                    add(tokens, 1)
-                    add("<|python_end|>", 1)
-                else:
-                    add("<|output_start|>", 0)
-                    add(tokens, 0)
-                    add("<|output_end|>", 0)
-            add("<|assistant_end|>", 1)
+        content = message["content"]
+        if message["role"] == "user":
+            add("<|user_start|>", 0)
+            add(self.encode(content), 0)
+            add("<|user_end|>", 0)
+            return ids, mask
+        add("<|assistant_start|>", 0)
+        for part in [dict(type="text", text=content)] if isinstance(content, str) else content:
+            tokens = self.encode(part["text"])
+            if part["type"] == "text":
+                add(tokens, 1)
+            elif part["type"] == "python":
+                add("<|python_start|>", 1)
+                add(tokens, 1)
+                add("<|python_end|>", 1)
+            else:
+                add("<|output_start|>", 0)
+                add(tokens, 0)
+                add("<|output_end|>", 0)
+        add("<|assistant_end|>", 1)
         return ids, mask
 
     def render_for_completion(self, messages: list[dict]) -> list[int]:

@@ -64,8 +64,7 @@ def decoding(engine: Engine, name: str, folder: Path, hardware: Hardware, more: 
 
     def note() -> None:
         keys.append(engine.slots.lengths[: len(engine.running)])
-        fresh = [request for request in engine.running if len(request.output) <= 1]  # this was their first step
-        prompts.append(sum(len(request.prompt) - 1 - request.cached for request in fresh))
+        prompts.append(engine.read)
 
     def due() -> list[str]:
         idle = not engine.waiting and all(request.finished for request in engine.running)

@@ -19,8 +19,9 @@ from nanochat.sandbox import tool as tools
 
 try:
     from nanochat.web import metrics, mock
-    from nanochat.web.app import Served, make_app
-    from nanochat.web.limits import Limits
+    from nanochat.web.app import make_app
+    from nanochat.web.asking import Served
+    from nanochat.web.limits import EVERYWHERE, Limits, called, checked_origin
     from nanochat.web.server import Door, address, listen, listening, until_told_to_end
     from nanochat.web.worker import Pool, Worker
 except ModuleNotFoundError as missing:
@@ -45,6 +46,8 @@ class Flags:
     slots: int = number(32, 1, 4096, "answers that a replica writes at the same time")
     max_waiting: int = number(256, 1, MANY, "answers that may run or wait in all; more get 429")
     api_key: str = flag("", "clients must send this key (default: none is asked for)")
+    allow_host: str = flag("", "other names the server is called by (host.docker.internal, a proxy's), comma-separated")
+    allow_origin: str = flag("", "one other page whose scripts may ask (CORS), such as https://example.org")
     python_tool: bool = flag(False, tools.HELP)
     allow_unsandboxed: bool = flag(False, tools.HELP_UNSANDBOXED)
     mock: bool = flag(False, "serve a parrot with prepared answers, to try the page without training")
@@ -52,9 +55,9 @@ class Flags:
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
-    everywhere = flags.host in ("0.0.0.0", "::")
-    hosts = frozenset() if everywhere else frozenset({flags.host, "localhost", "127.0.0.1", "::1"})
-    tool, limits, door = tools.chosen(flags), Limits(hosts, flags.api_key), Door()
+    everywhere = flags.host in EVERYWHERE
+    limits = Limits(called(flags.host, flags.allow_host), flags.api_key, checked_origin(flags.allow_origin))
+    tool, door = tools.chosen(flags), Door()
     with listen(flags.host, flags.port) as at, listening(door, limits, at) as thread:
         served = load(flags, tool)
         enter(door, served, limits)

@@ -20,10 +20,11 @@ from kernels import traffic, triton_utils, use
 from kernels.attention import triton_decode
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.engine import graphs as engine_graphs
-from nanochat.engine.cache import Slots, moved
+from nanochat.engine.cache import Slots
 from nanochat.engine.decode import Decoder
 from nanochat.engine.engine import KINDS, PREFILLS
 from nanochat.engine.graphs import WARM, Graphs
+from nanochat.engine.sampling import moved
 
 
 class Stream:

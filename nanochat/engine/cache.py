@@ -1,24 +1,18 @@
 """The KV cache: one slot per running request, the running ones always in the first slots.
 
 Keys and values are (L, slots, S, K, D) in the compute dtype; on a CPU in float32 and with each head's in a piece, which
-decode.py reads much faster. The slots behind the running ones keep what ended requests
-left: a new request whose prompt begins like one of them, or like a running one's, starts from there. A chat sends its
-history again with each turn, and a server's system prompt is the same for everybody, so most prompts do.
+decode.py reads much faster. The slots behind the running ones keep what ended requests left: a new request whose prompt
+begins like one of them, or like a running one's, starts from there. A chat sends its history again with each turn, and
+a server's system prompt is the same for everybody, so most prompts do. Where a prompt's log-probabilities were asked
+for, they stay beside its keys and values, which alone could not give them again.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from kernels import flash_attention_decode
+from nanochat.engine.sampling import LogProbs, moved
 from nanochat.gpt import GPTConfig
-
-
-def moved(values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A list as a tensor on a device. On CUDA the host does not wait for it: it comes from pinned memory."""
-    cuda = device.type == "cuda"
-    return torch.tensor(values, dtype=dtype, pin_memory=cuda).to(device, non_blocking=cuda)
 
 
 class Slots:
@@ -37,6 +31,7 @@ class Slots:
         self.lengths = [0] * count  # tokens in each slot
         self.previous = torch.zeros((count, 1, config.n_embd), device=device, dtype=dtype)
         self.tokens: list[list[int]] = [[] for _ in range(count)]  # what ended or begun requests left in each slot
+        self.logprobs: list[list[LogProbs | None]] = [[] for _ in range(count)]  # of the first of these tokens
         self._used = [0] * count  # when a slot was last begun, for choosing what to forget
         self._clock = 0
 
@@ -51,39 +46,48 @@ class Slots:
             store[:, b] = kept
         self.lengths[a], self.lengths[b] = self.lengths[b], self.lengths[a]
         self.tokens[a], self.tokens[b] = self.tokens[b], self.tokens[a]
+        self.logprobs[a], self.logprobs[b] = self.logprobs[b], self.logprobs[a]
         self._used[a], self._used[b] = self._used[b], self._used[a]
 
-    def begin(self, prompt: list[int], slot: int) -> int:
-        """Makes `slot`, the first that is not running, ready for a prompt; returns how many tokens are there already.
+    def begin(self, prompt: list[int], first: int, alternatives: int | None = None) -> tuple[int, int]:
+        """Makes one of the slots from `first` on ready for a prompt: (which, how many tokens are there already).
 
-        At least the last token is left to do: its logits are wanted. The caller sets `previous` for what is left.
+        At least the last token is left to do: its logits are wanted. With `alternatives`, `logprobs` then holds the
+        log-probabilities of those tokens and of the next, each with so many alternatives or more. The caller sets
+        `previous` for what is left.
         """
-        shared = [self._shared(prompt, i) for i in range(len(self.lengths))]
+        shared = [self._shared(prompt, i, alternatives) for i in range(len(self.lengths))]
         best = max(range(len(shared)), key=shared.__getitem__)
         n = shared[best]
-        if best >= slot and 2 * n > self.lengths[best]:
-            given = best  # a chat goes on: what else is in its slot is worth nothing
+        if best >= first and 2 * n > self.lengths[best]:
+            slot = best  # a chat goes on: what else is in its slot is worth nothing
         else:
-            given = min(range(slot, len(self.lengths)), key=self._used.__getitem__)  # the oldest
-        self.swap(given, slot)
-        source = {given: slot, slot: given}.get(best, best)
-        if source != slot:
-            self.k[:, slot, :n], self.v[:, slot, :n] = self.k[:, source, :n], self.v[:, source, :n]
+            slot = min(range(first, len(self.lengths)), key=self._used.__getitem__)  # the oldest
+        if best != slot:
+            self.k[:, slot, :n], self.v[:, slot, :n] = self.k[:, best, :n], self.v[:, best, :n]
+        said = self.logprobs[best]
+        self.logprobs[slot] = said[:n] if alternatives is None else said[: n + 1] or [None]
         self.lengths[slot], self.tokens[slot] = n, list(prompt)
         self._clock += 1
         self._used[slot] = self._clock
-        return n
+        return slot, n
 
     def forget(self) -> None:
         """Nothing is kept for later prompts. Nothing may be running."""
         count = len(self.lengths)
         self.lengths, self.tokens, self._used = [0] * count, [[] for _ in range(count)], [0] * count
+        self.logprobs = [[] for _ in range(count)]
 
-    def _shared(self, prompt: list[int], slot: int) -> int:
-        """How many of a prompt's first tokens, but for its last, a slot holds."""
+    def _shared(self, prompt: list[int], slot: int, alternatives: int | None) -> int:
+        """How many of a prompt's first tokens, but for its last, a slot holds with all that is asked of them."""
         held = self.tokens[slot]
-        most = min(len(prompt) - 1, len(held), self.lengths[slot])
-        return next((i for i in range(most) if prompt[i] != held[i]), most)
+        same = next((i for i, (a, b) in enumerate(zip(prompt, held)) if a != b), min(len(prompt), len(held)))
+        n = min(same, len(prompt) - 1, self.lengths[slot])
+        if alternatives is None:
+            return n
+        said = self.logprobs[slot][:same]
+        known = next((i for i, one in enumerate(said) if one and len(one.top) < alternatives), len(said))
+        return max(0, min(n, known - 1))  # the last one is run again: what it says of the next token is not kept
 
     def view(self, first: int, last: int, tokens: int) -> "View":
         """Slots first … last−1 for a forward pass over `tokens` new tokens each."""

@@ -1,21 +1,21 @@
 """Continuous batching: requests join and leave the batch between steps.
 
 `submit` a request, call `step` until `idle`: each step gives every running request one more token, either sampled or,
-if its owner has forced some (a tool's answer), the next forced one. Requests wait in a queue until a slot is free.
+if its owner has forced some (a tool's answer), the next forced one. What else a step reads, scheduler.py says.
 """
 
-from collections import deque
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from nanochat.engine.cache import Slots, moved
+from nanochat.engine.cache import Slots
 from nanochat.engine.decode import Decoder
 from nanochat.engine.graphs import Graphs
-from nanochat.engine.sampling import LogProbs, Sampling, log_probabilities, sample
+from nanochat.engine.sampling import LogProbs, Sampling, log_probabilities, moved, sample
+from nanochat.engine.scheduler import BUDGET, CPU_BUDGET, Piece, Request, Scheduler
 from nanochat.gpt import GPT
 from nanochat.hardware import can_compile, compile_cache, mark_compiling
 
@@ -28,31 +28,7 @@ KINDS = (
 )  # fmt: skip
 
 
-@dataclass(eq=False)
-class Request:
-    """One sequence being continued. `output` grows by a token a step until `finished`, for the reason in `ended`."""
-
-    prompt: list[int]
-    max_tokens: int
-    sampling: Sampling
-    stop: frozenset[int] = frozenset()  # a sampled token in here ends the request; it is not in the output
-    output: list[int] = field(default_factory=list)
-    drawn: list[bool] = field(default_factory=list)  # of each token of the output: it was not forced
-    stopped_by: int | None = None  # the stop token that ended it
-    logprobs: list[LogProbs] = field(default_factory=list)  # where asked for: of each of these tokens, that one last
-    forced: deque[int] = field(default_factory=deque)
-    finished: bool = False
-    paused: bool = False  # waits for its owner outside of the batch: submit it again when it may go on
-    ended: str = ""  # "stop": by a stop token; "length": max_tokens or the context; "" while running, or cancelled
-    cached: int = 0  # tokens of the prompt that were in the cache already
-    generator: torch.Generator = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(self.sampling.seed)
-
-    def force(self, tokens: list[int]) -> None:
-        """The next tokens of the output, whatever the model would say."""
-        self.forced.extend(tokens)
+HEAD_ROWS = 128  # positions whose logits are there at a time while a prompt's log-probabilities are made
 
 
 class Engine:
@@ -64,10 +40,10 @@ class Engine:
         self.config = model.config
         self.device = model.lm_head.weight.device
         self.slots = Slots(model.config, slots, self.device, model.dtype)
-        self.running: list[Request] = []  # the i-th is in slot i
-        self.waiting: deque[Request] = deque()
+        self.scheduler = Scheduler(self.slots, CPU_BUDGET if self.device.type == "cpu" else BUDGET)
+        self.read = 0  # prompt tokens that the last step took in
         self._decode = Decoder(self.model, self.slots) if self.device.type == "cpu" else Graphs(self.model, self.slots)
-        self._capacity, self._compiling = slots, False
+        self._compiling = False
         # Of whoever watches (profiling/record.py): what is called after each step, and what each part of one runs in.
         self.after_step: Callable[[], None] = lambda: None
         self.part: Callable[[str], AbstractContextManager] = nullcontext
@@ -86,6 +62,16 @@ class Engine:
         if isinstance(self._decode, Decoder):
             self._decode = Decoder(self.model, self.slots)
         self.slots.forget()
+
+    @property
+    def running(self) -> list[Request]:
+        """The i-th is in slot i."""
+        return self.scheduler.running
+
+    @property
+    def waiting(self) -> list[Request]:
+        """The first may be half read."""
+        return self.scheduler.waiting
 
     @property
     def idle(self) -> bool:
@@ -145,10 +131,7 @@ class Engine:
             raise ValueError(
                 f"Engine: the prompt has {len(request.prompt)} tokens, wanted 1 to {self.config.sequence_len - 1}"
             )
-        if request.output:
-            self.waiting.appendleft(request)
-        else:
-            self.waiting.append(request)
+        self.scheduler.submit(request)
         return request
 
     def cancel(self, request: Request) -> None:
@@ -159,18 +142,24 @@ class Engine:
     def step(self) -> list[tuple[Request, int]]:
         """One more token for every running request: [(request, token)]. A request's stop token is not reported."""
         self.retire()
-        while self.waiting and len(self.running) < self._capacity:
-            request = self.waiting.popleft()
-            if not request.finished:
-                with self.part("prefill"):
-                    self._prefill(request)
+        self.read = 0
+        self.scheduler.begin_step()
+        started = time.perf_counter()
+        while piece := self.scheduler.next_piece():
+            with self.part("prefill"):
+                self._prefill(piece)
+            if self.scheduler.read(piece):
+                self._begin(piece.request)
         if not self.running:
             return []
+        reading = time.perf_counter() - started
         last = [(request.output or request.prompt)[-1] for request in self.running]
         with self.part("decode"):
             logits = self._decode(last)  # (B, V), raw
         with self.part("sampling"):
             found = self._choose(logits)
+        if self.read and self.device.type == "cpu":
+            self.scheduler.learn(reading, time.perf_counter() - started - reading)
         self.after_step()
         return found
 
@@ -186,18 +175,34 @@ class Engine:
             self.cancel(request)
             self.retire()
 
-    def _prefill(self, request: Request) -> None:
-        """Takes a request in: its tokens but for the last, which goes through the decode step with all others."""
-        slot, tokens = len(self.running), [*request.prompt, *request.output]
-        done = self.slots.begin(tokens, slot)
-        if not request.output:
-            request.cached = done
+    def _prefill(self, piece: Piece) -> None:
+        """Takes a piece of a prompt into its slot. The last token goes through the decode step with all others."""
+        request, slot, fresh = piece
+        done, tokens = self.slots.lengths[slot], request.tokens
         self.slots.previous[slot] = self.model.embedded(tokens[done - 1]) if done else 0
-        self.running.append(request)
-        if fresh := tokens[done:-1]:
-            view = self.slots.view(slot, slot + 1, len(fresh))
-            self.model.hidden(moved([fresh], torch.int64, self.device), view)
-            view.advance()
+        if not fresh:
+            return
+        view = self.slots.view(slot, slot + 1, len(fresh))
+        hidden = self.model.hidden(moved([fresh], torch.int64, self.device), view)[0]  # (T, C)
+        view.advance()
+        self.read += len(fresh)
+        if request.echo:
+            following = tokens[done + 1 : done + 1 + len(fresh)]
+            for start in range(0, len(fresh), HEAD_ROWS):
+                said = following[start : start + HEAD_ROWS]
+                logits = self.model.lm_head(hidden[start : start + HEAD_ROWS])[:, : self.config.vocab_size]
+                alternatives = [request.sampling.logprobs or 0] * len(said)
+                self.slots.logprobs[slot] += log_probabilities(logits, self.config.softcap, said, alternatives)
+
+    def _begin(self, request: Request) -> None:
+        """Its prompt is all there: what was said of it is the request's."""
+        if request.echo:
+            n = request.sampling.logprobs or 0
+            said = self.slots.logprobs[len(self.running) - 1]
+            request.echoed = [one and LogProbs(one.chosen, one.top[:n]) for one in said]
+        if request.max_tokens == 0:
+            request.finished, request.ended = True, "length"
+            self.retire()
 
     def _choose(self, logits: Tensor) -> list[tuple[Request, int]]:
         """Every running request's next token, from raw logits (B, V)."""
@@ -231,11 +236,4 @@ class Engine:
 
     def retire(self) -> None:
         """Frees the slots of finished and paused requests, which keep their tokens for prompts that begin alike."""
-        for slot in reversed(range(len(self.running))):
-            request = self.running[slot]
-            if request.finished or request.paused:
-                last = len(self.running) - 1
-                self.slots.tokens[slot] = [*request.prompt, *request.output]
-                self.slots.swap(slot, last)
-                self.running[slot] = self.running[last]
-                self.running.pop()
+        self.scheduler.retire()

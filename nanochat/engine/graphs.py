@@ -18,7 +18,8 @@ from torch import Tensor
 
 from kernels import flash_attention_decode
 from nanochat.capture import captured
-from nanochat.engine.cache import Slots, moved
+from nanochat.engine.cache import Slots
+from nanochat.engine.sampling import moved
 from nanochat.gpt import GPT
 
 WARM = 3  # runs before a capture: kernels are compiled and probed in them

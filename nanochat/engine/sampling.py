@@ -16,7 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanochat.engine.cache import moved
+
+def moved(values: Sequence, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A list as a tensor on a device. On CUDA the host does not wait for it: it comes from pinned memory."""
+    cuda = device.type == "cuda"
+    return torch.tensor(values, dtype=dtype, pin_memory=cuda).to(device, non_blocking=cuda)
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,11 @@ class Kind(NamedTuple):
     nucleus: bool  # whether there is a top_p
 
 
+COLD = 1e-6  # temperatures below take the likeliest token: divided by them, float32 no longer tells logits apart
+
+
 def kind(asked: Sampling, vocab: int) -> Kind:
-    if asked.temperature == 0 or asked.top_k == 1:
+    if asked.temperature < COLD or asked.top_k == 1:
         k: int | None = 1
     else:
         k = None if asked.top_k is None or asked.top_k >= vocab else asked.top_k
@@ -113,7 +120,7 @@ def _draw(logits: Tensor, softcap: float | None, which: Kind, owners: Sequence[D
     values, ids = (logits, None) if which.k is None else best(logits, which.k)  # (n, k), best first
     settings = [owner.sampling for owner in owners]
     draws = [torch.rand((), generator=owner.generator).item() for owner in owners]  # in [0, 1)
-    told = [(1 / max(of.temperature, 1e-6), of.min_p, of.top_p, draw) for of, draw in zip(settings, draws)]
+    told = [(1 / of.temperature, of.min_p, of.top_p, draw) for of, draw in zip(settings, draws)]
     colder, min_p, top_p, draw = moved(list(zip(*told)), torch.float32, logits.device)[..., None]  # (n, 1) each
     p = probabilities(values, softcap, colder)
     if any(of.min_p > 0 for of in settings):

@@ -3,11 +3,12 @@
 `Guard` is an ASGI middleware around the app; `guarded_protocol` a protocol for uvicorn, which by itself waits for ever
 for a request's headers. On localhost without a key, a web page elsewhere must not reach the server through the reader's
 browser: so the Host must be one of ours (against DNS rebinding), and a body must be declared as JSON (a form on another
-site cannot do that without asking first, and we allow no other origin).
+site cannot do that without asking first, and no other origin is allowed but one that was named).
 """
 
 import asyncio
 import hmac
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,6 +18,7 @@ import anyio
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from nanochat.errors import UserError
 from nanochat.web.schema import ApiError
 
 Scope = MutableMapping[str, Any]
@@ -26,14 +28,33 @@ DRAINED = 4  # times the longest body: so much is read before it is refused; a c
 OPEN = ("/", "/health", "/favicon.ico")  # what needs no key: the page itself, and whether we live
 
 
+EVERYWHERE = ("0.0.0.0", "::")  # addresses that stand for all
+
+
 @dataclass(frozen=True)
 class Limits:
     hosts: frozenset[str]  # names the server answers to; empty: any
     api_key: str = ""
+    origin: str = ""  # of one other page that may ask, as a browser writes it: https://example.org
     body_bytes: int = 2 << 20
     body_seconds: float = 10.0
     header_seconds: float = 10.0
     connections: int = 1024
+
+
+def called(host: str, more: str) -> frozenset[str]:
+    """The names of a server that listens on `host`, and more, comma-separated; empty: any. Raises UserError."""
+    names = {name.strip().lower() for name in more.split(",")} - {""}
+    if wrong := next((name for name in names if not re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:]+", name)), None):
+        raise UserError(f"--allow-host: {wrong!r} is no host name; it stands alone, without a port or http://")
+    return frozenset() if host in EVERYWHERE else frozenset({host.lower(), "localhost", "127.0.0.1", "::1", *names})
+
+
+def checked_origin(origin: str) -> str:
+    """As a browser writes it. Raises UserError for anything else."""
+    if origin and not re.fullmatch(r"https?://[a-z0-9._-]+(:\d+)?|https?://\[[0-9a-f:]+\](:\d+)?", origin.lower()):
+        raise UserError(f"--allow-origin is {origin!r}, wanted one page's origin, such as https://example.org:8080")
+    return origin.lower()
 
 
 class Guard:
@@ -59,10 +80,9 @@ class Guard:
         host = headers.get("host", "").rsplit("@", 1)[-1]
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         if self.limits.hosts and name.lower() not in self.limits.hosts:
-            raise ApiError(400, f"this server is not {name[:100]!r}; give --host to serve it under another name")
+            raise ApiError(400, f"this server is not {name[:100]!r}; give --allow-host to serve it under another name")
         if self.limits.api_key and path not in OPEN and not path.startswith("/static/"):
-            given = headers.get("authorization", "").removeprefix("Bearer ").encode()
-            if not hmac.compare_digest(given, self.limits.api_key.encode()):
+            if not right_key(headers.get("authorization", ""), self.limits.api_key):
                 raise ApiError(401, "wrong API key", "authentication_error", code="invalid_api_key")
         if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the body must be declared as application/json")
@@ -92,6 +112,14 @@ class Guard:
                         return b"".join(chunks)
         except TimeoutError:
             raise ApiError(408, f"the body did not come within {limits.body_seconds:g} seconds") from None
+
+
+def right_key(authorization: str, key: str) -> bool:
+    """Of a header, decoded as Latin-1. Clients send a key beyond ASCII as UTF-8, browsers as Latin-1."""
+    scheme, _, given = authorization.partition(" ")
+    forms = ["utf-8", *(["latin1"] if max(key) <= "\xff" else [])]
+    right = [hmac.compare_digest(given.strip().encode("latin1"), key.encode(form)) for form in forms]
+    return scheme.lower() == "bearer" and any(right)
 
 
 def once(body: bytes, receive: Receive) -> Receive:

@@ -72,6 +72,11 @@ class Parrot:
                 self.running.append(request)
                 if request not in self._lines:  # one that was paused goes on
                     self._lines[request] = self._answer(request)
+                if request.echo:
+                    request.echoed = [None, *(self._said(request, token) for token in request.prompt[1:])]
+                if request.max_tokens == 0:
+                    request.finished, request.ended = True, "length"
+        self.retire()
         time.sleep(SECONDS)
         found = []
         for request in self.running:
@@ -80,14 +85,17 @@ class Parrot:
                 continue
             token = request.forced.popleft() if request.forced else self._lines[request].pop(0)
             if request.sampling.logprobs is not None:
-                others = [(token + i, math.log(0.1 / 2**i)) for i in range(1, request.sampling.logprobs)]
-                top = [(token, math.log(0.9)), *others][: request.sampling.logprobs]
-                request.logprobs.append(LogProbs(math.log(0.9), [(t % len(self.tokenizer.merges), p) for t, p in top]))
+                request.logprobs.append(self._said(request, token))
             request.output.append(token)
             if len(request.output) >= request.max_tokens:
                 request.finished, request.ended = True, "length"
             found.append((request, token))
         return found
+
+    def _said(self, request: Request, token: int) -> LogProbs:
+        n = request.sampling.logprobs or 0
+        others = [((token + i) % len(self.tokenizer.merges), math.log(0.1 / 2**i)) for i in range(1, n)]
+        return LogProbs(math.log(0.9), [(token, math.log(0.9)), *others][:n])
 
     def _answer(self, request: Request) -> list[int]:
         """What to say, as tokens: after the conversation's last words."""

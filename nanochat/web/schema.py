@@ -6,7 +6,7 @@ those that would change the answer and that we cannot honour are refused.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from nanochat.engine import Sampling
 
@@ -24,27 +24,42 @@ class ApiError(Exception):
 
 
 Text = Annotated[str, StringConstraints(max_length=200_000)]
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Stop = Annotated[str, StringConstraints(max_length=256)]
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1_000_000)]
+Longest = Annotated[int, Field(ge=-1, le=10_000_000)]  # tokens of an answer; -1: as many as fit
 
 
 class Part(BaseModel):
-    type: Literal["text", "python", "python_output"]
-    text: Text
+    type: Literal["text", "refusal", "python", "python_output"]
+    text: Text = ""
+    refusal: Text = ""
+
+    @model_validator(mode="after")
+    def has_its_text(self) -> "Part":
+        if ("refusal" if self.type == "refusal" else "text") not in self.model_fields_set:
+            raise ValueError(f"a part of type {self.type!r} has no text")
+        return self
 
 
 class Message(BaseModel):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[Part]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Text | list[Part] | None = None
+    refusal: Text | None = None
 
-    def plain(self) -> dict[str, Any]:
-        """As tokenizer.py has it: a string, or an assistant's parts where a tool was used."""
-        role, content = "system" if self.role == "developer" else self.role, self.content
-        if isinstance(content, list):
-            if any(part.type != "text" for part in content):
-                content = [part.model_dump() for part in content]  # type: ignore[misc]
-            else:
-                content = "".join(part.text for part in content)
-        return dict(role=role, content=content)
+    def plain(self, where: str) -> str | list[dict[str, Any]] | None:
+        """The content: text, or an assistant's parts where a tool was used; None for an assistant's that has none.
+
+        Raises ApiError where there must be text.
+        """
+        if isinstance(self.content, list):
+            if all(part.type in ("text", "refusal") for part in self.content):
+                return "".join(part.text or part.refusal for part in self.content)
+            if self.role == "assistant":
+                return [dict(type=part.type, text=part.text or part.refusal) for part in self.content]
+            raise ApiError(400, f"{where}.content: only the assistant calls a tool", param=f"{where}.content")
+        if self.content is None and self.role != "assistant":
+            raise ApiError(400, f"{where}.content: wanted text", param=f"{where}.content")
+        return self.content or self.refusal or None if self.role == "assistant" else self.content
 
 
 class Options(BaseModel):
@@ -59,9 +74,9 @@ class Settings(BaseModel):
     model: Annotated[str, StringConstraints(max_length=200)] | None = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=1_000_000, description="candidates to draw from; 0: all")
+    top_k: int | None = Field(None, ge=-1, le=1_000_000, description="candidates to draw from; 0 or -1: all")
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     n: int | None = Field(None, ge=1, le=16)
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
@@ -71,16 +86,17 @@ class Settings(BaseModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: dict[str, Any] | None = None
     best_of: int | None = Field(None, ge=1)
+    ignore_eos: bool | None = Field(None, description="go on to max_tokens whatever the model says")
 
     def stops(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [self.stop] if self.stop and isinstance(self.stop, str) else list(self.stop or [])
 
     def sampling(self, temperature: float, top_k: int, seed: int, logprobs: int | None) -> Sampling:
         """The request's, with what it leaves open."""
         k = top_k if self.top_k is None else self.top_k
         return Sampling(
             temperature=temperature if self.temperature is None else self.temperature,
-            top_k=k or None,
+            top_k=k if k > 0 else None,
             seed=seed % 2**63,
             top_p=1.0 if self.top_p is None else self.top_p,
             min_p=self.min_p or 0.0,
@@ -95,6 +111,8 @@ class Settings(BaseModel):
                 raise ApiError(400, f"{name} is not supported; use repetition_penalty", param=name)
         if self.logit_bias:
             raise ApiError(400, "logit_bias is not supported", param="logit_bias")
+        if isinstance(self.stop, list) and "" in self.stop:
+            raise ApiError(400, "stop: an empty string would stop every answer at once", param="stop")
         if (self.best_of or 1) > (self.n or 1):
             raise ApiError(400, "best_of is not supported; use n", param="best_of")
         if self.stream_options is not None and not self.stream:
@@ -103,22 +121,26 @@ class Settings(BaseModel):
 
 class ChatRequest(Settings):
     messages: list[Message] = Field(min_length=1, max_length=2000)
-    max_tokens: int | None = Field(None, ge=1, le=10_000_000)
-    max_completion_tokens: int | None = Field(None, ge=1, le=10_000_000)
+    max_tokens: Longest | None = None
+    max_completion_tokens: Longest | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     truncation: Literal["auto", "disabled"] | None = Field(
         None, description="auto: drop the oldest turns when the context is full"
     )
     tools: list[Any] | None = None
+    tool_choice: Any = None
     functions: list[Any] | None = None
+    function_call: Any = None
     response_format: dict[str, Any] | None = None
 
     def check(self) -> None:
         super().check()
-        for name in ("tools", "functions"):
-            if getattr(self, name):
+        for name, choice in (("tools", self.tool_choice), ("functions", self.function_call)):
+            if getattr(self, name) and choice != "none":
                 raise ApiError(400, f"{name} are not supported: the model calls its own calculator", param=name)
+        if 0 in (self.max_tokens, self.max_completion_tokens):
+            raise ApiError(400, "max_tokens is 0, wanted at least 1 (or -1: as many as fit)", param="max_tokens")
         if self.response_format and self.response_format.get("type") not in (None, "text"):
             raise ApiError(400, "response_format is not supported but for text", param="response_format")
         if self.top_logprobs and not self.logprobs:
@@ -126,17 +148,32 @@ class ChatRequest(Settings):
 
 
 class CompletionRequest(Settings):
-    prompt: Text | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1_000_000)]
-    max_tokens: int | None = Field(None, ge=1, le=10_000_000)
+    prompt: Text | Ids | Annotated[list[Text | Ids], Field(min_length=1, max_length=1024)]
+    max_tokens: Longest | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
     suffix: Text | None = None
 
+    def prompts(self) -> list[str | list[int]]:
+        """Each a text or ids."""
+        prompt: Any = self.prompt
+        return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
     def check(self) -> None:
         super().check()
-        for name in ("echo", "suffix"):
-            if getattr(self, name):
-                raise ApiError(400, f"{name} is not supported", param=name)
+        if self.suffix:
+            raise ApiError(400, "suffix is not supported", param="suffix")
+
+
+class TokenizeRequest(BaseModel):
+    """As vLLM's, which lm-evaluation-harness knows."""
+
+    prompt: Text
+    add_special_tokens: bool = True
+
+
+class DetokenizeRequest(BaseModel):
+    tokens: list[Annotated[int, Field(ge=0)]]
 
 
 class OldMessage(BaseModel):

@@ -8,7 +8,7 @@ for any more. `Pool` spreads jobs over workers, one for each replica of the mode
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -23,8 +23,10 @@ WARMING = threading.Lock()  # one replica at a time: the second finds what the f
 class Runs(Protocol):
     """What a worker needs of an engine: the real one's interface, or a stand-in's (mock.py)."""
 
-    running: list[Request]
     slots: Any
+
+    @property
+    def running(self) -> Sequence[Request]: ...
 
     @property
     def decoding(self) -> str: ...

@@ -1,0 +1,141 @@
+"""What a step works on: the queue of requests, their slots, and a budget of prompt tokens. It computes nothing.
+
+Rows that run are in the first slots, in order. A step gives each of them one more token, so whoever takes in a long
+prompt at once makes them all wait for it. Instead a prompt comes in in pieces, between the steps of the others: at most
+`budget` tokens a step while somebody reads along (Sarathi-Serve, arXiv:2403.02310), everything at once while nobody
+does. On a CPU, where it can be seen how long reading takes, the budget follows the machine. One request enters at a
+time, in a slot behind the running ones.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from nanochat.engine.cache import Slots
+from nanochat.engine.sampling import LogProbs, Sampling
+
+BUDGET = 512  # prompt tokens a step on a GPU: enough to keep it busy
+CPU_BUDGET, LEAST, MOST = 64, 16, 512  # on a CPU: at first; fewer are hardly faster than so many; never more
+LONGER = 3.0  # times as long as the rest of a step reading may take: who reads along waits four times as long as usual
+
+
+@dataclass(eq=False)
+class Request:
+    """One sequence being continued. `output` grows by a token a step until `finished`, for the reason in `ended`."""
+
+    prompt: list[int]
+    max_tokens: int  # 0: only the prompt is read
+    sampling: Sampling
+    stop: frozenset[int] = frozenset()  # a sampled token in here ends the request; it is not in the output
+    echo: bool = False  # log-probabilities of the prompt's tokens too; with sampling.logprobs
+    output: list[int] = field(default_factory=list)
+    drawn: list[bool] = field(default_factory=list)  # of each token of the output: it was not forced
+    stopped_by: int | None = None  # the stop token that ended it
+    logprobs: list[LogProbs] = field(default_factory=list)  # where asked for: of each of these tokens, that one last
+    echoed: list[LogProbs | None] = field(default_factory=list)  # of each token of the prompt; None for the first
+    forced: deque[int] = field(default_factory=deque)
+    finished: bool = False
+    paused: bool = False  # waits for its owner outside of the batch: submit it again when it may go on
+    ended: str = ""  # "stop": by a stop token; "length": max_tokens or the context; "" while running, or cancelled
+    cached: int = 0  # tokens of the prompt that were in the cache already
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.sampling.seed)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.prompt, *self.output]
+
+    def force(self, tokens: list[int]) -> None:
+        """The next tokens of the output, whatever the model would say."""
+        self.forced.extend(tokens)
+
+
+class Piece(NamedTuple):
+    """Tokens that a request's slot is to take in next."""
+
+    request: Request
+    slot: int
+    tokens: list[int]
+
+
+class Scheduler:
+    def __init__(self, slots: Slots, budget: int):
+        self.slots, self.budget, self.capacity = slots, budget, len(slots.lengths)
+        self.running: list[Request] = []  # the i-th is in slot i
+        self.queue: deque[Request] = deque()
+        self.entering: Request | None = None  # its prompt is not yet all there
+        self._slot = 0  # where it is
+        self._room: float = 0  # prompt tokens that this step still takes
+
+    @property
+    def waiting(self) -> list[Request]:
+        return [*([self.entering] if self.entering else []), *self.queue]
+
+    def submit(self, request: Request) -> None:
+        """Queues a request, one that was paused before all others."""
+        self.queue.appendleft(request) if request.output else self.queue.append(request)
+
+    def learn(self, reading: float, rest: float) -> None:
+        """How many seconds the last step read prompts, and how many it did everything else."""
+        if self._room == float("inf"):
+            return  # nobody waited for it
+        if reading > LONGER * rest:
+            self.budget = max(LEAST, self.budget // 2)
+        elif self._room <= 0 and reading < LONGER / 2 * rest:
+            self.budget = min(MOST, self.budget * 2)
+
+    def begin_step(self) -> None:
+        """Counts the budget anew. Who has said nothing yet is not kept waiting by a prompt: it only makes him later."""
+        self._room = self.budget if any(request.output for request in self.running) else float("inf")
+
+    def next_piece(self) -> Piece | None:
+        """What this step is to read next; ask again when it has been read. None: nothing more."""
+        if self.entering is None:
+            if not self.queue or len(self.running) == self.capacity or self._room <= 0:
+                return None
+            self._enter(self.queue.popleft())
+        request = self.entering
+        assert request
+        left = request.tokens[self.slots.lengths[self._slot] : -1]  # the last token goes through the decode step
+        if left and self._room <= 0:
+            return None
+        size = int(min(len(left), self._room))
+        self._room -= size
+        return Piece(request, self._slot, left[:size])
+
+    def _enter(self, request: Request) -> None:
+        alternatives = request.sampling.logprobs if request.echo else None
+        self._slot, found = self.slots.begin(request.tokens, len(self.running), alternatives)
+        self.entering = request
+        if not request.output:
+            request.cached = found
+
+    def read(self, piece: Piece) -> bool:
+        """Notes that a piece is in the cache; a request that is all there runs. Returns whether it is."""
+        whole = self.slots.lengths[piece.slot] == len(piece.request.tokens) - 1
+        if whole:
+            self.slots.swap(piece.slot, len(self.running))
+            self.running.append(piece.request)
+            self.entering = None
+        return whole
+
+    def retire(self) -> None:
+        """Frees the slots of finished and paused requests, which keep their tokens for prompts that begin alike; also
+        of a prompt that nobody wants any more, so far as it was read.
+        """
+        for slot in reversed(range(len(self.running))):
+            request = self.running[slot]
+            if request.finished or request.paused:
+                last = len(self.running) - 1
+                self.slots.tokens[slot] = request.tokens
+                self.slots.swap(slot, last)
+                self.running[slot] = self.running[last]
+                self.running.pop()
+        if self.entering and self.entering.finished:
+            self.entering = None
+        while self.queue and self.queue[0].finished:
+            self.queue.popleft()

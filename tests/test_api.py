@@ -1,0 +1,338 @@
+"""What real clients send and rely on beyond the plain requests of test_web.py; clients themselves: test_clients.py."""
+
+import threading
+import time
+from itertools import pairwise
+
+import httpx
+import openai
+import pytest
+import tiny
+import torch
+from test_web import HOSTS, client, parrot, real, say, serving  # noqa: F401 (parrot and real are fixtures)
+
+from nanochat import chat
+from nanochat.errors import UserError
+from nanochat.tokenizer import Tokenizer
+from nanochat.web import mock
+from nanochat.web.conversation import conversation
+from nanochat.web.limits import Limits, called, checked_origin
+from nanochat.web.schema import ApiError, Message
+
+TEXT = "the dog sees a cat"
+
+
+def post(server, path, **body):
+    return httpx.post(server[0] + path, json=body, timeout=20)
+
+
+# ---- a stream put together by the client
+
+
+def test_the_clients_own_stream_keeps_the_calculators_calls(parrot):  # noqa: F811
+    question = [dict(role="user", content="What is 2 + 3?")]
+    with client(parrot).chat.completions.stream(model="tiny", messages=question, max_tokens=90) as stream:
+        message = stream.get_final_completion().choices[0].message
+    calls = [(one["index"], one["type"], one["text"]) for one in message.model_extra["events"]]
+    assert calls == [(0, "python", "2 + 3"), (1, "python_output", "5")]
+    assert message.content == "Let me see.  That is what my calculator says."
+    chunks = list(client(parrot).chat.completions.create(model="tiny", messages=question, stream=True, max_tokens=90))
+    told = [c.choices[0].delta.model_extra["events"] for c in chunks if "events" in c.choices[0].delta.model_extra]
+    assert [len(events) for events in told] == [2]  # for clients that keep the last list
+
+
+# ---- plain completions
+
+
+def test_prompts_come_in_lists_and_choices_are_numbered(real):  # noqa: F811
+    ask = lambda prompt, **more: client(real).completions.create(
+        model="tiny", prompt=prompt, max_tokens=4, seed=3, temperature=1, **more
+    )
+    ids = tiny.tokenizer().encode("a cat")
+    alone = [ask(prompt, n=2) for prompt in (TEXT, "the old house")]
+    together = ask([TEXT, "the old house"], n=2)
+    assert [choice.text for choice in together.choices] == [c.text for one in alone for c in one.choices]
+    assert [choice.index for choice in together.choices] == [0, 1, 2, 3]
+    assert together.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone)
+    assert together.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone)
+    assert ask([TEXT]).choices[0].text == ask(TEXT).choices[0].text
+    assert ask([ids, ids]).choices[1].text == ask(ids).choices[0].text
+    mixed = ask(["the dog", "a cat"], stream=True, echo=True)
+    texts = {0: "", 1: ""}
+    for chunk in mixed:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts[0].startswith("the dog") and texts[1].startswith("a cat")
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 3])
+def test_echo_tells_the_log_probabilities_of_a_prompt(real, max_tokens):  # noqa: F811
+    tokenizer = tiny.tokenizer()
+    ids = [tokenizer.bos, *tokenizer.encode(TEXT)]
+    for prompt, names in ((ids, ["<|bos|>", *map(tokenizer.decode, [[i] for i in ids[1:]])]), (TEXT, None)):
+        names = names or [tokenizer.decode([i]) for i in ids[1:]]
+        choice = post(real, "/v1/completions", prompt=prompt, max_tokens=max_tokens, echo=True, logprobs=1,
+                      temperature=0, ignore_eos=True).json()["choices"][0]  # fmt: skip
+        said = choice["logprobs"]
+        assert choice["text"].startswith(TEXT) and said["tokens"][: len(names)] == names
+        assert {len(one) for one in said.values()} == {len(names) + max_tokens}
+        assert said["token_logprobs"][0] is said["top_logprobs"][0] is None
+        exact = torch.log_softmax(tiny.model()(torch.tensor([ids]))[0].detach(), -1)
+        wanted = [exact[i, token].item() for i, token in enumerate(ids[1:])][-len(names) + 1 :]
+        assert said["token_logprobs"][1 : len(names)] == pytest.approx(wanted, abs=1e-4)
+        for name, own, top in list(zip(said["tokens"], said["token_logprobs"], said["top_logprobs"]))[1:]:
+            assert top[name] == own <= max(top.values()) and len(top) <= 2
+        assert all(a < b for a, b in pairwise(said["text_offset"][-len(ids) + 1 - max_tokens :][: len(ids) - 1]))
+
+
+def test_a_prompts_end_is_told_though_the_model_ends_there(real):  # noqa: F811
+    """One token is always made, be it the end of the text: clients cut it off."""
+    ask = lambda **more: post(real, "/v1/completions", prompt=[[5, 6, 7]], echo=True, logprobs=1, temperature=0, **more)
+    first = ask(max_tokens=1).json()["choices"][0]["logprobs"]["tokens"]
+    assert len(first) == 4
+    stopped = post(real, "/v1/completions", prompt=[5, 6, 7], echo=True, logprobs=1, max_tokens=3, temperature=0,
+                   stop=["a"]).json()["choices"][0]  # fmt: skip
+    assert stopped["logprobs"]["token_logprobs"][0] is None
+
+
+def test_offsets_count_characters_and_half_ones_have_their_own_names(parrot):  # noqa: F811
+    text = "a🙂b春c"
+    ids = tiny.tokenizer().encode(text)
+    choice = post(parrot, "/v1/completions", prompt=ids, max_tokens=0, echo=True, logprobs=0).json()["choices"][0]
+    said = choice["logprobs"]
+    assert choice["text"] == text
+    assert said["text_offset"] == [0, 1, 1, 1, 1, 2, 3, 3, 3, 4]
+    assert said["tokens"][1] == "bytes:\\xf0" and len(set(said["tokens"][1:5])) == 4
+
+
+def test_a_tokenizer_for_the_evaluation_harness(parrot):  # noqa: F811
+    tokenizer = tiny.tokenizer()
+    info = httpx.get(parrot[0] + "/tokenizer_info").json()
+    assert info["bos_token"] == info["eos_token"] == "<|bos|>" and info["vocab_size"] == tokenizer.vocab_size
+    ask = lambda **body: post(parrot, "/tokenize", **body).json()["tokens"]
+    assert ask(prompt="<|bos|>", add_special_tokens=False) == [tokenizer.bos]
+    assert ask(prompt=TEXT, add_special_tokens=False) == tokenizer.encode(TEXT)
+    assert ask(prompt=TEXT) == [tokenizer.bos, *tokenizer.encode(TEXT)]
+    assert ask(prompt="a <|bos|>", add_special_tokens=False) == tokenizer.encode("a <|bos|>")
+    assert post(parrot, "/detokenize", tokens=tokenizer.encode(TEXT)).json() == dict(prompt=TEXT)
+    assert post(parrot, "/detokenize", tokens=[10**6]).status_code == 400
+
+
+# ---- conversations
+
+
+def turns(*messages):
+    return conversation([Message.model_validate(message) for message in messages])
+
+
+def user(text):
+    return dict(role="user", content=text)
+
+
+def assistant(content, **more):
+    return dict(role="assistant", content=content, **more)
+
+
+def system(text):
+    return dict(role="system", content=text)
+
+
+@pytest.mark.parametrize(
+    "sent, meant",
+    [
+        ([user("a"), user("b")], [user("a\n\nb")]),
+        ([assistant("Hello!"), user("a")], [user(""), assistant("Hello!"), user("a")]),
+        ([system("s"), dict(role="developer", content="d"), user("a")], [system("s\n\nd"), user("a")]),
+        ([user("a"), assistant("b"), system("s"), user("c")], [user("a"), assistant("b"), user("s\n\nc")]),
+        ([user("a"), assistant("b"), system("s")], [user("a"), assistant("b"), user("s")]),
+        ([system("s")], [user("s")]),
+        (
+            [user("a"), assistant(None, tool_calls=[dict(id="1")]), dict(role="tool", content="12"), user("b")],
+            [user("a\n\n12\n\nb")],
+        ),
+        ([user("a"), dict(role="assistant"), user("b")], [user("a\n\nb")]),
+        ([user("a"), assistant(None, refusal="No."), user("b")], [user("a"), assistant("No."), user("b")]),
+        (
+            [user("a"), assistant([dict(type="refusal", refusal="No.")]), user("b")],
+            [user("a"), assistant("No."), user("b")],
+        ),
+        ([user("a"), assistant("b"), assistant("c"), user("d")], [user("a"), assistant("b\n\nc"), user("d")]),
+        (
+            [user("a"), assistant([dict(type="python", text="1")]), assistant("c"), user("d")],
+            [
+                user("a"),
+                assistant([dict(type=k, text=t) for k, t in (("python", "1"), ("text", "\n\n"), ("text", "c"))]),
+                user("d"),
+            ],
+        ),
+    ],
+)
+def test_conversations_that_clients_make(sent, meant):
+    assert turns(*sent) == meant
+    tiny.tokenizer().render_for_completion(meant)
+
+
+@pytest.mark.parametrize(
+    "sent, words",
+    [
+        ([assistant("a")], "must be the user's"),
+        ([user("a"), assistant("b")], "must be the user's"),
+        ([dict(role="user")], "messages.0.content: wanted text"),
+        ([user([dict(type="python", text="1")])], "messages.0.content: only the assistant"),
+    ],
+)
+def test_what_cannot_be_meant_is_said(sent, words):
+    with pytest.raises(ApiError, match=words):
+        turns(*sent)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        dict(max_tokens=-1), dict(max_tokens=4096), dict(max_completion_tokens=512), dict(stop=""),
+        dict(extra_body=dict(top_k=-1)), dict(tools=[], functions=[]),
+        dict(tools=[dict(type="function", function=dict(name="f"))], tool_choice="none"),
+        dict(temperature=1e-300), dict(stop=[]),
+    ],
+)  # fmt: skip
+def test_settings_as_clients_of_other_servers_mean_them(real, more):  # noqa: F811
+    answer = client(real).chat.completions.create(model="tiny", messages=[user("a")], **more)
+    prompt = answer.usage.prompt_tokens
+    assert answer.choices[0].finish_reason in ("stop", "length") and answer.usage.total_tokens <= 64
+    if answer.choices[0].finish_reason == "length" and more.get("max_tokens"):
+        assert answer.usage.completion_tokens == 64 - prompt
+
+
+def test_ignore_eos_goes_on_to_the_longest_answer(real):  # noqa: F811
+    for path, body in (("/v1/chat/completions", dict(messages=[user("a")])), ("/v1/completions", dict(prompt="a"))):
+        for seed in range(3):
+            found = post(real, path, **body, max_tokens=30, ignore_eos=True, temperature=1.5, seed=seed).json()
+            assert found["usage"]["completion_tokens"] == 30, found
+            assert found["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    "path, body, words",
+    [
+        ("/v1/chat/completions", dict(messages=[user("a")], max_tokens=0), "max_tokens is 0"),
+        ("/v1/chat/completions", dict(messages=[user("a")], max_tokens=-2), "max_tokens"),
+        ("/v1/chat/completions", dict(messages=[user("a")], repetition_penalty=1e-300), "repetition_penalty"),
+        ("/v1/completions", dict(prompt=[]), "prompt"),
+        ("/v1/completions", dict(prompt=[[]]), "prompt"),
+        ("/v1/completions", dict(prompt=[["a"]]), "prompt"),
+        ("/v1/completions", dict(prompt=[[10**6]]), "prompt: token"),
+        ("/v1/completions", dict(prompt=["a"] * 30, n=5), "answers, wanted at most 64"),
+        ("/v1/completions", dict(prompt="dog " * 200), "leaves no room"),
+    ],
+)
+def test_the_rest_stays_a_clear_refusal(real, path, body, words):  # noqa: F811
+    found = post(real, path, **body)
+    assert found.status_code == 400 and words in found.json()["error"]["message"]
+
+
+# ---- a long conversation
+
+
+def test_a_long_conversation_is_read_from_its_end_and_no_further(monkeypatch):
+    read = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: read.append(len(text)) or encode(self, text))
+    messages = [dict(role=("user", "assistant")[i % 2], content=f"{i} {TEXT} ") for i in range(2001)]
+    for beginning in ([], [system("be kind")]):
+        read.clear()
+        prompt = chat.prompt_within(tiny.tokenizer(), [*beginning, *messages], 16, 256)
+        assert 256 - 60 < len(prompt) <= 240 and sum(read) < 2500
+        assert ("be kind" in tiny.tokenizer().decode(prompt)) == bool(beginning)
+    read.clear()
+    assert len(chat.prompt_within(tiny.tokenizer(), [system("be kind " * 500), *messages], 16, 256)) == 1 + 192
+    assert sum(read) < 2 * 8 * 500 + 200
+
+
+def test_two_megabytes_are_answered_while_health_is(monkeypatch):
+    """499 messages of 4,000 characters, all of which must be counted, or only the last of which are read."""
+    seen = []  # in which thread texts become ids
+    encode = Tokenizer.encode
+    note = lambda self, text: seen.append(threading.current_thread().name) or encode(self, text)
+    tokenizer, words = tiny.tokenizer(), (TEXT + " ") * 300
+    messages = [dict(role=("user", "assistant")[i % 2], content=words[:4000]) for i in range(499)]
+    health: list[float] = []
+    with serving(mock.Parrot(tokenizer, 2), tokenizer, 500, limits=Limits(HOSTS)) as server:
+        monkeypatch.setattr(Tokenizer, "encode", note)
+        ended = threading.Event()
+
+        def watch():
+            with httpx.Client() as one:
+                while not ended.is_set():
+                    before = time.perf_counter()
+                    assert one.get(server[0] + "/health", timeout=60).status_code == 200
+                    health.append(time.perf_counter() - before)
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        started = time.perf_counter()
+        found = [
+            httpx.post(server[0] + "/v1/chat/completions", timeout=60,
+                       json=dict(messages=messages, truncation=truncation, max_tokens=4))
+            for truncation in ("auto", "disabled")
+        ]  # fmt: skip
+        seconds = time.perf_counter() - started
+        ended.set()
+        watching.join()
+    print(f"answered in {seconds:.2f} s, /health {len(health)} times, at most {1e3 * max(health):.0f} ms")
+    assert [answer.status_code for answer in found] == [200, 400]
+    assert found[1].json()["error"]["code"] == "context_length_exceeded"
+    assert len(seen) > 499 and not any("server" in name or "Main" in name for name in seen)
+
+
+# ---- the way there
+
+
+@pytest.mark.parametrize("key", ["k", "clé", "钥匙"])
+def test_keys_as_clients_write_them(key):
+    tokenizer = tiny.tokenizer()
+    with serving(mock.Parrot(tokenizer, 2), tokenizer, 500, limits=Limits(HOSTS, key)) as server:
+        ask = lambda header: httpx.get(server[0] + "/v1/models", headers=[(b"authorization", header)]).status_code
+        assert ask(b"Bearer " + key.encode()) == ask(b"bearer " + key.encode()) == 200
+        if max(key) < "\xff":
+            assert ask(b"Bearer " + key.encode("latin1")) == 200
+        assert {ask(wrong) for wrong in (b"Bearer ?", b"Bearer ??", b"Bearer", b"Basic k", b"x")} == {401}
+
+
+def test_streams_are_not_buffered_and_v1_may_be_left_out(parrot):  # noqa: F811
+    for path, body in (("/v1/chat/completions", dict(stream=True)), ("/chat/completions", {})):
+        answer = post(parrot, path, messages=say("x"), **body)
+        assert answer.headers["x-accel-buffering"] == "no" and "text/event-stream" in answer.headers["content-type"]
+    bare = openai.OpenAI(base_url=parrot[0], api_key="any", max_retries=0)
+    assert bare.chat.completions.create(model="tiny", messages=say("x")).choices[0].message.content == "x"
+    assert [model.id for model in bare.models.list()] == ["tiny"] and bare.models.retrieve("tiny").id == "tiny"
+    assert bare.completions.create(model="tiny", prompt="say: x", max_tokens=2).choices[0].text
+
+
+def test_one_other_page_may_ask_and_no_other():
+    tokenizer, page = tiny.tokenizer(), "https://example.org"
+    ask = lambda server, origin: httpx.options(
+        server[0] + "/v1/chat/completions",
+        headers={"origin": origin, "access-control-request-method": "POST",
+                 "access-control-request-headers": "authorization, content-type, x-stainless-os"},
+    )  # fmt: skip
+    with serving(mock.Parrot(tokenizer, 2), tokenizer, 500, limits=Limits(HOSTS, "k", page)) as server:
+        allowed = ask(server, page)
+        assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == page
+        assert "x-stainless-os" in allowed.headers["access-control-allow-headers"]
+        assert "access-control-allow-origin" not in ask(server, "https://example.com").headers
+        refused = httpx.get(server[0] + "/v1/models", headers={"origin": page})
+        assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == page
+    with serving(mock.Parrot(tokenizer, 2), tokenizer, 500) as server:
+        assert ask(server, page).status_code >= 400
+        assert "access-control-allow-origin" not in httpx.get(server[0] + "/health", headers={"origin": page}).headers
+
+
+def test_other_names_and_origins_are_checked():
+    assert called("127.0.0.1", "Host.docker.internal, my-proxy") >= {"host.docker.internal", "my-proxy", "localhost"}
+    assert called("0.0.0.0", "x") == frozenset() and checked_origin("") == ""
+    assert checked_origin("https://Example.org:8080") == "https://example.org:8080"
+    for wrong in ("http://x", "x:80", "*"):
+        with pytest.raises(UserError, match="--allow-host"):
+            called("127.0.0.1", wrong)
+    for wrong in ("*", "example.org", "https://example.org/page", "null"):
+        with pytest.raises(UserError, match="--allow-origin"):
+            checked_origin(wrong)
