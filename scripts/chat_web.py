@@ -1,16 +1,14 @@
 """Serve a trained model: a chat page, and an API that OpenAI's clients speak (http://127.0.0.1:8000/v1)."""
 
 import sys
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from nanochat import chat, processes
-from nanochat.engine import Engine
+from nanochat import chat
+from nanochat.engine import Engine, background
 from nanochat.errors import UserError
 from nanochat.flags import MANY, fail, flag, number, parse, run_script
 from nanochat.hardware import setup as look_at_hardware
@@ -28,7 +26,6 @@ except ModuleNotFoundError as missing:
     sys.exit(fail(f"{missing.name} is missing: pip install fastapi uvicorn prometheus-client, or use scripts.chat_cli"))
 
 DRAIN_SECONDS = 30.0  # so long answers may still be written after the server was told to end
-COMPILER = "compiler"  # name of a thread
 
 
 @dataclass
@@ -105,7 +102,7 @@ def load(flags: Flags, tool: chat.Tool) -> Served:
         found.check_tokenizer(tokenizer)
         engines = [engine := Engine(found.model(device, hardware.dtype), flags.slots) for device in devices]
         if hardware.device.type == "cpu":  # compiled beside the first answers, and then taken over
-            threading.Thread(target=compile_decoding, args=(engine,), name=COMPILER, daemon=True).start()
+            background.compile_decoding(engine)
     begin = [partial(torch.cuda.set_device, device) if cuda else (lambda: None) for device in devices]
     pool = Pool([Worker(engine, metrics.ended, b) for engine, b in zip(engines, begin)], flags.max_waiting)
     context, name = engines[0].config.sequence_len, "mock" if flags.mock else f"{flags.run}-{stage}"
@@ -115,24 +112,5 @@ def load(flags: Flags, tool: chat.Tool) -> Served:
     )  # fmt: skip
 
 
-def compile_decoding(engine: Engine) -> None:
-    if why := engine.compile():
-        print(f"note: answers are written without compiled code, and so more slowly: {why}", flush=True)
-
-
-def end_at_once(run: Callable[[], None]) -> None:
-    """Runs a script that ends by SystemExit, and ends as it does even while a thread is inside the compiler.
-
-    When Python ends, it stops such a thread as soon as it comes back from C++, whose stack cannot be unwound: the
-    process then dies of SIGABRT instead.
-    """
-    try:
-        run()
-    except SystemExit as ended:
-        if any(thread.name == COMPILER for thread in threading.enumerate()):
-            processes.end_at_once(ended)
-        raise
-
-
 if __name__ == "__main__":
-    end_at_once(partial(run_script, main, goes_on=True))
+    background.end_at_once(partial(run_script, main, goes_on=True))

@@ -216,7 +216,7 @@ def tried(finished, folder, monkeypatch, capsys, command, file, kind, outcome):
 def test_any_damage_is_said_and_nothing_wrong_is_taken(finished, tmp_path, monkeypatch, capsys, share):
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
     monkeypatch.setattr(plan, "speed", lambda *args: (10_000.0, True))
-    monkeypatch.setattr(chat_web, "compile_decoding", lambda engine: None)
+    monkeypatch.setattr(chat_web.background, "compile_decoding", lambda engine: None)
     wrong, chosen = [], ALL[::share]
     for number, trial in enumerate(chosen):
         folder = tmp_path / str(number)
