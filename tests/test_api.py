@@ -1,5 +1,6 @@
 """What real clients send and rely on beyond the plain requests of test_web.py; clients themselves: test_clients.py."""
 
+import json
 import threading
 import time
 from itertools import pairwise
@@ -216,6 +217,8 @@ def test_ignore_eos_goes_on_to_the_longest_answer(real):  # noqa: F811
         ("/v1/chat/completions", dict(messages=[user("a")], max_tokens=0), "max_tokens is 0"),
         ("/v1/chat/completions", dict(messages=[user("a")], max_tokens=-2), "max_tokens"),
         ("/v1/chat/completions", dict(messages=[user("a")], repetition_penalty=1e-300), "repetition_penalty"),
+        ("/v1/completions", dict(prompt="\ud800", echo=True), "prompt"),
+        ("/v1/chat/completions", dict(messages=[user("\ud800")]), "messages"),
         ("/v1/completions", dict(prompt=[]), "prompt"),
         ("/v1/completions", dict(prompt=[[]]), "prompt"),
         ("/v1/completions", dict(prompt=[["a"]]), "prompt"),
@@ -225,7 +228,7 @@ def test_ignore_eos_goes_on_to_the_longest_answer(real):  # noqa: F811
     ],
 )
 def test_the_rest_stays_a_clear_refusal(real, path, body, words):  # noqa: F811
-    found = post(real, path, **body)
+    found = httpx.post(real[0] + path, content=json.dumps(body), headers={"content-type": "application/json"})
     assert found.status_code == 400 and words in found.json()["error"]["message"]
 
 

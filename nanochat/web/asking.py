@@ -20,7 +20,7 @@ from nanochat import chat
 from nanochat.calculator import calculate
 from nanochat.chat import Event, Reply
 from nanochat.engine import Request as EngineRequest
-from nanochat.files import json_of
+from nanochat.files import encodable, json_of
 from nanochat.tokenizer import Tokenizer
 from nanochat.web import answers
 from nanochat.web.conversation import conversation
@@ -148,9 +148,12 @@ def longest(served: Served, asked: int | None, usual: int) -> int:
 
 def chat_prompt(served: Served, asked: ChatRequest, limit: int) -> list[int]:
     messages = conversation(asked.messages)
-    if asked.truncation == "auto":
-        return chat.prompt_within(served.tokenizer, messages, limit, served.context)
-    prompt = served.tokenizer.render_for_completion(messages)
+    try:
+        if asked.truncation == "auto":
+            return chat.prompt_within(served.tokenizer, messages, limit, served.context)
+        prompt = served.tokenizer.render_for_completion(messages)
+    except ValueError as error:
+        raise ApiError(400, f"messages: {error}", param="messages") from None
     check_length(served, prompt, "messages")
     return prompt
 
@@ -162,6 +165,10 @@ def text_prompts(served: Served, asked: CompletionRequest) -> list[tuple[list[in
     tokenizer, found = served.tokenizer, []
     for prompt in asked.prompts():
         if isinstance(prompt, str):
+            try:
+                encodable(prompt)
+            except ValueError as error:
+                raise ApiError(400, f"prompt: {error}", param="prompt") from None
             ids = tokenizer.encode(prompt)
             found.append(([tokenizer.bos, *ids], prompt, ids))
         elif max(prompt) >= tokenizer.vocab_size:
