@@ -20,6 +20,7 @@ import test_bare
 import tiny
 from test_training import CHAT, ROOT, SIZES, home  # noqa: F401 (home is a fixture)
 
+from kernels import OPS
 from nanochat.run import Run
 from profiling.compiled import null_device
 
@@ -249,6 +250,11 @@ def test_auto_on_an_h100_ends_with_our_attention(run):
     out = run("kernels", NANOCHAT_KERNELS="torch,flash_attention=auto,qk_norm_rotary=auto")
     for op in ("flash_attention", "qk_norm_rotary"):
         assert re.search(rf"{op} +triton +the probe launch", out), out
+
+
+@pytest.mark.slow
+def test_auto_takes_sizes_that_change(run):
+    assert set(run(HERE / "dynamic.py", NANOCHAT_KERNELS="auto").split()) == set(OPS)
 
 
 @pytest.mark.slow

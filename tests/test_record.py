@@ -1,6 +1,7 @@
 """--profile through the scripts, the page about a trace made by hand, the three MFUs, and two recordings compared."""
 
 import gc
+import gzip
 import json
 import re
 from contextlib import nullcontext
@@ -91,6 +92,9 @@ def test_recording_changes_no_loss_and_leaves_a_page(home, capsys):
         assert cell not in page
     assert "No roofline: the limits of this CPU are not known." in page and page.count("<svg") == 2
     assert about["nvml"], "the sensors' rows, or why there are none, are in the trace"
+
+    raw = json.loads(gzip.decompress((folder / "trace-rank0.json.gz").read_bytes()))
+    assert (raw["distributedInfo"]["rank"], raw["distributedInfo"]["world_size"]) == (0, 1)
 
     assert not about["beside"] and "Not steps alone" not in page
 
