@@ -128,7 +128,8 @@ class Recorder:
             self.profiler.step()
         elif self.profiler:
             self.profiler.add_metadata_json("nanochat", json.dumps(self._about()))
-            if not (dist.is_available() and dist.is_initialized()):  # else torch writes it; Holistic Trace Analysis wants to know the rank
+            # Holistic Trace Analysis asks for the rank. Of several, torch writes it.
+            if not (dist.is_available() and dist.is_initialized()):
                 alone = dict(backend="", rank=0, world_size=1)
                 self.profiler.add_metadata_json("distributedInfo", json.dumps(alone))
             self.profiler.stop()
