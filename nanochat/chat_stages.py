@@ -51,7 +51,7 @@ class ChatFlags:
     source: str = flag("", "stage to start from (default: mid for sft where there is one, else base)", "-i")
     load_optimizer: bool = flag(True, "start with the optimizer's moments of the stage before")
     num_iterations: int = number(-1, 1, MANY, "optimizer steps (-1: one epoch, by the first 1,000 conversations)")
-    max_seq_len: int = number(-1, 1, 1 << 20, "tokens of a row (-1: as in base training)")
+    max_seq_len: int = number(-1, 2, 1 << 20, "tokens of a row (-1: as in base training)")
     device_batch_size: int = number(-1, 1, 1 << 16, "rows per device at a time (-1: as in base training)")
     total_batch_size: int = number(-1, 1, MANY, "tokens per optimizer step (-1: as in base training)")
     init_lr_frac: float = number(0.8, 0.0, 1e3, "learning rates at the start, as a fraction of base training's")

@@ -41,7 +41,7 @@ class Flags:
     depth: int = number(20, 1, 1000, "layers of the model; with the recipe, everything follows from it")
     aspect_ratio: int = number(64, 1, 1 << 16, "width = depth * aspect_ratio, rounded up to whole heads")
     head_dim: int = number(128, 1, 1024, "channels of an attention head")
-    max_seq_len: int = number(2048, 1, 1 << 20, "tokens of context")
+    max_seq_len: int = number(2048, 2, 1 << 20, "tokens of context")
     window_pattern: str = flag("SSSL", "attention windows tiled over the layers: L full, S a quarter")
     num_iterations: int = number(-1, 1, MANY, "optimizer steps (-1: from the next flags)")
     target_flops: float = number(-1.0, 1.0, 1e30, "train for so many FLOPs (-1: off)")

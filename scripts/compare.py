@@ -34,6 +34,7 @@ def numbers(run: Run) -> dict[str, dict[str, float]]:
     chat = done.get("chat", {})
     for stage in TRAINED:
         summary, results = run.summary(stage), chat.get(stage, {})
+        results = {name: one for name, one in results.items() if one["n"]}  # older versions kept empty ones
         values = {name: results[name]["rate"] for name in TASKS if name in results}
         for name in KNOWN:
             if name in results:

@@ -20,6 +20,7 @@ from nanochat import flags
 from nanochat.chat_stages import ChatFlags
 from nanochat.errors import UserError
 from nanochat.rl_stage import RLFlags
+from profiling.compiled import null_device
 
 CHAT = {"scripts.mid_train": ChatFlags, "scripts.chat_sft": ChatFlags, "scripts.chat_rl": RLFlags}
 HUGE = "99999999999999999999"
@@ -89,7 +90,7 @@ WRONG = {
     "compare": ["--runs=", "--runs=,", "--runs= "],
     "tok_train": ["--vocab-size=264", "--max-chars=0", "--doc-cap=0", "--data="],
     "base_train": ["--depth=0", f"--seed={HUGE}", "--embedding-lr=nan", "--data=",
-                   "--target-param-data-ratio=0"],
+                   "--target-param-data-ratio=0", "--max-seq-len=1"],
     "plan": ["--depth=0", "--max-minutes=0", "--max-minutes=nan", "--seed=-1", "--data=", "--device=", "--stages="],
     "infer_bench": ["--batch-sizes=", "--batch-sizes=0", "--batch-sizes=1,,2", "--repeats=0", "--width=100"],
     "launch": ["--gpus=0", "--gpus=-1", f"--gpus={HUGE}"],
@@ -103,6 +104,11 @@ def test_a_script_says_so_in_one_sentence(script, capsys, monkeypatch, tmp_path)
         assert tiny.call(script, words, *(["scripts.base_train"] if script == "launch" else [])) == 2, words
         said = capsys.readouterr()
         assert said.err.startswith("error: ") and said.err.count("\n") == 1 and not said.out, (words, said)
+
+
+@pytest.mark.parametrize("gpus", ["0", "-1", HUGE, "1" * 5000, "nan", "", "²"])
+def test_the_null_device_too(gpus, capsys):
+    assert null_device.main(["--gpus", gpus, "kernels"]) == 2 and "--compute" in capsys.readouterr().err
 
 
 def test_a_number_wants_a_range():

@@ -198,7 +198,7 @@ def main(arguments: list[str]) -> int:
     while arguments and arguments[0] in flags:
         flag, *arguments = arguments
         flags[flag] = "yes" if flag == "--compute" else arguments.pop(0) if arguments else ""
-    if not arguments or arguments[0].startswith("-") or not flags["--gpus"].isdigit():
+    if not arguments or arguments[0].startswith("-") or flags["--gpus"] not in map(str, range(1, 65)):
         print((__doc__ or "").strip(), file=sys.stderr)
         return 2
     program = arguments[0]

@@ -1,0 +1,74 @@
+"""JSON from elsewhere, wherever it is read: deep, with endless numbers, a byte-order mark, cut off, of other bytes."""
+
+import json
+
+import pytest
+
+from benchmarks import compare
+from nanochat import log, records
+from nanochat.errors import UserError
+from nanochat.evaluate import bundle
+from nanochat.files import encodable, json_of
+from nanochat.tokenizer import Tokenizer
+from profiling import cards, diff, trace
+
+BAD = {
+    "deep": "[" * 5000 + "]" * 5000,
+    "a deep value": '{"traceEvents": ' + '{"a":' * 5000 + "1" + "}" * 5001,
+    "digits": '{"format": ' + "1" * 5000 + "}",
+    "cut off": '{"format": 1',
+    "no UTF-8": '{"name": "\udcff"}',
+    "nothing": "",
+}
+READERS = {
+    "records": lambda path: records.read(path, "again"),
+    "rows": lambda path: records.rows(path, "again"),
+    "diff": diff.load,
+    "trace": trace.read,
+    "calibration": cards.read,
+    "benchmarks": lambda path: compare.load(str(path)),
+    "tokenizer": lambda path: Tokenizer.load(path.parent),
+    "bundle": lambda path: bundle._row("multiple_choice", path.read_text("utf-8", "replace"), "here"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", BAD)
+def test_a_damaged_file_is_one_sentence(tmp_path, reader, name):
+    if (reader, name) == ("rows", "nothing"):
+        pytest.skip("no line is no row")
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(BAD[name].encode(errors="surrogateescape"))
+    with pytest.raises(UserError) as told:
+        READERS[reader](path)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_damaged_line_of_a_log_is_counted(tmp_path, name, capsys):
+    path, row = tmp_path / log.LOG, json.dumps(dict(step=1, loss=2.0)).encode()
+    path.write_bytes(row + b"\n" + BAD[name].encode(errors="surrogateescape") + b"\n" + row + b"\n")
+    assert len(log.read_log(path)) == 2
+    assert ("1 damaged" in capsys.readouterr().err) == bool(BAD[name])
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    assert json_of('\ufeff{"a": 1}') == json_of(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert records.read(tmp_path / "a.json", "again") == {"a": 1}
+
+
+def test_what_is_wrong_is_said():
+    for text, said in (("[1,]", "at column 4"), ("[\n1,]", "at line 2, column 3"), (BAD["digits"], "more digits"),
+                       (BAD["deep"], "nested too deep"), (b"\xff", "not UTF-8")):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            json_of(text)
+
+
+def test_half_a_surrogate_pair_is_no_text():
+    encodable("whole 😀")
+    with pytest.raises(ValueError, match=r"half a surrogate pair, \\ud83d"):
+        encodable("a\ud83d")
+    row = json.dumps(dict(query="a\ud83d", choices=["b", "c"], gold=0))
+    with pytest.raises(UserError, match="half a surrogate pair"):
+        bundle._row("multiple_choice", row, "here")
