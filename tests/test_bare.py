@@ -120,6 +120,7 @@ def test_what_needs_more_says_so(tmp_path):
     assert made.returncode == 2 and "Traceback" not in made.stderr, made.stderr
 
 
+@pytest.mark.slow
 def test_kernels_tools_and_benchmarks_start(tmp_path):
     assert script("kernels", tmp_path).returncode == 0
     for name in ("kernels", "benchmarks", "profiling.calibrate"):
@@ -127,6 +128,7 @@ def test_kernels_tools_and_benchmarks_start(tmp_path):
         assert made.returncode == 0, (name, made.stderr)
 
 
+@pytest.mark.slow
 def test_tests_of_kernels_are_collected(tmp_path):
     files = [f"tests/test_{name}.py" for name in ("ops", "triton", "probing", "any_shape", "attention", "fp8")]
     made = script("pytest", tmp_path, "--collect-only", "-q", *files)

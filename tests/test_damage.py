@@ -212,7 +212,7 @@ def tried(finished, folder, monkeypatch, capsys, command, file, kind, outcome):
     return "" if right and loud else f"{command}, {file} {kind} ({outcome}): exit {code}, {err.strip() or out[-300:]!r}"
 
 
-@pytest.mark.parametrize("share", [37, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [61, pytest.param(1, marks=pytest.mark.slow)])
 def test_any_damage_is_said_and_nothing_wrong_is_taken(finished, tmp_path, monkeypatch, capsys, share):
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
     monkeypatch.setattr(plan, "speed", lambda *args: (10_000.0, True))

@@ -55,6 +55,7 @@ def test_use_is_undone_even_after_an_error():
     assert dispatch.mode("rms_norm") == before
 
 
+@pytest.mark.slow
 def test_the_environment_is_read_and_a_wrong_one_is_one_sentence():
     code = "import torch, kernels; kernels.rms_norm(torch.ones(2, 4)); print(kernels.describe()[0])"
     assert "asked for" in run("-c", code, NANOCHAT_KERNELS="torch").stdout

@@ -226,7 +226,7 @@ def test_a_model_learns_as_in_float32(scaling):
 
 
 @needs_triton
-@pytest.mark.parametrize("scaling", ["current", "delayed"])
+@pytest.mark.parametrize("scaling", ["current", pytest.param("delayed", marks=pytest.mark.slow)])
 def test_a_model_on_the_kernels(scaling):
     mine, theirs = losses(scaling, EVERYTHING, steps=3)[0], losses(scaling, steps=3)[0]
     assert max(abs(a - b) for a, b in zip(mine, theirs)) < 2e-3

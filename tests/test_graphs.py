@@ -333,6 +333,7 @@ def test_a_warm_engine_has_met_everything_and_keeps_nothing():
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not triton_utils.INSTALLED, reason="Triton is not installed, so nothing is specialized")
 def test_no_request_compiles_what_warm_has_not():
     """Every prompt length and number of rows finds the forms of arguments that Triton has compiled for already."""

@@ -100,6 +100,7 @@ def test_without_locks_a_compiler_is_known_by_boot_pid_and_start(tmp_path, monke
     assert len(words) > 2
 
 
+@pytest.mark.slow
 def test_what_another_compiler_may_have_written_stays_until_that_is_done(tmp_path, compiler):
     (dead, first), (living, second) = compiler(), compiler()
     dead.kill()

@@ -22,6 +22,7 @@ def test_it_measures_and_ends_with_json(compiled, monkeypatch, capsys):
     assert [row["batch"] for row in rows] == [1, 3] and all(row["tok_per_s"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_it_records_each_batch_after_all_are_measured(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
@@ -37,6 +38,7 @@ def test_it_records_each_batch_after_all_are_measured(monkeypatch, capsys, tmp_p
     assert len(json.loads(lines[-1])["rows"]) == 2
 
 
+@pytest.mark.slow
 def test_a_recording_that_fails_costs_no_result(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
     (tmp_path / "file").write_text("")

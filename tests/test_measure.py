@@ -189,6 +189,7 @@ def one_rank_measures(rank, port, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_rank_measures_by_itself_while_the_others_wait(tmp_path):
     """No collective in a measured step: the others would never take part in it."""
     with socket.socket() as free:

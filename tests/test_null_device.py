@@ -75,6 +75,7 @@ def run(started):
     return wait
 
 
+@pytest.mark.slow
 def test_it_behaves_like_a_gpu(run):
     assert "as wanted" in run(HERE / "the_device.py", gpus=2)
 

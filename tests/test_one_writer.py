@@ -64,6 +64,7 @@ def test_the_second_writer_is_told_of_the_first_and_may_begin_when_that_has_died
     assert lock_files(home) == []
 
 
+@pytest.mark.slow
 def test_readers_are_not_kept_out(home, monkeypatch):  # noqa: F811
     monkeypatch.setattr(plan, "speed", lambda *args: (10_000.0, True))
     assert train(home, "a") == 0

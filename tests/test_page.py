@@ -260,6 +260,7 @@ def test_an_answer_is_kept_though_another_tab_changed_the_history(page):
     playwright.expect(answers(page)).to_contain_text("word word")
 
 
+@pytest.mark.slow
 def test_deep_quotations_do_not_overflow(page):
     send(page, "say: " + ">" * 1200)
     assert answers(page).locator("blockquote").count() == 8

@@ -60,6 +60,7 @@ def settle(page):  # noqa: F811
     page.keyboard.press("Enter")
 
 
+@pytest.mark.slow
 def test_a_first_conversation(page):  # noqa: F811
     """Example, calculator, follow-up, Markdown, history after a reload, another conversation, the tokens."""
     settle(page)
