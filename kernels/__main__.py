@@ -125,7 +125,7 @@ def compile_report(flags: argparse.Namespace) -> None:
     """Exits with 1 when any kernel breaks a promise."""
     if not INSTALLED or INTERPRETED:
         raise ValueError("compiling needs Triton (pip install triton)" if not INSTALLED else "unset TRITON_INTERPRET")
-    chosen = flags.target.split(",") if flags.target else list(TARGETS)
+    chosen = list(TARGETS) if flags.target is None else flags.target.split(",")
     for name in chosen:
         if name not in ALL_TARGETS:
             raise ValueError(f"--target names {name!r}; the targets are {', '.join(ALL_TARGETS)}")

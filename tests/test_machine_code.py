@@ -318,6 +318,7 @@ def test_one_launch_for_one_row_is_another_kernel_than_for_many():
     "words, message",
     [
         (("compile", "--op=softmax"), "--op names 'softmax'; the ops with a Triton kernel are rms_norm"),
+        pytest.param(("compile", "--target="), "''; the targets are sm_75", marks=pytest.mark.slow),
         pytest.param(("compile", "--target=sm_70"), "'sm_70'; the targets are sm_75", marks=pytest.mark.slow),
         pytest.param(("compile", "--shape=d99"), "--shape is 'd99'", marks=pytest.mark.slow),
         (("tune",), "tuning needs a CUDA device"),
