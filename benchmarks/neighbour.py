@@ -37,7 +37,8 @@ WAYS = {
     "spin 1000": {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"},
 }
 BUSY = [sys.executable, "-c", "while True: pass"]
-WARM = 3  # orders before the first that counts
+STEPS = 4  # of training, of a measurement
+WARM = 2  # measurements before the first that counts
 
 
 @dataclass
@@ -75,7 +76,7 @@ def worker(what: str, way: str, settings: dict[str, Any]) -> subprocess.Popen:
 
 def rates(flags: Flags, what: str, way: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Medians of tokens per second, idle and beside, and the second's share of the first."""
-    order = flags.batch if what == "decode" else 1
+    order = flags.batch if what == "decode" else STEPS
     process, idle, beside = worker(what, way, settings), [], []
     try:
         for turn in range(WARM + flags.rounds):

@@ -141,6 +141,15 @@ def test_keyboard_alone_and_slash_commands(page):
     assert answers(page).count() == 0 and page.evaluate("document.activeElement.id") == "composer"
 
 
+def test_a_word_with_a_slash_that_is_no_command_is_asked(page):
+    for count, word in enumerate(("/usr/bin/python", "/dance", "/Help"), 1):
+        page.keyboard.type(word)
+        page.keyboard.press("Enter")
+        playwright.expect(page.get_by_test_id("stats")).to_have_count(count)
+    assert page.locator('[data-role="user"] .body').all_inner_texts() == ["/usr/bin/python", "/dance", "/Help"]
+    assert page.locator('[data-role="note"]').count() == 0
+
+
 def test_settings_are_kept_and_sent(page):
     page.get_by_test_id("settings-open").click()
     for name, value in (("temperature", "0.3"), ("top-k", "9"), ("max-tokens", "3"), ("system-prompt", "Be kind.")):

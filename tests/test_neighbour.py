@@ -1,0 +1,70 @@
+"""benchmarks.neighbour: what is measured of whom, and what is left when it ends."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from benchmarks import neighbour
+from nanochat import threads
+
+
+class Process:
+    def kill(self):
+        self.killed = True
+
+    def wait(self):
+        return 0
+
+
+def test_idle_and_beside_are_measured_in_turns(monkeypatch):
+    """A stand-in that makes 100 tokens a second, 40 while somebody computes beside it."""
+    busy = lambda: any("while True" in " ".join(one.args) for one in started if one.poll() is None)
+    started, plain = [], subprocess.Popen
+
+    def start(*given, **named):
+        started.append(plain(*given, **named))
+        return started[-1]
+
+    monkeypatch.setattr(neighbour.subprocess, "Popen", start)
+    monkeypatch.setattr(neighbour, "worker", lambda *given: Process())
+    monkeypatch.setattr(neighbour, "measure", lambda *given: dict(tok_per_s=40.0 if busy() else 100.0, about=""))
+    row = neighbour.rates(neighbour.Flags(rounds=3), "train", "ours", {})
+    assert (row["idle"], row["beside"], row["share"]) == (100, 40, 0.4)
+    assert len(started) == 3 and all(one.poll() is not None for one in started)
+
+
+@pytest.mark.parametrize("way, wanted", [("ours", threads.ASLEEP), ("libraries", {})])
+def test_a_worker_has_its_way_whatever_is_set_here(monkeypatch, way, wanted):
+    for name in threads.VARIABLES:
+        monkeypatch.setenv(name, "1")
+    seen = {}
+    monkeypatch.setattr(neighbour.subprocess, "Popen", lambda words, **given: seen.update(given["env"]))
+    neighbour.worker("train", way, {})
+    assert {name: seen[name] for name in threads.VARIABLES if name in seen} == wanted
+
+
+WRONG = {"--what=dance": "there is no dance", "--ways=fast": "there is no fast", "--width=100": "multiple of 128",
+         "--rounds=0": "--rounds is 0"}  # fmt: skip
+
+
+@pytest.mark.parametrize("words, said", WRONG.items())
+def test_wrong_use_is_one_sentence(capsys, words, said):
+    assert tiny.call_module("benchmarks.neighbour", words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_small_one_is_measured():
+    small = "--depth=1 --width=128 --vocab-size=512 --sequence-len=64 --batch=2 --rounds=1 --no-compile"
+    made = subprocess.run(
+        [sys.executable, "-m", "benchmarks.neighbour", *small.split()], capture_output=True, text=True
+    )
+    rows = json.loads(made.stdout.splitlines()[-1])["rows"]
+    assert [(row["what"], row["way"]) for row in rows] == [
+        (what, way) for what in ("train", "decode") for way in ("ours", "libraries")
+    ]
+    assert all(row["idle"] > 0 and row["share"] > 0 for row in rows)
