@@ -16,7 +16,7 @@ from nanochat.run import Run
 from nanochat.sandbox import tool as tools
 
 try:
-    from nanochat.web import metrics, mock
+    from nanochat.web import metrics, mock, suggestions
     from nanochat.web.app import make_app
     from nanochat.web.asking import Served
     from nanochat.web.limits import EVERYWHERE, Limits, called, checked_origin
@@ -93,12 +93,13 @@ def load(flags: Flags, tool: chat.Tool) -> Served:
     devices = [torch.device("cuda", i) for i in range(flags.num_gpus)] if cuda else [hardware.device]
     engines: list[Engine | mock.Parrot]
     if flags.mock:
-        tokenizer, stage = mock.tokenizer(), "mock"
+        tokenizer, stage, about, report = mock.tokenizer(), "mock", {}, None
         engines = [mock.Parrot(tokenizer, flags.slots) for _ in devices]
     else:
         run = Run.open(flags.run)
         found = run.checkpoint(flags.source or None, flags.step if flags.step >= 0 else None, older=True)
         tokenizer, stage = run.tokenizer(), found.meta["stage"]
+        about, report = suggestions.of_the_run(run, stage), run.folder / "report.html"
         found.check_tokenizer(tokenizer)
         engines = [engine := Engine(found.model(device, hardware.dtype), flags.slots) for device in devices]
         if hardware.device.type == "cpu":  # compiled beside the first answers, and then taken over
@@ -108,7 +109,7 @@ def load(flags: Flags, tool: chat.Tool) -> Served:
     context, name = engines[0].config.sequence_len, "mock" if flags.mock else f"{flags.run}-{stage}"
     return Served(
         pool, tokenizer, name, context, stage, flags.temperature, flags.top_k, min(flags.max_tokens, context),
-        int(time.time()), tool,
+        int(time.time()), tool, about, report,
     )  # fmt: skip
 
 

@@ -36,6 +36,10 @@ PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+REPORT_HEADERS = {  # it has its style within, and pictures; what it quotes of models is escaped, and no script runs
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+}
 
 
 def make_app(served: Served, limits: Limits) -> FastAPI:
@@ -77,6 +81,15 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
     async def page() -> Response:
         return FileResponse(STATIC / "index.html")
 
+    @app.api_route("/report", methods=["GET", "HEAD"], include_in_schema=False)
+    async def report() -> Response:
+        if not has_report():
+            raise ApiError(404, "this run has no report yet; python -m scripts.report makes it", "not_found_error")
+        return FileResponse(str(served.report), media_type="text/html", headers=REPORT_HEADERS)
+
+    def has_report() -> bool:
+        return served.report is not None and served.report.is_file()
+
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Response:
@@ -93,10 +106,12 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
         return metrics.response(served.pool)
 
     def card() -> dict[str, Any]:
+        # A link cannot send a key, so the page has none where one is asked for.
+        report = "/report" if has_report() and not limits.api_key else None
         return dict(
             id=served.model, object="model", created=served.created, owned_by="nanochat",
             context_length=served.context, max_model_len=served.context, stage=served.stage,
-            max_tokens=served.max_tokens, **served.card,
+            max_tokens=served.max_tokens, report=report, **served.card,
         )  # fmt: skip
 
     # OpenAI's, with and without /v1: that is how a base_url is often written.

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
@@ -44,7 +45,8 @@ class Served:
     max_tokens: int = 512
     created: int = 0
     tool: chat.Tool = calculate
-    card: dict[str, Any] = field(default_factory=dict)  # what else the page is told about the model
+    card: dict[str, Any] = field(default_factory=dict)  # what else the page is told about the model: suggestions.py
+    report: Path | None = None  # the run's report card, once there is one
 
     def known(self, name: str | None) -> None:
         """Raises ApiError for the name of another model."""

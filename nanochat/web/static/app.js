@@ -1,7 +1,7 @@
 // The page's conversation: what is sent, what is shown, what is kept. Start reading at `ask`.
 
 import { answer, models } from "./api.js";
-import { byId, button, make } from "./dom.js";
+import { byId, button, isSend, make } from "./dom.js";
 import { assistantMessage, failure, note, textOf, userMessage, welcome } from "./messages.js";
 import { openSettings, startSettings } from "./settings.js";
 import { CONVERSATIONS, key, load, newConversation, save, saveSettings, settings, titleOf } from "./store.js";
@@ -9,6 +9,7 @@ import { CONVERSATIONS, key, load, newConversation, save, saveSettings, settings
 let conversations = load();
 let current = conversations[0] ?? newConversation();
 let model = "";
+let card = null; // what the server says of the model
 let running = null; // the AbortController of the answer that is being written
 const composer = byId("composer");
 const list = byId("messages");
@@ -35,7 +36,7 @@ function grow(message, piece) {
     if (last?.type === "text") last.text += piece.text;
     else message.parts.push({ type: "text", text: piece.text });
   }
-  message.parts.push(...piece.events);
+  message.parts.push(...piece.events.map(({ type, text }) => ({ type, text })));
   message.tokens.push(...piece.tokens);
 }
 
@@ -77,7 +78,8 @@ async function ask(fresh = false) {
   }
   if (conversation.messages.at(-1) !== asked) return; // edited meanwhile: this answers nothing any more
   conversation.messages.push(message);
-  keep(conversation);
+  const lost = keep(conversation);
+  if (lost) show(note(lost));
   shown.update(true);
   onlyLastRegenerates();
   byId("said").textContent = textOf(message);
@@ -92,8 +94,9 @@ function retry(event) {
 function say(text) {
   if (running) return;
   current.messages.push({ role: "user", parts: [{ type: "text", text }] });
-  keep(current);
+  const lost = keep(current);
   draw();
+  if (lost) show(note(lost));
   ask();
 }
 
@@ -176,7 +179,7 @@ function draw() {
     }
   }
   onlyLastRegenerates();
-  if (!current.messages.length) list.append(welcome(say));
+  if (!current.messages.length) list.append(welcome(say, card));
   drawHistory();
   follow(true);
 }
@@ -194,13 +197,13 @@ function drawHistory() {
 
 // ---- conversations
 
-function keep(changed) { // unless it was deleted while its answer came
+function keep(changed) { // unless it was deleted while its answer came; returns what is to be said of the storage
   const same = (c) => c.id === changed.id; // by id: `reread` puts copies in the places of all but the current one
   const listed = conversations.find(same);
   if (!listed && !same(current)) return;
   conversations = [changed, ...conversations.filter((c) => !same(c))];
-  save(conversations);
   if (listed && listed !== changed) drawHistory();
+  return save(conversations);
 }
 
 function reread() { // another tab has changed the history
@@ -244,10 +247,11 @@ function fit() {
 
 async function greet() {
   try {
-    const [card] = await models(key.get());
+    [card] = await models(key.get());
     model = card.id;
     byId("model").textContent = card.id;
     if (settings.maxTokens > card.context_length) saveSettings({ maxTokens: card.max_tokens });
+    list.querySelector(".welcome")?.replaceWith(welcome(say, card));
   } catch (problem) {
     show(failure(`The server cannot be reached: ${problem.message}.`, (event) => {
       event.target.closest("article").remove();
@@ -258,7 +262,7 @@ async function greet() {
 
 composer.addEventListener("input", fit);
 composer.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); submit(); }
+  if (isSend(event)) { event.preventDefault(); submit(); }
 });
 byId("send").addEventListener("click", () => { submit(); composer.focus(); });
 byId("stop").addEventListener("click", () => { running?.abort(); composer.focus(); });

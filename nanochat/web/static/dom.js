@@ -31,3 +31,7 @@ export async function copy(text, where) {
   where.textContent = "Copied";
   setTimeout(() => { where.textContent = before; }, 1200);
 }
+
+// Enter, but not the one that ends a word of an input method (Safari says so only by the code 229).
+export const isSend = (event) =>
+  event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229;

@@ -1,6 +1,6 @@
 // How a message looks. An answer is a list of parts: text, calls of the calculator ("python"), and what it answered.
 
-import { button, copy, make } from "./dom.js";
+import { button, copy, isSend, make } from "./dom.js";
 import { markdown } from "./markdown.js";
 import { tokenView } from "./tokens.js";
 
@@ -36,7 +36,7 @@ export function userMessage(message, onEdit) {
     box.value = text;
     const send = () => box.value.trim() && onEdit(box.value.trim());
     box.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); send(); }
+      if (isSend(event)) { event.preventDefault(); send(); }
       if (event.key === "Escape") { event.stopPropagation(); body.replaceChildren(text); edit.focus(); }
     });
     body.replaceChildren(box, button("Send again", "edit-send", send));
@@ -82,7 +82,22 @@ export const failure = (text, onRetry) =>
 
 const EXAMPLES = ["What is 27 + 58?", 'Spell the word "apple".', "What is the capital of France?", "Who are you?"];
 
-export const welcome = (onChoose) => make("section", { class: "welcome" },
-  make("h2", {}, "Ask something"),
-  make("p", {}, "This is a small language model, trained from scratch. It will be wrong often."),
-  make("div", { class: "examples" }, ...EXAMPLES.map((text) => button(text, "example", () => onChoose(text)))));
+// card: what the server says of its model, or null while it has not said it.
+export function welcome(onChoose, card) {
+  const offered = card?.suggestions ?? EXAMPLES.map((text) => ({ text }));
+  const example = ({ text, expect }) => button(text, "example", () => onChoose(text), expect ? { class: "explained" } : {});
+  const examples = offered.map((one) => {
+    const made = example(one);
+    if (one.expect) made.append(make("small", {}, one.expect));
+    return made;
+  });
+  const section = make("section", { class: "welcome" }, make("h2", {}, "Ask something"),
+    make("p", {}, "This is a small language model, trained from scratch. It will be wrong often."));
+  if (card?.about) section.append(make("p", {}, card.about));
+  if (card?.report) {
+    const link = make("a", { href: card.report, target: "_blank", rel: "noopener", "data-testid": "report" }, "report card");
+    section.append(make("p", {}, "How it was made, and what it knows: its ", link, "."));
+  }
+  if (card) section.append(make("div", { class: "examples" }, ...examples));
+  return section;
+}
