@@ -65,3 +65,19 @@ def same(one: dict, other: dict) -> None:
     assert set(one) == set(other)
     for name in one:
         assert torch.equal(one[name].float(), other[name].float()), name
+
+
+def taught(name: str, config: GPTConfig, stage: str, question: str, answer: str) -> None:
+    """A run whose model knows one conversation by heart."""
+    made, gpt = run(name, config, stage, kind="untrained")
+    found = made.checkpoint(stage)
+    talk = [dict(role="user", content=question), dict(role="assistant", content=answer)]
+    ids = torch.tensor([tokenizer(config.vocab_size).render(dict(messages=talk))[0]])
+    optimizer = gpt.train().setup_optimizer(**RATES)
+    for _ in range(40):
+        loss = gpt(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss < 0.1, loss
+    checkpoint.save(made.stage(stage), found.meta, gpt, {})
