@@ -146,7 +146,7 @@ def test_batches_with_padding_beams_and_one_forward_pass_in_pieces(base, config)
 def test_bfloat16_is_near(base):
     run, gpt = exchanged.run("a", exchanged.current(sequence_len=512))
     theirs = loaded(out(base, "a", "bfloat16"), dtype="auto")
-    assert theirs.dtype == torch.bfloat16 and theirs.model.resid_lambdas.dtype == torch.float32
+    assert theirs.dtype == torch.bfloat16 and theirs.model.scalars.resid_lambdas.dtype == torch.float32
     ours = run.checkpoint("sft").model("cpu", torch.bfloat16).eval()
     ids = torch.randint(exchanged.VOCAB, (1, 50))
     with torch.no_grad():
@@ -287,7 +287,7 @@ def test_the_chat_template_refuses_what_it_cannot_render(both):
     parts = dict(role="user", content=[dict(type="text", text="a")])  # as servers hand it on
     assert theirs.apply_chat_template([parts], tokenize=False) == theirs.apply_chat_template([user], tokenize=False)
     for messages in (
-        [], [assistant], [user, user], [dict(role="system", content="a")], [dict(role="tool", content="a")],
+        [assistant], [user, user], [dict(role="system", content="a")], [dict(role="tool", content="a")],
         [dict(role="user", content="a\ufdd0b")], [dict(role="user", content=[dict(type="image", url="x")])],
         [user, dict(role="assistant", content=[dict(type="call", text="x")])],
     ):  # fmt: skip

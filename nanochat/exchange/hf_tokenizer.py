@@ -13,7 +13,7 @@ from typing import Any
 from nanochat.errors import UserError
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
-ESCAPE, END = "\ufdd0", "\ufdd1"  # noncharacters: "<", ESCAPE, "|" is text "<|"; END stands between two texts
+ESCAPE, END = "\ufdd0", "\ufdd1"  # noncharacters: "<", ESCAPE, "|" is the text "<|"; END stands between two texts
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 DAMAGED = "fetch or export it again"
 
@@ -49,7 +49,7 @@ def as_json(tokenizer: Tokenizer) -> dict[str, Any]:
     )  # fmt: skip
     return dict(
         version="1.0", truncation=None, padding=None, added_tokens=special,
-        normalizer=dict(type="Replace", pattern=dict(String=f"<{ESCAPE}|"), content="<|"),
+        normalizer=dict(type="Replace", pattern=dict(String=f"{ESCAPE}|"), content="|"),
         pre_tokenizer=dict(type="Sequence", pretokenizers=steps), post_processor=None,
         decoder=dict(byte_level), model=model,
     )  # fmt: skip

@@ -75,7 +75,9 @@ def their_name(name: str) -> str:
         return f"model.layers.{match[1]}.{MODULES[match[2]]}.weight"
     if name.startswith("lm_head."):
         return name
-    return f"model.{name}" if "wte" not in name else "model.embed_tokens.weight"
+    if name == "transformer.wte.weight":
+        return "model.embed_tokens.weight"
+    return f"model.scalars.{name}" if is_scalar(name) else f"model.{name}"
 
 
 def our_name(name: str) -> str:
@@ -85,7 +87,7 @@ def our_name(name: str) -> str:
         return f"transformer.h.{match[1]}.{ours[match[2]]}.weight"
     if name == "model.embed_tokens.weight":
         return "transformer.wte.weight"
-    return name.removeprefix("model.")
+    return name.removeprefix("model.").removeprefix("scalars.")
 
 
 def is_table(name: str) -> bool:

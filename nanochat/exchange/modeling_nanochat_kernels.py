@@ -113,13 +113,27 @@ class NanochatKernelsLayer(GradientCheckpointingLayer):
         return x + self.mlp(norm(x))
 
 
+class NanochatKernelsScalars(nn.Module):
+    """Kept in float32. A module of their own, since a model's dtype is that of its first parameter."""
+
+    def __init__(self, config):
+        super().__init__()
+        if config.residual_mix:
+            self.resid_lambdas = nn.Parameter(torch.ones(config.num_hidden_layers))
+            self.x0_lambdas = nn.Parameter(torch.zeros(config.num_hidden_layers))
+        if config.smear:
+            self.smear_lambda = nn.Parameter(torch.zeros(1))
+        if config.backout:
+            self.backout_lambda = nn.Parameter(torch.full((1,), 0.2))
+
+
 class NanochatKernelsPreTrainedModel(PreTrainedModel):
     config_class = NanochatKernelsConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["NanochatKernelsLayer"]
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = ["resid_lambdas", "x0_lambdas", "smear_lambda", "backout_lambda"]
+    _keep_in_fp32_modules_strict = ["scalars"]
 
 
 class NanochatKernelsModel(NanochatKernelsPreTrainedModel):
@@ -128,16 +142,12 @@ class NanochatKernelsModel(NanochatKernelsPreTrainedModel):
         V, C, L = config.vocab_size, config.hidden_size, config.num_hidden_layers
         self.embed_tokens = nn.Embedding(V, C)
         self.layers = nn.ModuleList(NanochatKernelsLayer(config, i) for i in range(L))
-        if config.residual_mix:
-            self.resid_lambdas, self.x0_lambdas = nn.Parameter(torch.ones(L)), nn.Parameter(torch.zeros(L))
         if config.smear:
             self.smear_gate = linear(min(SMEAR_CHANNELS, C), 1)
-            self.smear_lambda = nn.Parameter(torch.zeros(1))
-        if config.backout:
-            self.backout_lambda = nn.Parameter(torch.full((1,), 0.2))
         width = config.num_key_value_heads * config.head_dim
         own = [i for i in range(L) if has_value_embed(config, i)]
         self.value_embeds = nn.ModuleDict({str(i): nn.Embedding(V, width) for i in own})
+        self.scalars = NanochatKernelsScalars(config)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -165,7 +175,7 @@ class NanochatKernelsModel(NanochatKernelsPreTrainedModel):
         middle = x
         for i, layer in enumerate(self.layers):
             if config.residual_mix:
-                x = (self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0).to(x.dtype)
+                x = (self.scalars.resid_lambdas[i] * x + self.scalars.x0_lambdas[i] * x0).to(x.dtype)
             ve = self.value_embeds[str(i)](input_ids) if has_value_embed(config, i) else None
             kept = embedded if config.smear and i == 0 else None
             mask = masks[config.sliding_window if config.layer_types[i] == "sliding_attention" else None]
@@ -173,7 +183,7 @@ class NanochatKernelsModel(NanochatKernelsPreTrainedModel):
             if i == config.num_hidden_layers // 2:
                 middle = x
         if config.backout:
-            x = x - self.backout_lambda.to(x.dtype) * middle
+            x = x - self.scalars.backout_lambda.to(x.dtype) * middle
         return BaseModelOutputWithPast(last_hidden_state=norm(x), **{CACHE: cache})
 
     def _smeared(self, embedded, attention_mask, past, cache):
@@ -188,7 +198,7 @@ class NanochatKernelsModel(NanochatKernelsPreTrainedModel):
             real = F.pad(attention_mask, (1, 0))[:, past : past + T]  # of the tokens before
             before = before * real[..., None].to(before.dtype)
         gate = torch.sigmoid(self.smear_gate(embedded[..., : self.smear_gate.in_features]))  # (B, T, 1)
-        return embedded + self.smear_lambda.to(embedded.dtype) * gate * before
+        return embedded + self.scalars.smear_lambda.to(embedded.dtype) * gate * before
 
     def _rotary(self, position_ids, dtype):
         half = self.config.head_dim // 2
