@@ -145,4 +145,4 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, goes_on=True)

@@ -75,4 +75,4 @@ def compare(first: Path, second: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, goes_on=True)

@@ -128,4 +128,4 @@ def two(names: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, goes_on=True)

@@ -55,4 +55,4 @@ def text(flags: Flags) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, goes_on=True)

@@ -63,4 +63,4 @@ def look(folder: Path, flags: Flags) -> incoming.Incoming:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, goes_on=True)
