@@ -59,7 +59,7 @@ OUTLINES = {
     "|a|b|\n|-|:-:|\n|c|d|": "table(thead(tr(th th)) tbody(tr(td td)))",
     "[a](https://example.org) [b](javascript:alert(1)) ![c](http://a.b/c)": "p(a a)",
     "<b>x</b> <i>": "p",
-    "- " * 30 + "x": "ul(li(" * 7 + "ul(li" + "))" * 8,
+    "- " * 30 + "x": "ul(li(" * 7 + "ul(li" + ")" * 15,
 }
 
 

@@ -1,5 +1,7 @@
 """Prompts that come in in pieces, and what was said of their tokens."""
 
+import json
+
 import pytest
 import tiny
 import torch
@@ -152,3 +154,13 @@ def test_the_stop_token_is_told_where_a_prompt_is():
     assert run_all(Engine(tiny.model(), 1), request) == [[]]
     assert request.ended == "stop" and request.stopped_by == free[0]
     assert [one.top[0][0] for one in request.logprobs] == free[:1]
+
+
+def test_the_benchmark_of_gaps_measures_what_it_says(capsys):
+    """Long prompts in pieces, of a tiny model: one line of JSON, with all that was done counted."""
+    flags = ("--depth=1", "--width=128", "--vocab-size=300", "--streams=2", "--new-tokens=12", "--prompts=1")
+    more = ("--prompt-tokens=40", "--rounds=1", "--device-type=cpu")
+    assert tiny.call_module("benchmarks.prefill", *flags, *more) == 0
+    found = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
+    assert set(found["found"]) == {"quiet", "at_once", "pieces"} and found["pieces_p99_over_quiet_p50"] > 0
+    assert all(row["p50_ms"] <= row["p99_ms"] <= row["max_ms"] for row in found["found"].values())
