@@ -173,10 +173,11 @@ def test_the_first_look_says_what_the_model_knows(page):  # noqa: F811
     assert page.get_by_test_id("tool-call").inner_text().split("\n") == ["calculator", "27 + 58", "=", "85"]
 
 
-LOOKS = [dict(color_scheme=scheme, bypass_csp=True) for scheme in ("light", "dark")]
+DARK, LIGHT = (dict(color_scheme=scheme, bypass_csp=True) for scheme in ("dark", "light"))
+LOOKS = [pytest.param(DARK, id="dark"), pytest.param(LIGHT, id="light", marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("page", LOOKS, indirect=True, ids=["light", "dark"])
+@pytest.mark.parametrize("page", LOOKS, indirect=True)
 def test_the_new_parts_are_accessible(page):  # noqa: F811
     playwright.expect(page.get_by_test_id("example")).to_have_count(5)
     assert not serious(page)
