@@ -257,6 +257,17 @@ def test_what_is_wrong_in_a_late_row_group_is_found_before_training(tmp_path, ki
         Documents(path)
 
 
+def test_a_null_that_a_shard_notes_is_found_without_reading_it(tmp_path):
+    path = tmp_path / "shard.parquet"
+    texts = pa.array(["good"] * 100 + [None])
+    pq.write_table(pa.table({"other": texts, "text": texts}), path, row_group_size=50)
+    good = write_parquet(tmp_path / "good.parquet", TEXTS[:10])
+    with pytest.raises(UserError, match="row group 2: a text is null"):
+        Documents(tmp_path, train=[path], val=[good])
+    other = write_parquet(tmp_path / "other.parquet", TEXTS[:12])
+    assert len(everything(Documents(tmp_path, train=[other], val=[good]), "train")) == 12
+
+
 def test_two_text_columns_are_named(tmp_path):
     pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"]), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="several columns called `text`"):

@@ -31,6 +31,9 @@ def check(path: Path, thorough: bool = True) -> list[int]:
     if not sum(rows):
         raise UserError(f"{path} has no rows")
     if not thorough:
+        for group in range(len(rows)):
+            if _nulls(metadata.row_group(group)):
+                raise UserError(f"{path}, row group {group}: a text is null; get the file again")
         return rows
     with pa.parquet.ParquetFile(path) as file:
         return [len(_texts(pa, file, path, group)) for group in range(len(rows))]
@@ -64,6 +67,13 @@ def _texts(pa: Any, file: Any, path: Path, group: int) -> list[str]:
             except UnicodeDecodeError as error:
                 raise UserError(f"{where(row)}: not UTF-8 text (byte 0x{text[error.start]:02x})") from None
     return [text for text in texts if text.strip()]
+
+
+def _nulls(group: Any) -> int:
+    """How many texts of a row group are null, as the file notes it; 0 where it does not."""
+    columns = (group.column(i) for i in range(group.num_columns))
+    noted = next((column.statistics for column in columns if column.path_in_schema == "text"), None)
+    return noted.null_count if noted is not None and noted.has_null_count else 0
 
 
 def _holds_text(pa: Any, kind: Any) -> bool:
