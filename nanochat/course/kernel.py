@@ -1,5 +1,7 @@
 """Chapter 12: a kernel, in Triton's interpreter."""
 
+from functools import partial
+
 import torch
 
 from kernels.triton_utils import INSTALLED, INTERPRETED, cdiv, tl, triton
@@ -46,10 +48,10 @@ def check(answer: str) -> str:
     if not kinds & {"InterpretedFunction", "JITFunction"}:
         return "There is no @triton.jit function in the file: the work is to be a kernel's."
     generator = torch.Generator().manual_seed(0)
-    for n in (1, 1000, 4096):
+    for n in (1000, 1, 4096):
         x = torch.randn(n, generator=generator)
         room = torch.full((n + AROUND,), -7.0)
-        if failed := attempt(lambda: mine(x, room[:n]), answer):
+        if failed := attempt(partial(mine, x, room[:n]), answer):
             return failed
         y = room[:n]
         if not torch.equal(room[n:], torch.full((AROUND,), -7.0)):
@@ -58,12 +60,13 @@ def check(answer: str) -> str:
             return f"With {n} elements it writes nothing into y."
         if (y == -7.0).any():
             return f"With {n} elements some of y is never written: how many programs does the grid need?"
+        if torch.allclose(y, x.relu().square()):
+            continue
         if torch.allclose(y, x.relu()):
             return "That is relu; its square is wanted."
         if torch.allclose(y, x.square()):
             return "That is the square also of negative x, where relu gives 0."
-        if not torch.allclose(y, x.relu().square()):
-            return f"With {n} elements the largest error is {(y - x.relu().square()).abs().max():.3g}."
+        return f"With {n} elements the largest error is {(y - x.relu().square()).abs().max():.3g}."
     return ""
 
 

@@ -6,7 +6,7 @@ from kernels import polar_express
 from kernels.newton_schulz import POLAR_EXPRESS, QUINTIC
 from nanochat.course.chapter import Chapter, near, number, table
 
-SHOWN, ASKED = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001), 0.005
+SHOWN, ASKED = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001), 0.003
 
 
 def picture() -> str:

@@ -28,7 +28,7 @@ def merges() -> list[str]:
 
 
 def check(answer: str) -> str:
-    answer = answer.strip().strip("\"'").replace(" ", "_")
+    answer = answer.rstrip().strip("\"'").replace(" ", "_")
     learnt = merges()
     if answer == learnt[2]:
         return ""
