@@ -189,7 +189,7 @@ def svg(curve: Curve) -> str:
     for x, anchor in ((xs[0], "start"), (xs[-1], "end")):
         parts.append(f'<text x="{place(x, low)[0]:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{x:g}</text>')
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
-    parts.append(f'<polyline points="{path}" fill="none" stroke="var(--accent)" stroke-width="2"/>')
+    parts.append(f'<polyline points="{path}" fill="none" stroke="var(--accent, #2563eb)" stroke-width="2"/>')
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(curve.title)}">{"".join(parts)}</svg>'
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nanochat.log import LOG, Row, read_log
-from nanochat.render import Curve, Section, Table
+from nanochat.render import Curve, Figure, Section, Table, svg
 from nanochat.run import Run
 
 WINDOW = 10  # steps that are averaged
@@ -23,11 +23,16 @@ def section(run: Run) -> Section:
         return Section("Reinforcement learning", [])
     blocks: list[Any] = [told(summary, steps), before_and_after(exams)]
     if len(steps) > 1:
-        blocks.append(Curve(f"reward by step (mean of {WINDOW})", smooth(steps)))
+        blocks.append(drawn(f"reward by step (mean of {WINDOW})", smooth(steps), "report_reward.svg"))
     if len(exams) > 1:
-        blocks.append(Curve("held-out pass@1 by step", [(row["step"], row["passes"]["1"]["rate"]) for row in exams]))
+        rates = [(row["step"], row["passes"]["1"]["rate"]) for row in exams]
+        blocks.append(drawn("held-out pass@1 by step", rates, "report_pass.svg"))
     blocks += [spread(steps), agreement(steps), samples(exams)]
     return Section("Reinforcement learning", blocks)
+
+
+def drawn(title: str, points: list[tuple[float, float]], file: str) -> Figure:
+    return Figure(title, svg(Curve(title, points)), file)
 
 
 def told(summary: dict[str, Any], steps: list[Row]) -> str:

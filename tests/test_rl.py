@@ -1,8 +1,11 @@
 """Reinforcement learning: its gradient against a plain one, its rollouts, exact resume, real questions, refusals."""
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import killed
@@ -307,6 +310,21 @@ def test_killed_at_thirty_random_moments(home, scripts):
     assert ended.count(-9) > 5
 
 
+@pytest.mark.slow
+def test_two_ranks_do_what_one_does(home):
+    """They draw the same samples, and learn the same from them but for rounding."""
+    assert tiny.call("chat_rl", *FLAGS) == 0
+    one = taken(home)
+    shutil.rmtree(home / "runs" / "a" / "rl")
+    command = [sys.executable, "-m", "scripts.launch", "--gpus", "2", "scripts.chat_rl", "--", *FLAGS]
+    subprocess.run(command, check=True, cwd=killed.ROOT, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    two = taken(home)
+    for a, b in zip(one[0], two[0], strict=True):
+        assert a["step"] == b["step"] and a.get("groups") == b.get("groups") and a.get("lengths") == b.get("lengths")
+    for name, value in one[1]["model"].items():
+        torch.testing.assert_close(two[1]["model"][name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_real_questions_of_gsm8k_go_through_the_whole_stage(home, shared, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("NANOCHAT_HUB_ROOT", str(shared / "data" / "hub"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
@@ -318,6 +336,12 @@ def test_real_questions_of_gsm8k_go_through_the_whole_stage(home, shared, monkey
     assert (first["step"], last["step"], last["final"]) == (0, 2, True) and first["questions"] == 4
     assert one["reward"] == 0.0 and one["sampled_tokens"] > 0 and "greedy" in capsys.readouterr().out
     assert Run.open("a").checkpoint().meta["data"].startswith("hub gsm8k")  # the last stage's is taken by default
+    assert tiny.call("report", "--run=a") == 0
+    report = (home / "runs" / "a" / "report.md").read_text()
+    assert "2 steps of 2 questions with 2 answers each, of gsm8k; rewarded: form; variants: none." in report
+    assert "| held-out questions, n=4 | after 0 steps | after 2 steps |" in report and "| 0 | wrong, " in report
+    for name, title in (("report_reward", "reward by step (mean of 10)"), ("report_pass", "held-out pass@1 by step")):
+        assert f"![{title}]({name}.svg)" in report and "<polyline" in (home / "runs" / "a" / f"{name}.svg").read_text()
 
 
 @pytest.mark.parametrize(
