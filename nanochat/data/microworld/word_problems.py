@@ -9,20 +9,29 @@ from nanochat.data.microworld.world import PEOPLE, SILENT, World
 
 DIGITS = (3, 4)
 THINGS = "coins stamps shells beads cards nails apples candles buttons bricks".split()
-# {n} name, {a} and {b} numbers, {t} things. The first list is trained, the second only evaluated.
-FRAMES = (
-    "{n} has {a} {t} and gets {b} more. How many {t} does {n} have?",
-    "{n} finds {a} {t} and then {b} {t}. How many {t} are there?",
-    "There are {a} {t} in a box and {b} in a bag. How many {t} does {n} see?",
-    "{n} buys {a} {t} today and {b} tomorrow. How many {t} are that?",
-    "How many {t} does {n} have after {a} {t} and {b} {t}?",
-    "{n} counts {a} {t} and {b} other {t}. What is the total?",
+# {n} name, {a} and {b} numbers, {t} things. A frame is a story and a question; one in four pairs is only evaluated.
+STORIES = (
+    "{n} has {a} {t} and gets {b} more.",
+    "{n} finds {a} {t} and then {b} {t}.",
+    "{n} buys {a} {t} today and {b} tomorrow.",
+    "{n} counts {a} {t} and {b} other {t}.",
+    "{n} puts {a} {t} beside {b} {t}.",
 )
-EVAL_FRAMES = (
-    "{n} had {a} {t}. A friend brings {b} {t}. How many {t} are there now?",
-    "First {n} sells {a} {t}, then {b}. How many {t} does {n} sell?",
-    "{n} puts {a} {t} beside {b} {t}. How many {t} is that together?",
+QUESTIONS = (
+    "How many {t} does {n} have?",
+    "How many {t} are there?",
+    "What is the total?",
+    "How many {t} is that together?",
 )
+
+
+def frames(held_out: bool) -> list[str]:
+    return [
+        f"{story} {asked}"
+        for i, story in enumerate(STORIES)
+        for j, asked in enumerate(QUESTIONS)
+        if ((i + j) % 4 == 0) == held_out
+    ]
 
 
 def people(world: World, held_out: bool) -> list[str]:
@@ -33,5 +42,5 @@ def people(world: World, held_out: bool) -> list[str]:
 def word_problem(dice: Dice, names: list[str], held_out: bool) -> tuple[str, int, int]:
     """(the question, both numbers)."""
     a, b = addition(dice, dice.pick(DIGITS), held_out)
-    frame = dice.pick(EVAL_FRAMES if held_out else FRAMES)
+    frame = dice.pick(frames(held_out))
     return frame.format(n=dice.pick(names), a=a, b=b, t=dice.pick(THINGS)), a, b
