@@ -11,7 +11,7 @@ from nanochat.presets import Flags
 from nanochat.tasks import available
 
 GSM8K = 7_473  # questions
-WORD_PROBLEMS = 5  # percent of SFT's exchanges
+WORD_PROBLEMS = 1  # percent of SFT's exchanges: about as many as in experiments/rl.md, where SFT is shorter
 # Tokens of a prompt and of an answer, assumed; on a CPU as the word problems' are.
 TOKENS = dict(embedded=(40, 25), hub=(120, 200))
 LEARNING = 1.5  # times as long as in training, eagerly; of samples that teach something, at most all
@@ -30,7 +30,7 @@ def flags(data: str, ranks: int) -> Flags:
     if data == "hub":
         questions = max(16, ranks)
         return dict(task="gsm8k", questions=questions, num_iterations=GSM8K // questions)
-    return dict(task="word_sums", questions=8, num_iterations=100, init_lr_frac=0.05, eval_every=50)
+    return dict(task="word_sums", questions=8, num_samples=8, num_iterations=60, init_lr_frac=0.1, eval_every=20)
 
 
 def seconds(data: str, planned: Flags, rate: float, device: str) -> float:

@@ -355,7 +355,7 @@ def test_rl_is_planned_where_it_is_asked_for(run, capsys):
     said = capsys.readouterr().out
     assert re.search(r"\n  rl +\d+ steps of 8 questions, word_sums \(predicted\), about \d+ (s|min)\n", said)
     made = plan.load(run, {})
-    assert made.flags["sft"]["word_problems"] == 5 and made.seconds["rl"] > 20
+    assert made.flags["sft"]["word_problems"] == rl_size.WORD_PROBLEMS and made.seconds["rl"] > 20
     assert "word_sums" in plan.shell(made, run, ["rl"], fresh=False)
     assert tiny.call("plan", "--run=r", "--device=cpu") == 0  # from now on it belongs to all stages
     assert "\n  rl " in capsys.readouterr().out
