@@ -115,7 +115,7 @@ class Stage:
     compile_evaluation: bool = False
     log: Callable[[dict[str, Any]], None] = lambda row: None
     after_step: Callable[[], None] = lambda: None  # of whoever watches: profiling/record.py
-    take: Callable[..., Outcome] = step  # what a step is: nanochat/rl.py has another
+    take: Callable[..., Outcome] | None = None  # what a step is, where it is not `step`: nanochat/rl.py has another
     # Instead of bits per byte, and then before the first step too: what is logged and a sentence, or None if stopped.
     examine: Callable[["Stage", Callable[[], bool]], tuple[dict[str, Any], str] | None] | None = None
     state: State = field(default_factory=State)
@@ -257,7 +257,7 @@ def train(stage: Stage) -> None:
             if state.step == settings.num_iterations:
                 break
             started = time.perf_counter()
-            outcome = stage.take(stage, model, data, accumulation, lambda: interrupt.received)
+            outcome = (stage.take or step)(stage, model, data, accumulation, lambda: interrupt.received)
             stop = outcome.stop
             if stage.pause_follows():
                 hardware.synchronize()  # or what a GPU still has to do would be nobody's time
