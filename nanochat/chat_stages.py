@@ -143,6 +143,8 @@ def _train(
         watch=watch,
         fresh=flags.fresh,
     )
+    if flags.load_optimizer and "optimizer" not in complete.parts(parent.meta):
+        left_out.append(f"the {before} model came without the optimizer's moments: new ones")
     for sentence in left_out:
         say(setup, f"{name}: {sentence}")
     run_stage(setup)
