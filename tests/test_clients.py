@@ -177,7 +177,7 @@ def test_lm_evaluation_harness(address, home, tmp_path, engine):
 
 def test_guidellm(address, home, tmp_path):
     python = python_with(home, "guidellm", ours=True)
-    (tmp_path / "asked.jsonl").write_text('{"prompt": "What is 27 + 58?"}\n{"prompt": "Hello!"}\n')
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "What is 27 + 58?"}\n{"prompt": "Hello!"}\n' * 6)
     words = [
         python.parent / "guidellm", "run", "--backend", f"kind=openai_http,target={address},model={MODEL}",
         "--profile", "kind=concurrent,streams=4", "--constraint", "kind=max_requests,count=12", "--data",
