@@ -41,7 +41,7 @@ def refusal(capsys, *flags):
 def test_what_cannot_be_served_is_one_sentence(served, capsys):
     assert "missing" in refusal(capsys, "--run=missing")
     assert "sft" in refusal(capsys, "--source=sft")
-    assert "--temperature wants" in refusal(capsys, "--temperature=3")
+    assert "--temperature is 3" in refusal(capsys, "--temperature=3")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert f"cannot listen on 127.0.0.1:{taken.getsockname()[1]}" in refusal(
             capsys, f"--port={taken.getsockname()[1]}"
