@@ -49,7 +49,10 @@ def asked(chapter: Chapter) -> str:
     """The answer, read from the terminal or a pipe. Raises UserError where none comes."""
     print(chapter.question)
     print("answer: ", end="", flush=True)
-    answer = sys.stdin.readline()
+    try:
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        answer = ""
     if not answer.strip():
         raise UserError("no answer was given")
     return answer

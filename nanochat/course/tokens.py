@@ -13,13 +13,15 @@ SHOWN = "Every lighthouse needs 1024 lamps."
 def picture() -> str:
     """One sentence in the tokens of three vocabularies, learnt from the embedded world's first texts."""
     texts = first_items(choose.documents("embedded", 0), "train", 200)
-    rows = []
+    rows, shown = [], ["the sentence"]
     for size in (265, 512, 1024):
         tokenizer = Tokenizer.train(texts, size)
         ids = tokenizer.encode(SHOWN)
         pieces = "|".join(tokenizer.decode([token]) for token in ids)
-        rows.append([f"{size:,}", str(len(ids)), f"{len(SHOWN.encode()) / len(ids):.2f}", pieces])
-    return table(["vocabulary", "tokens", "bytes per token", "the sentence"], rows)
+        rows.append([f"{size:,}", str(len(ids)), f"{len(SHOWN.encode()) / len(ids):.2f}"])
+        shown.append(pieces)
+    lines = table(["vocabulary", "tokens", "bytes per token"], rows).splitlines()
+    return "\n".join(f"{line}  {text}" for line, text in zip(lines, shown))
 
 
 def merges() -> list[str]:
