@@ -54,6 +54,7 @@ def asked(chapter: Chapter) -> str:
     except KeyboardInterrupt:
         answer = ""
     if not answer.strip():
+        print()
         raise UserError("no answer was given")
     return answer
 

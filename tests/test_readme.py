@@ -35,7 +35,7 @@ REFUSED = {
     "python -m scripts.chat_eval --profile": "nothing is finished",
 }
 HAND = COMMANDS.index("source .venv/bin/activate") + 1
-BY_HAND = COMMANDS[HAND : HAND + 7]
+BY_HAND = COMMANDS[HAND : HAND + 8]
 
 
 def module(command):
@@ -50,7 +50,7 @@ def run(command, home, **environment):
 
 
 def test_every_command_names_what_is_there():
-    assert len(COMMANDS) > 25 and len(BY_HAND) == 7 and module(BY_HAND[-1]) == "scripts.report"
+    assert len(COMMANDS) > 25 and len(BY_HAND) == 8 and module(BY_HAND[-1]) == "scripts.report"
     for command in COMMANDS:
         if "python -m" in command:
             assert importlib.util.find_spec(module(command)), command
@@ -60,7 +60,7 @@ def test_every_command_names_what_is_there():
                 there = (
                     flag in source
                     or flag.replace("-", "_") in source
-                    or module(command).endswith(("mid_train", "chat_sft"))
+                    or module(command).endswith(("mid_train", "chat_sft", "chat_rl"))
                 )
                 assert there, (command, flag)
 
