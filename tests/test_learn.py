@@ -2,10 +2,12 @@
 
 import ast
 import io
+import json
 import math
 import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 from test_training import ROOT
@@ -195,6 +197,33 @@ def add_computed():
 add_computed()
 ANSWERS = [(i, answer, "") for i in NUMBERS for answer in NUMBERS[i][0]]
 ANSWERS += [(i, answer, hint) for i in NUMBERS for answer, hint in NUMBERS[i][1]]
+
+
+def roofline():
+    """Chapter 13's picture, as the benchmarks' page draws it, for a file of its own."""
+    from benchmarks import pages
+    from nanochat.render import Figure, standing_alone
+
+    result = json.loads((ROOT / "benchmarks" / "results" / "nvidia-h100-80gb-hbm3.json").read_text("utf-8"))
+    blocks = [block for section in pages.sections(result) for block in section.blocks]
+    figure = next(block for block in blocks if isinstance(block, Figure) and block.title.startswith("Roofline"))
+    name = ' xmlns="http://www.w3.org/2000/svg"'  # which it gets again where it stands alone
+    return standing_alone(Figure(figure.title, figure.svg.replace(name, "", 1)))
+
+
+def drawing(svg):
+    """Its lines and words; ids are left out, and decimals that another build of matplotlib may round otherwise."""
+    root = ElementTree.fromstring(svg)
+    paths = [node.get("d") or node.text or "" for node in root.iter() if not node.tag.endswith(("date", "style"))]
+    return [re.sub(r"\d+\.\d+", lambda found: f"{float(found[0]):.0f}", path) for path in paths]
+
+
+def test_the_roofline_is_that_of_the_result_file():
+    matplotlib = pytest.importorskip("matplotlib", reason="matplotlib, which draws it, is not installed")
+    kept = (ROOT / "images" / "roofline.svg").read_text("utf-8")
+    if f"Matplotlib v{matplotlib.__version__}," not in kept:
+        pytest.skip("it was drawn by another version of matplotlib")
+    assert drawing(kept) == drawing(roofline()), "write what roofline() gives into images/roofline.svg"
 
 
 @pytest.mark.parametrize("i, answer, hint", ANSWERS)
