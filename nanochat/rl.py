@@ -68,12 +68,12 @@ class Practising:
         loss, mismatch, tokens, before = self.learn(stage, model, own, len(every), sum(one[2] for one in every))
         hardware.synchronize()
         learning = time.perf_counter() - middle
-        losses, mismatches, seen = zip(*shared((loss, mismatch, tokens), hardware))
+        mismatches, seen = zip(*shared((mismatch, tokens), hardware))
         found = numbers(every, self.samples)
         said = f"reward {found['reward']:.3f}  mixed {found['mixed']:.0%}  "
         said += f"rollout {middle - started:.1f} s + learning {learning:.1f} s"
         row = dict(found, **mismatch_row(mismatches), rollout_seconds=middle - started, learning_seconds=learning)
-        return Outcome(sum(losses), False, any_rank(stop(), hardware), before, sum(seen), row, said)
+        return Outcome(loss, False, any_rank(stop(), hardware), before, sum(seen), row, said)
 
     def roll_out(self, stage: Stage) -> list[Sample]:
         """This rank's share of the step's samples, by the weights as they are now."""
@@ -90,7 +90,7 @@ class Practising:
     ) -> tuple[float, Mismatch, int, bool | None]:
         """Updates the model from this rank's samples; samples, tokens: how many of all ranks are learnt from.
 
-        Returns this rank's part of the loss, what it measured, how many tokens it ran; and as Outcome.before.
+        Returns the loss of all ranks, what this one measured, how many tokens it ran; and as Outcome.before.
         """
         objective, hardware = self.objective, stage.hardware
         batches, teaching = self.batches(own, samples, tokens, hardware.device)
@@ -113,6 +113,8 @@ class Practising:
                 with record_function("backward"):
                     loss = loss * hardware.world  # the optimizer takes the mean over ranks
                     (stage.scaler.scale(loss) if stage.scaler else loss).backward()
+            if hardware.world > 1:
+                dist.all_reduce(total)  # where one rank's is no finite number, none updates
             losses.append(total.item())
             with record_function("optimizer"):
                 if teaching:  # or momentum alone would move the weights

@@ -160,8 +160,22 @@ def test_the_gradient_is_a_plain_unbatched_one(monkeypatch, case, objective):
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5 * max(float(scale), 1e-2))
 
 
-def cpu() -> Hardware:
-    return SimpleNamespace(device=torch.device("cpu"), world=1, rank=0, is_main=True)  # type: ignore[return-value]
+def cpu(world: int = 1) -> Hardware:
+    return SimpleNamespace(device=torch.device("cpu"), world=world, rank=0, is_main=True)  # type: ignore[return-value]
+
+
+def test_no_rank_updates_where_the_loss_of_another_is_no_finite_number(monkeypatch):
+    """Or it would wait for the other's gradients."""
+    model, losses = tiny.model(), []
+    monkeypatch.setattr(rl, "set_rates", lambda stage: None)
+    monkeypatch.setattr(rl, "any_rank", lambda flag, hardware: flag)
+    monkeypatch.setattr(rl.dist, "all_reduce", lambda loss: loss.add_(float("nan")))
+    monkeypatch.setattr(rl, "update", lambda stage, loss: losses.append(loss))
+    stage = SimpleNamespace(hardware=cpu(world=2), optimizer=model.setup_optimizer(), scaler=None, model=model)
+    samples = made_up(model, 1, 4, lambda place, draw: draw.random())
+    practising = Practising(None, None, WORDS, None, Objective(updates=2), 4, 5, 12, 0)
+    loss, *_ = practising.learn(stage, model, samples, 8, 2 * sum(sample.learnt for sample in samples))
+    assert [loss, *losses] == pytest.approx([float("nan")] * 3, nan_ok=True)
 
 
 def test_a_second_update_is_clipped_and_drawn_back_to_the_reference():
