@@ -30,7 +30,9 @@ def flags(data: str, ranks: int) -> Flags:
     if data == "hub":
         questions = max(16, ranks)
         return dict(task="gsm8k", questions=questions, num_iterations=GSM8K // questions)
-    return dict(task="word_sums", questions=8, num_samples=8, num_iterations=60, init_lr_frac=0.1, eval_every=20)
+    return dict(
+        task="word_sums", questions=max(8, ranks), num_samples=8, num_iterations=60, init_lr_frac=0.1, eval_every=20
+    )
 
 
 def seconds(data: str, planned: Flags, rate: float, device: str) -> float:
