@@ -7,7 +7,7 @@ from nanochat.exchange import layout
 from nanochat.render import Figure, Section
 from nanochat.run import Run
 
-VERSIONS = "5.0 to 5.24"  # of transformers, whose ends are tried by tests/test_exchange_slow.py
+VERSIONS = "5.0 to 5.24"  # of transformers, whose ends are tried by tests/test_exchange_hf.py
 SERVERS = (
     "No version of vLLM or SGLang has been tried. As released, vLLM 0.33.0 and SGLang 0.5.23 name this architecture "
     "nowhere; both have a generic backend for classes of transformers"
