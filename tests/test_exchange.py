@@ -173,6 +173,22 @@ def other_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(hf_tokenizer.as_json(exchanged.tokenizer(300))))
 
 
+def tokenizer_json(folder: Path, change) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    change(content)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def without_a_byte(content) -> None:
+    """Its token becomes "!!!!"."""
+    vocab = content["model"]["vocab"]
+    vocab["!!!!"] = vocab.pop("!")
+
+
+def no_dimensions(path: Path) -> None:
+    save_file({**load_file(path), "model.embed_tokens.weight": torch.zeros(())}, path)
+
+
 def shards(folder: Path) -> None:
     """Two shards of which the second is gone."""
     tensors = load_file(folder / "model.safetensors")
@@ -189,6 +205,19 @@ HF = {
     "another model": (lambda f: edit(f / "config.json", model_type="llama"), "'llama' model"),
     "another size": (lambda f: edit(f / "config.json", hidden_size=128), "width 64, and its configuration says"),
     "a million layers": (lambda f: edit(f / "config.json", num_hidden_layers=10**6), "one word a layer"),
+    "a model type of a list": (lambda f: edit(f / "config.json", model_type=[]), "holds a [] model"),
+    "a class that is no list": (lambda f: edit(f / "config.json", architectures=1), "model (1)"),
+    "half a token of context": (lambda f: edit(f / "config.json", max_position_embeddings=1.5), "sequence_len is 1.5"),
+    "a context beyond memory": (lambda f: edit(f / "config.json", max_position_embeddings=10**30), "wanted a whole"),
+    "no rotary base": (lambda f: edit(f / "config.json", rope_base=0), "rope_base is 0, wanted a number above 0"),
+    "a softcap of NaN": (lambda f: edit(f / "config.json", softcap=float("nan")), "softcap is nan"),
+    "an embedding without dimensions": (lambda f: no_dimensions(f / "model.safetensors"), "layers of width 0"),
+    "a tokenizer without a byte": (
+        lambda f: tokenizer_json(f, without_a_byte), "not every byte",
+    ),
+    "a tokenizer that lowers letters": (
+        lambda f: tokenizer_json(f, lambda c: c.update(normalizer=dict(type="Lowercase"))), "changes text before",
+    ),
     "another window": (lambda f: edit(f / "config.json", sliding_window=40), "sliding_window is 40"),
     "a tokenizer of another size": (other_tokenizer, "its tokenizer has 300 tokens, and its model 340"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
@@ -200,7 +229,7 @@ HF = {
         lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}'),
         "leads out",
     ),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +249,14 @@ def refused(base: Path, path: Path, words: str, capsys, *flags: str) -> None:
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1 and "Traceback" not in error
     assert not (base / "runs" / "b").exists() and not (base / "ran").exists()
+
+
+def test_a_folder_that_names_no_rotary_base_has_the_usual_one(base):
+    exchanged.run("a", exchanged.original())
+    assert tiny.call("export", "--run=a", f"--out={base / 'out'}") == 0
+    edit(base / "out" / "config.json", rope_parameters=None)
+    assert tiny.call("import_model", str(base / "out"), "--run=b") == 0
+    assert Run.open("b").checkpoint("sft").config == exchanged.original()
 
 
 @pytest.mark.parametrize("case", HF)
@@ -247,14 +284,22 @@ UPSTREAM = {
     "a pickle of a list": (pickled(lambda f: [1]), "holds no tokenizer"),
     "another pattern": (pickled(lambda f: state_of(f, _pat_str=r"\S+|\s+")), "another pattern"),
     "other special tokens": (pickled(lambda f: state_of(f, _special_tokens={"<|bos|>": 331})), "other special tokens"),
+    "tokens without a number": (pickled(lambda f: state_of(f, _mergeable_ranks=None)), "holds no tokenizer"),
+    "tokens in a list": (pickled(lambda f: state_of(f, _mergeable_ranks=[1, 2])), "holds no tokenizer"),
     "half a pickle": (lambda f: os.truncate(f / "tokenizer.pkl", 400), "no readable pickle"),
     "weights that run code": (lambda f: torch.save(Evil(f.parent / "ran"), f / "model_000003.pt"), "nothing was run"),
     "moments that run code": (lambda f: torch.save(Evil(f.parent / "ran"), f / "optim_000003_rank0.pt"), "not read"),
     "weights of a list": (lambda f: torch.save([1], f / "model_000003.pt"), "no tensors by name"),
+    "weights without values": (
+        lambda f: torch.save({"a": torch.zeros(1, device="meta")}, f / "model_000003.pt"), "no tensors by name"
+    ),
     "half the weights": (lambda f: os.truncate(f / "model_000003.pt", 5000), "nothing was run"),
     "no metadata": (lambda f: (f / "meta_000003.json").unlink(), "meta_000003.json is missing"),
     "a million layers": (
         lambda f: edit(f / "meta_000003.json", model_config=dict(exchanged.SIZES, n_layer=10**6)), "2 layers of width"
+    ),
+    "a context beyond memory": (
+        lambda f: edit(f / "meta_000003.json", model_config=dict(exchanged.SIZES, sequence_len=10**30)), "a whole number"
     ),
     "no sizes": (lambda f: edit(f / "meta_000003.json", model_config={}), "no model_config"),
     "no tokenizer": (lambda f: (f / "tokenizer.pkl").unlink(), "there is no tokenizer.pkl"),

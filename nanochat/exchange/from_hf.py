@@ -1,5 +1,6 @@
 """A folder of transformers' NanoChatForCausalLM, or of our own class, read without running any of it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from nanochat.errors import UserError
 from nanochat.exchange import hf_tokenizer, layout
-from nanochat.exchange.incoming import Incoming, checked
+from nanochat.exchange.incoming import Incoming, checked, whole_numbers
 from nanochat.exchange.whole import inside, read_json
 from nanochat.gpt import GPTConfig
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+THETA = 10_000.0  # the rotary base of a folder that names none (transformers' default_theta)
 FIXED = dict(hidden_act="relu2", attention_bias=False, tie_word_embeddings=False)  # of the stock class
 
 
@@ -46,18 +48,15 @@ def read(folder: Path, stage: str) -> Incoming:
 
 def configuration(described: dict[str, Any], vocab_size: int, folder: Path) -> GPTConfig:
     """Ours. Raises UserError for what our model does not compute."""
-    kind = described.get("model_type")
-    if kind not in layout.CLASSES or layout.CLASSES[kind] not in (described.get("architectures") or [None]):
-        raise UserError(
-            f"{folder} holds a {kind!r} model ({described.get('architectures')}); wanted "
-            + " or ".join(layout.CLASSES.values())
-        )
+    kind, classes = described.get("model_type"), described.get("architectures")
+    if not isinstance(kind, str) or not isinstance(classes, list) or layout.CLASSES.get(kind, "") not in classes:
+        raise UserError(f"{folder} holds a {kind!r} model ({classes}); wanted " + " or ".join(layout.CLASSES.values()))
     try:
-        sizes = dict(
+        sizes = whole_numbers(dict(
             vocab_size=vocab_size, sequence_len=described["max_position_embeddings"], n_embd=described["hidden_size"],
             n_layer=described["num_hidden_layers"], n_head=described["num_attention_heads"],
             n_kv_head=described.get("num_key_value_heads") or described["num_attention_heads"],
-        )  # fmt: skip
+        ))  # fmt: skip
         if kind == layout.OWN:
             return _own(described, sizes)
         wanted = dict(FIXED, intermediate_size=4 * sizes["n_embd"])
@@ -69,10 +68,17 @@ def configuration(described: dict[str, Any], vocab_size: int, folder: Path) -> G
         rope = described.get("rope_parameters") or {}
         if rope.get("rope_type", "default") != "default":
             raise ValueError(f"rope_type is {rope['rope_type']!r}, and here it is 'default'")
-        base, cap = rope.get("rope_theta", described.get("rope_theta")), described["final_logit_softcapping"]
-        return GPTConfig.original(**sizes, rope_base=float(base or 0), softcap=float(cap))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as problem:
+        base, cap = rope.get("rope_theta", described.get("rope_theta", THETA)), described["final_logit_softcapping"]
+        return GPTConfig.original(**sizes, **_positive(rope_base=base, softcap=cap))
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, OverflowError) as problem:
         raise UserError(f"{folder / 'config.json'} is of no model of this architecture ({problem})") from None
+
+
+def _positive(**numbers: Any) -> dict[str, float]:
+    for name, number in numbers.items():
+        if not 0 < float(number) < math.inf:
+            raise ValueError(f"{name} is {number!r}, wanted a number above 0")
+    return {name: float(number) for name, number in numbers.items()}
 
 
 def _own(described: dict[str, Any], sizes: dict[str, int]) -> GPTConfig:
@@ -81,7 +87,7 @@ def _own(described: dict[str, Any], sizes: dict[str, int]) -> GPTConfig:
     if len(pattern) != sizes["n_layer"] or pattern[-1] != "L":
         raise ValueError("layer_types has not one word a layer, full_attention the last")
     tricks = {name: bool(described[name]) for name in ("smear", "residual_mix", "value_embeds", "backout")}
-    numbers = {name: float(described[name]) for name in ("rope_base", "qk_scale", "softcap")}
+    numbers = _positive(**{name: described[name] for name in ("rope_base", "qk_scale", "softcap")})
     config = GPTConfig(**sizes, window_pattern=pattern, **tricks, **numbers)  # type: ignore[arg-type]
     windows = {config.window(i) for i in range(config.n_layer)} - {None}
     if windows and windows != {described["sliding_window"] - 1}:

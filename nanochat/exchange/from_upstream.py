@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nanochat.errors import UserError
 from nanochat.exchange import layout, moments, pickled
-from nanochat.exchange.incoming import Incoming, checked
+from nanochat.exchange.incoming import Incoming, checked, whole_numbers
 from nanochat.exchange.to_upstream import FOLDERS, SIZES
 from nanochat.exchange.whole import inside, read_json
 from nanochat.gpt import GPTConfig
@@ -47,7 +47,8 @@ def read(folder: Path, stage: str, step: int | None, tokenizer: Path | None) -> 
     if config.vocab_size != words.vocab_size:
         raise UserError(f"{folder}: its model has {config.vocab_size:,} tokens, and the tokenizer {words.vocab_size:,}")
     october = layout.is_original(config)
-    rows = weights["transformer.wte.weight"].shape[0] if "transformer.wte.weight" in weights else 0
+    table = weights.get("transformer.wte.weight")
+    rows = len(table) if table is not None and table.dim() else 0
     if rows not in (config.vocab_size, config.padded_vocab_size):
         raise UserError(f"{folder}: wte has {rows:,} rows, and the configuration says {config.vocab_size:,} tokens")
     places = {name: stage for stage, name in FOLDERS.items()}
@@ -81,7 +82,8 @@ def load(path: Path) -> dict[str, Tensor]:
     """Tensors by name. Raises UserError for anything else."""
     found = unpickled(path)
     plain = isinstance(found, dict) and all(
-        isinstance(name, str) and isinstance(one, Tensor) and one.layout == torch.strided for name, one in found.items()
+        isinstance(name, str) and isinstance(one, Tensor) and one.layout == torch.strided and not one.is_meta
+        for name, one in found.items()
     )
     if not plain or not found:
         raise UserError(f"{path} holds no tensors by name, as a model of nanochat's does")
@@ -109,9 +111,7 @@ def configuration(meta: dict[str, Any], weights: dict[str, Tensor], folder: Path
             "whose other numbers are not written down in it; only October 2025 and today are known here"
         )
     try:
-        sizes = {name: meta["model_config"][name] for name in SIZES}
-        if not all(isinstance(size, int) for size in sizes.values()):
-            raise ValueError("a size is no whole number")
+        sizes = whole_numbers({name: meta["model_config"][name] for name in SIZES})
         if not any(has.values()):
             return GPTConfig.original(**sizes)
         return GPTConfig(**sizes, window_pattern=str(meta["model_config"].get("window_pattern", "L")).upper())

@@ -14,6 +14,7 @@ from nanochat.errors import UserError
 from nanochat.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer
 
 ESCAPE, END = "\ufdd0", "\ufdd1"  # noncharacters: "<", ESCAPE, "|" is the text "<|"; END stands between two texts
+NORMALIZER = dict(type="Replace", pattern=dict(String=f"{ESCAPE}|"), content="|")
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 DAMAGED = "fetch or export it again"
 
@@ -49,7 +50,7 @@ def as_json(tokenizer: Tokenizer) -> dict[str, Any]:
     )  # fmt: skip
     return dict(
         version="1.0", truncation=None, padding=None, added_tokens=special,
-        normalizer=dict(type="Replace", pattern=dict(String=f"{ESCAPE}|"), content="|"),
+        normalizer=NORMALIZER,
         pre_tokenizer=dict(type="Sequence", pretokenizers=steps), post_processor=None,
         decoder=dict(byte_level), model=model,
     )  # fmt: skip
@@ -93,11 +94,15 @@ def read(path: Path, content: Any) -> Tokenizer:
         if [plain[token] for token in ordered] != list(range(len(ordered))):
             raise ValueError("its ids have gaps")
         made = Tokenizer([bytes(BYTES[letter] for letter in token) for token in ordered])
+        if not {bytes([i]) for i in range(256)} <= set(made.merges):
+            raise ValueError("not every byte is a token")
         patterns = _patterns(content.get("pre_tokenizer") or {})
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise UserError(f"{path} is no byte-level BPE tokenizer of nanochat's ({problem!r}); {DAMAGED}") from None
     if special != made.special:
         raise UserError(f"{path} has other special tokens than nanochat's {', '.join(SPECIAL_TOKENS)}, in this order")
+    if content.get("normalizer") not in (None, NORMALIZER):
+        raise UserError(f"{path} changes text before it splits it (normalizer), so its ids would not be ours")
     if [pattern for pattern in patterns if pattern != END] != [SPLIT_PATTERN]:
         raise UserError(f"{path} splits text by another pattern than nanochat's, so its ids would not be ours")
     return made

@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from nanochat.recipe import REFERENCE_BATCH, horizon
 from nanochat.run import TRAINED, Run
 from nanochat.tokenizer import Tokenizer
 
+LARGEST_SIZE = 1 << 24  # tokens, channels or layers
 DEVICE_BATCH = 32  # rows at a time, where nothing else is known
 RATES = dict(embedding_lr=0.3, unembedding_lr=0.008, matrix_lr=0.02, scalar_lr=0.5)  # base_train's, before scaling
 
@@ -42,12 +44,21 @@ class Incoming:
     lost: list[str] = field(default_factory=list)
 
 
+def whole_numbers(sizes: dict[str, Any]) -> dict[str, Any]:
+    """The sizes of a model as they are. Raises ValueError for one that is no whole number, or beyond any model's."""
+    for name, size in sizes.items():
+        if type(size) is not int or size > LARGEST_SIZE:
+            raise ValueError(f"{name} is {size!r}, wanted a whole number of at most {LARGEST_SIZE:,}")
+    return sizes
+
+
 def checked(weights: Mapping[str, Tensor], config: GPTConfig, rows: int, where: str) -> dict[str, Tensor]:
     """The weights (our names) as our model has them, tables of `rows` rows padded. Raises UserError for any that is
     missing, too many, or of another shape.
     """
     layers = sum(name.endswith(".attn.c_q.weight") for name in weights)
-    width = weights["transformer.wte.weight"].shape[-1] if "transformer.wte.weight" in weights else 0
+    table = weights.get("transformer.wte.weight")
+    width = table.shape[-1] if table is not None and table.dim() else 0
     if (layers, width) != (config.n_layer, config.n_embd):  # before a model of a claimed size is built
         said = f"{config.n_layer} layers of width {config.n_embd}"
         raise UserError(f"{where} has weights of {layers} layers of width {width}, and its configuration says {said}")

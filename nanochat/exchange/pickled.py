@@ -69,6 +69,6 @@ def read(path: Path) -> Tokenizer:
             raise UserError(
                 f"{path} has other special tokens than nanochat's {', '.join(SPECIAL_TOKENS)}, in this order"
             )
-    except (TypeError, KeyError, ValueError) as problem:
+    except (TypeError, AttributeError, LookupError, ValueError) as problem:
         raise UserError(f"{path} holds no tokenizer of nanochat's ({problem}); fetch it again") from None
     return Tokenizer(merges)
