@@ -299,7 +299,7 @@ UPSTREAM = {
         lambda f: edit(f / "meta_000003.json", model_config=dict(exchanged.SIZES, n_layer=10**6)), "2 layers of width"
     ),
     "a context beyond memory": (
-        lambda f: edit(f / "meta_000003.json", model_config=dict(exchanged.SIZES, sequence_len=10**30)), "a whole number"
+        lambda f: edit(f / "meta_000003.json", model_config=dict(exchanged.SIZES, sequence_len=10**30)), "whole number"
     ),
     "no sizes": (lambda f: edit(f / "meta_000003.json", model_config={}), "no model_config"),
     "no tokenizer": (lambda f: (f / "tokenizer.pkl").unlink(), "there is no tokenizer.pkl"),
