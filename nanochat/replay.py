@@ -16,6 +16,7 @@ import gc
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -66,10 +67,15 @@ class Replayed:
             self._graphs = None
             torch.cuda.empty_cache()
 
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        """One for all captures: torch keeps cuBLAS's workspace for each stream that it was ever used on."""
+        return torch.cuda.Stream(self.device)
+
     def _captured(self, inputs: Tensor, targets: Tensor, loss_reduction: str) -> Graphs | None:
         """None, said aloud once, where it cannot be done."""
         grad = torch.ones((), device=self.device)
-        stream, pool = torch.cuda.Stream(self.device), torch.cuda.graph_pool_handle()
+        stream, pool = self._stream, torch.cuda.graph_pool_handle()
         gc.collect()  # a node left of an earlier backward would be used again, on the stream that was current then
         run = lambda: self.model(inputs, targets, loss_reduction=loss_reduction)
         try:

@@ -10,10 +10,21 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.par
 
 import tiny  # noqa: E402
 
-from nanochat import replay  # noqa: E402
+from nanochat import capture, replay  # noqa: E402
 
 warnings.filterwarnings("error", "training on .* without CUDA graphs")
 BATCHES = torch.randint(300, (6, 4, 33), generator=torch.Generator().manual_seed(0)).cuda()
+
+
+STREAMS = []  # of captures
+
+
+def captured(prepare, stream, pool, warm):
+    STREAMS.append(stream)
+    return capture.captured(prepare, stream, pool, warm)
+
+
+replay.captured = captured
 
 
 def taken(dtype: torch.dtype, fp8: str, replayed: bool, waiting: str = "") -> list[torch.Tensor]:
@@ -38,8 +49,7 @@ def taken(dtype: torch.dtype, fp8: str, replayed: bool, waiting: str = "") -> li
         found += [p.grad.clone() for p in model.parameters()]
         optimizer.step()
         optimizer.zero_grad()
-        if step is not BATCHES[0]:
-            run.drop()
+        run.drop()
     return [*found, *model.state_dict().values(), *model.histories().values()]
 
 
@@ -63,6 +73,8 @@ class Waiting(torch.autograd.Function):
 for dtype, fp8 in [(torch.float32, ""), (torch.bfloat16, ""), (torch.bfloat16, "current"), (torch.bfloat16, "delayed")]:
     plain, replayed = (taken(dtype, fp8, replayed) for replayed in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(plain, replayed, strict=True)), (dtype, fp8)
+    assert len(STREAMS) == 4 and len({id(stream) for stream in STREAMS}) == 1  # two micro-batches were captured
+    STREAMS.clear()
 
 # Where it cannot be captured, that is said once, and steps are taken as they are.
 plain = taken(torch.bfloat16, "", replayed=False)
