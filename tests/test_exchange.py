@@ -340,6 +340,12 @@ def test_what_fails_while_writing_leaves_nothing(base, exported, capsys, monkeyp
     monkeypatch.setattr(checkpoint, "write_tensors", full)
     assert tiny.call("export", "--run=a", f"--out={base / 'out'}") == 2
     assert tiny.call("import_model", str(exported / "hf"), "--run=b") == 2
+    (base / "runs" / "a" / "mid").mkdir()
+    (base / "runs" / "a" / "mid" / "log.jsonl").touch()
+    for stage in ("mid", "base"):
+        assert tiny.call("import_model", str(exported / "hf"), "--run=a", f"--stage={stage}") == 2
+    assert sorted(path.name for path in (base / "runs" / "a").iterdir()) == ["mid", "sft", "tokenizer"]
+    assert (base / "runs" / "a" / "mid" / "log.jsonl").exists()
     assert not [path for path in base.iterdir() if "out" in path.name]
     assert [path.name for path in (base / "runs").iterdir()] == ["a"]
     (base / "taken").mkdir()

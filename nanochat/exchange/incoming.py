@@ -102,7 +102,7 @@ def store(incoming: Incoming, run: Run) -> Checkpoint:
     words = run.stage("tokenizer")
     if (has := words.is_dir()) and run.tokenizer().fingerprint != incoming.tokenizer.fingerprint:
         raise UserError(f"run {run.name!r} has another tokenizer, {run.tokenizer().fingerprint}; give another --run")
-    new = not run.folder.exists()
+    made = [place for place in (run.folder, run.stage(incoming.stage), words) if not place.exists()]
     rates, settings = learning(incoming)
     meta = dict(
         stage=incoming.stage, step=incoming.step, finished=True, config=asdict(incoming.config),
@@ -116,7 +116,6 @@ def store(incoming: Incoming, run: Run) -> Checkpoint:
             incoming.tokenizer.save(words)
         return checkpoint.write(run.stage(incoming.stage), meta, parts)
     except BaseException:
-        shutil.rmtree(run.folder if new else run.stage(incoming.stage), ignore_errors=True)
-        if not new and not has:
-            shutil.rmtree(words, ignore_errors=True)
+        for place in made:
+            shutil.rmtree(place, ignore_errors=True)
         raise
