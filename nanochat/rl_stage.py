@@ -17,6 +17,7 @@ from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.evaluate.chat_tasks import fingerprint
 from nanochat.flags import MANY, SEEDS, flag, number
+from nanochat.gpt import GPTConfig
 from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.one_writer import only_writer
@@ -28,6 +29,9 @@ from nanochat.stages import Setup, copy_of, run_stage
 from nanochat.tasks import Question
 from nanochat.tasks.practice import PRACTICE, REWARDS, Practice
 from nanochat.trainer import Settings, Stage
+
+USUAL_ROLLOUTS = 256
+CACHE = 0.25  # of a GPU's memory: the model that is trained and its engine's copy want the rest
 
 
 @dataclass
@@ -46,7 +50,9 @@ class RLFlags:
     questions: int = number(16, 1, 1 << 16, "questions of a step, all ranks together")
     num_samples: int = number(16, 2, 4096, "answers to each of them, drawn at temperature 1", "-n")
     max_new_tokens: int = number(-1, 1, 1 << 20, "longest answer, in tokens (-1: the task's, at most 256)", "-m")
-    rollout_batch_size: int = number(256, 1, 4096, "answers written at a time", "-b")
+    rollout_batch_size: int = number(
+        -1, 1, 4096, "answers written at a time (-1: 256, or as many as a quarter of the memory has room for)", "-b"
+    )
     device_batch_size: int = number(-1, 1, 1 << 16, "answers learnt from at a time (-1: as in base training)")
     init_lr_frac: float = number(0.05, 0.0, 1e3, "learning rates at the start, as a fraction of base training's")
     std: bool = flag(False, "divide advantages by the standard deviation of their question's rewards (GRPO)")
@@ -152,7 +158,7 @@ def _train(flags: RLFlags, run: Run, hardware: Hardware, watch: Callable[[Stage]
     )
 
     def adapt(stage: Stage) -> None:
-        engine = Engine(copy_of(model, model.state_dict()), min(flags.rollout_batch_size, most(flags, hardware)))
+        engine = Engine(copy_of(model, model.state_dict()), slots(flags, model.config, hardware))
         engine.warm()  # on a GPU: graphs, which see other weights loaded in place
         practising = Practising(
             engine, tokenizer, practice, lambda step: asked.of_step(step, flags.questions), objective,
@@ -189,7 +195,12 @@ def _train(flags: RLFlags, run: Run, hardware: Hardware, watch: Callable[[Stage]
     )
 
 
-def most(flags: RLFlags, hardware: Hardware) -> int:
-    """Answers that are ever written at once by one rank."""
-    asked = max(1, flags.eval_questions) * flags.eval_samples if flags.eval_questions else flags.rollout_batch_size
-    return max(flags.questions // hardware.world * flags.num_samples, -(-asked // hardware.world))
+def slots(flags: RLFlags, config: GPTConfig, hardware: Hardware) -> int:
+    """Answers that one rank writes at once, for each of which keys and values of a whole context are kept."""
+    each = 2 * config.n_layer * config.sequence_len * config.n_kv_head * config.head_dim * hardware.dtype.itemsize
+    usual = max(1, min(USUAL_ROLLOUTS, int(CACHE * hardware.memory) // each))
+    wanted = flags.rollout_batch_size if flags.rollout_batch_size > 0 else usual
+    if not flags.eval_questions:
+        return wanted
+    asked = (flags.questions * flags.num_samples, flags.eval_questions * flags.eval_samples)
+    return min(wanted, -(-max(asked) // hardware.world))

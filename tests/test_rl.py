@@ -19,11 +19,12 @@ from nanochat import rl
 from nanochat.data.microworld.word_problems import THINGS
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.errors import UserError
+from nanochat.gpt import GPTConfig
 from nanochat.hardware import Hardware
 from nanochat.log import read_log
 from nanochat.policy_gradient import Mismatch, Objective, advantages, rows
 from nanochat.rl import Practising
-from nanochat.rl_stage import Questions, RLFlags
+from nanochat.rl_stage import Questions, RLFlags, slots
 from nanochat.rollouts import Asked, Sample, roll_out
 from nanochat.run import Run
 from nanochat.tasks import TASKS
@@ -372,6 +373,15 @@ def test_real_questions_of_gsm8k_go_through_the_whole_stage(home, shared, monkey
 def test_what_makes_no_sense_is_refused(flags, said):
     with pytest.raises(UserError, match=said):
         RLFlags(**flags).check(world=2)
+
+
+def test_the_cache_of_rollouts_leaves_room_for_training():
+    config = GPTConfig()  # 72 MiB of keys and values for each answer, in bfloat16
+    card = SimpleNamespace(memory=24 << 30, dtype=torch.bfloat16, world=1)
+    assert slots(RLFlags(), config, card) == 6 * 1024 // 72
+    assert slots(RLFlags(rollout_batch_size=256), config, card) == 256
+    assert slots(RLFlags(questions=2, num_samples=4, eval_questions=3, eval_samples=3), config, card) == 9
+    assert slots(RLFlags(), config, SimpleNamespace(memory=80 << 30, dtype=torch.bfloat16, world=8)) == 128
 
 
 def test_refusals_of_the_scripts(home, capsys):
