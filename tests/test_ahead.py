@@ -75,3 +75,12 @@ def test_a_child_needs_no_torch():
     """It starts in a tenth of a second, and takes little memory."""
     code = "import sys, nanochat.data.ahead; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+
+
+def test_a_child_finds_what_the_user_has_put_on_the_path(monkeypatch, tmp_path):
+    """A cluster's modules put numpy there."""
+    (tmp_path / "sitecustomize.py").write_text("import os; open(os.environ['SEEN'], 'w').close()")
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    list(ahead.loaded(microworld.Documents(), "train", [0], 1))
+    assert (tmp_path / "seen").exists()

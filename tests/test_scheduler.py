@@ -65,6 +65,16 @@ def test_what_was_read_of_a_cancelled_prompt_serves_the_next():
     assert found == run_all(Engine(tiny.model(), 1), Request(LONG, 5, GREEDY))[0]
 
 
+def test_prompts_that_were_cancelled_while_they_waited_are_not_read():
+    engine = Engine(tiny.model(), 4)
+    short, *gone = (engine.submit(Request(prompt, 3, GREEDY)) for prompt in ([5, 6, 7], LONG, LONG[1:]))
+    last = engine.submit(Request([9, 8], 3, GREEDY))
+    for request in gone:
+        engine.cancel(request)
+    engine.step()
+    assert engine.read == 2 + 1 and engine.running == [short, last] and not engine.waiting
+
+
 @pytest.mark.parametrize("seconds, budget", [((1.0, 0.1), 8), ((0.2, 0.1), 16), ((0.1, 0.1), 32), ((9.0, 0.1), 8)])
 def test_the_budget_follows_the_machine(seconds, budget, monkeypatch):
     monkeypatch.setattr("nanochat.engine.scheduler.LEAST", 8)

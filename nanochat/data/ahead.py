@@ -64,6 +64,7 @@ def loaded(source: "Source", split: str, units: Iterable[int], count: int) -> It
 
 def _start(source: microworld.Documents | microworld.Conversations, split: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "nanochat.data.ahead", type(source).__name__, json.dumps(source.arguments), split]
+    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]  # the user's: numpy's, say
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -71,7 +72,7 @@ def _start(source: microworld.Documents | microworld.Conversations, split: str) 
         stderr=subprocess.DEVNULL,
         text=True,
         encoding="utf-8",
-        env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2])),
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(path)),
         start_new_session=True,  # Ctrl-C is for the process that trains
     )
 

@@ -125,7 +125,7 @@ class Scheduler:
 
     def retire(self) -> None:
         """Frees the slots of finished and paused requests, which keep their tokens for prompts that begin alike; also
-        of a prompt that nobody wants any more, so far as it was read.
+        of a prompt that nobody wants any more, so far as it was read. Whoever no longer waits is not read at all.
         """
         for slot in reversed(range(len(self.running))):
             request = self.running[slot]
@@ -137,5 +137,4 @@ class Scheduler:
                 self.running.pop()
         if self.entering and self.entering.finished:
             self.entering = None
-        while self.queue and self.queue[0].finished:
-            self.queue.popleft()
+        self.queue = deque(request for request in self.queue if not request.finished)
