@@ -4,9 +4,13 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-from torch.utils._device import _device_constructors
+# Before torch starts, as scripts/ does: beside other programs tests otherwise take minutes, since each of two threads
+# keeps from the other the core that it waits for.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from torch.utils._device import _device_constructors  # noqa: E402
 
 if not torch.cuda.is_available():  # kernels run interpreted; tests of compiling have processes of their own
     os.environ["TRITON_INTERPRET"] = "1"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -157,6 +158,17 @@ def test_a_shard_that_is_not_there_is_named(fake_hub, tmp_path):
     )
     done = with_hub(f"http://127.0.0.1:{fake_hub.server_port}", tmp_path / "cache", code)
     assert "on the Hub has no shard_00005.parquet" in done.stdout, done.stderr
+
+
+def test_a_data_set_whose_error_says_nothing(monkeypatch):
+    def load_dataset(*_, **__):
+        raise TimeoutError
+
+    monkeypatch.delenv("NANOCHAT_HUB_ROOT", raising=False)
+    fake = SimpleNamespace(disable_progress_bars=lambda: None, load_dataset=load_dataset)
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    with pytest.raises(UserError, match=r"openai/gsm8k \(main, test\) could not be loaded \(TimeoutError\)"):
+        hub.dataset("openai/gsm8k", "main", "test")
 
 
 def test_without_a_network_it_says_what_to_do(tmp_path):

@@ -150,7 +150,8 @@ def dataset(repo: str, subset: str | None, split: str) -> Any:
     except UserError:
         raise
     except Exception as error:
+        why = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")[:100]
         raise UserError(
-            f"{repo} ({subset or 'default'}, {split}) could not be loaded ({type(error).__name__}: "
-            f"{str(error).splitlines()[0][:100]}); connect to the Hub, or point NANOCHAT_HUB_ROOT at a mirror"
+            f"{repo} ({subset or 'default'}, {split}) could not be loaded ({why}); connect to the Hub, or point "
+            "NANOCHAT_HUB_ROOT at a mirror"
         ) from None
