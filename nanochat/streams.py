@@ -72,7 +72,7 @@ class _Pipe(io.FileIO):
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and self.goes_on:
                 return len(content)  # a full disk under `> file`: what is printed there is not worth a training
             if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
+                raise OSError(error.errno, error.strerror, "standard output") from None
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             if not self.goes_on:
                 raise SystemExit(0) from None

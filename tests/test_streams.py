@@ -72,6 +72,11 @@ def test_a_training_goes_on_without_its_reader(tmp_path, shell):
     assert b"Traceback" not in ended.stderr and b"ignored" not in ended.stderr
 
 
+def test_a_full_disk_under_what_is_printed_is_named():
+    ended = script(FOREVER, "> /dev/full")
+    assert ended.returncode == 2 and ended.stderr.startswith(b"error: no space is left on the disk of standard output;")
+
+
 SOURCES = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "profiling").glob("*.py")]
 
 
