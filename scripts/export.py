@@ -14,6 +14,7 @@ from nanochat.flags import flag, number, parse, run_script
 from nanochat.run import Run
 
 TO = ("hf", "upstream", "parquet")
+ONLY = dict(dtype="hf", data="parquet", max_chars="parquet")  # flags that go with one of these
 
 
 @dataclass
@@ -30,6 +31,9 @@ class Flags:
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
+    for name, to in ONLY.items():
+        if flags.to != to and getattr(flags, name) != getattr(Flags, name):
+            raise UserError(f"--{name.replace('_', '-')} goes with --to {to} only; leave it out for --to {flags.to}")
     if flags.to == "parquet":
         return text(flags)
     run = Run.open(flags.run)

@@ -56,6 +56,8 @@ def look(folder: Path, flags: Flags) -> incoming.Incoming:
         words = Path(flags.tokenizer).expanduser() if flags.tokenizer else None
         return from_upstream.read(folder, flags.stage, step, words)
     if (folder / "config.json").exists():
+        if flags.step >= 0 or flags.tokenizer:
+            raise UserError(f"--step and --tokenizer are for folders of nanochat's, and {folder} is of transformers")
         return from_hf.read(folder, flags.stage)
     models = [one for name in FOLDERS.values() for one in sorted((folder / name).glob("*")) if from_upstream.steps(one)]
     hint = f"; import one of {', '.join(map(str, models))}" if models else ""

@@ -332,6 +332,18 @@ def test_a_run_that_has_the_stage_is_left_as_it_is(base, exported, capsys):
     assert tiny.call("import_model", str(exported), "--run=c") == 2 and tiny.call("import_model", "--run=c") == 2
 
 
+def test_flags_that_would_do_nothing_are_refused(base, exported, capsys):
+    exchanged.run("a", exchanged.current())
+    for argv, said in (
+        (["import_model", str(exported / "hf"), "--run=b", "--step=3"], "are for folders of nanochat's"),
+        (["export", "--run=a", "--to=upstream", "--dtype=bfloat16"], "--dtype goes with --to hf only"),
+        (["export", "--run=a", "--max-chars=9"], "--max-chars goes with --to parquet only"),
+    ):
+        assert tiny.call(*argv, *([f"--out={base / 'out'}"] if argv[0] == "export" else [])) == 2
+        assert said in capsys.readouterr().err
+    assert not (base / "out").exists() and not (base / "runs" / "b").exists()
+
+
 def test_what_fails_while_writing_leaves_nothing(base, exported, capsys, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", "somewhere")
