@@ -433,7 +433,7 @@ def test_a_training_step_against_itself(monkeypatch):
     assert "nothing is switched" in result["what"] and result["status"] == "timed"
     assert result["loss_difference"] == 0.0
     first, second = result["rows"]
-    assert first["contender"] == "eager" and first["times_first"] == 1.0 and len(first["losses"]) == 5
+    assert first["contender"] == "eager" and first["times_first"] == 1.0 and len(first["losses"]) == 6
     assert second["tok_per_s"] == pytest.approx(32 / second["step_ms"] * 1e3)
     assert first["losses"][-1] < first["losses"][0]
     assert all(name in " ".join(training_step.lines(result)) for name in ("eager", "compiled", "tok/s"))
@@ -474,10 +474,10 @@ def test_parity(other, apart, together):
 
 def test_a_loss_that_is_no_number_is_null_in_the_file(monkeypatch):
     monkeypatch.setattr(training_step, "can_compile", lambda device: (True, ""))
-    losses = [3.0, 3.0, NAN, 2.0, 2.0]
+    losses = [3.0, 3.0, NAN, 2.0, 2.0, 2.0]
     monkeypatch.setattr(training_step, "our_step", lambda *_: iter(losses).__next__)
     result = training_step.run(TINY, setup("cpu"))
-    assert json.loads(json.dumps(result, allow_nan=False))["rows"][1]["losses"] == [3.0, 3.0, None, 2.0, 2.0]
+    assert json.loads(json.dumps(result, allow_nan=False))["rows"][1]["losses"] == [3.0, 3.0, None, 2.0, 2.0, 2.0]
     assert result["status"] == "failed" and "a loss is not finite" in training_step.lines(result)[0]
 
 

@@ -365,7 +365,7 @@ def test_a_new_base_makes_the_old_mid_stale(home, capsys):
     [
         ("base", ["--depth=0"], "--depth is 0"),
         ("base", ["--total-batch-size=100"], "no multiple of"),
-        ("base", ["--device-batch-size=0"], "no multiple of"),
+        ("base", ["--device-batch-size=0"], "--device-batch-size is 0, wanted 1 to"),
         ("base", ["--window-pattern=SX"], "letters S and L"),
         ("base", ["--head-dim=15"], "even head dim"),
         ("base", ["--run=../x"], "--run is"),
@@ -373,7 +373,7 @@ def test_a_new_base_makes_the_old_mid_stale(home, capsys):
         ("base", ["--data=/none"], "does not exist"),
         ("base", ["--device-type=tpu"], "wanted cuda, cpu or mps"),
         ("mid", [], "train it first"),
-        ("sft", ["--source=rl"], "there is no stage 'rl'"),
+        ("sft", ["--source=sfx"], "there is no stage 'sfx'"),
     ],
 )
 def test_wrong_use_is_one_sentence_and_leaves_nothing(home, capsys, stage, flags, complaint):
