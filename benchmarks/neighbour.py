@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from benchmarks.our_step import drawn_weights
+from benchmarks.worker import sizes
 from nanochat import threads
 from nanochat.errors import UserError
 from nanochat.flags import flag, number, parse, run_script
-from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import device_name
-from scripts.infer_bench import measure
+from scripts.infer_bench import measure, start
 
 HERE = Path(__file__).parent
 WAYS = {
@@ -67,11 +67,7 @@ def neighbour() -> Iterator[None]:
 
 def worker(what: str, way: str, settings: dict[str, Any]) -> subprocess.Popen:
     others = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
-    words = [sys.executable, str(HERE / f"{what}_worker.py"), str(HERE.parent), json.dumps(settings)]
-    return subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env={**others, **WAYS[way]},
-    )  # fmt: skip
+    return start(str(HERE.parent), settings, HERE / f"{what}_worker.py", {**others, **WAYS[way]})
 
 
 def rates(flags: Flags, what: str, way: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -102,14 +98,9 @@ def main() -> None:
         )
     if flags.width % 128:
         raise UserError(f"--width is {flags.width}, wanted a multiple of 128")
-    heads = flags.width // 128
-    model = GPT(GPTConfig(flags.sequence_len, flags.vocab_size, flags.depth, heads, heads, flags.width))
-    torch.manual_seed(0)
-    model.init_weights()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        weights = str(Path(folder) / "weights.safetensors")
-        save_file(model.state_dict(), weights)
+        weights = drawn_weights(sizes(asdict(flags)), folder)
         more = dict(weights=weights, dtype="", threads=0, steps=8, prompt_tokens=16, new_tokens=32, profile=0)
         for what in asked:
             for way in ways:

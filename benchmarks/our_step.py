@@ -5,6 +5,7 @@ Imported by a worker before `nanochat` can be, so nothing of ours is imported at
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,20 @@ def rows(B: int, T: int, V: int, count: int) -> Iterator[tuple[torch.Tensor, tor
         pair = torch.from_numpy(ids[:, :-1].copy()), torch.from_numpy(ids[:, 1:].copy())
         made.append(tuple(part.pin_memory() for part in pair) if pinned else pair)
     return itertools.cycle(made)
+
+
+def drawn_weights(sizes: dict[str, int], folder: str) -> str:
+    """Draws weights for workers to start from, into a file in a folder; returns its path. sizes: of a GPTConfig."""
+    from safetensors.torch import save_file
+
+    from nanochat.gpt import GPT, GPTConfig
+
+    model = GPT(GPTConfig(**sizes))
+    torch.manual_seed(0)
+    model.init_weights()
+    path = str(Path(folder) / "weights.safetensors")
+    save_file(model.state_dict(), path)
+    return path
 
 
 def our_step(

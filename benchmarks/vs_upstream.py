@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from benchmarks.our_step import drawn_weights
+from benchmarks.worker import sizes
 from nanochat.errors import UserError
 from nanochat.flags import flag, number, parse, run_script
-from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import cpu_has_bf16, device_name
 from scripts import infer_bench
 from scripts.infer_bench import measure, start
@@ -54,15 +54,8 @@ def contenders(flags: Flags) -> dict[str, tuple[str, str]]:
 
 def train(flags: Flags) -> list[dict[str, Any]]:
     """A row per contender: median tok/s, peak memory, the mean loss of the last half of the steps."""
-    heads = flags.width // 128
-    model = GPT(GPTConfig(flags.sequence_len, flags.vocab_size, flags.depth, heads, heads, flags.width))
-    torch.manual_seed(0)
-    model.init_weights()
     with tempfile.TemporaryDirectory() as folder:
-        weights = str(Path(folder) / "weights.safetensors")
-        save_file(model.state_dict(), weights)
-        del model
-        settings = {**asdict(flags), "weights": weights}
+        settings = {**asdict(flags), "weights": drawn_weights(sizes(asdict(flags)), folder)}
         workers = {
             name: start(home, {**settings, "dtype": dtype}, WORKER) for name, (home, dtype) in contenders(flags).items()
         }

@@ -48,10 +48,14 @@ class Flags:
     profile: int = number(0, 0, 10_000, "warm steps of ours to record in $NANOCHAT_BASE_DIR/infer_bench/ (0: none)")
 
 
-def start(folder: str, settings: dict[str, Any], worker: Path = WORKER) -> subprocess.Popen:
-    """A process that imports `nanochat` from a folder, and measures when told to."""
+def start(
+    folder: str, settings: dict[str, Any], worker: Path = WORKER, environment: dict[str, str] | None = None
+) -> subprocess.Popen:
+    """A process that imports `nanochat` from a folder, and measures when told to. environment: its own, whole."""
     words = [sys.executable, str(worker), folder, json.dumps(settings)]
-    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    )
 
 
 def measure(worker: subprocess.Popen, order: int) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import fcntl
 import itertools
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import tiny
 import torch
 
 from nanochat.data.microworld.conversations import exchange, tool
+from nanochat.engine import Engine
 from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
 
@@ -35,6 +38,17 @@ SHORT = "--eval-every=-1 --eval-tokens=256 --compile=no".split()
 
 def text_of(content: str | list[dict]) -> str:
     return content if isinstance(content, str) else content[-1]["text"]
+
+
+@contextmanager
+def engine(factory: pytest.TempPathFactory, kind: type[Engine] = Engine) -> Iterator[Engine]:
+    """Its model in an engine of 8 slots, with its tokenizer beside; meanwhile $NANOCHAT_BASE_DIR is its folder."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("NANOCHAT_BASE_DIR", str(trained(factory)))
+        run = Run.open(RUN)
+        made = kind(run.checkpoint("sft").model(torch.device("cpu"), torch.float32), 8)
+        made.tokenizer = run.tokenizer()
+        yield made
 
 
 def trained(factory: pytest.TempPathFactory) -> Path:

@@ -19,9 +19,6 @@ import talker
 import torch
 from test_web import serving
 
-from nanochat.engine import Engine
-from nanochat.run import Run
-
 pytestmark = pytest.mark.slow
 PROGRAMS = Path(__file__).parent / "clients"
 MODEL = "tiny"  # as test_web.serving calls it
@@ -32,11 +29,7 @@ NODE = ("openai", "ai", "@ai-sdk/openai-compatible")
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("NANOCHAT_BASE_DIR", str(talker.trained(tmp_path_factory)))
-        run = Run.open(talker.RUN)
-        made = Engine(run.checkpoint("sft").model(torch.device("cpu"), torch.float32), 8)
-        made.tokenizer = run.tokenizer()
+    with talker.engine(tmp_path_factory) as made:
         yield made
 
 

@@ -12,7 +12,6 @@ from test_page import answers, browser, page, playwright, send  # noqa: F401 (br
 from test_web import serving, wait_until
 
 from nanochat.engine import Engine
-from nanochat.run import Run
 
 pytestmark = test_page.pytestmark
 
@@ -29,11 +28,7 @@ class Leisurely(Engine):
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("NANOCHAT_BASE_DIR", str(talker.trained(tmp_path_factory)))
-        run = Run.open(talker.RUN)
-        made = Leisurely(run.checkpoint("sft").model(torch.device("cpu"), torch.float32), 8)
-        made.tokenizer = run.tokenizer()
+    with talker.engine(tmp_path_factory, Leisurely) as made:
         yield made
 
 
