@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,14 @@ class Shared:
         """(sum of the losses, number of targets, how many ranks were told to stop)."""
         loss, targets, told = self._late.read()
         return loss, round(targets), told
+
+
+def gathered(value: Any, world: int) -> list[Any]:
+    """Every rank's value, in order. Collective where there are several."""
+    parts = [value] * world
+    if world > 1:
+        dist.all_gather_object(parts, value)
+    return parts
 
 
 def any_rank(flag: bool, hardware: Hardware) -> bool:

@@ -26,7 +26,7 @@ from nanochat.evaluate.chat_tasks import Row, TaskResult, evaluate
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware
 from nanochat.policy_gradient import Mismatch, Objective, Rows, advantages, mismatch_row, rows, token_losses, weights
-from nanochat.ranks import any_rank
+from nanochat.ranks import any_rank, gathered
 from nanochat.rollouts import Asked, Sample, roll_out
 from nanochat.step import Outcome, set_rates, update
 from nanochat.tasks import Question
@@ -63,12 +63,12 @@ class Practising:
         with record_function("rollout"):
             own = self.roll_out(stage)
         middle = time.perf_counter()
-        drawn = shared([(one.place, one.reward, one.learnt, one.ended) for one in own], hardware)
+        drawn = gathered([(one.place, one.reward, one.learnt, one.ended) for one in own], hardware.world)
         every = sorted(sample for part in drawn for sample in part)
         loss, mismatch, tokens, before = self.learn(stage, model, own, len(every), sum(one[2] for one in every))
         hardware.synchronize()
         learning = time.perf_counter() - middle
-        mismatches, seen = zip(*shared((mismatch, tokens), hardware))
+        mismatches, seen = zip(*gathered((mismatch, tokens), hardware.world))
         found = numbers(every, self.samples)
         said = f"reward {found['reward']:.3f}  mixed {found['mixed']:.0%}  "
         said += f"rollout {middle - started:.1f} s + learning {learning:.1f} s"
@@ -173,15 +173,6 @@ class Practising:
 
 class Stopped(Exception):
     """An evaluation was told to stop."""
-
-
-def shared(value: Any, hardware: Hardware) -> list[Any]:
-    """Every rank's value, in order."""
-    if hardware.world == 1:
-        return [value]
-    parts = [None] * hardware.world
-    dist.all_gather_object(parts, value)
-    return parts
 
 
 def numbers(every: list[tuple[int, float, int, str]], samples: int) -> dict[str, Any]:

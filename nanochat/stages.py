@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from kernels import dispatch, use
 from kernels.fp8.quantize import has_units
@@ -28,6 +27,7 @@ from nanochat.hardware import Hardware, can_compile
 from nanochat.interrupt import Interrupt
 from nanochat.log import LOG, json_log
 from nanochat.optim import MuonAdamW
+from nanochat.ranks import gathered
 from nanochat.recipe import Schedule
 from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
@@ -251,8 +251,7 @@ def _compile(setup: Setup) -> tuple[bool, str]:
             works, reason = can_compile(hardware.device)
         hardware.barrier()
     if hardware.world > 1:
-        reasons = [reason] * hardware.world
-        dist.all_gather_object(reasons, "" if works else reason)
+        reasons = gathered("" if works else reason, hardware.world)
         failed = next((rank for rank, why in enumerate(reasons) if why), None)
         works, reason = failed is None, "" if failed is None else f"rank {failed}: {reasons[failed]}"
     return works, f"{reason}; {COMPILE_GAIN}" if hardware.device.type == "cpu" else reason

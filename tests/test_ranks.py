@@ -199,7 +199,7 @@ def test_ranks_compile_all_or_none_and_the_first_of_a_machine_looks_first(monkey
         reasons[:] = ["", "no C compiler"]
 
     monkeypatch.setattr(stages, "can_compile", lambda device: (order.append("looked"), (True, ""))[1])
-    monkeypatch.setattr(stages.dist, "all_gather_object", gather)
+    monkeypatch.setattr(dist, "all_gather_object", gather)
     hardware = types.SimpleNamespace(
         device=torch.device("cuda"), world=2, local_rank=local_rank, barrier=lambda: order.append("barrier")
     )

@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch.distributed as dist
-
 from nanochat.errors import UserError
 from nanochat.evaluate import letters
 from nanochat.evaluate.categorical import Numbered
 from nanochat.evaluate.generative import pass_at_k
 from nanochat.evaluate.intervals import clustered, wilson
 from nanochat.hardware import Hardware
+from nanochat.ranks import gathered
 from nanochat.tasks import CHATCORE, MICROWORLD, TASKS, Question, Task
 from nanochat.tasks.task import OUTCOMES
 
@@ -125,8 +124,7 @@ def evaluate(task: Task, n: int, ask: Asker, hardware: Hardware) -> TaskResult:
             raise
         problem = error if isinstance(error, UserError) else RuntimeError(f"{type(error).__name__}: {error}")
     if hardware.world > 1:
-        parts: list[Any] = [None] * hardware.world
-        dist.all_gather_object(parts, (rows, problem))
+        parts = gathered((rows, problem), hardware.world)
         for rank, (_, failed) in enumerate(parts):
             if failed:
                 raise type(failed)(f"rank {rank}: {failed}")

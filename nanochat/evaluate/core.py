@@ -21,6 +21,7 @@ from nanochat.evaluate.core_batches import Score
 from nanochat.evaluate.core_controls import CONTROLS
 from nanochat.evaluate.core_prompts import Example, Ids, example, prompts
 from nanochat.evaluate.intervals import combined, wilson
+from nanochat.ranks import gathered
 
 SHUFFLE_SEED = 1337  # of a task's rows, before the first ones are taken
 
@@ -188,8 +189,7 @@ def answer(
         why = str(problem).strip() or type(problem).__name__
         why = why if isinstance(problem, UserError) else f"{type(problem).__name__}: {why.splitlines()[0]}"
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        found: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(found, (right, cropped, why))
+        found = gathered((right, cropped, why), dist.get_world_size())
         right = {index: one for part, _, _ in found for index, one in part.items()}
         cropped = sum(part[1] for part in found)
         why = next((part[2] for part in found if part[2]), "")
