@@ -15,6 +15,8 @@ from nanochat.gpt import GPTConfig
 
 REFERENCE_DEPTH = 12
 REFERENCE_BATCH = 2**19  # tokens, best at depth 12
+RATES = dict(embedding_lr=0.3, unembedding_lr=0.008, matrix_lr=0.02, scalar_lr=0.5)  # learning rates at that batch
+WEIGHT_DECAY = 0.28  # Muon's at that depth
 
 
 def model_config(

@@ -12,7 +12,7 @@ from nanochat.gpt import GPT
 from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.one_writer import only_writer
-from nanochat.recipe import Schedule, horizon, model_config
+from nanochat.recipe import RATES, WEIGHT_DECAY, Schedule, horizon, model_config
 from nanochat.run import Run
 from nanochat.stages import SCALINGS, Setup, run_stage, set_fp8
 from nanochat.trainer import Settings
@@ -48,11 +48,11 @@ class Flags:
     target_param_data_ratio: float = number(12.0, 0.001, 1e6, "train for so many tokens per parameter")
     device_batch_size: int = number(32, 1, 1 << 16, "rows per device at a time; lower it when memory runs out")
     total_batch_size: int = number(-1, 1, MANY, "tokens per optimizer step (-1: from the recipe)")
-    embedding_lr: float = number(0.3, 0.0, 1e3, "learning rate of the embeddings (AdamW)")
-    unembedding_lr: float = number(0.008, 0.0, 1e3, "learning rate of the head (AdamW)")
-    matrix_lr: float = number(0.02, 0.0, 1e3, "learning rate of the matrices (Muon)")
-    scalar_lr: float = number(0.5, 0.0, 1e3, "learning rate of the per-layer scalars (AdamW)")
-    weight_decay: float = number(0.28, 0.0, 1e3, "Muon's weight decay at depth 12")
+    embedding_lr: float = number(RATES["embedding_lr"], 0.0, 1e3, "learning rate of the embeddings (AdamW)")
+    unembedding_lr: float = number(RATES["unembedding_lr"], 0.0, 1e3, "learning rate of the head (AdamW)")
+    matrix_lr: float = number(RATES["matrix_lr"], 0.0, 1e3, "learning rate of the matrices (Muon)")
+    scalar_lr: float = number(RATES["scalar_lr"], 0.0, 1e3, "learning rate of the per-layer scalars (AdamW)")
+    weight_decay: float = number(WEIGHT_DECAY, 0.0, 1e3, "Muon's weight decay at depth 12")
     warmup_steps: int = number(40, 0, MANY, "steps of learning-rate warm-up (at most a twentieth of the run)")
     warmdown_ratio: float = number(0.65, 0.0, 1.0, "last part of the run in which the learning rate falls")
     final_lr_frac: float = number(0.05, 0.0, 1.0, "learning rate at the end, as a fraction")

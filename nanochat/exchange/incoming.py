@@ -18,13 +18,12 @@ from nanochat.cost import meta_model
 from nanochat.errors import UserError
 from nanochat.exchange import layout
 from nanochat.gpt import GPTConfig
-from nanochat.recipe import REFERENCE_BATCH, horizon
+from nanochat.recipe import RATES, REFERENCE_BATCH, WEIGHT_DECAY, horizon
 from nanochat.run import TRAINED, Run
 from nanochat.tokenizer import Tokenizer
 
 LARGEST_SIZE = 1 << 24  # tokens, channels or layers
 DEVICE_BATCH = 32  # rows at a time, where nothing else is known
-RATES = dict(embedding_lr=0.3, unembedding_lr=0.008, matrix_lr=0.02, scalar_lr=0.5)  # base_train's, before scaling
 
 
 @dataclass
@@ -82,7 +81,7 @@ def learning(incoming: Incoming) -> tuple[dict[str, float], dict[str, int]]:
     """(learning rates, batch sizes) that training goes on with: what came along, and the recipe's for what did not."""
     config, given = incoming.config, incoming.settings
     length = given.get("max_seq_len") or config.sequence_len
-    total = given.get("total_batch_size") or horizon(config, 0.28).total_batch_size
+    total = given.get("total_batch_size") or horizon(config, WEIGHT_DECAY).total_batch_size
     rows = given.get("device_batch_size") or DEVICE_BATCH
     rows = max(1, min(rows, total // length))
     total = max(1, total // (rows * length)) * rows * length

@@ -1,6 +1,5 @@
 """Folders that are whole or not there, and reading folders that others made: no link out of them is followed."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat.errors import UserError
-from nanochat.files import sync_folder
+from nanochat.files import json_of, sync_folder
 
 LARGEST_JSON = 1 << 28  # bytes; a tokenizer.json of 200,000 tokens has 20 MB
 
@@ -52,8 +51,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > LARGEST_JSON:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes, which is too large for such a file")
     try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        found = json_of(path.read_bytes())
+    except ValueError:
         raise UserError(f"{path} is damaged: it is no JSON; fetch it again") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged: it holds no JSON object; fetch it again")
