@@ -105,8 +105,10 @@ def _train(
         )
     rates = {key: value * flags.init_lr_frac for key, value in parent.meta["rates"].items()}
     optimizer = model.setup_optimizer(**rates, weight_decay=0.0)
-    if flags.load_optimizer and "optimizer" in complete.parts(parent.meta):  # an imported model may have none
+    if flags.load_optimizer and "optimizer" in complete.parts(parent.meta):
         optimizer.load_full_state(parent.tensors("optimizer"))
+    elif flags.load_optimizer:  # an imported model may have none
+        left_out.append(f"the {before} model came without the optimizer's moments: new ones")
     schedule = Schedule(
         settings.num_iterations, 0, flags.warmdown_ratio, flags.final_lr_frac, momentum_peak=0.95, momentum_end=0.95
     )
@@ -143,8 +145,6 @@ def _train(
         watch=watch,
         fresh=flags.fresh,
     )
-    if flags.load_optimizer and "optimizer" not in complete.parts(parent.meta):
-        left_out.append(f"the {before} model came without the optimizer's moments: new ones")
     for sentence in left_out:
         say(setup, f"{name}: {sentence}")
     run_stage(setup)

@@ -114,11 +114,10 @@ class Questions:
         return self.all
 
     def of_step(self, step: int, count: int) -> list[Question]:
-        found = []
-        for place in range(step * count, (step + 1) * count):
-            epoch, at = divmod(place, len(self.all))
-            found.append(self.all[np.random.default_rng([self.seed, epoch]).permutation(len(self.all))[at]])
-        return found
+        n, begun = len(self.all), step * count
+        epochs = range(begun // n, (begun + count - 1) // n + 1)
+        order = np.concatenate([np.random.default_rng([self.seed, epoch]).permutation(n) for epoch in epochs])
+        return [self.all[i] for i in order[begun % n : begun % n + count]]
 
 
 def run_rl(flags: RLFlags, watch: Callable[[Stage], Callable[[], None]] | None = None) -> None:

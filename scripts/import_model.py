@@ -36,8 +36,8 @@ def main() -> None:
         raise UserError(f"{folder} is no folder; give the one that has config.json or model_*.pt in it")
     run = Run.open(flags.run or re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).lstrip("._-") or "imported")
     with only_writer(run):
-        found = incoming.store(found := look(folder, flags), run), found
-    checkpoint, came = found
+        came = look(folder, flags)
+        checkpoint = incoming.store(came, run)
     print(f"run {run.name!r}: {came.origin} Its {came.stage} model is in {checkpoint.folder}.")
     for what in came.lost:
         print(f"  not carried over: {what}")

@@ -67,7 +67,8 @@ def test_without_a_terminal_all_are_printed():
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():
-    program = f"from nanochat.evaluate.view import page; page({ROWS!r} * 5000, None)"
+    script = "from nanochat.evaluate.view import page; from nanochat.flags import run_script; "
+    program = f"{script}run_script(lambda: page({ROWS!r} * 5000, None), goes_on=True)"  # as scripts.chat_eval is
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=-1, stderr=-1) as process:
         assert process.stdout.readline().startswith("── 1 of 30000".encode())
         process.stdout.close()

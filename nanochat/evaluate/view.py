@@ -1,7 +1,5 @@
 """Pages through failing examples in the terminal; where nobody types, prints them all."""
 
-import os
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,12 +42,8 @@ def page(
         out("no failing examples")
         return
     if ask is None:
-        try:
-            for at, row in enumerate(rows):
-                out(shown(row, at, len(rows), width))
-            sys.stdout.flush()
-        except BrokenPipeError:  # who reads it has seen enough: `head`, or `less` that was left
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for at, row in enumerate(rows):
+            out(shown(row, at, len(rows), width))
         return
     chosen, at = list(rows), 0
     out(HELP)
