@@ -10,13 +10,13 @@ waits while the other is measured; the two take turns, and the medians are repor
 
 import json
 import statistics
-import subprocess
 import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
 
 import torch
@@ -48,17 +48,13 @@ class Flags:
     profile: int = number(0, 0, 10_000, "warm steps of ours to record in $NANOCHAT_BASE_DIR/infer_bench/ (0: none)")
 
 
-def start(
-    folder: str, settings: dict[str, Any], worker: Path = WORKER, environment: dict[str, str] | None = None
-) -> subprocess.Popen:
-    """A process that imports `nanochat` from a folder, and measures when told to. environment: its own, whole."""
+def start(folder: str, settings: dict[str, Any], worker: Path = WORKER, env: dict[str, str] | None = None) -> Popen:
+    """A process that imports `nanochat` from a folder, and measures when told to. env: its environment, if not ours."""
     words = [sys.executable, str(worker), folder, json.dumps(settings)]
-    return subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    )
+    return Popen(words, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True, env=env)
 
 
-def measure(worker: subprocess.Popen, order: int) -> dict[str, Any]:
+def measure(worker: Popen, order: int) -> dict[str, Any]:
     """One run, told a number: of ours negative where it is to be recorded. Raises UserError if the process has died."""
     assert worker.stdin and worker.stdout
     time.sleep(PAUSE)

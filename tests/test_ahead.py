@@ -32,7 +32,7 @@ def test_children_make_what_load_makes_and_end_with_their_reader(source):
     next(stream)
     assert len(descendants(os.getpid()) - before) == 2
     stream.close()
-    assert descendants(os.getpid()) == before
+    assert not descendants(os.getpid()) - before  # what others left may have ended meanwhile
 
 
 def test_the_units_of_a_dead_child_are_made_here():
