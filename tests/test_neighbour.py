@@ -9,6 +9,7 @@ import tiny
 
 from benchmarks import neighbour
 from nanochat import threads
+from scripts import infer_bench
 
 
 class Process:
@@ -41,7 +42,7 @@ def test_a_worker_has_its_way_whatever_is_set_here(monkeypatch, way, wanted):
     for name in threads.VARIABLES:
         monkeypatch.setenv(name, "1")
     seen = {}
-    monkeypatch.setattr(neighbour.subprocess, "Popen", lambda words, **given: seen.update(given["env"]))
+    monkeypatch.setattr(infer_bench, "Popen", lambda words, **given: seen.update(given["env"]))
     neighbour.worker("train", way, {})
     assert {name: seen[name] for name in threads.VARIABLES if name in seen} == wanted
 
