@@ -99,9 +99,11 @@ def chat(run: Run, stage: str, seed: int, **flags: Any) -> None:
         run_chat_stage(stage, ChatFlags(run=run.name, seed=seed, **given))
 
 
-def ask(run: Run, stage: str, tasks: list[Task], most: int, tool: Tool = calculate) -> dict[str, TaskResult]:
-    """Each task's first `most` questions, answered greedily by the stage's model."""
+def ask(
+    run: Run, stage: str, tasks: list[Task], most: int, limit: int = 40, tool: Tool = calculate
+) -> dict[str, TaskResult]:
+    """Each task's first `most` questions, answered greedily by the stage's model, in `limit` tokens at most."""
     there = hardware()
     model = run.checkpoint(stage).model(there.device, there.dtype)
-    asker, _ = of_model(model, run.tokenizer(), 64, How(Sampling(temperature=0), tool, limit=40))
+    asker, _ = of_model(model, run.tokenizer(), 64, How(Sampling(temperature=0), tool, limit=limit))
     return {task.name: evaluate(task, most, asker, there) for task in tasks}

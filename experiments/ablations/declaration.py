@@ -96,7 +96,7 @@ EXPERIMENT = Experiment(
     findings=findings,
     size=dict(
         depth=3,
-        aspect_ratio=22,
+        aspect_ratio=21,
         head_dim=32,
         max_seq_len=256,
         window_pattern="SSL",
@@ -115,7 +115,6 @@ EXPERIMENT = Experiment(
         eval_tokens=64,
         weight_decay=0.02,
     ),
-    smoke_seeds=2,
     smoke_cells=(
         *(at(WHOLE, steps) for steps in (1, 3)),
         *(at(trick, 3) for trick in SMOKED),

@@ -17,7 +17,7 @@ WAYS = ("tool", "head", "no tool")  # allowed; asked to do without; called, and 
 
 
 def run(cell: Values, seed: int, size: Mapping[str, Any]) -> dict[str, Value]:
-    stages = ("mid_steps", "sft_steps", "most")
+    stages = ("mid_steps", "sft_steps", "most", "limit")
     flags = {key: value for key, value in size.items() if key not in stages}
     with training.base("arithmetic", seed, **flags, num_iterations=cell["steps"]) as (made, _):
         training.chat(made, "mid", seed, num_iterations=size["mid_steps"], init_lr_frac=0.5)
@@ -26,7 +26,7 @@ def run(cell: Values, seed: int, size: Mapping[str, Any]) -> dict[str, Value]:
             way: [sums_task(str(d), "", (d,), HEAD if way == "head" else SUM_FRAMES) for d in DIGITS] for way in WAYS
         }
         asked = {way: {"tool": lambda call: None} if way == "no tool" else {} for way in WAYS}
-        found = {way: training.ask(made, "sft", tasks[way], size["most"], **asked[way]) for way in WAYS}
+        found = {way: training.ask(made, "sft", tasks[way], size["most"], size["limit"], **asked[way]) for way in WAYS}
     return {f"{way}_{digits}": round(result.rate, 4) for way in WAYS for digits, result in found[way].items()}
 
 
@@ -67,6 +67,7 @@ EXPERIMENT = Experiment(
         mid_steps=160,
         sft_steps=120,
         most=100,
+        limit=40,
     ),
     smoke=dict(
         depth=1,
@@ -81,6 +82,7 @@ EXPERIMENT = Experiment(
         mid_steps=1,
         sft_steps=1,
         most=1,
+        limit=3,
     ),
     smoke_cells=(dict(steps=2),),
 )

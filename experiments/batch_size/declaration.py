@@ -40,7 +40,7 @@ def critical(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """(least steps, critical batch) of S = S_min · (1 + B_crit / B), least squares of log S over both."""
     batch, steps = (np.array(column) for column in zip(*points))
     tries = np.exp(np.linspace(np.log(batch.min() / 16), np.log(batch.max() * 16), 400))
-    errors = [float(np.var(np.log(steps) - np.log1p(one / batch))) for one in tries]
+    errors = np.var(np.log(steps) - np.log1p(tries[:, None] / batch), axis=1)  # (400,)
     best = float(tries[int(np.argmin(errors))])
     return float(np.exp(np.mean(np.log(steps) - np.log1p(best / batch)))), best
 

@@ -51,12 +51,14 @@ def silent_task() -> Task:
 
 
 def run(cell: Values, seed: int, size: Mapping[str, Any]) -> dict[str, Value]:
-    stages = ("mid_steps", "sft_steps", "most")
+    stages = ("mid_steps", "sft_steps", "most", "limit")
     flags = {key: value for key, value in size.items() if key not in stages}
     with training.base("knowledge", seed, **flags) as (made, _), conversations(str(cell["variant"])):
         training.chat(made, "mid", seed, num_iterations=size["mid_steps"], init_lr_frac=0.5)
         training.chat(made, "sft", seed, num_iterations=size["sft_steps"], init_lr_frac=0.2)
-        found = training.ask(made, "sft", [*(TASKS[kind] for kind in KINDS), silent_task()], size["most"])
+        found = training.ask(
+            made, "sft", [*(TASKS[kind] for kind in KINDS), silent_task()], size["most"], size["limit"]
+        )
     return {
         f"{name}_{outcome}": round(count / result.n, 4)
         for name, result in found.items()
@@ -112,6 +114,7 @@ EXPERIMENT = Experiment(
         mid_steps=160,
         sft_steps=120,
         most=200,
+        limit=40,
     ),
     smoke=dict(
         depth=1,
@@ -127,6 +130,7 @@ EXPERIMENT = Experiment(
         mid_steps=1,
         sft_steps=1,
         most=2,
+        limit=3,
     ),
     smoke_cells=tuple(dict(variant=variant) for variant in (USUAL, REMEDY)),
 )

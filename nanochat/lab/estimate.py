@@ -89,14 +89,15 @@ class PowerLaw:
 
 def power_law(x: Sequence[float], y: Sequence[float], floor: float | None = None) -> PowerLaw:
     """Least squares in log (y − floor); a floor that is not given is the best of a grid from 0 to below all y."""
-    floors = [floor] if floor is not None else list(np.linspace(0.0, 0.99 * min(y), 100))
-    fits = [_line(np.log(x), np.asarray(y, float), one) for one in floors]
-    return min(fits, key=lambda fit: float(np.sum((np.array([fit(v) for v in x]) - y) ** 2)))
-
-
-def _line(logs: np.ndarray, y: np.ndarray, floor: float) -> PowerLaw:
-    slope, start = np.polyfit(logs, np.log(y - floor), 1)
-    return PowerLaw(float(floor), float(math.exp(start)), float(-slope))
+    floors = np.array([floor]) if floor is not None else np.linspace(0.0, 0.99 * min(y), 100)
+    logs, wanted = np.log(x), np.asarray(y, float)
+    left = np.log(wanted - floors[:, None])  # (floors, points)
+    away = logs - logs.mean()
+    slopes = (left @ away) / (away @ away)
+    starts = left.mean(1) - slopes * logs.mean()
+    fits = floors[:, None] + np.exp(starts[:, None] + slopes[:, None] * logs)  # (floors, points)
+    best = int(np.argmin(((fits - wanted) ** 2).sum(1)))
+    return PowerLaw(float(floors[best]), float(np.exp(starts[best])), float(-slopes[best]))
 
 
 # ---- in words
