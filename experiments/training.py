@@ -100,7 +100,7 @@ def chat(run: Run, stage: str, seed: int, **flags: Any) -> None:
 
 
 def ask(
-    run: Run, stage: str, tasks: list[Task], most: int, limit: int = 40, tool: Tool = calculate
+    run: Run, stage: str, tasks: list[Task], most: int, limit: int, tool: Tool = calculate
 ) -> dict[str, TaskResult]:
     """Each task's first `most` questions, answered greedily by the stage's model, in `limit` tokens at most."""
     there = hardware()

@@ -18,8 +18,8 @@ WINDOW = 8192  # tokens that the training loss is averaged over
 def run(cell: Values, seed: int, size: Mapping[str, Any]) -> dict[str, Value]:
     """Steps until the mean training loss of the last WINDOW tokens is at the target; −1 where it never is."""
     batch, target = int(cell["batch"]), size["target"]
-    flags = {key: value for key, value in size.items() if key not in ("target", "most")}
-    steps, rows = max(4, size["most"] // batch), max(1, batch // flags["max_seq_len"])
+    flags = {key: value for key, value in size.items() if key not in ("target", "most", "least")}
+    steps, rows = size["least"] + size["most"] // batch, max(1, batch // flags["max_seq_len"])
     with training.base(
         "batch_size", seed, num_iterations=steps, total_batch_size=batch, device_batch_size=min(rows, 8),
         warmdown_ratio=0.0, weight_decay=0.0, **flags,
@@ -86,7 +86,7 @@ EXPERIMENT = Experiment(
     metric="steps until the mean training loss of the last 8,192 tokens is at most the target; learning rates "
     "constant and "
     "scaled with the root of the batch, as the recipe does",
-    budget="12 trainings of 10 to 25 s on one core; two seeds",
+    budget="12 trainings of 6 to 50 s on one core; two seeds",
     cells=tuple(dict(batch=batch) for batch in (8192, 4096, 2048, 1024, 512, 256)),
     seeds=(1, 2),
     run=run,
@@ -99,10 +99,19 @@ EXPERIMENT = Experiment(
         window_pattern="L",
         eval_tokens=1024,
         target=2.6,
-        most=260_000,
+        least=70,  # steps, and on top of them `most` tokens
+        most=80_000,
     ),
     smoke=dict(
-        depth=2, aspect_ratio=16, head_dim=16, max_seq_len=32, window_pattern="L", eval_tokens=64, target=9.0, most=64
+        depth=2,
+        aspect_ratio=16,
+        head_dim=16,
+        max_seq_len=32,
+        window_pattern="L",
+        eval_tokens=64,
+        target=9.0,
+        least=2,
+        most=64,
     ),
     smoke_cells=tuple(dict(batch=batch) for batch in (64, 32)),
 )
