@@ -1,4 +1,4 @@
-"""What is left of our speed on a CPU when one other program computes too: training and decoding, idle and beside it.
+"""What is left of our speed on a CPU beside one other program: training, evaluation and decoding, idle and beside it.
 
     python -m benchmarks.neighbour            # by each way in which OpenMP's threads can wait for each other
     python -m benchmarks.neighbour --ways ours
@@ -31,19 +31,19 @@ from scripts.infer_bench import measure, start
 
 HERE = Path(__file__).parent
 WAYS = {
-    "ours": threads.ASLEEP,
+    "ours": threads.BRIEFLY,
     "libraries": {},
     "passive": {"OMP_WAIT_POLICY": "passive"},
-    "spin 1000": {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"},
 }
 BUSY = [sys.executable, "-c", "while True: pass"]
-STEPS = 4  # of training, of a measurement
+STEPS = 4  # of training or evaluation, of a measurement
+PROMPT = 16  # tokens; what is decoded fills the context
 WARM = 2  # measurements before the first that counts
 
 
 @dataclass
 class Flags:
-    what: str = flag("train,decode", "which of the two, comma-separated")
+    what: str = flag("train,evaluate,decode", "which of them, comma-separated")
     ways: str = flag("ours,libraries", f"how threads wait, comma-separated: {', '.join(WAYS)}")
     depth: int = number(6, 1, 1000, "layers of the model")
     width: int = number(384, 1, 1 << 16, "channels; heads are of 128")
@@ -67,7 +67,8 @@ def neighbour() -> Iterator[None]:
 
 def worker(what: str, way: str, settings: dict[str, Any]) -> subprocess.Popen:
     others = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
-    return start(str(HERE.parent), settings, HERE / f"{what}_worker.py", {**others, **WAYS[way]})
+    program = HERE / ("decode_worker.py" if what == "decode" else "train_worker.py")
+    return start(str(HERE.parent), {**settings, "evaluate": what == "evaluate"}, program, {**others, **WAYS[way]})
 
 
 def rates(flags: Flags, what: str, way: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -92,20 +93,21 @@ def rates(flags: Flags, what: str, way: str, settings: dict[str, Any]) -> dict[s
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
     asked, ways = flags.what.split(","), flags.ways.split(",")
-    if unknown := {*asked} - {"train", "decode"} | {*ways} - {*WAYS}:
+    if unknown := {*asked} - {"train", "evaluate", "decode"} | {*ways} - {*WAYS}:
         raise UserError(
-            f"there is no {', '.join(sorted(unknown))}; --what has train and decode, --ways {', '.join(WAYS)}"
+            f"there is no {', '.join(sorted(unknown))}; --what has train, evaluate and decode, --ways {', '.join(WAYS)}"
         )
     if flags.width % 128:
         raise UserError(f"--width is {flags.width}, wanted a multiple of 128")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         weights = drawn_weights(sizes(asdict(flags)), folder)
-        more = dict(weights=weights, dtype="", threads=0, steps=8, prompt_tokens=16, new_tokens=32, profile=0)
+        more = dict(weights=weights, dtype="", threads=0, steps=8, prompt_tokens=PROMPT, profile=0)
+        more["new_tokens"] = flags.sequence_len - PROMPT
         for what in asked:
             for way in ways:
                 rows.append(row := rates(flags, what, way, {**asdict(flags), **more}))
-                print(f"{what:6} {way:9} {row['idle']:9.0f} tok/s idle, {row['beside']:9.0f} beside a busy process "
+                print(f"{what:8} {way:9} {row['idle']:9.0f} tok/s idle, {row['beside']:9.0f} beside a busy process "
                       f"({row['share']:.0%}; {row['about']})", flush=True)  # fmt: skip
     print(
         json.dumps(
