@@ -32,9 +32,10 @@ def test_idle_and_beside_are_measured_in_turns(monkeypatch):
     monkeypatch.setattr(neighbour.subprocess, "Popen", start)
     monkeypatch.setattr(neighbour, "worker", lambda *given: Process())
     monkeypatch.setattr(neighbour, "measure", lambda *given: dict(tok_per_s=40.0 if busy() else 100.0, about=""))
-    row = neighbour.rates(neighbour.Flags(rounds=3), "train", "ours", {})
-    assert (row["idle"], row["beside"], row["share"]) == (100, 40, 0.4)
-    assert len(started) == 3 and all(one.poll() is not None for one in started)
+    rows = neighbour.rates(neighbour.Flags(rounds=3), "train", ["ours", "libraries"], {})
+    assert [row["way"] for row in rows] == ["ours", "libraries"]
+    assert all((row["idle"], row["beside"], row["share"]) == (100, 40, 0.4) for row in rows)
+    assert len(started) == 6 and all(one.poll() is not None for one in started)
 
 
 @pytest.mark.parametrize("way, wanted", [("ours", threads.BRIEFLY), ("libraries", {})])
