@@ -86,7 +86,7 @@ EXPERIMENT = Experiment(
     metric="validation bits per byte, without minus with, paired by seed; and compute multipliers from the "
     "baseline's "
     "own curve of loss against FLOPs",
-    budget="72 trainings of 3 to 12 s on one core",
+    budget="72 trainings of 2 to 8 s on one core",
     cells=(
         *(at(WHOLE, steps) for steps in LENGTHS),
         *(at(trick) for trick in TRICKS),
@@ -100,9 +100,9 @@ EXPERIMENT = Experiment(
         head_dim=32,
         max_seq_len=256,
         window_pattern="SSL",
-        device_batch_size=4,
-        total_batch_size=1024,
-        eval_tokens=32768,
+        device_batch_size=2,
+        total_batch_size=512,
+        eval_tokens=16384,
         weight_decay=0.02,
     ),
     smoke=dict(
