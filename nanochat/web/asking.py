@@ -90,8 +90,7 @@ async def chat_completion(served: Served, request: Request, content: Any) -> Res
     prompt = await asyncio.to_thread(chat_prompt, served, asked, limit)
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     jobs = start(served, asked, [prompt], limit, chat.ends(served.tokenizer), logprobs, served.tool)
-    together = served.tool is calculate
-    form = answers.ChatForm(served.tokenizer, identity("chatcmpl"), served.model, bool(asked.logprobs), together)
+    form = answers.ChatForm(served.tokenizer, identity("chatcmpl"), served.model, bool(asked.logprobs))
     return await respond(request, asked, jobs, form)
 
 
