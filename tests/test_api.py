@@ -210,6 +210,7 @@ def test_what_cannot_be_meant_is_said(sent, words):
     "more",
     [
         dict(max_tokens=-1), dict(max_tokens=4096), dict(max_completion_tokens=512), dict(stop=""),
+        dict(max_tokens=2**31 - 1, seed=-1),
         dict(extra_body=dict(top_k=-1)), dict(tools=[], functions=[]),
         dict(tools=[dict(type="function", function=dict(name="f"))], tool_choice="none"),
         dict(temperature=1e-300), dict(stop=[]),
@@ -229,6 +230,12 @@ def test_ignore_eos_goes_on_to_the_longest_answer(real):  # noqa: F811
             found = post(real, path, **body, max_tokens=30, ignore_eos=True, temperature=1.5, seed=seed).json()
             assert found["usage"]["completion_tokens"] == 30, found
             assert found["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_seed_of_minus_one_is_none(real):  # noqa: F811
+    asked = dict(prompt="a", max_tokens=30, ignore_eos=True, temperature=1.5)
+    ask = lambda seed: post(real, "/v1/completions", **asked, seed=seed).json()["choices"][0]["text"]
+    assert ask(-1) != ask(-1) and ask(-2) == ask(-2)
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def start(
     dead."""
     loop, n = asyncio.get_running_loop(), settings.n or 1
     events: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue()
-    seed = secrets.randbelow(2**62) if settings.seed is None else settings.seed
+    seed = secrets.randbelow(2**62) if settings.seed is None or settings.seed == -1 else settings.seed
     if n * len(prompts) > served.pool.most:
         raise ApiError(400, f"these are {n * len(prompts)} answers, wanted at most {served.pool.most} at a time")
     jobs = []
