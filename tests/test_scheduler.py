@@ -1,4 +1,4 @@
-"""Prompts that come in in pieces, and what was said of their tokens."""
+"""Prompts that come in in chunks, and what was said of their tokens."""
 
 import json
 
@@ -86,7 +86,7 @@ def test_the_budget_follows_the_machine(seconds, budget):
     scheduler = engine.scheduler
     del scheduler.learn
     told = lambda length: (engine.submit(Request([1] * length, 5, GREEDY)), scheduler.begin_step(),
-                           scheduler.next_piece(), scheduler.learn(*seconds))  # fmt: skip
+                           scheduler.next_chunk(), scheduler.learn(*seconds))  # fmt: skip
     told(20)  # less than the budget: only that it took too long counts
     assert scheduler.budget == min(budget, 64)
     scheduler.budget, scheduler.entering = 64, None
@@ -94,14 +94,14 @@ def test_the_budget_follows_the_machine(seconds, budget):
     long = Request([1] * 63, 5, GREEDY)
     long.output = [1] * 40  # longer than the tiny model's context: it is not run
     scheduler.submit(long)
-    scheduler.begin_step(), scheduler.next_piece(), scheduler.learn(*seconds)
+    scheduler.begin_step(), scheduler.next_chunk(), scheduler.learn(*seconds)
     assert scheduler.budget == budget
     for _ in range(100):
         scheduler.begin_step(), scheduler.learn(9.0, 0.1)
     assert scheduler.budget == LEAST
 
 
-def test_a_long_prompts_first_step_is_not_that_of_its_last_piece():
+def test_a_long_prompts_first_step_is_not_that_of_its_last_chunk():
     engine, first = reading_along(budget=16)
     long = engine.submit(Request(LONG, 5, GREEDY))
     lengths = []
@@ -195,10 +195,10 @@ def test_the_stop_token_is_told_where_a_prompt_is():
 
 
 def test_the_benchmark_of_gaps_measures_what_it_says(capsys):
-    """Long prompts in pieces, of a tiny model: one line of JSON, with all that was done counted."""
+    """Long prompts in chunks, of a tiny model: one line of JSON, with all that was done counted."""
     flags = ("--depth=1", "--width=128", "--vocab-size=300", "--streams=2", "--new-tokens=12", "--prompts=1")
     more = ("--prompt-tokens=40", "--rounds=1", "--device-type=cpu")
     assert tiny.call_module("benchmarks.prefill", *flags, *more) == 0
     found = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
-    assert set(found["found"]) == {"quiet", "at_once", "pieces"} and found["pieces_p99_over_quiet_p50"] > 0
+    assert set(found["found"]) == {"quiet", "at_once", "chunks"} and found["chunks_p99_over_quiet_p50"] > 0
     assert all(row["p50_ms"] <= row["p99_ms"] <= row["max_ms"] for row in found["found"].values())

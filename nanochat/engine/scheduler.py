@@ -1,10 +1,10 @@
 """What a step works on: the queue of requests, their slots, and a budget of prompt tokens. It computes nothing.
 
 Rows that run are in the first slots, in order. A step gives each of them one more token, so whoever takes in a long
-prompt at once makes them all wait for it. Instead a prompt comes in in pieces, between the steps of the others: at most
+prompt at once makes them all wait for it. Instead a prompt comes in in chunks, between the steps of the others: at most
 `budget` tokens a step while somebody reads along (Sarathi-Serve, arXiv:2403.02310), everything at once while nobody
 does. On a CPU, where it can be seen how long reading takes, the budget follows the machine: the largest for which steps
-stay within what readers are to wait, as every piece costs something however short it is. One request enters at a time,
+stay within what readers are to wait, as every chunk costs something however short it is. One request enters at a time,
 in a slot behind the running ones.
 """
 
@@ -56,7 +56,7 @@ class Request:
         self.forced.extend(tokens)
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """Tokens that a request's slot is to take in next."""
 
     request: Request
@@ -87,7 +87,7 @@ class Scheduler:
         """How many seconds the last step read prompts, and how many it did everything else."""
         if self._room == float("inf"):
             return  # nobody waited for it
-        most = 1.0 if self._room > 0 else 2.0  # a piece shorter than the budget does not tell how long that takes
+        most = 1.0 if self._room > 0 else 2.0  # a chunk shorter than the budget does not tell how long that takes
         wanted = self.budget * min(max(LONGER * rest / reading, 0.5), most)
         self.budget = min(max(round(self.budget + (wanted - self.budget) / DAMPING), LEAST), MOST)
 
@@ -96,7 +96,7 @@ class Scheduler:
         self._room = self.budget if any(request.output for request in self.running) else float("inf")
         self._held = False
 
-    def next_piece(self) -> Piece | None:
+    def next_chunk(self) -> Chunk | None:
         """What this step is to read next; ask again when it has been read. None: nothing more."""
         if self._held or self._room <= 0:
             return None
@@ -110,7 +110,7 @@ class Scheduler:
         size = int(min(len(left), self._room))
         self._cut |= size < len(left)
         self._room -= size
-        return Piece(request, self._slot, left[:size])
+        return Chunk(request, self._slot, left[:size])
 
     def _enter(self, request: Request) -> None:
         alternatives = request.sampling.logprobs if request.echo else None
@@ -119,17 +119,17 @@ class Scheduler:
         if not request.output:
             request.cached = found
 
-    def read(self, piece: Piece) -> bool:
-        """Notes that a piece is in the cache; a request that is all there runs. Returns whether it does.
+    def read(self, chunk: Chunk) -> bool:
+        """Notes that a chunk is in the cache; a request that is all there runs. Returns whether it does.
 
         A long one only from the next step on: its first step, slower as it makes all attend further, is not to fall
-        together with its last piece.
+        together with its last chunk.
         """
-        whole = self.slots.lengths[piece.slot] == len(piece.request.tokens) - 1
-        self._held = whole and self._cut and bool(piece.tokens) and self._room < float("inf")
+        whole = self.slots.lengths[chunk.slot] == len(chunk.request.tokens) - 1
+        self._held = whole and self._cut and bool(chunk.tokens) and self._room < float("inf")
         if whole and not self._held:
-            self.slots.swap(piece.slot, len(self.running))
-            self.running.append(piece.request)
+            self.slots.swap(chunk.slot, len(self.running))
+            self.running.append(chunk.request)
             self.entering = None
         return whole and not self._held
 
