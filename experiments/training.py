@@ -94,7 +94,8 @@ def losses(run: Run) -> list[float]:
 
 def chat(run: Run, stage: str, seed: int, **flags: Any) -> None:
     """Trains stage "mid" or "sft" of a run, in float32. flags: of the script."""
-    given: dict[str, Any] = {**dict(eval_every=-1, compile="no"), **flags}
+    few = dict(eval_every=-1, eval_tokens=1024, compile="no")  # its bits per byte are not looked at
+    given: dict[str, Any] = {**few, **flags}
     with quiet(), mock.patch.dict(os.environ, NANOCHAT_DTYPE="float32"):
         run_chat_stage(stage, ChatFlags(run=run.name, seed=seed, **given))
 

@@ -116,10 +116,10 @@ EXPERIMENT = Experiment(
     smoke=dict(
         {**SHAPE, "max_seq_len": 32},
         aspect_ratio=16,
-        target_param_data_ratio=0.008,
+        target_param_data_ratio=0.002,
         device_batch_size=2,
         total_batch_size=64,
         eval_tokens=128,
     ),
-    smoke_cells=tuple(dict(depth=depth) for depth in (1, 2)),
+    smoke_cells=tuple(dict(depth=depth) for depth in (2, 3)),
 )

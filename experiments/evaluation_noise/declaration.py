@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,8 +21,9 @@ from nanochat.lab.plot import curves
 from nanochat.lab.table import Value, Values, matches
 from nanochat.tokenizer import Tokenizer
 
-WORDINGS, QUESTIONS, DRAWS = 4, 500, 400
+WORDINGS, QUESTIONS, DRAWS = 4, 500, 100
 CHARACTERS = 2.3  # of a token of this tokenizer, about
+GAPS = (0, 2, 4, 8, 12, 100)  # percentage points between two models, in bins
 PEOPLE = 120  # of the world, so that a short training tells of each often
 
 
@@ -131,19 +133,20 @@ def findings(rows: Rows) -> Findings:
         "best wording": f"{float(found.mean((0, 2)).max()):.1%}",
         "worst wording": f"{float(found.mean((0, 2)).min()):.1%}",
     }
+    models = [model for one in by_length.values() for model in one]  # (wordings, facts) each
+    pairs = [(a[w], b[w]) for a, b in combinations(models, 2) for w in range(WORDINGS)]
+    powers = [(100 * abs(float(a.mean() - b.mean())), seen_apart(a, b)) for a, b in pairs]
     points = []
-    for one in by_length.values():  # the same seed at another length: pairs that differ by more and more
-        for seed in range(min(len(one), len(found))):
-            gap = float(one[seed, 0].mean() - found[seed, 0].mean())
-            if gap:
-                power = seen_apart(one[seed, 0], found[seed, 0])
-                points.append((100 * abs(gap), power, power, power))
-    points.sort()
+    for low, high in zip(GAPS, GAPS[1:]):
+        if some := [power for gap, power in powers if low <= gap < high]:
+            middle_gap = statistics.fmean(gap for gap, _ in powers if low <= gap < high)
+            points.append((middle_gap, statistics.fmean(some), min(some), max(some)))
+            claims[f"told apart, {low} to {high}"] = f"{statistics.fmean(some):.0%}"
     held = spread["wordings"] > spread["questions"] > spread["seeds"]
     claims["verdict"] = "held" if held else "refuted"
     claims["order"] = ", ".join(sorted(spread, key=lambda name: -spread[name]))
     title = "Pairs of models told apart by 500 questions"
-    drawn = {"pairs of models": points or [(1.0, 0.0, 0.0, 0.0)]}
+    drawn = {"mean of pairs (lowest to highest)": points}
     picture = curves(title, "real difference, percentage points", "share of samples with p < 0.05", drawn, log_x=False)
     return Findings(claims, {"power.svg": picture})
 
