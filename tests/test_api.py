@@ -38,8 +38,8 @@ def test_the_clients_own_stream_keeps_the_calculators_calls(parrot):  # noqa: F8
     assert calls == [(0, "python", "2 + 3"), (1, "python_output", "5")]
     assert message.content == "Let me see.  That is what my calculator says."
     chunks = list(client(parrot).chat.completions.create(model="tiny", messages=question, stream=True, max_tokens=90))
-    told = [c.choices[0].delta.model_extra["events"] for c in chunks if "events" in c.choices[0].delta.model_extra]
-    assert [len(events) for events in told] == [2]  # for clients that keep the last list
+    events = [c.choices[0].delta.model_extra["events"] for c in chunks if "events" in c.choices[0].delta.model_extra]
+    assert [len(each) for each in events] == [2]  # for clients that keep the last list
 
 
 # ---- plain completions

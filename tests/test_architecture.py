@@ -62,6 +62,17 @@ def test_arrows_go_one_way(room, forbidden):
             assert not [target for target in targets if target.split(".")[0] in forbidden], name
 
 
+LAB = ("recorded", "compiled", "static", "predicted")  # profiling's rooms, the uppermost first; plots and nvml below
+
+
+@pytest.mark.parametrize("room", [*LAB, "plots", "nvml"])
+def test_the_labs_rooms_import_downwards(room):
+    above = LAB[: LAB.index(room)] if room in LAB else LAB
+    for name, targets in GRAPH.items():
+        if name.split(".")[:2] == ["profiling", room]:
+            assert not [target for target in targets if target.startswith(tuple(f"profiling.{a}" for a in above))], name
+
+
 def test_no_cycles():
     graph = {
         name: {target for target in targets if target in GRAPH and target != name and not name.startswith(target + ".")}

@@ -1,4 +1,4 @@
-"""Prompts that come in in pieces, and what was said of their tokens."""
+"""Prompts that come in in chunks, and what was said of their tokens."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_the_budget_follows_the_machine(seconds, budget, monkeypatch):
     del engine.scheduler.learn
     engine.submit(Request(LONG, 5, GREEDY))
     engine.scheduler.begin_step()
-    engine.scheduler.next_piece()
+    engine.scheduler.next_chunk()
     engine.scheduler.learn(*seconds)
     assert engine.scheduler.budget == budget
 
@@ -167,10 +167,10 @@ def test_the_stop_token_is_told_where_a_prompt_is():
 
 
 def test_the_benchmark_of_gaps_measures_what_it_says(capsys):
-    """Long prompts in pieces, of a tiny model: one line of JSON, with all that was done counted."""
+    """Long prompts in chunks, of a tiny model: one line of JSON, with all that was done counted."""
     flags = ("--depth=1", "--width=128", "--vocab-size=300", "--streams=2", "--new-tokens=12", "--prompts=1")
     more = ("--prompt-tokens=40", "--rounds=1", "--device-type=cpu")
     assert tiny.call_module("benchmarks.prefill", *flags, *more) == 0
     found = json.loads(capsys.readouterr().out.strip().split("\n")[-1])
-    assert set(found["found"]) == {"quiet", "at_once", "pieces"} and found["pieces_p99_over_quiet_p50"] > 0
+    assert set(found["found"]) == {"quiet", "at_once", "chunks"} and found["chunks_p99_over_quiet_p50"] > 0
     assert all(row["p50_ms"] <= row["p99_ms"] <= row["max_ms"] for row in found["found"].values())

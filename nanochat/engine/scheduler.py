@@ -1,7 +1,7 @@
 """What a step works on: the queue of requests, their slots, and a budget of prompt tokens. It computes nothing.
 
 Rows that run are in the first slots, in order. A step gives each of them one more token, so whoever takes in a long
-prompt at once makes them all wait for it. Instead a prompt comes in in pieces, between the steps of the others: at most
+prompt at once makes them all wait for it. Instead a prompt comes in in chunks, between the steps of the others: at most
 `budget` tokens a step while somebody reads along (Sarathi-Serve, arXiv:2403.02310), everything at once while nobody
 does. On a CPU, where it can be seen how long reading takes, the budget follows the machine. One request enters at a
 time, in a slot behind the running ones.
@@ -54,7 +54,7 @@ class Request:
         self.forced.extend(tokens)
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """Tokens that a request's slot is to take in next."""
 
     request: Request
@@ -92,7 +92,7 @@ class Scheduler:
         """Counts the budget anew. Who has said nothing yet is not kept waiting by a prompt: it only makes him later."""
         self._room = self.budget if any(request.output for request in self.running) else float("inf")
 
-    def next_piece(self) -> Piece | None:
+    def next_chunk(self) -> Chunk | None:
         """What this step is to read next; ask again when it has been read. None: nothing more."""
         if self.entering is None:
             if not self.queue or len(self.running) == self.capacity or self._room <= 0:
@@ -105,7 +105,7 @@ class Scheduler:
             return None
         size = int(min(len(left), self._room))
         self._room -= size
-        return Piece(request, self._slot, left[:size])
+        return Chunk(request, self._slot, left[:size])
 
     def _enter(self, request: Request) -> None:
         alternatives = request.sampling.logprobs if request.echo else None
@@ -114,12 +114,12 @@ class Scheduler:
         if not request.output:
             request.cached = found
 
-    def read(self, piece: Piece) -> bool:
-        """Notes that a piece is in the cache; a request that is all there runs. Returns whether it is."""
-        whole = self.slots.lengths[piece.slot] == len(piece.request.tokens) - 1
+    def read(self, chunk: Chunk) -> bool:
+        """Notes that a chunk is in the cache; a request that is all there runs. Returns whether it is."""
+        whole = self.slots.lengths[chunk.slot] == len(chunk.request.tokens) - 1
         if whole:
-            self.slots.swap(piece.slot, len(self.running))
-            self.running.append(piece.request)
+            self.slots.swap(chunk.slot, len(self.running))
+            self.running.append(chunk.request)
             self.entering = None
         return whole
 

@@ -49,7 +49,7 @@ class ChatForm:
     def __init__(self, tokenizer: Tokenizer, id: str, model: str, logprobs: bool, together: bool):
         self.tokenizer, self.logprobs, self.together = tokenizer, logprobs, together
         self.head = dict(id=id, created=int(time.time()), model=model)
-        self.told: dict[int, int] = {}  # of each answer, how many events
+        self.sent: dict[int, int] = {}  # of each answer, how many events
         self.held: dict[int, list[dict[str, Any]]] = {}  # of each answer, a call
 
     def opening(self, index: int) -> list[Chunk]:
@@ -59,8 +59,8 @@ class ChatForm:
         if event.kind == "text":
             return [*self._let_go(index), self._chunk(index, dict(content=event.text), self._logprobs([event]))]
         before = self._let_go(index) if event.kind == "python" else []
-        place = self.told.get(index, 0)
-        self.told[index] = place + 1
+        place = self.sent.get(index, 0)
+        self.sent[index] = place + 1
         self.held.setdefault(index, []).append(dict(index=place, type=event.kind, text=event.text))
         return before if event.kind == "python" and self.together else [*before, *self._let_go(index)]
 

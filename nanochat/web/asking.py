@@ -100,13 +100,13 @@ async def completion(served: Served, request: Request, content: Any) -> Response
     served.known(asked.model)
     asked.check()
     limit = longest(served, asked.max_tokens, 16)
-    told = await asyncio.to_thread(text_prompts, served, asked)
-    told_of, echo = asked.logprobs is not None, bool(asked.echo)
-    prompts = [prompt for prompt, _, _ in told]
+    texts = await asyncio.to_thread(text_prompts, served, asked)
+    with_logprobs, echo = asked.logprobs is not None, bool(asked.echo)
+    prompts = [prompt for prompt, _, _ in texts]
     ends = frozenset((served.tokenizer.bos,))
-    jobs = start(served, asked, prompts, limit, ends, asked.logprobs, None, echo and told_of)
-    repeated = [(text, ids) for _, text, ids in told] if echo else None
-    form = answers.TextForm(served.tokenizer, identity("cmpl"), served.model, told_of, asked.n or 1, repeated)
+    jobs = start(served, asked, prompts, limit, ends, asked.logprobs, None, echo and with_logprobs)
+    repeated = [(text, ids) for _, text, ids in texts] if echo else None
+    form = answers.TextForm(served.tokenizer, identity("cmpl"), served.model, with_logprobs, asked.n or 1, repeated)
     return await respond(request, asked, jobs, form)
 
 

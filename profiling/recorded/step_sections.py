@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat.render import Table
-from profiling import costs, figures, nvml
-from profiling.analysis import BEFORE, Analysis
-from profiling.cards import Card, Known
-from profiling.mfu import foretold, light_speed, rates, waterfall
-from profiling.pieces import PHASES
+from profiling import nvml
+from profiling.predicted.cards import Card, Known
+from profiling.recorded import costs, step_plots
+from profiling.recorded.analysis import BEFORE, Analysis
+from profiling.recorded.events import PHASES
+from profiling.recorded.mfu import predicted_ratio, rates, roofline_share, waterfall
 
 ROWS = 25  # kernels in the table
 STEPS = 20  # of an engine, in their table
@@ -101,17 +102,17 @@ def slowed(about: dict[str, Any]) -> list[str]:
         return ["Recording itself costs time, and how much is not known here: no step before it was like those in it."]
     factor = while_recorded / before
     kind = ", of those that read no prompt" if about.get("decoding") else ""
-    told = [
+    notes = [
         f"{before:,.2f} ms a step unrecorded, {while_recorded:,.2f} recorded: {factor:.1f} times as long "
         f"(the shortest warm step before the recording against the mean of it{kind})."
     ]
     if factor > SLOW:
-        told.append(
+        notes.append(
             "Much of this page is the recorder itself, which costs about the same for every operator: short ones look "
             "longer than they are. Trust the shares among long operators, and not the totals: neither ms of a step nor "
             "rates."
         )
-    return told
+    return notes
 
 
 def where(lab: Lab) -> list[Any]:
@@ -130,7 +131,11 @@ def where(lab: Lab) -> list[Any]:
             notes = [f"{peak}; how much of it products can reach is not known, and nothing is predicted for this card."]
     elif lab.found.on_device:
         notes = [f"{UNKNOWN} ({lab.found.card or 'the trace names no card'}): products are not set against one."]
-    return [figures.waterfall(bars), Table(("part", "ms", "share"), [*rows, ("step", f"{whole:,.2f}", "100%")]), *notes]
+    return [
+        step_plots.waterfall(bars),
+        Table(("part", "ms", "share"), [*rows, ("step", f"{whole:,.2f}", "100%")]),
+        *notes,
+    ]
 
 
 def phases(lab: Lab) -> list[Any]:
@@ -147,14 +152,14 @@ def phases(lab: Lab) -> list[Any]:
     )
     if not lab.found.on_device:
         text += " Compiled code shows as one operator, whose own time are its fused loops: they count as pointwise."
-    return [figures.by_phase(table), Table(("ms of a step", *present, "sum"), rows), text]
+    return [step_plots.by_phase(table), Table(("ms of a step", *present, "sum"), rows), text]
 
 
 def kernels(lab: Lab) -> list[Any]:
     chip = lab.card if lab.found.on_device else None
     rows = []
     for row in lab.found.ops[:ROWS]:
-        share, said = light_speed(row, chip), foretold(row, chip)
+        share, said = roofline_share(row, chip), predicted_ratio(row, chip)
         rows.append(
             (
                 row["name"] if len(row["name"]) <= 80 else row["name"][:79] + "…",
@@ -211,7 +216,7 @@ def roofline(lab: Lab) -> list[Any]:
     if chip is None:
         return [f"No roofline: the limits of this {'card' if lab.found.on_device else 'CPU'} are not known."]
     peaks = [chip.bf16, *([chip.fp8] if any(row["fp8"] for row in lab.found.ops) else [])]
-    return [figures.roofline(points, peaks, chip.memory)]
+    return [step_plots.roofline(points, peaks, chip.memory)]
 
 
 # ---- waiting
@@ -285,7 +290,7 @@ def sensors(lab: Lab) -> list[Any]:
         f"{said['name']}, driver {said['driver']}, power limit {said['power_limit_w']} W; "
         f"held back by: {', '.join(said['throttle']) or 'nothing'}.",
         Table(("sensor", "median", "least", "most"), lines),
-        *figures.sensors(rows),
+        *step_plots.sensors(rows),
         *blocks,
     ]
 

@@ -1,7 +1,7 @@
 """The cards that a step or a kernel can be predicted for: data-sheet peaks, and what fraction of them is reached.
 
 Peaks are dense, of nanochat/hardware.py's table with its sources; NVLink is both directions together. Fractions are
-fitted on published measurements; profiling/points.py shows how well they do. Where `python -m profiling.calibrate` was
+fitted on published measurements; points.py shows how well they do. Where `python -m profiling calibrate` was
 run on a card, its file in profiling/calibration/ replaces them. A card that has peaks and no fractions is a `Sheet`:
 what was reached can be set against its peaks, and nothing is predicted for it.
 """
@@ -15,7 +15,7 @@ from nanochat.errors import UserError
 from nanochat.files import json_of
 from nanochat.hardware import PEAKS
 
-FOLDER = Path(__file__).parent / "calibration"
+FOLDER = Path(__file__).parents[1] / "calibration"
 VERSION = 1  # of the files in it
 
 GEMM_FP8 = 0.60  # of the fp8 peak: products of nanochat's sizes
@@ -74,7 +74,7 @@ Known = Card | Sheet
 
 # An all-reduce takes START + SQRT·√x + x / (BUS · link) seconds for x = 2·(n-1)/n of its bytes: what is cut into pieces
 # pays for each piece and for filling the pipe with one, and with the best number of pieces both grow as √x. Fitted on
-# 8 H200 at 1 MiB, 16 MiB and 8 GiB; profiling/points.py has 256 MiB beside it.
+# 8 H200 at 1 MiB, 16 MiB and 8 GiB; points.py has 256 MiB beside it.
 START, SQRT, BUS = 31.6e-6, 7.81e-9, 0.547
 
 
@@ -140,7 +140,7 @@ RATES = ("launch_s", "stream_bytes_per_s", "bf16_flop_per_s", "fp8_flop_per_s", 
 
 def read(path: Path) -> dict[str, Any]:
     """A calibration file. Raises UserError, naming the file, for one that is damaged or of another version."""
-    again = "measure again with python -m profiling.calibrate, or delete it"
+    again = "measure again with python -m profiling calibrate, or delete it"
     try:
         made = json_of(path.read_bytes())
         if made["version"] != VERSION:

@@ -1,7 +1,7 @@
-"""Published measurements beside what our models predict: `python -m profiling.points`.
+"""Published measurements beside what our models predict: `python -m profiling points`.
 
-Kernels: t = launch + max(bytes / streaming bandwidth, FLOPs / (gemm · peak)). Steps: profiling/simulate.py.
-All-reduces: profiling/cards.py. Points that a constant was fitted on are marked; the others say how far the prediction
+Kernels: t = launch + max(bytes / streaming bandwidth, FLOPs / (gemm · peak)). Steps: simulate.py.
+All-reduces: cards.py. Points that a constant was fitted on are marked; the others say how far the prediction
 can be trusted, and a test holds them to their bands. Sources: nanochat's log and discussions, Liger-Kernel's, quack's,
 FlashAttention-3's and NVIDIA's published benchmarks, as collected in this project's design.
 """
@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat.flags import run_script
 from nanochat.recipe import model_config
-from profiling.cards import all_reduce, card, names
-from profiling.simulate import Job, seconds
+from profiling.predicted.cards import all_reduce, card, names
+from profiling.predicted.simulate import Job, seconds
 
 
 @dataclass(frozen=True)
@@ -114,12 +113,8 @@ def table() -> str:
 
 def main() -> None:
     used = [f"{name} {card(name).constants}" for name in names() if card(name).calibrated]
-    print(f"PREDICTED with {'; '.join(used) or 'the fitted constants of profiling/cards.py'}.\n")
+    print(f"PREDICTED with {'; '.join(used) or 'the fitted constants of cards.py'}.\n")
     print(table())
     rows = [dict(hardware=p.hardware, what=p.what, measured=p.measured, unit=p.unit, predicted=p.predict(),
                  error=p.error, band=p.band, fitted=p.fitted, exception=p.exception) for p in POINTS]  # fmt: skip
     print(json.dumps(rows, ensure_ascii=False))
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -1,4 +1,4 @@
-"""Measures what this GPU reaches of its data sheet: `python -m profiling.calibrate`, a minute or two.
+"""Measures what this GPU reaches of its data sheet: `python -m profiling calibrate`, a minute or two.
 
 Launches, streaming (copy and triad of several sizes), matrix products of the model's shapes and attention's forward in
 the dtype that training takes here ("bf16" in the file stands for float16 on a T4), products in fp8. The rates go into
@@ -21,9 +21,10 @@ from kernels.triton_utils import INSTALLED, triton
 from kernels.tuning import timed
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
-from nanochat.flags import parse, run_script
+from nanochat.flags import parse
 from nanochat.hardware import compute_dtype
-from profiling import cards, nvml
+from profiling import nvml
+from profiling.predicted import cards
 
 SIZES = (32 << 20, 128 << 20, 512 << 20)  # bytes of an operand
 MOVED = {"copy": 2, "triad": 3}  # operands read or written: y = x, z = x + 2·y
@@ -151,10 +152,6 @@ def main() -> None:
         speed = f"{row['per_s'] / 1e12:9.3f} T/s" if "per_s" in row else ""
         print(f"{row['what']:10} {str(tuple(row['sizes'])):32} {1e6 * row['seconds']:10.1f} µs {speed}")
     if not isinstance(cards.by_driver(name), cards.Card):
-        print(f"profiling/cards.py has no row for {name!r} yet: until then no report can use the file")
+        print(f"cards.py has no row for {name!r} yet: until then no report can use the file")
     print(f"written: {path}")
     print(json.dumps(dict(gpu=name, file=str(path), date=made["date"], **made["rates"])))
-
-
-if __name__ == "__main__":
-    run_script(main, goes_on=True)

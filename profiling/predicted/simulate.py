@@ -1,10 +1,10 @@
-"""A training step predicted from shapes: `python -m profiling.simulate --depth 24 --card H100 --gpus 8`.
+"""A training step predicted from shapes: `python -m profiling simulate --depth 24 --card H100 --gpus 8`.
 
 Nothing is run. The time of a step is the sum of its parts, each FLOPs or bytes over what the card reaches of its peak
-(profiling/cards.py; as measured where the card was calibrated): matrix products, attention, passes over activations
+(cards.py; as measured where the card was calibrated): matrix products, attention, passes over activations
 and weights, the optimizer, and what of the communication is not hidden. `levers` are the things that can be done about
 a part; the table at the end switches them on one after the other: which change saves how much. Every figure is
-PREDICTED, ±15% for a step where nothing was measured on the card (see profiling/points.py for the comparison with
+PREDICTED, ±15% for a step where nothing was measured on the card (see points.py for the comparison with
 published steps).
 """
 
@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 from nanochat.cost import attended, flops_per_token, linear_params, meta_model, parameter_counts, training_bytes
 from nanochat.errors import UserError
-from nanochat.flags import MANY, flag, number, parse, run_script
+from nanochat.flags import MANY, flag, number, parse
 from nanochat.gpt import GPTConfig
 from nanochat.recipe import model_config
-from profiling.cards import Card, all_reduce, card
+from profiling.predicted.cards import Card, all_reduce, card
 
 BAND = 0.15
 
@@ -27,7 +27,7 @@ RELU2 = 22  # relu² forward and backward as passes of their own, over 4 x width
 FP8_GLUE, FP8_GLUE_FUSED = 60, 17  # amax, rounding, transposes: passes of their own, or in the producers
 
 # What no part explains (gaps between kernels, clocks below the data sheet's, the host), as a share of the rest: fitted
-# on one published step, nanochat's d24 in bf16 on 8 H100 (profiling/points.py).
+# on one published step, nanochat's d24 in bf16 on 8 H100 (points.py).
 REST = 0.098
 
 LEVERS = {
@@ -200,7 +200,3 @@ def main() -> None:
             )
         )
     )
-
-
-if __name__ == "__main__":
-    run_script(main)

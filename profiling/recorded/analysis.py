@@ -1,9 +1,9 @@
 """Where the time of recorded steps of training or decoding went, as numbers: `analyse(trace)` gives an `Analysis`.
 
-Every instant of the window is counted once: it belongs to a category (profiling/costs.py) or it is idle, so categories
+Every instant of the window is counted once: it belongs to a category (costs.py) or it is idle, so categories
 and idle add up to the wall time exactly. Where streams overlap, computing owns the instant, then communication, then
-copies; so the time that `communication` owns is the exposed one. What a piece of work is, and of which category and
-phase, is in pieces.py. Without a device the CPU's operators are analysed, and nothing is said about a device. All times
+copies; so the time that `communication` owns is the exposed one. What a span of work is, and of which category and
+phase, is in events.py. Without a device the CPU's operators are analysed, and nothing is said about a device. All times
 are whole nanoseconds.
 """
 
@@ -14,11 +14,11 @@ from itertools import groupby
 from typing import Any
 
 from nanochat.errors import UserError
-from profiling import checked, costs, own_ops
-from profiling.costs import COMMUNICATION, PRODUCTS
-from profiling.idle import idle_causes
-from profiling.pieces import Phases, Piece, kernels, operators
-from profiling.trace import DEVICE, Event, Interval, Trace, both, gaps, length, owners, union
+from profiling.recorded import checked, costs, custom_ops
+from profiling.recorded.costs import COMMUNICATION, PRODUCTS
+from profiling.recorded.events import Phases, Span, kernels, operators
+from profiling.recorded.idle import idle_causes
+from profiling.recorded.trace import DEVICE, Event, Interval, Trace, both, gaps, length, owners, union
 
 VERSION = 1  # of the JSON
 BEFORE = "before the recording"  # when it was allocated, of what was there already
@@ -28,7 +28,7 @@ BEFORE = "before the recording"  # when it was allocated, of what was there alre
 class Analysis:
     """See the module. `ops` are rows by name, category and fp8, longest first; `gaps` are idle times by their cause.
 
-    A row's `shapes` are those of its calls whose time profiling/predict.py can say: flops, bytes, count and ns of each.
+    A row's `shapes` are those of its calls whose time predicted/predict.py can say: flops, bytes, count and ns of each.
     """
 
     version: int
@@ -80,9 +80,9 @@ def analyse(trace: Trace) -> Analysis:
         (e for e in trace.of("user_annotation") if e.name.startswith("ProfilerStep#")), key=lambda e: e.start
     )
     window = _window(trace, steps)
-    pieces = kernels(trace) if on_device else operators(trace)
-    ranked = [(piece.start, piece.end, costs.RANK[piece.category]) for piece in pieces]
-    owned = [0] * len(pieces)
+    spans = kernels(trace) if on_device else operators(trace)
+    ranked = [(span.start, span.end, costs.RANK[span.category]) for span in spans]
+    owned = [0] * len(spans)
     idle_ns = 0
     for start, end, i in owners(ranked, window):
         if i is None:
@@ -91,11 +91,11 @@ def analyse(trace: Trace) -> Analysis:
             owned[i] += end - start
     category_ns: Counter[str] = Counter()
     phase_ns: dict[str, Counter[str]] = defaultdict(Counter)
-    for piece, ns in zip(pieces, owned):
-        category_ns[piece.category] += ns
-        phase_ns[piece.phase][piece.category] += ns
-    ops, products = _ops(pieces, owned, window)
-    busy = union(_clip(((piece.start, piece.end) for piece in pieces), window))
+    for span, ns in zip(spans, owned):
+        category_ns[span.category] += ns
+        phase_ns[span.phase][span.category] += ns
+    ops, products = _ops(spans, owned, window)
+    busy = union(_clip(((span.start, span.end) for span in spans), window))
     causes, longest = idle_causes(gaps(busy, window), trace, window, on_device)
     return Analysis(
         version=VERSION,
@@ -108,7 +108,7 @@ def analyse(trace: Trace) -> Analysis:
         category_ns={name: category_ns[name] for name in costs.CATEGORIES if category_ns[name]},
         phase_ns={name: dict(found) for name, found in phase_ns.items() if any(found.values())},
         products=products,
-        communication=_communication([piece for piece in pieces if piece.inside(window)], window),
+        communication=_communication([span for span in spans if span.inside(window)], window),
         ops=ops,
         gaps=causes,
         longest_gaps=longest,
@@ -132,10 +132,10 @@ def _clip(intervals: Any, window: Interval) -> list[Interval]:
     return [(max(start, window[0]), min(end, window[1])) for start, end in intervals]
 
 
-# ---- what the pieces did
+# ---- what the spans did
 
 
-def _ops(pieces: list[Piece], owned: list[int], window: Interval) -> tuple[list[dict[str, Any]], dict[str, int]]:
+def _ops(spans: list[Span], owned: list[int], window: Interval) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """(rows by name, category and fp8; what is known of the matrix products outside the optimizer), in the window.
 
     A product's FLOPs and bytes are in the row of its first kernel, over the time of all its kernels; where the window
@@ -147,24 +147,24 @@ def _ops(pieces: list[Piece], owned: list[int], window: Interval) -> tuple[list[
     ran: Counter[int] = Counter()  # time in the window of each event
     whole: Counter[int] = Counter()  # of all kernels of each product, and what of it is in the window
     within: Counter[int] = Counter()
-    for piece in pieces:
-        inside = piece.inside(window)
-        ran[id(piece.event)] += inside
-        if piece.multiplies:
-            whole[id(piece.op)] += piece.end - piece.start
-            within[id(piece.op)] += inside
+    for span in spans:
+        inside = span.inside(window)
+        ran[id(span.event)] += inside
+        if span.multiplies:
+            whole[id(span.op)] += span.end - span.start
+            within[id(span.op)] += inside
     counted: set[int] = set()  # events, and operators whose FLOPs were given to their first kernel
-    for piece, ns in zip(pieces, owned):
-        if not piece.inside(window):
+    for span, ns in zip(spans, owned):
+        if not span.inside(window):
             continue
-        op, event, took = piece.op, piece.event, ran[id(piece.event)]
+        op, event, took = span.op, span.event, ran[id(span.event)]
         cost = costs.product(op.name, op.args) if op else None
-        fp8 = bool(cost and cost.fp8 and piece.multiplies)
+        fp8 = bool(cost and cost.fp8 and span.multiplies)
         zero = dict(count=0, ns=0, owned_ns=0, flops=0, flops_ns=0, fp8=fp8, bytes=0, bytes_ns=0)
-        key = (event.name, piece.category, fp8)
-        row = rows.setdefault(key, dict(name=event.name, category=piece.category, **zero))
+        key = (event.name, span.category, fp8)
+        row = rows.setdefault(key, dict(name=event.name, category=span.category, **zero))
         row["owned_ns"] += ns
-        if piece.category == PRODUCTS:
+        if span.category == PRODUCTS:
             products["known_ns" if cost else "unknown_ns"] += ns
         if id(event) in counted:
             continue
@@ -172,16 +172,16 @@ def _ops(pieces: list[Piece], owned: list[int], window: Interval) -> tuple[list[
         counted.add(id(event))
         row["count"] += 1
         row["ns"] += took
-        if cost and fresh and piece.multiplies:
+        if cost and fresh and span.multiplies:
             counted.add(id(op))
             took, share = within[id(op)], within[id(op)] / whole[id(op)]
             known = share == 1 and (cost.half or cost.fp8)
             flops, moved = round(cost.flops * share), cost.bytes and round(cost.bytes * share)
             row.update(flops=row["flops"] + flops, flops_ns=row["flops_ns"] + took)
-            if piece.category == PRODUCTS:
+            if span.category == PRODUCTS:
                 products["fp8_flops" if fp8 else "flops"] += flops
         else:
-            own = own_ops.cost(op.name, op.args) if op and op is not event else None
+            own = custom_ops.cost(op.name, op.args) if op and op is not event else None
             flops, moved = (own.flops, own.bytes) if own else (0, costs.streamed(op.name, op.args) if op else None)
             known = took == event.end - event.start and bool(own or costs.STREAMS.match(event.name))
             known = known and (not flops or bool(own and own.half))
@@ -200,14 +200,14 @@ def _ops(pieces: list[Piece], owned: list[int], window: Interval) -> tuple[list[
     return sorted(rows.values(), key=lambda row: -row["ns"]), products
 
 
-def _communication(pieces: list[Piece], window: Interval) -> dict[str, Any]:
+def _communication(spans: list[Span], window: Interval) -> dict[str, Any]:
     """Total, exposed (nothing computes meanwhile) and overlapped time; each collective with its bus bandwidth."""
 
     def when(chosen: Any) -> list[Interval]:
         return union(_clip(((p.start, p.end) for p in chosen), window))
 
-    own = [p for p in pieces if p.category == COMMUNICATION]
-    computing = when(p for p in pieces if costs.RANK[p.category] == 0)
+    own = [p for p in spans if p.category == COMMUNICATION]
+    computing = when(p for p in spans if costs.RANK[p.category] == 0)
     total = when(own)
     overlapped = length(both(total, computing))
     collectives = []

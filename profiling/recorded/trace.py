@@ -2,8 +2,8 @@
 
 `read` gives the timed events of a Kineto/Chrome trace (.json or .json.gz). Times are whole nanoseconds: sums of parts
 then equal the whole exactly, where floating-point microseconds would not. An interval is (start, end). `owners` is
-the heart of the analysis: it gives every instant to one piece of work, so that what overlaps is counted once. Read
-profiling/analysis.py next.
+the heart of the analysis: it gives every instant to one span of work, so that what overlaps is counted once. Read
+analysis.py next.
 """
 
 import gzip
@@ -19,7 +19,7 @@ from typing import Any
 
 from nanochat.errors import UserError
 from nanochat.files import json_of
-from profiling import checked
+from profiling.recorded import checked
 
 Interval = tuple[int, int]
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of events that ran on a GPU
@@ -58,7 +58,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Run:
-    """What profiling/record.py writes about the run into a trace, as `nanochat`; what is read is checked against it."""
+    """What record.py writes about the run into a trace, as `nanochat`; what is read is checked against it."""
 
     stage: str
     first_step: int
@@ -91,7 +91,7 @@ class Trace:
     events: list[Event]
     memory: list[tuple[int, int, int, Any]] = field(default_factory=list)
     card: str | None = None  # as the driver names it
-    meta: dict[str, Any] = field(default_factory=dict)  # what profiling/record.py wrote about the run
+    meta: dict[str, Any] = field(default_factory=dict)  # what record.py wrote about the run
 
     def of(self, *kinds: str) -> list[Event]:
         return [event for event in self.events if event.kind in kinds]
@@ -223,13 +223,13 @@ def gaps(busy: Sequence[Interval], window: Interval) -> list[Interval]:
     return [(a, b) for a, b in zip(edges[::2], edges[1::2]) if a < b]
 
 
-def owners(pieces: Sequence[tuple[int, int, int]], window: Interval) -> Iterator[tuple[int, int, int | None]]:
-    """(start, end, index of the piece that owns this stretch, or None) over the whole window, in order.
+def owners(spans: Sequence[tuple[int, int, int]], window: Interval) -> Iterator[tuple[int, int, int | None]]:
+    """(start, end, index of the span that owns this stretch, or None) over the whole window, in order.
 
-    A piece is (start, end, rank). Of those that run at an instant the lowest rank owns it; among equals the one that
+    A span is (start, end, rank). Of those that run at an instant the lowest rank owns it; among equals the one that
     started first.
     """
-    clipped = [(max(s, window[0]), min(e, window[1]), rank, i) for i, (s, e, rank) in enumerate(pieces)]
+    clipped = [(max(s, window[0]), min(e, window[1]), rank, i) for i, (s, e, rank) in enumerate(spans)]
     waiting = sorted((s, rank, e, i) for s, e, rank, i in clipped if s < e)
     edges = sorted({*window, *(s for s, *_ in waiting), *(e for _, _, e, _ in waiting)})
     running: list[tuple[int, int, int, int]] = []
@@ -244,7 +244,7 @@ def owners(pieces: Sequence[tuple[int, int, int]], window: Interval) -> Iterator
         yield now, then, running[0][3] if running else None
 
 
-def self_pieces(events: Sequence[Event]) -> list[tuple[int, int, int]]:
+def self_spans(events: Sequence[Event]) -> list[tuple[int, int, int]]:
     """(start, end, index) of what each event of CPU threads did itself: its time without that of those inside it."""
     threads: dict[Any, list[int]] = defaultdict(list)
     for i in sorted(range(len(events)), key=lambda i: (events[i].start, -events[i].end)):

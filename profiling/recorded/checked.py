@@ -1,7 +1,7 @@
 """JSON held against a dataclass: `made(Run, content)` is a Run, or says what is wrong first.
 
 For the few types that traces and results use; a whole number is taken where a float is wanted. Bounds are the
-dataclass's own: a ValueError of its __post_init__. Read profiling/trace.py next.
+dataclass's own: a ValueError of its __post_init__. Read trace.py next.
 """
 
 from dataclasses import MISSING, fields, is_dataclass

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nanochat.render import Figure, Section, Table
-from profiling.cards import Card
-from profiling.figures import WIDTH
-from profiling.plots import new_figure, svg
-from profiling.predict import PRODUCTS, Prediction
+from profiling.plots import WIDTH, new_figure, svg
+from profiling.predicted.cards import Card
+from profiling.predicted.predict import PRODUCTS, Prediction
 
 # One colour a target, of middle lightness: to be told from a white page and from a black one.
 COLOURS = {
@@ -31,7 +30,7 @@ def sections(report: dict[str, Any], cards: dict[str, Card], calls: dict[tuple[s
 def summary(report: dict[str, Any], cards: dict[str, Card], rows: Sequence[dict[str, Any]]) -> Section:
     compiled = [row for row in rows if not row["error"]]
     wrong = [row for row in rows if row["faults"]]
-    figures = [
+    counts = [
         ("compiled", f"{len(compiled)} of {len(rows)} launches"),
         ("spilling", f"{sum(row['spill_bytes'] > 0 for row in compiled)}"),
         ("with float64 instructions", f"{sum(row['float64_instructions'] > 0 for row in compiled)}"),
@@ -43,7 +42,7 @@ def summary(report: dict[str, Any], cards: dict[str, Card], rows: Sequence[dict[
         f"Every kernel at shapes of {' and '.join(report['shapes'])} in {report['dtype']}, compiled ahead of time by "
         f"Triton {report['triton']} and read as machine code. No card was involved. Times are predicted for {names}; "
         "nothing on this page was measured.",
-        Table(("launches", ""), figures),
+        Table(("launches", ""), counts),
     ]
     if wrong:
         faults = [(row["op"], row["kernel"], row["target"], row["shape"], "; ".join(row["faults"])) for row in wrong]

@@ -1,6 +1,6 @@
 """`--profile N` of a script: N warm steps are recorded, and the page about them is written; the work goes on.
 
-A `Recorder` is called after each step, of training or of an engine that answers (profiling/watch.py). It lets the first
+A `Recorder` is called after each step, of training or of an engine that answers (watch.py). It lets the first
 steps pass (compiling, growing caches), lets torch's profiler warm up for one more, records N, and leaves in
 <folder>/profile/ the trace, profile.json and profile.html. Rank 0 alone records. Meanwhile the card's sensors are
 sampled and garbage collections marked. Nothing that is computed is touched: losses and answers are the same to the
@@ -25,9 +25,9 @@ from nanochat.engine import Engine
 from nanochat.errors import UserError
 from nanochat.hardware import Hardware
 from nanochat.trainer import Stage
-from profiling import lab_page, watch
-from profiling.idle import GC
 from profiling.nvml import Sampler
+from profiling.recorded import step_page, watch
+from profiling.recorded.idle import GC
 
 WARM = 3  # steps that pass unseen
 
@@ -145,8 +145,8 @@ class Recorder:
         elif not self.over:
             self._drop()
             name, missing = self.watched.name, WARM + 1 + self.steps - self.done
-            told = f"{name}: not recorded: {_needs(self.steps)}, and it took {self.done}, {missing} too few"
-            print(f"{told}; {self.watched.more}" if self.watched.more else told)
+            message = f"{name}: not recorded: {_needs(self.steps)}, and it took {self.done}, {missing} too few"
+            print(f"{message}; {self.watched.more}" if self.watched.more else message)
 
     def _drop(self) -> None:
         """Ends it with nothing recorded."""
@@ -196,7 +196,7 @@ class Recorder:
             print(f"{name}: not recorded: {problem}")
             return
         try:
-            made, _ = lab_page.write(self.path, self.path.parent)
+            made, _ = step_page.write(self.path, self.path.parent)
             print(f"{name}: {self.steps} steps recorded: {made} (the trace for ui.perfetto.dev beside it)")
         except Exception as problem:  # noqa: BLE001  # a page is not worth a training run
             print(f"{name}: the trace is {self.path}, but its page could not be made: {problem}")

@@ -2,10 +2,10 @@
 
     t = t0 + max(bytes / bandwidth, FLOPs / products' rate · waves, instructions / issue slots, shared-memory bytes)
 
-Rates are of profiling/cards.py, or of the card's own calibration file. Instructions are counted in the machine code
+Rates are of cards.py, or of the card's own calibration file. Instructions are counted in the machine code
 (kernels/machine_code.py) of kernels without a loop; of one that loops, only what it must move or multiply is known, and
 its time can only be longer than said. The bands are what published measurements left of such predictions
-(profiling/points.py): a streaming kernel is within 30% on a card that nobody calibrated and 10% on one that was, a
+(points.py): a streaming kernel is within 30% on a card that nobody calibrated and 10% on one that was, a
 product usually within 15%, one in ten is off by more than 35%.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kernels.architectures import ALL_TARGETS
-from profiling.cards import Card
+from profiling.predicted.cards import Card
 
 LARGE = 32e6  # bytes: from there on a kernel is said to stream
 PRODUCTS = 16  # FLOPs a byte: only matrix products do more
@@ -71,7 +71,7 @@ def predict(
     chip: Card, op: str, moved: float, flops: float, kernels: Sequence[dict[str, Any]] = (), asked: float = 1.0
 ) -> Prediction:
     """A call of an op's forward. moved: bytes that must go to and from memory; kernels: rows of what it launches
-    (profiling/static_rows.py), without those that did not compile; asked: bytes that they ask for, of those that must
+    (static/launches.py), without those that did not compile; asked: bytes that they ask for, of those that must
     move. What is asked for twice may come out of a cache: it widens the band upwards, by no more than itself."""
     parts = {"memory": moved / chip.stream}
     product = flops > PRODUCTS * moved

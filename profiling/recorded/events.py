@@ -1,23 +1,23 @@
-"""The pieces of work in a recorded trace: what ran from when to when, who launched it, of which category and phase.
+"""The spans of work in a recorded trace: what ran from when to when, who launched it, of which category and phase.
 
-On a device a piece is a kernel or a copy, and belongs to the phase in which it was launched: forward, backward and
-optimizer of training, prefill, decode and sampling of an engine. Without a device a piece is what an operator of the
-CPU did itself between two that it called. profiling/analysis.py adds them up.
+On a device a span is a kernel or a copy, and belongs to the phase in which it was launched: forward, backward and
+optimizer of training, prefill, decode and sampling of an engine. Without a device a span is what an operator of the
+CPU did itself between two that it called. analysis.py adds them up.
 """
 
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from profiling import costs
-from profiling.costs import COMMUNICATION, OPTIMIZER, PRODUCTS
-from profiling.trace import DEVICE, Event, Interval, Trace, self_pieces
+from profiling.recorded import costs
+from profiling.recorded.costs import COMMUNICATION, OPTIMIZER, PRODUCTS
+from profiling.recorded.trace import DEVICE, Event, Interval, Trace, self_spans
 
 # The annotations in nanochat/trainer.py, and those in nanochat/engine/engine.py.
 PHASES = ("data", "forward", "backward", "optimizer", "prefill", "decode", "sampling")
 
 
 @dataclass(frozen=True)
-class Piece:
+class Span:
     """A stretch of work: a kernel, or what an operator did itself between two that it called."""
 
     start: int
@@ -67,7 +67,7 @@ def _category(event: Event, op: Event | None, phase: str) -> str:
     return OPTIMIZER if phase == OPTIMIZER and found != COMMUNICATION else found
 
 
-def kernels(trace: Trace) -> list[Piece]:
+def kernels(trace: Trace) -> list[Span]:
     """What ran on the device, with the operator that launched it and the phase of the launch."""
     phases = Phases(trace)
     ops = {event.args["External id"]: event for event in trace.of("cpu_op") if "External id" in event.args}
@@ -76,21 +76,21 @@ def kernels(trace: Trace) -> list[Piece]:
         for event in trace.of("cuda_runtime", "cuda_driver")
         if "correlation" in event.args
     }
-    pieces = []
+    spans = []
     for event in trace.of(*DEVICE):
         op = ops.get(event.args.get("External id"))
         launch = launches.get(event.args.get("correlation")) or op
         phase = phases.at(launch.start) if launch else "between"
-        pieces.append(Piece(event.start, event.end, event, op, _category(event, op, phase), phase))
-    return pieces
+        spans.append(Span(event.start, event.end, event, op, _category(event, op, phase), phase))
+    return spans
 
 
-def operators(trace: Trace) -> list[Piece]:
+def operators(trace: Trace) -> list[Span]:
     """What the CPU's operators did themselves, in the phase in which each stretch lies."""
     phases = Phases(trace)
     events = trace.of("cpu_op")
-    pieces = []
-    for start, end, i in self_pieces(events):
+    spans = []
+    for start, end, i in self_spans(events):
         phase = phases.at(start)
-        pieces.append(Piece(start, end, events[i], events[i], _category(events[i], events[i], phase), phase))
-    return pieces
+        spans.append(Span(start, end, events[i], events[i], _category(events[i], events[i], phase), phase))
+    return spans

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from nanochat.render import Figure
-from profiling import costs
-from profiling.plots import drawn, new_figure, svg
+from profiling.plots import WIDTH, drawn, new_figure, svg
+from profiling.recorded import costs
 
 # Of middle lightness, so that they can be told from a white page and from a black one.
 COLOURS = {
@@ -19,9 +19,6 @@ COLOURS = {
     costs.COPIES: "#0891b2",
     "idle": "#9ca3af",
 }
-
-
-WIDTH = 5.5  # inches: letters can still be read when a phone shows it 343 pixels wide
 
 
 @drawn

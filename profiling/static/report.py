@@ -1,8 +1,8 @@
-"""What can be known about every kernel without a GPU: `python -m profiling.static`, one page and one JSON file.
+"""What can be known about every kernel without a GPU: `python -m profiling static`, one page and one JSON file.
 
-Every op with a kernel, at its cases d12 and d24, is compiled for every target and read (static_rows.py); a card stands
+Every op with a kernel, at its cases d12 and d24, is compiled for every target and read (launches.py); a card stands
 for each target, and how long a call should take there is predicted, with its band (predict.py). The page is
-static_page.py's. What was compiled once is remembered: a second call takes seconds.
+sections.py's. What was compiled once is remembered: a second call takes seconds.
 """
 
 import json
@@ -17,11 +17,11 @@ from kernels.architectures import TARGETS
 from kernels.triton_utils import INSTALLED, INTERPRETED, triton
 from nanochat.errors import UserError
 from nanochat.files import base_dir, write_atomically
-from nanochat.flags import flag, number, parse, run_script
+from nanochat.flags import flag, number, parse
 from nanochat.render import page
-from profiling import static_page, static_rows
-from profiling.cards import Card, card, target_of
-from profiling.predict import Prediction, predict
+from profiling.predicted.cards import Card, card, target_of
+from profiling.predicted.predict import Prediction, predict
+from profiling.static import launches, sections
 
 SHAPES = ["d12", "d24"]
 CARDS = ("A100", "RTX 3090", "RTX 4090", "H100", "B200", "RTX 5090", "MI300X")  # what a target is predicted for
@@ -78,13 +78,13 @@ def build(ops: list[str], cards: dict[str, Card], jobs: int, peers: bool) -> tup
     """(the report, its predictions)."""
     started = time.perf_counter()
     folder = base_dir() / "static-cache"
-    rows, compiled = static_rows.collect(ops, SHAPES, list(cards), folder, jobs, peers)
+    rows, compiled = launches.collect(ops, SHAPES, list(cards), folder, jobs, peers)
     asked = asked_bytes()
     calls = [
-        dict(op=op, shape=shape, bytes=OPS[op].bytes(OPS[op].cases[shape], static_rows.DTYPE),
+        dict(op=op, shape=shape, bytes=OPS[op].bytes(OPS[op].cases[shape], launches.DTYPE),
              flops=OPS[op].flops(OPS[op].cases[shape]), asked=asked.get(op))
         for op in ops
-        for shape in dict.fromkeys(targets.case_of(OPS[op], name, static_rows.DTYPE) for name in SHAPES)
+        for shape in dict.fromkeys(targets.case_of(OPS[op], name, launches.DTYPE) for name in SHAPES)
     ]  # fmt: skip
     made = predictions(rows, calls, cards)
     said = [
@@ -94,7 +94,7 @@ def build(ops: list[str], cards: dict[str, Card], jobs: int, peers: bool) -> tup
         for (op, shape, target), one in made.items()
     ]  # fmt: skip
     report = dict(
-        triton=triton.__version__, dtype=str(static_rows.DTYPE)[6:], shapes=SHAPES, compiled_now=compiled,
+        triton=triton.__version__, dtype=str(launches.DTYPE)[6:], shapes=SHAPES, compiled_now=compiled,
         took_s=round(time.perf_counter() - started, 1), calls=calls, predictions=said, rows=rows,
     )  # fmt: skip
     return report, made
@@ -119,8 +119,8 @@ def main() -> None:
             import liger_kernel  # noqa: F401
         except ImportError:
             raise UserError("--peers needs Liger-Kernel: pip install '.[peers]'") from None
-    report, made = build(ops, cards, flags.jobs or static_rows.processors(), flags.peers)
-    html = page("Kernels without a GPU", static_page.sections(report, cards, made))
+    report, made = build(ops, cards, flags.jobs or launches.processors(), flags.peers)
+    html = page("Kernels without a GPU", sections.sections(report, cards, made))
     out = Path(flags.out) if flags.out else base_dir() / "static"
     write_atomically(out / "static.json", (json.dumps(report, indent=1) + "\n").encode())
     write_atomically(out / "static.html", html.encode())
@@ -136,7 +136,3 @@ def main() -> None:
                           took_s=report["took_s"], faults=len(wrong), errors=sum(bool(row["error"]) for row in rows),
                           float64=sum(row["float64_instructions"] or 0 for row in rows),
                           predictions=len(made))))  # fmt: skip
-
-
-if __name__ == "__main__":
-    run_script(main, goes_on=True)

@@ -1,4 +1,4 @@
-"""What is recorded, as profiling/record.py sees it: something that takes steps, and what a trace does not know of them.
+"""What is recorded, as record.py sees it: something that takes steps, and what a trace does not know of them.
 
 `training` looks at a training stage, `decoding` at an engine. Neither changes what they compute.
 """
@@ -16,7 +16,7 @@ from nanochat.trainer import Stage
 
 @dataclass
 class Watched:
-    """Something that takes steps. What `about` gives are fields of profiling/trace.py's Run."""
+    """Something that takes steps. What `about` gives are fields of trace.py's Run."""
 
     name: str
     folder: Path  # in its profile/ trace and page are written

@@ -1,4 +1,4 @@
-"""What somebody else's code does to the ops: numbers that are none, odd memory, autocast, inference mode, no rows."""
+"""What somebody else's code does to the ops: NaN and infinity, odd memory, autocast, inference mode, no rows."""
 
 import math
 
@@ -22,7 +22,7 @@ def randn(*shape, seed=0, dtype=torch.float32):
 @pytest.mark.parametrize("setting", BOTH)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("window", [None, 7])
-def test_attention_does_not_hide_what_is_no_number(setting, bad, window):
+def test_attention_does_not_hide_nan(setting, bad, window):
     q, k, v = randn(1, 300, 2, 32), randn(1, 300, 1, 32, seed=1), randn(1, 300, 1, 32, seed=2)
     q[0, 5], k[0, 200] = bad, math.nan
     with kernels.use(f"torch,flash_attention={setting}"):
@@ -33,7 +33,7 @@ def test_attention_does_not_hide_what_is_no_number(setting, bad, window):
 
 
 @pytest.mark.parametrize("setting", BOTH)
-def test_relu2_does_not_hide_what_is_no_number(setting):
+def test_relu2_does_not_hide_nan(setting):
     x, w1, w2 = randn(6, 16), randn(32, 16, seed=1), randn(16, 32, seed=2)
     x[1] = math.nan
     with kernels.use(f"torch,linear_relu2={setting},mlp_relu2={setting}"):

@@ -1,12 +1,15 @@
 """Two recordings side by side: which categories and kernels got slower or faster, in ms of a step."""
 
+import argparse
+import json
 from pathlib import Path
 from typing import Any
 
+from nanochat import render
 from nanochat.errors import UserError
 from nanochat.files import json_of
 from nanochat.render import Section, Table
-from profiling.analysis import Analysis
+from profiling.recorded.analysis import Analysis
 
 ROWS = 20  # kernels
 LEAST = 0.01  # of a step: smaller differences than a hundredth of the largest are not listed
@@ -57,3 +60,14 @@ def sections(changes: dict[str, list[dict[str, Any]]]) -> list[Section]:
         ]
         made.append(Section(what, [Table(("", "A, ms of a step", "B", "B − A"), lines)]))
     return made
+
+
+def main() -> None:
+    """`python -m profiling diff`."""
+    parser = argparse.ArgumentParser(description="Two profile.json side by side.")
+    parser.add_argument("a", type=Path)
+    parser.add_argument("b", type=Path)
+    flags = parser.parse_args()
+    changes = compare(load(flags.a), load(flags.b))
+    print(render.markdown(f"A: {flags.a}, B: {flags.b}", sections(changes)))
+    print(json.dumps(changes))

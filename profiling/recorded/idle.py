@@ -9,9 +9,9 @@ import re
 from bisect import bisect_right
 from typing import Any
 
-from profiling.trace import Interval, Trace, union
+from profiling.recorded.trace import Interval, Trace, union
 
-GC = "garbage collection"  # annotated by profiling/record.py
+GC = "garbage collection"  # annotated by record.py
 WAITING = re.compile(r"(cuda|hip)(Stream|Device|Event)Synchronize|(cuda|hip)Memcpy$")
 SHORT = 3_000  # ns: a pause that the GPU itself needs from one kernel to the next
 LISTED = 20  # gaps

@@ -6,11 +6,11 @@ And of what was predicted. All are None or left out where the card is not known:
 from dataclasses import replace
 from typing import Any
 
-from profiling import costs
-from profiling.analysis import Analysis
-from profiling.cards import Card, Known
-from profiling.costs import COMMUNICATION, PRODUCTS
-from profiling.predict import predict
+from profiling.predicted.cards import Card, Known
+from profiling.predicted.predict import predict
+from profiling.recorded import costs
+from profiling.recorded.analysis import Analysis
+from profiling.recorded.costs import COMMUNICATION, PRODUCTS
 
 
 def rates(found: Analysis, chip: Known | None) -> dict[str, float]:
@@ -64,7 +64,7 @@ def waterfall(found: Analysis, chip: Known | None) -> list[tuple[str, int, str]]
     return [*bars, ("idle" if found.on_device else "outside of operators", found.idle_ns, "idle")]
 
 
-def light_speed(row: dict[str, Any], chip: Known | None) -> float | None:
+def roofline_share(row: dict[str, Any], chip: Known | None) -> float | None:
     """The share of the card's limits: the least time that FLOPs and bytes need, over the time taken."""
     if chip is None or not (row["flops_ns"] or row["bytes_ns"]):
         return None
@@ -74,11 +74,11 @@ def light_speed(row: dict[str, Any], chip: Known | None) -> float | None:
     return 1e9 * max(computing, moving)
 
 
-# What profiling/predict.py is to take a category for: of these it says a lower bound only.
+# What predicted/predict.py is to take a category for: of these it says a lower bound only.
 _LOOPED = {costs.LOSS: "cross_entropy", costs.ATTENTION: "attention"}
 
 
-def foretold(row: dict[str, Any], chip: Known | None) -> tuple[float, float | None] | None:
+def predicted_ratio(row: dict[str, Any], chip: Known | None) -> tuple[float, float | None] | None:
     """(PREDICTED time over the time taken, the band of the prediction, None for a lower bound) of a row of `ops`.
 
     Of its calls whose shapes are known, without launches: a kernel's time in a trace has none in it. None where nothing

@@ -1,6 +1,6 @@
-"""Writes profiling/LEDGER.md: what each lever should save, and what it did: `python -m profiling.ledger`.
+"""Writes profiling/LEDGER.md: what each lever should save, and what it did: `python -m profiling ledger`.
 
-Predictions come from profiling/simulate.py as the file is written. A GPU measurement goes into MEASURED with the file
+Predictions come from simulate.py as the file is written. A GPU measurement goes into MEASURED with the file
 that holds it; a lever without one says so.
 """
 
@@ -10,12 +10,11 @@ from typing import Any
 from nanochat import records
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
-from nanochat.flags import run_script
 from nanochat.recipe import model_config
-from profiling.cards import card
-from profiling.simulate import BAND, LEVERS, Job, step, what_if
+from profiling.predicted.cards import card
+from profiling.predicted.simulate import BAND, LEVERS, Job, step, what_if
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CPU = "benchmarks/results/vs-upstream-cpu.json"
 STEP = "benchmarks/results/h100-second-run.json"
 SINGLE = "benchmarks/results/nvidia-h100-80gb-hbm3.json"
@@ -49,9 +48,9 @@ UNSEEN = {
 }
 HEAD = """# The ledger: what each change should save, and what it did
 
-Predicted by `python -m profiling.simulate` for depth 24 on 8 H100, 524,288 tokens a step, windows SSSL of a quarter of
+Predicted by `python -m profiling simulate` for depth 24 on 8 H100, 524,288 tokens a step, windows SSSL of a quarter of
 the context. Of all this one H100 has run a step of depth 12 (below) and single ops. The whole step is within
-±{band:.0%} of what was published (`python -m profiling.points`); a lever's own saving is less certain. Each row has
+±{band:.0%} of what was published (`python -m profiling points`); a lever's own saving is less certain. Each row has
 all rows above it switched on.
 What no part explains is fitted, so that the whole meets one published step: that it does says nothing of the parts.
 
@@ -64,8 +63,8 @@ def measured(rows: list[dict[str, Any]]) -> dict[str, str]:
         row["contender"]: row["median_ms"] for row in rows
         if (row["op"], row["case"], row["way"], row["status"]) == ("mlp_relu2", "d24", "both", "timed")
     }  # fmt: skip
-    told = f"a layer's MLP on one H100, in bfloat16: ours {ms['triton']:.2f} ms, torch.compile's {ms['compiled']:.2f}"
-    return {"relu2": f"{told} ([ops](../{SINGLE}))"}
+    text = f"a layer's MLP on one H100, in bfloat16: ours {ms['triton']:.2f} ms, torch.compile's {ms['compiled']:.2f}"
+    return {"relu2": f"{text} ([ops](../{SINGLE}))"}
 
 
 def predicted(fp8: bool, known: dict[str, str]) -> str:
@@ -145,7 +144,3 @@ def main() -> None:
     text = written()
     write_atomically(ROOT / "profiling" / "LEDGER.md", text.encode())
     print(text)
-
-
-if __name__ == "__main__":
-    run_script(main, goes_on=True)

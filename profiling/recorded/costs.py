@@ -2,7 +2,7 @@
 
 The table is read from the top, the first match counts. FLOPs are known of matrix products (a multiply and an add are
 two), bytes of products and of torch.compile's Triton kernels (whose every pointer is among the inputs); both of most
-operators of ours (own_ops.py); of everything else neither is guessed. Shapes and types are whatever a file holds: of
+operators of ours (custom_ops.py); of everything else neither is guessed. Shapes and types are whatever a file holds: of
 those that cannot be, the cost is not known.
 """
 
@@ -11,7 +11,7 @@ import re
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from profiling import own_ops
+from profiling.recorded import custom_ops
 
 PRODUCTS, ATTENTION, STREAMING, LOSS = "matrix products", "attention", "norms, pointwise", "cross-entropy"
 OPTIMIZER, COMMUNICATION, COPIES, OTHER = "optimizer", "communication", "copies", "other"
@@ -98,7 +98,7 @@ class Product(NamedTuple):
 
 def product(name: str, args: dict[str, Any]) -> Product | None:
     """What an operator multiplies, if it is a matrix product with known shapes."""
-    name = own_ops.short_name(name) or name
+    name = custom_ops.short_name(name) or name
     if name not in _FACTORS:
         return None
     given = dict(enumerate(inputs(args)))
