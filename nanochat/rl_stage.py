@@ -55,22 +55,30 @@ class RLFlags:
     )
     device_batch_size: int = number(-1, 1, 1 << 16, "answers learnt from at a time (-1: as in base training)")
     init_lr_frac: float = number(0.05, 0.0, 1e3, "learning rates at the start, as a fraction of base training's")
-    std: bool = flag(False, "divide advantages by the standard deviation of their question's rewards (GRPO)")
+    std: bool = flag(
+        False, "divide advantages by the standard deviation of their question's rewards (GRPO, arXiv:2402.03300)"
+    )
     normalize: str = flag(
-        "token", "mean over tokens (DAPO), over samples' means (GRPO), by a constant (Dr. GRPO)", choices=NORMALIZED
+        "token",
+        "mean over tokens (DAPO, arXiv:2503.14476), over samples' means (GRPO), by a constant (Dr. GRPO, 2503.20783)",
+        choices=NORMALIZED,
     )
     updates: int = number(
         1, 1, 1000, "updates from each batch of rollouts; more than 1 is off-policy, and wants a clip"
     )
     clip_low: float = number(
-        0.0, 0.0, 0.99, "no gain below 1 − so much times the old probability (PPO: 0.2; 0: no clip)"
+        0.0, 0.0, 0.99, "no gain below 1 − so much times the old probability (PPO, arXiv:1707.06347: 0.2; 0: no clip)"
     )
     clip_high: float = number(
         0.0, 0.0, 100.0, "no gain above 1 + so much times it (clip-higher, DAPO: 0.28; 0: no clip)"
     )
     kl: float = number(0.0, 0.0, 100.0, "weight of the KL divergence from the model at the start (GRPO: 0.04)")
     truncate: float = number(
-        0.0, 0.0, 1000.0, "weigh tokens by trainer's over engine's probability, up to so much (TIS: 2; 0: no)"
+        0.0,
+        0.0,
+        1000.0,
+        "weigh tokens by trainer's over engine's probability, up to so much "
+        "(truncated importance sampling, Yao et al. 2025: 2; 0: no)",
     )
     eval_every: int = number(
         60, 1, MANY, "ask held-out questions every so many steps (-1: only first and last)", also=-1
