@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 
 from nanochat.chat_stages import PROMPTS
 from nanochat.consensus import same_checkpoint
@@ -147,6 +148,7 @@ def _train(flags: RLFlags, run: Run, hardware: Hardware, watch: Callable[[Stage]
     limit = flags.max_new_tokens if flags.max_new_tokens > 0 else min(practice.task.limit, 256)
     steps = flags.num_iterations if flags.num_iterations > 0 else max(1, len(asked.all) // flags.questions)
     rows = flags.device_batch_size if flags.device_batch_size > 0 else parent.meta["settings"]["device_batch_size"]
+    torch.manual_seed(flags.seed)  # nothing draws from it, but its state is in the checkpoint
     model = parent.model(hardware.device, hardware.dtype)
     length = model.config.sequence_len
     at_once = rows * length * hardware.world  # the loop wants a size of batch, and a step of RL has none

@@ -314,7 +314,7 @@ def taken(home):
     rows = read_log(home / "runs" / "a" / "rl" / "log.jsonl")
     kept = [{k: v for k, v in row.items() if "seconds" not in k and k != "tok_per_s"} for row in rows]
     last = Run.open("a").checkpoint("rl")
-    return kept, {part: last.tensors(part) for part in ("model", "optimizer")}
+    return kept, {part: last.tensors(part) for part in ("model", "optimizer", "loader")}
 
 
 def assert_same(one, two):
