@@ -192,7 +192,7 @@ def _train(flags: RLFlags, run: Run, hardware: Hardware, watch: Callable[[Stage]
             plan=dict(vars(schedule), parent=parent.fingerprint, **rates, **decides),
             eval_tokens=length,
             prompts=[*PROMPTS, asked.all[0].messages],
-            compile="no",  # rows are of many lengths
+            compile="answers are of many lengths",
             wandb=flags.wandb,
             tune=False,
             spike_guard=False,
