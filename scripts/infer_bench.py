@@ -95,7 +95,7 @@ def run(flags: Flags) -> dict[str, Any]:
         raise UserError(f"--dtype is {flags.dtype!r}, wanted float32 or bfloat16")
     if flags.upstream and not (Path(flags.upstream) / "nanochat" / "engine.py").is_file():
         raise UserError(f"--upstream {flags.upstream}: there is no nanochat/engine.py in it")
-    from profiling import record
+    from profiling.recorded import record
 
     record.check(flags.profile, flags.new_tokens, f"a run here has {flags.new_tokens}", "make more (--new-tokens)")
     folders = {"ours": str(Path(__file__).parent.parent), **({"upstream": flags.upstream} if flags.upstream else {})}
