@@ -25,9 +25,11 @@ from profiling.static import launches as static_launches
 def compile_generated(name: str, text: str, target: str) -> dict[str, Any]:
     """Keys as targets.UNREAD's, and `error`; in a process whose null device is of the target."""
     from torch._inductor.codecache import PyCodeCache
+    from torch._inductor.runtime import triton_helpers
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    triton_helpers.set_driver_to_gpu = lambda: None  # the null device's driver is there; CUDA's cannot be built
     try:
         tuner = getattr(PyCodeCache.load(text), name)
         meta = tuner._create_compile_meta(tuner.configs[0])

@@ -96,24 +96,19 @@ class Recorder:
         tensors = [x for x in tree_leaves((args, out)) if isinstance(x, Tensor)]
         if not any(x.device.type == "cuda" for x in tensors):
             return
-        for launch in launches:
-            self.ours(name, launch, tensors)
+        for i, launch in enumerate(launches):  # an operator's FLOPs are its first kernel's
+            self.ours(name, launch, 0 if i else our_flops(name, args))
         if func.namespace != "aten" or func.is_view or NO_LAUNCH.match(name):
             return
         product = name in ("mm", "addmm", "bmm", "_scaled_mm")
         flops = product_flops(tensors[1:] if name == "addmm" else tensors) if product else attention_flops(name, args)
         self.add(ATEN, name, sum(x.nbytes for x in tensors), flops, tensors[0].dtype.itemsize == 1)
 
-    def ours(self, op: str, launch: OurLaunch, tensors: Sequence[Tensor]) -> None:
+    def ours(self, op: str, launch: OurLaunch, flops: int) -> None:
         moved = sum(x.nbytes for x in {id(x): x for x in launch.args if isinstance(x, Tensor)}.values())
         key = repr((source(launch), sorted((k, repr(v)) for k, v in launch.constants.items())))
         if key not in self.found.ours:
             self.found.ours[key] = replace(launch, args=tuple(map(on_meta, launch.args)))
-        flops = attention_flops(op, launch.args)
-        if op in ("linear_relu2", "relu2_backward"):  # x (N, C) · weight (4·C, C)ᵀ; dout (N, C) · w2 (C, 4·C)
-            flops = 2 * tensors[0].numel() * tensors[1].shape[0 if op == "linear_relu2" else 1]
-        elif op == "symmetric_product":  # x (.., M, K) · xᵀ, half of it
-            flops = tensors[0].numel() * tensors[0].shape[-2]
         self.add(OURS, f"{op}: {launch.kernel.fn.__name__}", moved, flops, kernel=key)
 
     def add(self, who: str, name: str, moved: int, flops: int, fp8: bool = False, kernel: str = "") -> None:
@@ -137,16 +132,28 @@ class Recorder:
         return ours
 
 
+def our_flops(op: str, args: Sequence[Any]) -> int:
+    """Of an operator of ours, by its arguments; 0 where bytes are the limit anyway."""
+    if op in ("linear_relu2", "relu2_backward"):  # x (N, C) · weight (4·C, C)ᵀ; dout (N, C) · w2 (C, 4·C)
+        return 2 * args[0].numel() * args[1].shape[0 if op == "linear_relu2" else 1]
+    if op == "symmetric_product":  # x (.., M, K) · xᵀ, half of it
+        return args[0].numel() * args[0].shape[-2]
+    return attention_flops(op, args)
+
+
 def attention_flops(op: str, args: Sequence[Any]) -> int:
-    """Of attention over all pairs that a window leaves, q and k the first two tensors (B, T, H, D) or (B, H, T, D)."""
+    """Of causal attention over the pairs that a window leaves; q (B, T, H, D) or (B, H, T, D) is the first tensor.
+
+    A block of queries that meets more keys than it has queries is multiplied with all of them, and masked.
+    """
     tensors = [x for x in args if isinstance(x, Tensor) and x.dim() == 4]
     if "attention" not in op or len(tensors) < 2:
         return 0
-    q = tensors[0]
-    T = max(q.shape[1], q.shape[2])
-    windows = [x for x in args if type(x) is int and 0 < x < T]
-    W = windows[0] if windows else T
-    pairs = T * W - W * (W - 1) // 2 if W < T else T * (T + 1) // 2
+    q, k = tensors[0], tensors[2 if "backward" in op else 1]
+    T, S = max(q.shape[1:3]), max(k.shape[1:3])
+    windows = [x for x in args if type(x) is int and 0 <= x < T]
+    W = windows[0] + 1 if windows and op.startswith("flash") else T
+    pairs = T * S if S != T else T * W - W * (W - 1) // 2
     return (10 if "backward" in op else 4) * q.numel() // T * pairs
 
 
