@@ -33,7 +33,6 @@ HERE = Path(__file__).parent
 WAYS = {
     "ours": threads.BRIEFLY,
     "libraries": {},
-    "spin 10000": {"GOMP_SPINCOUNT": "10000"},
     "passive": {"OMP_WAIT_POLICY": "passive"},
 }
 BUSY = [sys.executable, "-c", "while True: pass"]

@@ -55,9 +55,10 @@ def engine_of(flags: Flags) -> Engine:
 def scene(engine: Engine, flags: Flags, long: int, at_once: bool) -> dict[str, Any]:
     """Gaps in seconds, and tokens read and made per second."""
     engine.slots.forget()
-    budget, learn = engine.scheduler.budget, engine.scheduler.learn
+    scheduler = engine.scheduler
+    budget, learn = scheduler.budget, scheduler.learn
     if at_once:
-        engine.scheduler.budget, engine.scheduler.learn = 1 << 30, lambda *seconds: None  # type: ignore[method-assign]
+        scheduler.budget, scheduler.learn = 1 << 30, lambda *seconds: None  # type: ignore[method-assign]
     draw = lambda length, i: torch.randint(
         flags.vocab_size, (length,), generator=torch.Generator().manual_seed(i)
     ).tolist()
@@ -74,7 +75,8 @@ def scene(engine: Engine, flags: Flags, long: int, at_once: bool) -> dict[str, A
         now = time.perf_counter()
         gaps += [now - last] * sum(request in readers for request, _ in said)
         tokens, last = tokens + len(said) + engine.read, now
-    engine.scheduler.budget, engine.scheduler.learn = budget, learn  # type: ignore[method-assign]
+    if at_once:
+        scheduler.budget, scheduler.learn = budget, learn  # type: ignore[method-assign]
     return dict(p50_ms=1e3 * median(gaps), p99_ms=1e3 * percentile(gaps, 0.99), max_ms=1e3 * max(gaps),
                 tok_per_s=tokens / (last - started))  # fmt: skip
 

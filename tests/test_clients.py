@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 import talker
+import tiny
 import torch
+from test_api import CALLS, TwoSums
 from test_web import serving
 
 pytestmark = pytest.mark.slow
@@ -112,6 +114,10 @@ def test_openai_node(address, home, tmp_path):
     found = answered(address, ["node", folder / "openai_node.mjs"], tmp_path)
     assert found["text"] == found["streamed"] == found["pieces"] == SUM and found["indices"] == [0, 1]
     assert found["events"] == [dict(one, index=i) for i, one in enumerate(CALL)]
+    tokenizer = tiny.tokenizer()
+    with serving(TwoSums(tokenizer, 2), tokenizer, 500) as (twice, _):
+        found = answered(twice, ["node", folder / "openai_node.mjs"], tmp_path)
+    assert [(one["type"], one["text"]) for one in found["events"]] == CALLS
 
 
 def test_ai_sdk(address, home, tmp_path):

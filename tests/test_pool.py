@@ -1,5 +1,6 @@
 """Several replicas behind one queue: jobs are spread, a dead replica is nobody else's trouble, numbers add up."""
 
+import gc
 import socket
 import threading
 from contextlib import contextmanager
@@ -222,6 +223,7 @@ def entering(engines):
         waits.start()
         yield f"http://127.0.0.1:{at.getsockname()[1]}", waits, failed
     pool.close()
+    gc.unfreeze()  # what belongs to other tests
 
 
 def test_the_door_stays_closed_until_every_replica_is_warm(capsys):
@@ -236,6 +238,7 @@ def test_the_door_stays_closed_until_every_replica_is_warm(capsys):
             assert httpx.post(address + "/v1/chat/completions", json=body).json()["error"]["code"] == "loading"
             next(one for one in engines if one.inside.is_set() and not one.goes.is_set()).goes.set()
         waits.join(10)
+        assert gc.get_freeze_count() > 10_000  # a full collection would stop everything
         assert httpx.get(address + "/health").json() == dict(status="ok") and not failed
         assert httpx.post(address + "/v1/chat/completions", json=body).status_code == 200
 

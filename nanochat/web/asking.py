@@ -90,8 +90,7 @@ async def chat_completion(served: Served, request: Request, content: Any) -> Res
     prompt = await asyncio.to_thread(chat_prompt, served, asked, limit)
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     jobs = start(served, asked, [prompt], limit, chat.ends(served.tokenizer), logprobs, served.tool)
-    together = served.tool is calculate
-    form = answers.ChatForm(served.tokenizer, identity("chatcmpl"), served.model, bool(asked.logprobs), together)
+    form = answers.ChatForm(served.tokenizer, identity("chatcmpl"), served.model, bool(asked.logprobs))
     return await respond(request, asked, jobs, form)
 
 
@@ -198,7 +197,7 @@ def start(
     dead."""
     loop, n = asyncio.get_running_loop(), settings.n or 1
     events: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue()
-    seed = secrets.randbelow(2**62) if settings.seed is None else settings.seed
+    seed = secrets.randbelow(2**62) if settings.seed is None or settings.seed == -1 else settings.seed
     if n * len(prompts) > served.pool.most:
         raise ApiError(400, f"these are {n * len(prompts)} answers, wanted at most {served.pool.most} at a time")
     jobs = []
