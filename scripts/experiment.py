@@ -16,7 +16,7 @@ from nanochat.lab import declaration, runner
 class Flags:
     smoke: bool = flag(False, "tiny shapes, a few cells: shows in seconds that all of it works")
     check: bool = flag(False, "run nothing: what does the table say as it is, and does the note agree?")
-    max_minutes: float = number(float("inf"), 0.01, float("inf"), "begin no cell after so many minutes")
+    max_minutes: float | None = number(None, 0.01, 1e7, "begin no cell after so many minutes")
 
 
 def main() -> None:

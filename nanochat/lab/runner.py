@@ -19,7 +19,7 @@ from nanochat.lab.table import Values
 TABLE, ENVIRONMENT, FORECAST, NOTE = "table.csv", "environment.json", "forecast.json", "README.md"
 
 
-def go(name: str, experiment: Experiment, folder: Path, smoke: bool, max_minutes: float = float("inf")) -> Findings:
+def go(name: str, experiment: Experiment, folder: Path, smoke: bool, max_minutes: float | None = None) -> Findings:
     """Runs what is missing, draws, and checks the note. Results are in `folder`.
 
     Raises UserError when another process runs it, when a forecast has to be committed first, when the time is up, and
@@ -31,7 +31,8 @@ def go(name: str, experiment: Experiment, folder: Path, smoke: bool, max_minutes
     except locks.Taken as holder:
         raise UserError(f"experiment {name} is being run by {holder}; wait until it ends") from None
     try:
-        _run_missing(name, experiment, folder, smoke, time.time() + 60 * max_minutes)
+        until = float("inf") if max_minutes is None else time.time() + 60 * max_minutes
+        _run_missing(name, experiment, folder, smoke, until)
     finally:
         lock.release()
     return conclude(name, experiment, folder)
