@@ -1,11 +1,7 @@
 """Measure inference: time to first token, tokens per second by batch, memory; --upstream DIR puts nanochat's beside it.
 
-Each row also says how much of the machine a step uses: the bytes it must read and the FLOPs it must do, over the time
-it took, as shares of the card's peaks (of a CPU: of what a copy and a matrix product reach here; a model that fits the
-cache reads faster than a copy does).
-
-The model has random weights: speed does not depend on what it says. Each engine runs in a process of its own, which
-waits while the other is measured; the two take turns, and the medians are reported. Only then --profile records ours.
+Each row also says what a step must read and compute, over its time, as shares of the card's peaks (of a CPU: of what a
+copy and a product reach here). Weights are random. Engines have a process each and take turns; medians are reported.
 """
 
 import json
@@ -23,6 +19,7 @@ import torch
 
 from nanochat import hardware
 from nanochat.cost import decode_cost
+from nanochat.engine import weights
 from nanochat.errors import UserError
 from nanochat.flags import flag, number, parse, run_script
 from nanochat.gpt import GPTConfig
@@ -44,6 +41,7 @@ class Flags:
     new_tokens: int = number(64, 2, 1 << 20, "tokens made per sequence")
     repeats: int = number(5, 1, 10_000, "runs of each, in turns")
     dtype: str = flag("", "float32 | bfloat16 (default: each engine's own choice)")
+    weights: str = flag("", weights.HELP + "; of ours")
     upstream: str = flag("", "a clone of karpathy/nanochat to run beside ours")
     profile: int = number(0, 0, 10_000, "warm steps of ours to record in $NANOCHAT_BASE_DIR/infer_bench/ (0: none)")
 
@@ -73,7 +71,8 @@ def used(flags: Flags, row: dict[str, Any], machine: str) -> dict[str, float]:
     dtype = DTYPES[row["about"].split(", ")[1]]
     heads = flags.width // 128
     config = GPTConfig(flags.sequence_len, flags.vocab_size, flags.depth, heads, heads, flags.width)
-    flops, moved = decode_cost(config, [flags.prompt_tokens + flags.new_tokens // 2] * row["batch"], dtype.itemsize)
+    keys, size = [flags.prompt_tokens + flags.new_tokens // 2] * row["batch"], dtype.itemsize
+    flops, moved = decode_cost(config, keys, size, 1 if "int8" in row["about"] else size)
     rates = dict(gflop_per_s=flops / row["token_ms"] / 1e6, gb_per_s=moved / row["token_ms"] / 1e6)
     if found := limits(machine, dtype):
         most, bandwidth = found
@@ -93,6 +92,7 @@ def run(flags: Flags) -> dict[str, Any]:
         raise UserError("--width must be a multiple of 128, and prompt and new tokens must fit --sequence-len")
     if flags.dtype not in ("", "float32", "bfloat16"):
         raise UserError(f"--dtype is {flags.dtype!r}, wanted float32 or bfloat16")
+    weights.check(flags.weights, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if flags.upstream and not (Path(flags.upstream) / "nanochat" / "engine.py").is_file():
         raise UserError(f"--upstream {flags.upstream}: there is no nanochat/engine.py in it")
     from profiling import record
