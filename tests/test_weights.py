@@ -166,3 +166,39 @@ def test_the_compiled_int8_step_is_the_eager_one(slots):
         for rows in (rows for rows in (1, 2, 8, 5, 12, 1) if rows <= slots):
             found, wanted = (engine._decode(list(range(rows))) for engine in engines)
             assert (found - wanted).abs().max() < 1e-2 * wanted.abs().max()
+
+
+def test_what_they_cost_is_said_and_kept(monkeypatch, capsys, tmp_path):
+    from nanochat import scores
+    from nanochat.evaluate import rounding
+
+    result = dict(stage="sft", model="m", dtype="bfloat16", bpb=[1.0, 1.0049], tasks=dict(a=[0.5, 0.6], b=[0.5, 0.4]))
+    assert rounding.verdict(result) == "int8 weights cost no more than 0.5%."
+    result["bpb"] = [1.0, 1.0051]
+    assert "more than 0.5% worse: bits per byte by 0.5%." in rounding.verdict(result)
+    result["tasks"] = dict(a=[0.5, 0.49], b=[0.5, 0.5])
+    assert "bits per byte by 0.5%, the mean of the tasks by 1.0%" in rounding.verdict(result)
+    section = scores.evaluation(None, dict(int8=dict(sft=result)))
+    table, said = section.blocks
+    assert tuple(table.head) == ("int8 weights, sft", "bfloat16", "int8") and said == rounding.verdict(result)
+    assert table.rows[:2] == [("bits per byte", "1.0000", "1.0051"), ("a", "0.5000", "0.4900")]
+
+
+def test_the_scores_in_text_are_the_models_own():
+    from nanochat.evaluate import bits_per_byte, rounding
+
+    model, ids = tiny.model(), torch.randint(300, (2, 20), generator=torch.Generator().manual_seed(0))
+    targets = ids.roll(-1, 1)
+    targets[:, -1] = -1
+    with torch.no_grad():
+        each = torch.ones(300, dtype=torch.int64)
+        mine = rounding.score(model, ids, targets, each)
+        wanted = bits_per_byte.score(model, ids, targets, each)
+        assert torch.allclose(mine[0], wanted[0], rtol=1e-5) and mine[1] == wanted[1]
+        eight = Engine(tiny.model(), 4, "int8").model
+        assert off(rounding.score(eight, ids, targets, each)[0], wanted[0].double()) < 0.02
+
+
+def test_scores_want_int8(capsys):
+    assert tiny.call("infer_bench", "--run=x") == 2
+    assert "give --weights int8 too" in capsys.readouterr().err
