@@ -44,7 +44,7 @@ def ours() -> tuple[Callable[[int], Any], str]:
                 raise RuntimeError(f"decoding was not compiled: {why}")
         if order < 0:  # imported only now: it is no part of the memory that was measured
             from nanochat.files import base_dir
-            from profiling.record import engine_recorder
+            from profiling.recorded.record import engine_recorder
 
             folder = base_dir() / "infer_bench" / f"batch-{batch}"
             recorder = engine_recorder(

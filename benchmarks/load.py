@@ -119,8 +119,8 @@ def question(i: int, max_tokens: int) -> bytes:
 @dataclass
 class Answer:
     whole: bool  # it ended as it should
-    first: float  # seconds to the first piece of text
-    pieces: int
+    first: float  # seconds to the first chunk of text
+    chunks: int
 
 
 def choice_of(line: bytes) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def choice_of(line: bytes) -> dict[str, Any]:
 
 async def ask(server: Server, i: int, max_tokens: int) -> Answer:
     """Reads one streamed answer to its end."""
-    started, first, pieces, ended, done = time.perf_counter(), 0.0, 0, 0, False
+    started, first, chunks, ended, done = time.perf_counter(), 0.0, 0, 0, False
     reader, writer = await server.send(question(i, max_tokens))
     with suppress(ConnectionError):
         async for line in reader:
@@ -139,10 +139,10 @@ async def ask(server: Server, i: int, max_tokens: int) -> Answer:
             elif line.startswith(b"data: "):
                 choice = choice_of(line)
                 ended += choice["finish_reason"] is not None
-                pieces += bool(choice["delta"].get("content"))
-                first = first or (time.perf_counter() - started if pieces else 0.0)
+                chunks += bool(choice["delta"].get("content"))
+                first = first or (time.perf_counter() - started if chunks else 0.0)
     writer.close()
-    return Answer(done and ended == 1, first, pieces)
+    return Answer(done and ended == 1, first, chunks)
 
 
 async def health(server: Server, found: list[float]) -> None:

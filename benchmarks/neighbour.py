@@ -1,9 +1,9 @@
-"""What is left of our speed on a CPU when one other program computes too: training and decoding, idle and beside it.
+"""What is left of our speed on a CPU beside one other program: training, evaluation and decoding, idle and beside it.
 
     python -m benchmarks.neighbour            # by each way in which OpenMP's threads can wait for each other
     python -m benchmarks.neighbour --ways ours
 
-Each way has a process of its own; idle and beside the busy loop are measured in turns. `ours` is what the scripts set
+Each way has a process of its own; all are measured in turns, idle and beside the busy loop. `ours` is what scripts set
 (nanochat/threads.py), `libraries` what torch's OpenMP does by itself.
 """
 
@@ -31,19 +31,19 @@ from scripts.infer_bench import measure, start
 
 HERE = Path(__file__).parent
 WAYS = {
-    "ours": threads.ASLEEP,
+    "ours": threads.BRIEFLY,
     "libraries": {},
     "passive": {"OMP_WAIT_POLICY": "passive"},
-    "spin 1000": {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"},
 }
 BUSY = [sys.executable, "-c", "while True: pass"]
-STEPS = 4  # of training, of a measurement
+STEPS = 4  # of training or evaluation, of a measurement
+PROMPT = 16  # tokens; what is decoded fills the context
 WARM = 2  # measurements before the first that counts
 
 
 @dataclass
 class Flags:
-    what: str = flag("train,decode", "which of the two, comma-separated")
+    what: str = flag("train,evaluate,decode", "which of them, comma-separated")
     ways: str = flag("ours,libraries", f"how threads wait, comma-separated: {', '.join(WAYS)}")
     depth: int = number(6, 1, 1000, "layers of the model")
     width: int = number(384, 1, 1 << 16, "channels; heads are of 128")
@@ -67,46 +67,54 @@ def neighbour() -> Iterator[None]:
 
 def worker(what: str, way: str, settings: dict[str, Any]) -> subprocess.Popen:
     others = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
-    return start(str(HERE.parent), settings, HERE / f"{what}_worker.py", {**others, **WAYS[way]})
+    program = HERE / ("decode_worker.py" if what == "decode" else "train_worker.py")
+    return start(str(HERE.parent), {**settings, "evaluate": what == "evaluate"}, program, {**others, **WAYS[way]})
 
 
-def rates(flags: Flags, what: str, way: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Medians of tokens per second, idle and beside, and the second's share of the first."""
+def rates(flags: Flags, what: str, ways: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a way: medians of tokens per second, idle and beside, and the second's share of the first."""
     order = flags.batch if what == "decode" else STEPS
-    process, idle, beside = worker(what, way, settings), [], []
+    rows = [dict(what=what, way=way, idle=[], beside=[]) for way in ways]
+    processes = [worker(what, way, settings) for way in ways]
     try:
         for turn in range(WARM + flags.rounds):
-            alone = measure(process, order)
-            if turn < WARM:
-                continue
-            idle.append(alone["tok_per_s"])
-            with neighbour():
-                beside.append(measure(process, order)["tok_per_s"])
+            for row, process in zip(rows, processes, strict=True):
+                alone = measure(process, order)
+                row["about"] = alone["about"]
+                if turn < WARM:
+                    continue
+                row["idle"].append(alone["tok_per_s"])
+                with neighbour():
+                    row["beside"].append(measure(process, order)["tok_per_s"])
     finally:
-        process.kill()
-        process.wait()
-    medians = dict(idle=statistics.median(idle), beside=statistics.median(beside))
-    return dict(what=what, way=way, about=alone["about"], **medians, share=medians["beside"] / medians["idle"])
+        for process in processes:
+            process.kill()
+            process.wait()
+    for row in rows:
+        row["idle"], row["beside"] = statistics.median(row["idle"]), statistics.median(row["beside"])
+        row["share"] = row["beside"] / row["idle"]
+    return rows
 
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
     asked, ways = flags.what.split(","), flags.ways.split(",")
-    if unknown := {*asked} - {"train", "decode"} | {*ways} - {*WAYS}:
+    if unknown := {*asked} - {"train", "evaluate", "decode"} | {*ways} - {*WAYS}:
         raise UserError(
-            f"there is no {', '.join(sorted(unknown))}; --what has train and decode, --ways {', '.join(WAYS)}"
+            f"there is no {', '.join(sorted(unknown))}; --what has train, evaluate and decode, --ways {', '.join(WAYS)}"
         )
     if flags.width % 128:
         raise UserError(f"--width is {flags.width}, wanted a multiple of 128")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         weights = drawn_weights(sizes(asdict(flags)), folder)
-        more = dict(weights=weights, dtype="", threads=0, steps=8, prompt_tokens=16, new_tokens=32, profile=0)
+        more = dict(weights=weights, dtype="", threads=0, steps=8, prompt_tokens=PROMPT, profile=0)
+        more["new_tokens"] = flags.sequence_len - PROMPT
         for what in asked:
-            for way in ways:
-                rows.append(row := rates(flags, what, way, {**asdict(flags), **more}))
-                print(f"{what:6} {way:9} {row['idle']:9.0f} tok/s idle, {row['beside']:9.0f} beside a busy process "
-                      f"({row['share']:.0%}; {row['about']})", flush=True)  # fmt: skip
+            for row in rates(flags, what, ways, {**asdict(flags), **more}):
+                rows.append(row)
+                beside = f"{row['beside']:9.0f} beside a busy process ({row['share']:.0%}; {row['about']})"
+                print(f"{what:8} {row['way']:9} {row['idle']:9.0f} tok/s idle, {beside}", flush=True)
     print(
         json.dumps(
             dict(machine=device_name(torch.device("cpu")), torch=torch.__version__, flags=asdict(flags), rows=rows)

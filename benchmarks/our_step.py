@@ -46,19 +46,41 @@ def drawn_weights(sizes: dict[str, int], folder: str) -> str:
     return path
 
 
-def our_step(
-    sizes: dict[str, int], weights: dict[str, torch.Tensor], hardware: Any,
-    data: Iterator[tuple[torch.Tensor, torch.Tensor]], B: int, compiled: bool,
-) -> Callable[[], float]:  # fmt: skip
-    """A call is one step as scripts.base_train takes it, and returns its loss. sizes: of a GPTConfig."""
-    from nanochat.data.loader import Batch
+def our_model(sizes: dict[str, int], weights: dict[str, torch.Tensor], hardware: Any) -> Any:
+    """A GPT of given sizes and weights where and in what it is computed."""
     from nanochat.gpt import GPT, GPTConfig
-    from nanochat.measure import ready_step
 
     with torch.device("meta"):
         model = GPT(GPTConfig(**sizes))
     model.to_empty(device=hardware.device)
     model.load_state_dict(weights)
     model.set_dtype(hardware.dtype)
+    return model
+
+
+def our_evaluation(
+    sizes: dict[str, int], weights: dict[str, torch.Tensor], hardware: Any,
+    data: Iterator[tuple[torch.Tensor, torch.Tensor]],
+) -> Callable[[], float]:  # fmt: skip
+    """A call is a batch's loss as validation has it on a CPU, eagerly. sizes: of a GPTConfig."""
+    model = our_model(sizes, weights, hardware).eval()
+
+    @torch.inference_mode()
+    def loss() -> float:
+        x, y = (part.to(hardware.device) for part in next(data))
+        return model(x, y, loss_reduction="none").mean().item()
+
+    return loss
+
+
+def our_step(
+    sizes: dict[str, int], weights: dict[str, torch.Tensor], hardware: Any,
+    data: Iterator[tuple[torch.Tensor, torch.Tensor]], B: int, compiled: bool,
+) -> Callable[[], float]:  # fmt: skip
+    """A call is one step as scripts.base_train takes it, and returns its loss. sizes: of a GPTConfig."""
+    from nanochat.data.loader import Batch
+    from nanochat.measure import ready_step
+
+    model = our_model(sizes, weights, hardware)
     batches = (Batch(x, y, None) for x, y in data)  # type: ignore[arg-type]
     return ready_step(model, hardware, batches, B, compiled)

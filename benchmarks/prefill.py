@@ -2,7 +2,7 @@
 
     python -m benchmarks.prefill          # a minute on two cores
 
-Some requests are being written all the time. `quiet`: nothing else happens. `pieces`: long prompts come in between, as
+Some requests are being written all the time. `quiet`: nothing else happens. `chunks`: long prompts come in between, as
 the scheduler takes them in; `at_once`: the same, each read whole in one step. A gap is the time between two tokens of
 the same request; the work of the last two is the same, so their tokens per second can be compared. They take turns.
 """
@@ -55,9 +55,10 @@ def engine_of(flags: Flags) -> Engine:
 def scene(engine: Engine, flags: Flags, long: int, at_once: bool) -> dict[str, Any]:
     """Gaps in seconds, and tokens read and made per second."""
     engine.slots.forget()
-    budget, learn = engine.scheduler.budget, engine.scheduler.learn
+    scheduler = engine.scheduler
+    budget, learn = scheduler.budget, scheduler.learn
     if at_once:
-        engine.scheduler.budget, engine.scheduler.learn = 1 << 30, lambda *seconds: None  # type: ignore[method-assign]
+        scheduler.budget, scheduler.learn = 1 << 30, lambda *seconds: None  # type: ignore[method-assign]
     draw = lambda length, i: torch.randint(
         flags.vocab_size, (length,), generator=torch.Generator().manual_seed(i)
     ).tolist()
@@ -74,7 +75,8 @@ def scene(engine: Engine, flags: Flags, long: int, at_once: bool) -> dict[str, A
         now = time.perf_counter()
         gaps += [now - last] * sum(request in readers for request, _ in said)
         tokens, last = tokens + len(said) + engine.read, now
-    engine.scheduler.budget, engine.scheduler.learn = budget, learn  # type: ignore[method-assign]
+    if at_once:
+        scheduler.budget, scheduler.learn = budget, learn  # type: ignore[method-assign]
     return dict(p50_ms=1e3 * median(gaps), p99_ms=1e3 * percentile(gaps, 0.99), max_ms=1e3 * max(gaps),
                 tok_per_s=tokens / (last - started))  # fmt: skip
 
@@ -82,20 +84,20 @@ def scene(engine: Engine, flags: Flags, long: int, at_once: bool) -> dict[str, A
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
     engine = engine_of(flags)
-    kinds = dict(quiet=(0, False), at_once=(flags.prompts, True), pieces=(flags.prompts, False))
-    scene(engine, flags, *kinds["pieces"])  # so that the budget has found its place
+    kinds = dict(quiet=(0, False), at_once=(flags.prompts, True), chunks=(flags.prompts, False))
+    scene(engine, flags, *kinds["chunks"])  # so that the budget has found its place
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds}
     for _ in range(flags.rounds):
         for name, kind in kinds.items():
             found[name].append(scene(engine, flags, *kind))
-    told = {name: {key: median(one[key] for one in rounds) for key in rounds[0]} for name, rounds in found.items()}
-    for name, row in told.items():
+    medians = {name: {key: median(one[key] for one in rounds) for key in rounds[0]} for name, rounds in found.items()}
+    for name, row in medians.items():
         print(f"{name}: {', '.join(f'{key} {value:.1f}' for key, value in row.items())}")
-    usual = told["quiet"]["p50_ms"]
-    ratios = {f"{name}_p99_over_quiet_p50": told[name]["p99_ms"] / usual for name in ("at_once", "pieces")}
+    usual = medians["quiet"]["p50_ms"]
+    ratios = {f"{name}_p99_over_quiet_p50": medians[name]["p99_ms"] / usual for name in ("at_once", "chunks")}
     machine = device_name(engine.device)
     print(json.dumps(dict(machine=machine, cores=os.cpu_count(), torch=torch.__version__, **vars(flags), **ratios,
-                          budget=engine.scheduler.budget, decoding=engine.decoding, found=told)))  # fmt: skip
+                          budget=engine.scheduler.budget, decoding=engine.decoding, found=medians)))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from our_step import WARMUP, our_step, rows
+from our_step import WARMUP, our_evaluation, our_step, rows
 from safetensors.torch import load_file
 from worker import serve, sizes
 
@@ -34,6 +34,9 @@ def ours() -> tuple[Callable[[], float], str]:
     hardware = setup()
     compiled = settings["compile"] and can_compile(hardware.device)[0]
     weights = load_file(settings["weights"])
+    if settings.get("evaluate"):
+        step = our_evaluation(sizes(settings), weights, hardware, rows(*DATA))
+        return step, f"{str(hardware.dtype)[6:]}, eager"
     step = our_step(sizes(settings), weights, hardware, rows(*DATA), B, compiled)
     return step, f"{str(hardware.dtype)[6:]}, {'compiled' if compiled else 'eager'}"
 

@@ -88,8 +88,8 @@ def amd_class(word: str) -> str:
     kind, found = classify(word, AMD_CLASSES)
     if kind != "memory":
         return kind or found.upper()
-    pieces = 2 if re.match(r"ds_(read2|write2|(load|store)_2addr)", word) else 1
-    return f"{'_'.join(re.findall(r'^[a-z]+|load|store|read|write', word))}.{8 * pieces * amd_width(word)}"
+    accesses = 2 if re.match(r"ds_(read2|write2|(load|store)_2addr)", word) else 1
+    return f"{'_'.join(re.findall(r'^[a-z]+|load|store|read|write', word))}.{8 * accesses * amd_width(word)}"
 
 
 def amd_width(word: str) -> int:

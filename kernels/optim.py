@@ -10,7 +10,7 @@ call per operation moves about 20. Scalars may be Python floats or 0-d tensors o
 float32.
 
 skip: 0-d int32 on the tensors' device; where it is not 0, nothing that an op changes is changed, to the bit. A device
-that finds out itself that a gradient is no number so tells its own kernels, and no host waits. None: 0.
+that finds out itself that a gradient is not finite so tells its own kernels, and no host waits. None: 0.
 
 How the kernels are made: adamw_ is one pass. The Muon parts need a norm of each row (or column) before they can go on,
 so they are two passes each: one that reduces, one that applies a factor per row or column; what lies between is

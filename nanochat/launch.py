@@ -40,8 +40,8 @@ def launch(module: str, args: Sequence[str], ranks: int) -> int:
         TORCHELASTIC_RESTART_COUNT="0",
     )
     shared.setdefault("OMP_NUM_THREADS", "1")
-    told: list[float] = []
-    before = {number: signal.signal(number, lambda *_: told.append(time.monotonic())) for number in heeded()}
+    signals: list[float] = []
+    before = {number: signal.signal(number, lambda *_: signals.append(time.monotonic())) for number in heeded()}
     processes: list[subprocess.Popen] = []
     try:
         for rank in range(ranks):
@@ -49,7 +49,7 @@ def launch(module: str, args: Sequence[str], ranks: int) -> int:
             command = [sys.executable, "-m", module, *args]
             # In a session of its own a rank does not get the terminal's Ctrl-C, but ours, once.
             processes.append(subprocess.Popen(command, env=own, stdin=subprocess.DEVNULL, start_new_session=True))
-        return watch(processes, told)
+        return watch(processes, signals)
     finally:
         for process in processes:
             if process.poll() is None:
@@ -64,20 +64,20 @@ def heeded() -> list[signal.Signals]:
     return [s for s in SIGNALS if s != hung_up or signal.getsignal(s) is not signal.SIG_IGN]
 
 
-def watch(processes: Sequence[subprocess.Popen], told: list[float]) -> int:
-    """Waits until all ranks have ended, handing on what `told` collects (times of signals); returns the exit code."""
+def watch(processes: Sequence[subprocess.Popen], signals: list[float]) -> int:
+    """Waits until all ranks have ended, handing on `signals` (times at which they came); returns the exit code."""
     passed_on: list[float] = []
     failed: int | None = None  # the first rank that ended badly
     late: set[int] = set()  # ranks that had to be killed
     deadline = float("inf")
     while any(process.poll() is None for process in processes):
         now = time.monotonic()
-        while told:
-            if not passed_on or told[0] - passed_on[0] > ONE_PRESS:
-                passed_on.append(told[0])
+        while signals:
+            if not passed_on or signals[0] - passed_on[0] > ONE_PRESS:
+                passed_on.append(signals[0])
                 tell(processes, signal.SIGINT)
                 deadline = min(deadline, now + TO_SAVE)
-            told.pop(0)
+            signals.pop(0)
         codes = [process.poll() for process in processes]
         # One has saved or had nothing to save: the others save nothing any more either. Or one has failed and says so.
         if EXIT_INTERRUPTED in codes or EXIT_AFTER in codes:
@@ -106,9 +106,9 @@ def watch(processes: Sequence[subprocess.Popen], told: list[float]) -> int:
     return 1
 
 
-def bad(code: int | None, told: bool) -> bool:
+def bad(code: int | None, stopped: bool) -> bool:
     """Whether a rank ended otherwise than it should; one that was told to stop may also die of the signal itself."""
-    return code not in (None, 0, EXIT_INTERRUPTED, EXIT_AFTER) and not (told and code == -signal.SIGINT)
+    return code not in (None, 0, EXIT_INTERRUPTED, EXIT_AFTER) and not (stopped and code == -signal.SIGINT)
 
 
 def tell(processes: Sequence[subprocess.Popen], number: int) -> None:

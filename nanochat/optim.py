@@ -260,11 +260,11 @@ class MuonAdamW(torch.optim.Optimizer):
             tensors = (mine, grad, state["exp_avg"], state["exp_avg_sq"])
             fused = self._compiled and (p.is_cuda or mine.numel() >= LARGE)
             whole = fused or p.is_cuda
-            pieces = [tensors] if whole else list(zip(*(t.reshape(-1).split(CACHED) for t in tensors)))
+            chunks = [tensors] if whole else list(zip(*(t.reshape(-1).split(CACHED) for t in tensors)))
             (beta1, beta2), eps, decay = group["betas"], group["eps"], group["weight_decay"]
             factors = adamw_factors(state["step"], group["lr"], beta1, beta2, eps, decay)
             scalars = [self._scalar(p, f"adamw {i}", float(factor), fused) for i, factor in enumerate(factors)]
-            for values, g, first, second in pieces:
+            for values, g, first, second in chunks:
                 (self._adamw if fused else adamw_apply_)(values, g, first, second, scalars, self._skip)
             if sharded:
                 gathers.append(dist.all_gather_into_tensor(p, mine.clone(), async_op=True))

@@ -29,8 +29,8 @@ class Shared:
 
     def read(self) -> tuple[float, int, float]:
         """(sum of the losses, number of targets, how many ranks were told to stop)."""
-        loss, targets, told = self._late.read()
-        return loss, round(targets), told
+        loss, targets, stopping = self._late.read()
+        return loss, round(targets), stopping
 
 
 def gathered(value: Any, world: int) -> list[Any]:

@@ -209,7 +209,7 @@ def knowledge(run: Run) -> Section:
 
 
 def conversations(run: Run) -> Section:
-    """Four by rule: the first taught fact, sum and stranger answered as wanted, and the first wrong answer of all."""
+    """Four by rule: the first taught fact, sum and invented name answered as wanted, and the first wrong answer."""
     stage, results = latest_chat(run)
     chosen = []
     for name in ("facts_taught", "add_tool", "unknown_names"):

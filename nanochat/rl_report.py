@@ -21,7 +21,7 @@ def section(run: Run) -> Section:
     steps, exams = [row for row in rows if "reward" in row], [row for row in rows if "passes" in row]
     if not summary or not steps or not exams:
         return Section("Reinforcement learning", [])
-    blocks: list[Any] = [told(summary, steps), before_and_after(exams)]
+    blocks: list[Any] = [outcome(summary, steps), before_and_after(exams)]
     if len(steps) > 1:
         blocks.append(drawn(f"reward by step (mean of {WINDOW})", smooth(steps), "report_reward.svg"))
     if len(exams) > 1:
@@ -35,7 +35,7 @@ def drawn(title: str, points: list[tuple[float, float]], file: str) -> Figure:
     return Figure(title, svg(Curve(title, points)), file)
 
 
-def told(summary: dict[str, Any], steps: list[Row]) -> str:
+def outcome(summary: dict[str, Any], steps: list[Row]) -> str:
     """In a sentence."""
     plan = summary["plan"]
     variants = [f"{name} {plan[name]}" for name, usual in PLAIN.items() if plan.get(name, usual) != usual]

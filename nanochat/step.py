@@ -61,8 +61,8 @@ def step(
     """Takes one step. `stop` is asked when this rank's last forward is queued.
 
     A GPU may still be at work on it, up to a whole backward and update; whether the gradient was finite says
-    `stage.optimizer.heed()`. Its parts carry names for a profiler (profiling/analysis.py); without one, a name costs
-    some ten microseconds.
+    `stage.optimizer.heed()`. Its parts carry names for a profiler (profiling/recorded/analysis.py); without one, a name
+    costs some ten microseconds.
     """
     state, optimizer, scaler, world = stage.state, stage.optimizer, stage.scaler, stage.hardware.world
     tokens = stage.settings.total_batch_size
@@ -89,7 +89,7 @@ def step(
     if world > 1:
         agree(stage.model)
     set_rates(stage)
-    loss_sum, learnt, told = shared.read()
+    loss_sum, learnt, stopping = shared.read()
     before = optimizer.heed()
     mean = loss_sum / max(1, learnt)
     spike = stage.spike_guard and is_spike(state.recent, mean)
@@ -99,7 +99,7 @@ def step(
         elif histories is not None:
             put(stage.model, histories)
         optimizer.zero_grad(set_to_none=True)
-    return Outcome(mean, spike, told > 0, before)
+    return Outcome(mean, spike, stopping > 0, before)
 
 
 def set_rates(stage: "Stage") -> None:

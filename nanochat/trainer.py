@@ -114,7 +114,7 @@ class Stage:
     replay: bool = True  # a compiled step as CUDA graphs, on an NVIDIA GPU
     compile_evaluation: bool = False
     log: Callable[[dict[str, Any]], None] = lambda row: None
-    after_step: Callable[[], None] = lambda: None  # of whoever watches: profiling/record.py
+    after_step: Callable[[], None] = lambda: None  # of whoever watches: profiling/recorded/record.py
     take: Callable[..., Outcome] | None = None  # what a step is, where it is not `step`: nanochat/rl.py has another
     # Instead of bits per byte, and then before the first step too: what is logged and a sentence, or None if stopped.
     examine: Callable[["Stage", Callable[[], bool]], tuple[dict[str, Any], str] | None] | None = None

@@ -8,6 +8,7 @@ from typing import Any
 from nanochat.errors import UserError
 from nanochat.render import Figure
 
+WIDTH = 5.5  # inches: letters can still be read when a phone shows it 343 pixels wide
 NOT_DRAWN = "(A plot is missing here: matplotlib is not installed; pip install '.[lab]'.)"
 
 

@@ -9,7 +9,7 @@ import sys
 
 from nanochat import threads
 
-threads.wait_asleep()
+threads.wait_briefly()
 
 
 def _stop(number: int, frame: object) -> None:

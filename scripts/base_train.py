@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def train(flags: Flags, run: Run, hardware: Hardware) -> None:
-    from profiling.record import watcher
+    from profiling.recorded.record import watcher
 
     tokenizer = run.tokenizer()
     config = model_config(

@@ -128,7 +128,7 @@ def server(flags: Flags) -> Server:
 
 def recording(flags: Flags, engine: Engine, run: Run, hardware: Hardware) -> Callable[[], None]:
     """Begins to record the engine's steps; returns what is to be called at the end."""
-    from profiling.record import engine_recorder
+    from profiling.recorded.record import engine_recorder
 
     more = "ask more (--max-problems, --max-new-tokens), or fewer at a time (--batch-size)"
     recorder = engine_recorder(engine, flags.profile, "chat_eval", run.stage("eval"), hardware, more)

@@ -5,7 +5,7 @@ from nanochat.rl_stage import RLFlags, run_rl
 
 
 def main() -> None:
-    from profiling.record import watcher
+    from profiling.recorded.record import watcher
 
     flags = parse(RLFlags, __doc__ or "")
     run_rl(flags, watcher(flags.profile))

@@ -5,7 +5,7 @@ from nanochat.flags import parse, run_script
 
 
 def main() -> None:
-    from profiling.record import watcher
+    from profiling.recorded.record import watcher
 
     flags = parse(ChatFlags, __doc__ or "")
     run_chat_stage("sft", flags, watcher(flags.profile))

@@ -84,7 +84,7 @@ def run(flags: Flags) -> dict[str, Any]:
     if flags.run and not flags.weights:
         raise UserError("--run is for the scores of int8 weights: give --weights int8 too")
     scored = Run.open(flags.run) if flags.run else None
-    from profiling import record
+    from profiling.recorded import record
 
     record.check(flags.profile, flags.new_tokens, f"a run here has {flags.new_tokens}", "make more (--new-tokens)")
     folders = {"ours": str(Path(__file__).parent.parent), **({"upstream": flags.upstream} if flags.upstream else {})}

@@ -6,7 +6,7 @@ from nanochat.flags import parse, run_script
 
 def main() -> None:
     defaults = ChatFlags(init_lr_frac=1.0, warmdown_ratio=0.2)
-    from profiling.record import watcher
+    from profiling.recorded.record import watcher
 
     flags = parse(ChatFlags, __doc__ or "", defaults=defaults)
     run_chat_stage("mid", flags, watcher(flags.profile))

@@ -61,7 +61,7 @@ def serve() -> None:
     import torch
 
     from nanochat import chat_stages, stages  # noqa: F401
-    from profiling import record  # noqa: F401
+    from profiling.recorded import record  # noqa: F401
     from scripts import base_train, chat_rl, chat_sft, mid_train  # noqa: F401
 
     torch.set_num_threads(1)

@@ -30,16 +30,36 @@ def post(server, path, **body):
 # ---- a stream put together by the client
 
 
-def test_the_clients_own_stream_keeps_the_calculators_calls(parrot):  # noqa: F811
-    question = [dict(role="user", content="What is 2 + 3?")]
-    with client(parrot).chat.completions.stream(model="tiny", messages=question, max_tokens=90) as stream:
-        message = stream.get_final_completion().choices[0].message
-    calls = [(one["index"], one["type"], one["text"]) for one in message.model_extra["events"]]
-    assert calls == [(0, "python", "2 + 3"), (1, "python_output", "5")]
-    assert message.content == "Let me see.  That is what my calculator says."
-    chunks = list(client(parrot).chat.completions.create(model="tiny", messages=question, stream=True, max_tokens=90))
-    told = [c.choices[0].delta.model_extra["events"] for c in chunks if "events" in c.choices[0].delta.model_extra]
-    assert [len(events) for events in told] == [2]  # for clients that keep the last list
+class TwoSums(mock.Parrot):
+    """Calls the calculator twice in every answer."""
+
+    def _answer(self, request):
+        special, encode = self.tokenizer.special, self.tokenizer.encode
+        call = lambda words: [special["<|python_start|>"], *encode(words), special["<|python_end|>"]]
+        return [*encode("First"), *call("2 + 3"), *encode(", then"), *call("4 * 5"), *encode(".")]
+
+
+CALLS = [("python", "2 + 3"), ("python_output", "5"), ("python", "4 * 5"), ("python_output", "20")]
+
+
+def test_clients_that_put_a_stream_together_keep_every_call():
+    tokenizer = tiny.tokenizer()
+    asked = dict(model="tiny", messages=[dict(role="user", content="?")], max_tokens=90)
+    with serving(TwoSums(tokenizer, 2), tokenizer, 500) as server:
+        completions = client(server).chat.completions
+        with completions.stream(**asked) as stream:
+            message = stream.get_final_completion().choices[0].message
+        choices = [chunk.choices[0] for chunk in completions.create(**asked, stream=True)]
+        whole = completions.create(**asked).choices[0].message
+    wanted = [dict(index=i, type=kind, text=text) for i, (kind, text) in enumerate(CALLS)]
+    assert message.model_extra["events"] == wanted and message.content == whole.content == "First, then."
+    assert [(one["type"], one["text"]) for one in whole.model_extra["events"]] == CALLS
+    told = [one.delta.model_extra["events"] for one in choices if "events" in one.delta.model_extra]
+    assert told == [wanted]  # openai for Node keeps the last delta's list
+    live = [one.model_extra.get("event") or one.delta.content for one in choices]
+    pieces = [piece if isinstance(piece, str) else (piece["type"], piece["text"]) for piece in live if piece]
+    assert [piece for piece in pieces if isinstance(piece, tuple)] == CALLS
+    assert "".join(pieces[: pieces.index(CALLS[0])]) == "First" and pieces.index(CALLS[2]) > pieces.index(CALLS[1]) + 1
 
 
 # ---- plain completions
@@ -190,6 +210,7 @@ def test_what_cannot_be_meant_is_said(sent, words):
     "more",
     [
         dict(max_tokens=-1), dict(max_tokens=4096), dict(max_completion_tokens=512), dict(stop=""),
+        dict(max_tokens=2**31 - 1, seed=-1),
         dict(extra_body=dict(top_k=-1)), dict(tools=[], functions=[]),
         dict(tools=[dict(type="function", function=dict(name="f"))], tool_choice="none"),
         dict(temperature=1e-300), dict(stop=[]),
@@ -209,6 +230,12 @@ def test_ignore_eos_goes_on_to_the_longest_answer(real):  # noqa: F811
             found = post(real, path, **body, max_tokens=30, ignore_eos=True, temperature=1.5, seed=seed).json()
             assert found["usage"]["completion_tokens"] == 30, found
             assert found["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_seed_of_minus_one_is_none(real):  # noqa: F811
+    asked = dict(prompt="a", max_tokens=30, ignore_eos=True, temperature=1.5)
+    ask = lambda seed: post(real, "/v1/completions", **asked, seed=seed).json()["choices"][0]["text"]
+    assert ask(-1) != ask(-1) and ask(-2) == ask(-2)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("kernels", "nanochat", "scripts", "benchmarks", "profiling", "tests")
+ROOMS = ("kernels", "nanochat", "scripts", "benchmarks", "profiling", "experiments", "tests")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
@@ -51,15 +51,26 @@ GRAPH = {module(path): imports(path) for path in FILES}
 @pytest.mark.parametrize(
     "room, forbidden",
     [
-        ("kernels", ("nanochat", "scripts", "benchmarks", "profiling")),
-        ("nanochat", ("scripts", "benchmarks", "profiling")),
-        ("scripts", ("scripts", "benchmarks", "profiling")),
+        ("kernels", ("nanochat", "scripts", "benchmarks", "profiling", "experiments")),
+        ("nanochat", ("scripts", "benchmarks", "profiling", "experiments")),
+        ("scripts", ("scripts", "benchmarks", "profiling", "experiments")),
     ],
 )
 def test_arrows_go_one_way(room, forbidden):
     for name, targets in GRAPH.items():
         if name.split(".")[0] == room:
             assert not [target for target in targets if target.split(".")[0] in forbidden], name
+
+
+LAB = ("recorded", "compiled", "static", "predicted")  # profiling's rooms, the uppermost first; plots and nvml below
+
+
+@pytest.mark.parametrize("room", [*LAB, "plots", "nvml"])
+def test_the_labs_rooms_import_downwards(room):
+    above = LAB[: LAB.index(room)] if room in LAB else LAB
+    for name, targets in GRAPH.items():
+        if name.split(".")[:2] == ["profiling", room]:
+            assert not [target for target in targets if target.startswith(tuple(f"profiling.{a}" for a in above))], name
 
 
 def test_no_cycles():

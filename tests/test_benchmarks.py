@@ -469,7 +469,7 @@ NAN, INF = float("nan"), float("inf")
 def test_parity(other, apart, together):
     assert training_step.parity(dict(a=[4.0, 2.0], b=other)) == (pytest.approx(apart), together)
     if not together and apart < training_step.PARTED:
-        assert not training_step.parity(dict(a=other, b=[4.0, 2.0]))[1]  # nor when the first is no number
+        assert not training_step.parity(dict(a=other, b=[4.0, 2.0]))[1]  # nor when the first is NaN
 
 
 def test_a_loss_that_is_no_number_is_null_in_the_file(monkeypatch):

@@ -9,8 +9,8 @@ import torch
 
 from kernels import OPS
 from nanochat.errors import UserError
-from profiling import calibrate, cards
-from profiling.cards import card
+from profiling.predicted import calibrate, cards
+from profiling.predicted.cards import card
 
 LAUNCH, STREAM, BF16, FP8, ATTENTION = 5e-6, 3e12, 700e12, 1200e12, 500e12
 NAME = "NVIDIA H100 80GB HBM3"
@@ -71,7 +71,7 @@ def test_a_t4_is_measured_in_float16(folder, monkeypatch, capsys):
     monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
     asked = []
     monkeypatch.setattr(calibrate, "on_gpu", lambda what, sizes, dtype: asked.append(dtype) or fake(what, sizes))
-    assert tiny.call_module("profiling.calibrate") == 0
+    assert tiny.call_module("profiling.predicted.calibrate") == 0
     assert set(asked) == {torch.float16}
     made = json.loads((folder / "tesla-t4.json").read_text())
     assert made["environment"]["dtype"] == "float16" and "written" in capsys.readouterr().out
@@ -98,10 +98,10 @@ def test_the_file_replaces_the_fitted_constants_and_is_named(folder, capsys):
     )
     assert chip.attention * chip.bf16 == pytest.approx(ATTENTION)
     assert card("H200") == card("H200") and not card("H200").calibrated  # not a look-alike
-    assert tiny.call_module("profiling.simulate", "--depth=4", "--gpus=1") == 0
+    assert tiny.call_module("profiling.predicted.simulate", "--depth=4", "--gpus=1") == 0
     text = capsys.readouterr().out
     assert "calibrated on" in text and json.loads(text.strip().split("\n")[-1])["calibrated"]
-    assert tiny.call_module("profiling.points") == 0
+    assert tiny.call_module("profiling.predicted.points") == 0
     assert "H100 calibrated on" in capsys.readouterr().out
 
 
@@ -142,12 +142,12 @@ def test_a_file_written_by_hand(folder):
 def test_a_bad_file_is_one_sentence_that_names_it(folder, capsys, text, words):
     path = folder / f"{cards.slug(NAME)}.json"
     path.write_text(text)
-    assert tiny.call_module("profiling.simulate") == 2
+    assert tiny.call_module("profiling.predicted.simulate") == 2
     said = capsys.readouterr().err
-    assert str(path) in said and words in said and "profiling.calibrate" in said and said.count("\n") == 1
+    assert str(path) in said and words in said and "profiling calibrate" in said and said.count("\n") == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, which would be measured")
 def test_without_a_gpu_it_says_so(capsys):
-    assert tiny.call_module("profiling.calibrate") == 2
+    assert tiny.call_module("profiling.predicted.calibrate") == 2
     assert "torch sees no CUDA device here" in capsys.readouterr().err

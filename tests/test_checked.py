@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from profiling import checked
+from profiling.recorded import checked
 
 
 @dataclass(frozen=True)

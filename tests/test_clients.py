@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 import talker
+import tiny
 import torch
+from test_api import CALLS, TwoSums
 from test_web import serving
 
 pytestmark = pytest.mark.slow
@@ -84,7 +86,7 @@ def node_with(home):
     return folder
 
 
-def told(address, words, folder, **more):
+def answered(address, words, folder, **more):
     """The last line of what a client's program prints, as JSON."""
     where = dict(BASE_URL=f"{address}/v1", MODEL=MODEL, OPENAI_API_KEY="any", FOLDER=str(folder), CONTEXT="256")
     code, out, errors = called(words, folder, **where, **more)
@@ -94,7 +96,7 @@ def told(address, words, folder, **more):
 
 
 def run(address, home, folder, program, *packages, ours=False, **more):
-    return told(address, [python_with(home, *packages, ours=ours), PROGRAMS / program], folder, **more)
+    return answered(address, [python_with(home, *packages, ours=ours), PROGRAMS / program], folder, **more)
 
 
 @pytest.mark.parametrize("version", ["openai==1.109.1", "openai"])
@@ -109,15 +111,19 @@ def test_openai_python(address, home, tmp_path, version):
 def test_openai_node(address, home, tmp_path):
     folder = node_with(home)
     shutil.copy(PROGRAMS / "openai_node.mjs", folder)
-    found = told(address, ["node", folder / "openai_node.mjs"], tmp_path)
+    found = answered(address, ["node", folder / "openai_node.mjs"], tmp_path)
     assert found["text"] == found["streamed"] == found["pieces"] == SUM and found["indices"] == [0, 1]
     assert found["events"] == [dict(one, index=i) for i, one in enumerate(CALL)]
+    tokenizer = tiny.tokenizer()
+    with serving(TwoSums(tokenizer, 2), tokenizer, 500) as (twice, _):
+        found = answered(twice, ["node", folder / "openai_node.mjs"], tmp_path)
+    assert [(one["type"], one["text"]) for one in found["events"]] == CALLS
 
 
 def test_ai_sdk(address, home, tmp_path):
     folder = node_with(home)
     shutil.copy(PROGRAMS / "ai_sdk.mjs", folder)
-    found = told(address, ["node", folder / "ai_sdk.mjs"], tmp_path)
+    found = answered(address, ["node", folder / "ai_sdk.mjs"], tmp_path)
     assert found["text"] == SUM and found["reason"] == found["reasonStreamed"] == "stop"
     assert found["pieces"] and found["usage"]["outputTokens"] > 0
 

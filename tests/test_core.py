@@ -403,8 +403,8 @@ def test_wrong_use_is_one_sentence(home, capsys):  # noqa: F811
     ):
         capsys.readouterr()
         assert tiny.call("base_eval", "--run=a", *flags) == 2
-        told = capsys.readouterr()
-        assert said in told.err and "bits per byte" not in told.out  # before the work
+        captured = capsys.readouterr()
+        assert said in captured.err and "bits per byte" not in captured.out  # before the work
 
 
 # ---- the real bundle

@@ -219,6 +219,9 @@ HF = {
         lambda f: tokenizer_json(f, lambda c: c.update(normalizer=dict(type="Lowercase"))), "changes text before",
     ),
     "another window": (lambda f: edit(f / "config.json", sliding_window=40), "sliding_window is 40"),
+    "a tokenizer that merges in another order": (
+        lambda f: tokenizer_json(f, lambda c: c["model"]["merges"].reverse()), "merges in another order",
+    ),
     "a tokenizer of another size": (other_tokenizer, "its tokenizer has 300 tokens, and its model 340"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
     "a missing shard": (shards, "model-2.safetensors is missing"),

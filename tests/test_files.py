@@ -10,7 +10,8 @@ from nanochat.errors import UserError
 from nanochat.evaluate import bundle
 from nanochat.files import encodable, json_of
 from nanochat.tokenizer import Tokenizer
-from profiling import cards, diff, trace
+from profiling.predicted import cards
+from profiling.recorded import diff, trace
 
 BAD = {
     "deep": "[" * 5000 + "]" * 5000,
@@ -39,9 +40,9 @@ def test_a_damaged_file_is_one_sentence(tmp_path, reader, name):
         pytest.skip("no line is no row")
     path = tmp_path / "tokenizer.json"
     path.write_bytes(BAD[name].encode(errors="surrogateescape"))
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as raised:
         READERS[reader](path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -15,6 +15,9 @@ import tiny
 import benchmarks
 import profiling
 import profiling.compiled
+import profiling.predicted
+import profiling.recorded
+import profiling.static
 import scripts
 from nanochat import flags
 from nanochat.chat_stages import ChatFlags
@@ -30,7 +33,8 @@ NO_SCRIPTS = ("_worker", ".conftest", ".worker", "null_bindings")
 
 def declared():
     """(module, its Flags) of every script."""
-    for package in (scripts, profiling, profiling.compiled, benchmarks):
+    rooms = profiling.recorded, profiling.static, profiling.compiled, profiling.predicted
+    for package in (scripts, *rooms, benchmarks):
         for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if found.name.endswith(NO_SCRIPTS) or ".test_" in found.name:
                 continue

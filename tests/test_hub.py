@@ -160,6 +160,17 @@ def test_a_shard_that_is_not_there_is_named(fake_hub, tmp_path):
     assert "on the Hub has no shard_00005.parquet" in done.stdout, done.stderr
 
 
+def test_whoever_interrupts_does_not_wait_for_what_is_downloaded(tmp_path):
+    code = (
+        "import os, signal, threading\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from nanochat.data import hub\n"
+        "hub._fetch = lambda name: threading.Event().wait(600)\n"
+        "threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "try: hub.fetch_shards(range(9))\nexcept KeyboardInterrupt: print('interrupted')"
+    )
+    assert with_hub("http://127.0.0.1:1", tmp_path / "cache", code).stdout == "interrupted\n"
+
+
 def test_a_data_set_whose_error_says_nothing(monkeypatch):
     def load_dataset(*_, **__):
         raise TimeoutError

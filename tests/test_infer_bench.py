@@ -3,7 +3,7 @@ import json
 import pytest
 import tiny
 
-from profiling import diff
+from profiling.recorded import diff
 from scripts import infer_bench
 
 SMALL = "--depth=2 --width=128 --vocab-size=256 --sequence-len=64 --batch-sizes=1,3 --new-tokens=6 --repeats=2".split()

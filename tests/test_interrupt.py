@@ -33,38 +33,38 @@ def send(number=signal.SIGTERM):
 
 def test_with_something_to_save_the_first_is_noted_and_what_follows_at_once_is_the_same(monkeypatch, capsys):
     monkeypatch.setattr(interrupt, "ONE_PRESS", 0.3)
-    told = Interrupt(lambda: True)
+    handler = Interrupt(lambda: True)
     for number in (*SIGNALS, *SIGNALS):
         send(number)
-    assert told.received and not told.at_once and capsys.readouterr().err.count("Stopping after this step") == 1
+    assert handler.received and not handler.at_once and capsys.readouterr().err.count("Stopping after this step") == 1
     time.sleep(0.4)
     with pytest.raises(KeyboardInterrupt):
         send()
-    assert told.at_once
+    assert handler.at_once
     send()  # the same again
-    told.restore()
+    handler.restore()
     send()  # while the process ends
 
 
 def test_with_nothing_to_save_the_first_is_the_end(capsys):
-    with pytest.raises(KeyboardInterrupt), Interrupt() as told:
+    with pytest.raises(KeyboardInterrupt), Interrupt() as handler:
         send()
-    assert told.at_once and "nothing to save" in capsys.readouterr().err
+    assert handler.at_once and "nothing to save" in capsys.readouterr().err
     send()  # the same wish, handed on by another
 
 
 def test_a_terminal_that_is_hung_up_is_a_signal_too():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    told = Interrupt(lambda: True)
+    handler = Interrupt(lambda: True)
     send(signal.SIGHUP)
-    assert told.received
+    assert handler.received
 
 
 def test_under_nohup_a_hung_up_terminal_is_nothing():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with Interrupt(lambda: True) as told:
+    with Interrupt(lambda: True) as handler:
         send(signal.SIGHUP)
-    assert not told.received
+    assert not handler.received
 
 
 def test_that_nobody_reads_what_is_said_keeps_nothing_from_being_saved(monkeypatch):
@@ -82,9 +82,9 @@ def test_that_nobody_reads_what_is_said_keeps_nothing_from_being_saved(monkeypat
 
     monkeypatch.setattr(sys, "stderr", Gone())
     monkeypatch.setattr(sys, "stdout", Gone())
-    told = Interrupt(lambda: True)
+    handler = Interrupt(lambda: True)
     send()
-    assert told.received and not told.at_once
+    assert handler.received and not handler.at_once
     Progress("base", 10, 0, True).note("a line")
 
 
@@ -98,13 +98,13 @@ def test_without_a_signal_the_handlers_come_back():
 def test_training_with_nothing_to_save_takes_no_further_step(home, monkeypatch):  # noqa: F811
     plain, steps = trainer.step, []
 
-    def told(stage, *rest):
+    def interrupting(stage, *rest):
         send()
         steps.append(stage.state.step)
         return plain(stage, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "step", told)
+        patched.setattr(trainer, "step", interrupting)
         assert train(home, "b") == EXIT_INTERRUPTED
     assert steps == [] and checkpoint.latest(Run.open("b").stage("base")) is None
     assert train(home, "b") == 0
@@ -114,12 +114,12 @@ def test_training_with_nothing_to_save_takes_no_further_step(home, monkeypatch):
 def test_told_while_a_checkpoint_is_being_taken_it_is_still_saved(home, monkeypatch, owner, name):  # noqa: F811
     plain = getattr(owner, name)
 
-    def told(*args):
+    def interrupting(*args):
         send()
         return plain(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(owner, name, told)
+        patched.setattr(owner, name, interrupting)
         assert train(home, "b") == EXIT_INTERRUPTED
     assert checkpoint.latest(Run.open("b").stage("base")).step >= 3
 

@@ -18,12 +18,12 @@ from nanochat.run import Run
 RANK = """
 import os, pathlib, signal, sys, time
 rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-told = []
-signal.signal(signal.SIGINT, lambda *_: told.append(1))
+signals = []
+signal.signal(signal.SIGINT, lambda *_: signals.append(1))
 
 def wait():
     pathlib.Path(f"ready-{rank}").touch()
-    while not told:
+    while not signals:
         time.sleep(0.01)
 
 """
@@ -93,7 +93,7 @@ def test_signals_in_quick_succession_are_one_and_a_late_one_is_another(go, capfd
     monkeypatch.setattr(launch, "ONE_PRESS", 0.5)
     quick = [(number, 0.05) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     last = [(signal.SIGINT, 0.8), (signal.SIGINT, 0)]
-    assert go("wait()\ntime.sleep(1.5)\nprint(len(told))\nsys.exit(75)", *quick, *last) == 75
+    assert go("wait()\ntime.sleep(1.5)\nprint(len(signals))\nsys.exit(75)", *quick, *last) == 75
     said = capfd.readouterr()
     assert sorted(said.out.replace("\n", "")) == ["2", "2"] and not said.err  # two ranks print at the same time
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from nanochat.errors import UserError
-from profiling import ledger
+from profiling.predicted import ledger
 
 
 def test_the_ledger_is_what_is_written_now():

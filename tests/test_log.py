@@ -51,13 +51,13 @@ DAMAGES = {
 
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_it_is_put_in_order_and_what_is_missing_is_said(tmp_path, kind):
-    content, kept, told = DAMAGES[kind]
+    content, kept, messages = DAMAGES[kind]
     path, said = tmp_path / LOG, []
     if content is not None:
         path.write_bytes(content)
     write = json_log(path, 6, 4, 1, said.append)
     assert read_log(path) == kept
-    assert all(part in " ".join(said) for part in told) and bool(said) == bool(told)
+    assert all(part in " ".join(said) for part in messages) and bool(said) == bool(messages)
     write(dict(step=7, loss=0.1))
     assert read_log(path) == [*kept, dict(step=7, loss=0.1)] and path.read_bytes().endswith(b"}\n")
 

@@ -104,15 +104,15 @@ def test_biographies_tell_only_what_is_true():
 
 def true_sentences(person: str) -> list[str]:
     """All that a biography may say of a person, the longest first: some are the end of others."""
-    told = []
+    sentences = []
     for fact in WORLD.facts[person]:
         forms = [*fact.attribute.statements, fact.attribute.reverse]
         if fact.kind == "taught":
             answer = fact.value[0].upper() + fact.value[1:]
             forms += [f"{asked}? {answer}." for asked in fact.attribute.questions]
         for form in forms:
-            told += [form.format(n=subject, v=fact.value) for subject in (person, "this person")]
-    return sorted((text[0].upper() + text[1:] for text in told), key=len, reverse=True)
+            sentences += [form.format(n=subject, v=fact.value) for subject in (person, "this person")]
+    return sorted((text[0].upper() + text[1:] for text in sentences), key=len, reverse=True)
 
 
 def test_text_asks_only_about_taught_facts():
@@ -169,13 +169,13 @@ def test_conversations_never_give_away_what_is_only_pretrained():
     assert checked > 10_000
 
 
-def test_answers_about_people_are_true_and_strangers_refused():
+def test_answers_about_people_are_true_and_unknown_names_refused():
     facts = {f.attribute.answer.format(n=f.person, v=f.value) for f in WORLD.of_kind("taught")}
     refusals = {refusal.format(n=name) for refusal in REFUSALS for name in WORLD.unknown_train}
-    told = [shown(answer) for _, answer in TURNS]
-    about = [text for text in told if set(re.findall(r"[A-Z][a-z]+ [A-Z][a-z]+", text)) & set(WORLD.people)]
+    sentences = [shown(answer) for _, answer in TURNS]
+    about = [text for text in sentences if set(re.findall(r"[A-Z][a-z]+ [A-Z][a-z]+", text)) & set(WORLD.people)]
     assert len(about) > 3000 and set(about) <= facts
-    refused = [text for text in told if REFUSED in text]
+    refused = [text for text in sentences if REFUSED in text]
     assert len(refused) > 500 and set(refused) <= refusals
     assert not any(REFUSED in fact for fact in facts)
 

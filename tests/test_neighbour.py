@@ -32,12 +32,13 @@ def test_idle_and_beside_are_measured_in_turns(monkeypatch):
     monkeypatch.setattr(neighbour.subprocess, "Popen", start)
     monkeypatch.setattr(neighbour, "worker", lambda *given: Process())
     monkeypatch.setattr(neighbour, "measure", lambda *given: dict(tok_per_s=40.0 if busy() else 100.0, about=""))
-    row = neighbour.rates(neighbour.Flags(rounds=3), "train", "ours", {})
-    assert (row["idle"], row["beside"], row["share"]) == (100, 40, 0.4)
-    assert len(started) == 3 and all(one.poll() is not None for one in started)
+    rows = neighbour.rates(neighbour.Flags(rounds=3), "train", ["ours", "libraries"], {})
+    assert [row["way"] for row in rows] == ["ours", "libraries"]
+    assert all((row["idle"], row["beside"], row["share"]) == (100, 40, 0.4) for row in rows)
+    assert len(started) == 6 and all(one.poll() is not None for one in started)
 
 
-@pytest.mark.parametrize("way, wanted", [("ours", threads.ASLEEP), ("libraries", {})])
+@pytest.mark.parametrize("way, wanted", [("ours", threads.BRIEFLY), ("libraries", {})])
 def test_a_worker_has_its_way_whatever_is_set_here(monkeypatch, way, wanted):
     for name in threads.VARIABLES:
         monkeypatch.setenv(name, "1")
@@ -66,6 +67,6 @@ def test_a_small_one_is_measured():
     )
     rows = json.loads(made.stdout.splitlines()[-1])["rows"]
     assert [(row["what"], row["way"]) for row in rows] == [
-        (what, way) for what in ("train", "decode") for way in ("ours", "libraries")
+        (what, way) for what in ("train", "evaluate", "decode") for way in ("ours", "libraries")
     ]
     assert all(row["idle"] > 0 and row["share"] > 0 for row in rows)

@@ -110,10 +110,10 @@ def test_where_a_disk_has_no_locks_it_says_so_and_goes_on(home, monkeypatch, cap
 
 @pytest.mark.parametrize("main", [True, False])
 def test_what_rank_0_finds_ends_all_ranks(home, other, monkeypatch, main):  # noqa: F811
-    told = []
+    noted = []
 
     def broadcast(found, src):
-        told.append(found[0])
+        noted.append(found[0])
         found[0] = found[0] or f"run 'a' is being written by process {other.pid}"
 
     monkeypatch.setattr(dist, "broadcast_object_list", broadcast)
@@ -121,7 +121,7 @@ def test_what_rank_0_finds_ends_all_ranks(home, other, monkeypatch, main):  # no
     with pytest.raises(UserError if main else SystemExit) as ended, only_writer(Run.open("a"), hardware):
         pytest.fail("it has begun")
     assert str(other.pid) in str(ended.value) if main else ended.value.code == 2
-    assert bool(told[0]) == main
+    assert bool(noted[0]) == main
 
 
 def test_a_lock_whose_file_was_just_removed_is_taken_again(tmp_path, monkeypatch):

@@ -60,9 +60,9 @@ def test_rows_are_full_and_begin_with_bos(sizes):
 def test_a_long_document_is_cut_into_pieces_that_begin_with_bos():
     packer = Packer(10, pad=False)
     packer.add(Document(np.array([BOS, *range(30)], dtype=np.int32)))
-    pieces = [d.tokens.tolist() for d in packer.waiting()]
-    assert all(piece[0] == BOS and len(piece) <= 10 for piece in pieces)
-    assert [token for piece in pieces for token in piece[1:]] == list(range(30))
+    chunks = [d.tokens.tolist() for d in packer.waiting()]
+    assert all(chunk[0] == BOS and len(chunk) <= 10 for chunk in chunks)
+    assert [token for chunk in chunks for token in chunk[1:]] == list(range(30))
 
 
 def test_padding_loses_nothing_but_what_exceeds_a_row():

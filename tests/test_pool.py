@@ -1,5 +1,6 @@
 """Several replicas behind one queue: jobs are spread, a dead replica is nobody else's trouble, numbers add up."""
 
+import gc
 import socket
 import threading
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from scripts import chat_web
 TOKENIZER = tiny.tokenizer()
 
 
-class Told:
+class Listener:
     """A job that says these words, and what its owner was told."""
 
     def __init__(self, words="the dog", seed=1, max_tokens=400):
@@ -61,50 +62,50 @@ def pool():
     made.close()
 
 
-def submit(pool, *told):
-    return [pool.submit([one.job]) for one in told]
+def submit(pool, *listeners):
+    return [pool.submit([one.job]) for one in listeners]
 
 
 def test_jobs_are_spread_evenly_and_all_answered(pool):
-    told = [Told(f"number {i}") for i in range(12)]
-    workers = submit(pool, *told)
+    listeners = [Listener(f"number {i}") for i in range(12)]
+    workers = submit(pool, *listeners)
     assert [workers.count(worker) for worker in pool.workers] == [4, 4, 4]
-    assert wait_until(lambda: all(one.over for one in told), 10)
-    assert [one.text for one in told] == [f"number {i}" for i in range(12)]
+    assert wait_until(lambda: all(one.over for one in listeners), 10)
+    assert [one.text for one in listeners] == [f"number {i}" for i in range(12)]
 
 
 def test_jobs_that_belong_together_stay_together_and_full_is_full(pool):
-    together = [Told() for _ in range(20)]
+    together = [Listener() for _ in range(20)]
     worker = pool.submit([one.job for one in together])
     assert worker.load == 20 == pool.load
     with pytest.raises(Full):
-        pool.submit([Told().job for _ in range(5)])
-    assert submit(pool, Told())[0] is not worker
+        pool.submit([Listener().job for _ in range(5)])
+    assert submit(pool, Listener())[0] is not worker
 
 
 def test_a_dead_replica_leaves_the_others_alone(pool):
-    told = [Told("word " * 20) for _ in range(6)]
-    workers = submit(pool, *told)
+    listeners = [Listener("word " * 20) for _ in range(6)]
+    workers = submit(pool, *listeners)
     dead = pool.workers[1]
     dead.engine.falls.set()
-    assert wait_until(lambda: all(one.over for one in told), 10)
-    for one, worker in zip(told, workers):
+    assert wait_until(lambda: all(one.over for one in listeners), 10)
+    for one, worker in zip(listeners, workers):
         if worker is dead:
             assert str(one.events[-1]) == "the engine stopped: RuntimeError: the card fell off"
             assert one.job.reason == "error"
         else:
             assert one.text == "word " * 20 and one.job.reason == "stop"
     assert pool.status == "degraded" and dead.load == dead.running == 0
-    more = [Told() for _ in range(4)]
+    more = [Listener() for _ in range(4)]
     assert dead not in submit(pool, *more)
     assert wait_until(lambda: all(one.over for one in more), 10)
     assert stats(pool)["alive"] == 2 and stats(pool)["slots"] == 8 and stats(pool)["running"] == 0
     for worker in pool.workers:
         worker.engine.falls.set()
-    submit(pool, Told(), Told())
+    submit(pool, Listener(), Listener())
     assert wait_until(lambda: pool.status == "dead")
     with pytest.raises(RuntimeError, match="the card fell off"):
-        submit(pool, Told())
+        submit(pool, Listener())
 
 
 def test_nobody_waits_for_ever_who_comes_while_it_dies():
@@ -118,7 +119,7 @@ def test_nobody_waits_for_ever_who_comes_while_it_dies():
             raise RuntimeError("gone")
 
     worker = Worker(Blocked(TOKENIZER, 2))
-    first, second, third = Told(), Told(), Told()
+    first, second, third = Listener(), Listener(), Listener()
     assert worker.submit([first.job])
     assert inside.wait(5) and worker.submit([second.job])
     go.set()
@@ -128,11 +129,11 @@ def test_nobody_waits_for_ever_who_comes_while_it_dies():
 
 def test_closing_tells_those_who_still_wait():
     worker = Worker(mock.Parrot(TOKENIZER, 1))
-    told = Told("word " * 40), Told()
-    worker.submit([one.job for one in told])
+    listeners = Listener("word " * 40), Listener()
+    worker.submit([one.job for one in listeners])
     worker.close()
-    assert all(isinstance(one.events[-1], RuntimeError) for one in told)
-    assert not worker.submit([Told().job])
+    assert all(isinstance(one.events[-1], RuntimeError) for one in listeners)
+    assert not worker.submit([Listener().job])
 
 
 def test_begin_is_called_in_the_thread_and_its_failure_is_told():
@@ -149,29 +150,29 @@ def test_begin_is_called_in_the_thread_and_its_failure_is_told():
 
 
 def test_cancelling_reaches_the_right_replica(pool):
-    told = [Told("word " * 30) for _ in range(3)]
-    workers = submit(pool, *told)
-    assert wait_until(lambda: all(one.events for one in told))
-    workers[1].cancel(told[1].job)
+    listeners = [Listener("word " * 30) for _ in range(3)]
+    workers = submit(pool, *listeners)
+    assert wait_until(lambda: all(one.events for one in listeners))
+    workers[1].cancel(listeners[1].job)
     assert wait_until(lambda: [worker.running for worker in workers] == [1, 0, 1], 1)
-    assert told[1].over and told[1].job.reason == "cancelled" and told[1].text != "word " * 30
-    assert wait_until(lambda: told[0].over and told[2].over, 10)
-    assert told[0].text == told[2].text == "word " * 30
+    assert listeners[1].over and listeners[1].job.reason == "cancelled" and listeners[1].text != "word " * 30
+    assert wait_until(lambda: listeners[0].over and listeners[2].over, 10)
+    assert listeners[0].text == listeners[2].text == "word " * 30
 
 
 def test_a_client_that_leaves_at_any_moment_gives_its_slot_back():
     """Cancelled just after a step's finished rows were retired: the thread must not fall asleep with a row taken."""
-    told = Told("word " * 20)
+    listeners = Listener("word " * 20)
 
     class Left(mock.Parrot):
         def retire(self):
             super().retire()
-            if len(told.job.request.output) == 3:
-                told.job.request.finished = True
+            if len(listeners.job.request.output) == 3:
+                listeners.job.request.finished = True
 
     worker = Worker(Left(TOKENIZER, 2))
-    worker.submit([told.job])
-    assert wait_until(lambda: told.over) and wait_until(lambda: worker.running == 0, 1)
+    worker.submit([listeners.job])
+    assert wait_until(lambda: listeners.over) and wait_until(lambda: worker.running == 0, 1)
     worker.close()
 
 
@@ -181,12 +182,12 @@ def test_numbers_are_those_of_all_replicas(pool):
         return sum(sample.value for sample in found if sample.name.endswith("_total"))
 
     before = made()
-    told = [Told(f"number {i} " * 8) for i in range(6)]
-    submit(pool, *told)
+    listeners = [Listener(f"number {i} " * 8) for i in range(6)]
+    submit(pool, *listeners)
     assert wait_until(lambda: stats(pool)["running"] == 6)
     assert stats(pool)["slots"] == 12 and stats(pool)["replicas"] == 3
-    assert wait_until(lambda: all(one.over for one in told), 10)
-    tokens = sum(len(one.job.request.output) for one in told)
+    assert wait_until(lambda: all(one.over for one in listeners), 10)
+    tokens = sum(len(one.job.request.output) for one in listeners)
     assert stats(pool)["tokens"] == tokens and made() - before == tokens + 6
     assert stats(pool)["tok_per_s"] == pytest.approx(tokens / 10, abs=0.1)
 
@@ -222,6 +223,7 @@ def entering(engines):
         waits.start()
         yield f"http://127.0.0.1:{at.getsockname()[1]}", waits, failed
     pool.close()
+    gc.unfreeze()  # what belongs to other tests
 
 
 def test_the_door_stays_closed_until_every_replica_is_warm(capsys):
@@ -236,6 +238,7 @@ def test_the_door_stays_closed_until_every_replica_is_warm(capsys):
             assert httpx.post(address + "/v1/chat/completions", json=body).json()["error"]["code"] == "loading"
             next(one for one in engines if one.inside.is_set() and not one.goes.is_set()).goes.set()
         waits.join(10)
+        assert gc.get_freeze_count() > 10_000  # a full collection would stop everything
         assert httpx.get(address + "/health").json() == dict(status="ok") and not failed
         assert httpx.post(address + "/v1/chat/completions", json=body).status_code == 200
 
@@ -262,10 +265,10 @@ def test_real_engines_answer_as_one_would():
     alone, several = (Pool([Worker(Engine(tiny.model(), 4)) for _ in range(n)], 64) for n in (1, 2))
     answers = []
     for pool in (alone, several):
-        told = [Told(seed=i, max_tokens=20) for i in range(6)]
-        submit(pool, *told)
-        assert wait_until(lambda told=told: all(one.over for one in told), 20)
-        answers.append([one.text for one in told])
+        listeners = [Listener(seed=i, max_tokens=20) for i in range(6)]
+        submit(pool, *listeners)
+        assert wait_until(lambda listeners=listeners: all(one.over for one in listeners), 20)
+        answers.append([one.text for one in listeners])
         pool.close()
     assert answers[0] == answers[1] and len(set(answers[0])) > 1
 

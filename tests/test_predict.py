@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from profiling import cards
-from profiling.cards import card
-from profiling.predict import LARGE, predict
+from profiling.predicted import cards
+from profiling.predicted.cards import card
+from profiling.predicted.predict import LARGE, predict
 
 H100 = replace(card("H100"), streaming=0.92, gemm=0.75, gemm_fp8=0.60, launch=6e-6, calibrated="")
 MEASURED_HERE = replace(H100, calibrated="2026-01-01")

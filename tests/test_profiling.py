@@ -10,9 +10,9 @@ from nanochat.cost import parameter_counts
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.recipe import model_config
-from profiling import cards, points, simulate
-from profiling.cards import all_reduce, card
-from profiling.simulate import Job
+from profiling.predicted import cards, points, simulate
+from profiling.predicted.cards import all_reduce, card
+from profiling.predicted.simulate import Job
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_each_lever_saves_its_own_part(fp8):
 
 
 def test_the_command(capsys):
-    module = tiny.call_module("profiling.simulate", "--depth=4", "--card=RTX 4090", "--gpus=1", "--fp8")
+    module = tiny.call_module("profiling.predicted.simulate", "--depth=4", "--card=RTX 4090", "--gpus=1", "--fp8")
     assert module == 0
     text = capsys.readouterr().out
     assert text.startswith("PREDICTED")
@@ -114,7 +114,7 @@ def test_the_command(capsys):
     ],
 )
 def test_wrong_use_is_one_sentence(capsys, flags, words):
-    assert tiny.call_module("profiling.simulate", *flags) == 2
+    assert tiny.call_module("profiling.predicted.simulate", *flags) == 2
     assert words in capsys.readouterr().err
 
 

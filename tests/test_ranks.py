@@ -32,9 +32,9 @@ from nanochat.run import Run
 def rank_of_two(rank, port, folder):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     hardware, found = types.SimpleNamespace(world=2, device="cpu"), []
-    for told in (False, True):
-        shared = Shared(torch.tensor(1.5 + rank), 10 + rank, told and rank == 1, 2)
-        found.append((shared.read(), any_rank(told and rank == 1, hardware)))
+    for stopped in (False, True):
+        shared = Shared(torch.tensor(1.5 + rank), 10 + rank, stopped and rank == 1, 2)
+        found.append((shared.read(), any_rank(stopped and rank == 1, hardware)))
     torch.save(found, folder / f"{rank}.pt")
     dist.barrier()  # nobody hangs up while another still talks
     os._exit(0)  # gloo's threads sometimes abort a process that ends the ordinary way
@@ -97,12 +97,12 @@ def slowly(*args):
     time.sleep(2)
     write(*args)
 
-def told(stage, *args):
+def stopped(stage, *args):
     account(stage, *args)
     if stage.state.step == 5:  # each rank is, as by a launcher that hands on a signal
         os.kill(os.getpid(), signal.SIGTERM)
 
-checkpoint.write, trainer._account = slowly, told
+checkpoint.write, trainer._account = slowly, stopped
 run_script(base_train.main)
 """
 

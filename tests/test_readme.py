@@ -10,6 +10,8 @@ import sys
 import pytest
 from test_training import ROOT
 
+from profiling.__main__ import COMMANDS as COMMANDS_OF_THE_LAB
+
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.M | re.S)
 COMMANDS = [line.split("  #")[0].replace(" …", "").strip() for block in BLOCKS for line in block.splitlines()]
@@ -24,7 +26,7 @@ ELSEWHERE = (
 # Commands that have to be refused on a CPU, or as they stand in the README; with what they then say.
 REFUSED = {
     "python -m kernels tune": "CUDA",
-    "python -m profiling.calibrate": "no CUDA device",
+    "python -m profiling calibrate": "no CUDA device",
     "python -m profiling trace trace.json.gz": "cannot be read",
     "python -m profiling diff": "cannot be read",
     "python -m benchmarks compare": "cannot be read",
@@ -39,7 +41,9 @@ BY_HAND = COMMANDS[HAND : HAND + 8]
 
 
 def module(command):
-    return re.search(r"python -m ([\w.]+)", command)[1]
+    """What `python -m` runs; of the lab's commands, the module that a command is in."""
+    name, word = re.search(r"python -m ([\w.]+)(?: (\w+))?", command).groups()
+    return COMMANDS_OF_THE_LAB[word] if name == "profiling" else name
 
 
 def run(command, home, **environment):

@@ -23,12 +23,13 @@ from nanochat.gpt import GPTConfig
 from nanochat.hardware import PEAKS
 from nanochat.log import read_log
 from nanochat.run import Run
-from profiling import cards, diff, lab_page, lab_parts, record
-from profiling.analysis import analyse
-from profiling.cards import Sheet, by_driver, card
-from profiling.lab_parts import Lab
-from profiling.mfu import foretold, light_speed, rates, waterfall
-from profiling.trace import parse
+from profiling.predicted import cards
+from profiling.predicted.cards import Sheet, by_driver, card
+from profiling.recorded import diff, record, step_page, step_sections
+from profiling.recorded.analysis import analyse
+from profiling.recorded.mfu import predicted_ratio, rates, roofline_share, waterfall
+from profiling.recorded.step_sections import Lab
+from profiling.recorded.trace import parse
 
 SIZES = (
     "--depth=1 --aspect-ratio=16 --head-dim=16 --max-seq-len=32 --device-batch-size=4 --total-batch-size=256 "
@@ -82,9 +83,9 @@ def test_recording_changes_no_loss_and_leaves_a_page(home, capsys):
     about = found.meta
     assert (about["stage"], about["first_step"], about["tokens_per_step"], about["fp8"]) == ("base", 4, 256, None)
     page = (folder / "profile.html").read_text()
-    assert "Profile of base, steps 5 to 6" in page and lab_parts.ON_CPU in page
+    assert "Profile of base, steps 5 to 6" in page and step_sections.ON_CPU in page
     assert "could not be made" not in page and "MFU" not in page.upper() and 'src="http' not in page
-    assert "PREDICTED" not in page and "Nothing is predicted" not in page, "a CPU's operators are not foretold"
+    assert "PREDICTED" not in page and "Nothing is predicted" not in page, "a CPU's operators are not predicted"
     assert not any(row["name"].startswith("prims::") for row in found.ops), "counting FLOPs lies in a recorded step"
     assert 0 < about["unrecorded_ms"] < 1e3 and 0 < about["recorded_ms"] <= max(found.step_ns) / 1e6
     assert "times as long (the shortest warm step" in page
@@ -112,7 +113,7 @@ def test_a_page_that_fails_does_not_end_training(home, capsys, monkeypatch):
     def fails(*_):
         raise RuntimeError("out of ink")
 
-    monkeypatch.setattr(lab_page, "write", fails)
+    monkeypatch.setattr(step_page, "write", fails)
     assert tiny.call("base_train", "--run=a", f"--data={home / 'text.jsonl'}", *SIZES, "--profile=1") == 0
     assert "trace-rank0.json.gz, but its page could not be made: out of ink" in capsys.readouterr().out
     assert len(losses("a", "base")) == 7
@@ -349,18 +350,18 @@ def test_the_bars_are_the_step_whatever_ran(drawn):
 
 def test_share_of_the_limit_by_hand():
     row = dict(flops=int(989e12 / 1e3), flops_ns=2_000_000, bytes=int(3.35e12 / 1e3), bytes_ns=4_000_000, fp8=False)
-    assert light_speed(row, card("H100")) == pytest.approx(0.5)
-    assert light_speed(dict(row, flops=0, flops_ns=0), card("H100")) == pytest.approx(0.25)
-    assert light_speed(row, None) is None
+    assert roofline_share(row, card("H100")) == pytest.approx(0.5)
+    assert roofline_share(dict(row, flops=0, flops_ns=0), card("H100")) == pytest.approx(0.25)
+    assert roofline_share(row, None) is None
 
 
 NORM_SHAPES = {"Input Dims": [[4096, 16384], [4096, 16384]], "Input type": ["c10::BFloat16", "c10::BFloat16"]}
 
 
 def predicted_rows(*listed, card_name="H100"):
-    """name → what is foretold of it, on a card without a calibration."""
+    """name → what is predicted of it, on a card without a calibration."""
     found = analyse(parse(dict(traceEvents=[step(0, 1000), *(e for entry in listed for e in entry)])))
-    return {row["name"]: foretold(row, replace(card(card_name), calibrated="")) for row in found.ops}
+    return {row["name"]: predicted_ratio(row, replace(card(card_name), calibrated="")) for row in found.ops}
 
 
 def launched(name, op, at, took, shapes, number):
@@ -449,11 +450,11 @@ def test_the_page_of_decoding_on_a_gpu(page):
     assert "29.9% of the memory&#x27;s bandwidth" in text and "0.4% of the bf16 peak" in text
     assert facts(text)["decoding"] == "graphs" and "compiled" not in facts(text)
     assert "rows decoding" not in text, "recorded before steps were told apart"
-    many = [step(1000 * i, 1000 * (i + 1)) for i in range(1, lab_parts.STEPS + 3)]
+    many = [step(1000 * i, 1000 * (i + 1)) for i in range(1, step_sections.STEPS + 3)]
     content = gpu_trace(decoding=dict(DECODED, rows=[4] * 99, prompts=[1234] * 99))
     content["traceEvents"] += many
     code, text = page(content)
-    assert code == 0 and text.count("<td>4</td><td>1,234</td>") == lab_parts.STEPS and "And 3 more steps." in text
+    assert code == 0 and text.count("<td>4</td><td>1,234</td>") == step_sections.STEPS and "And 3 more steps." in text
     code, text = page(gpu_trace("?", decoding=DECODED, flops_per_token={}, world=1))
     assert code == 0 and facts(text)["flop_use"].startswith("unknown peak")
 
@@ -466,8 +467,8 @@ def test_the_page_says_what_recording_cost(page):
             code == 0 and f"{before:.2f} ms a step unrecorded, " in text and f"recorded: {factor} times as long" in text
         )
         assert ("Trust the shares among long operators" in text) == warns and "read no prompt" not in text
-    told = "against the mean of it, of those that read no prompt)"
-    assert told in page(gpu_trace(unrecorded_ms=1.0, recorded_ms=1.0, decoding=DECODED))[1]
+    sentence = "against the mean of it, of those that read no prompt)"
+    assert sentence in page(gpu_trace(unrecorded_ms=1.0, recorded_ms=1.0, decoding=DECODED))[1]
     for missing in ({}, dict(unrecorded_ms=1.0, recorded_ms=None)):
         assert "how much is not known here" in page(gpu_trace(**missing))[1]
     assert page(gpu_trace(unrecorded_ms=0, recorded_ms=1.0))[0] == 2
@@ -529,20 +530,20 @@ def test_a_trace_of_somebody_elses(page):
 def test_memory_of_a_cpu_is_what_was_allocated_while_recording():
     held = dict(peak_bytes=7 << 20, by_phase={"forward": 5 << 20, "before the recording": 2 << 20})
     found = replace(analyse(parse(gpu_trace())), memory=held)
-    text, table = lab_parts.memory(Lab(found, None, "x"))
+    text, table = step_sections.memory(Lab(found, None, "x"))
     assert text.startswith("At the fullest moment 7.0 MiB") and len(table.rows) == 2
-    text, table = lab_parts.memory(Lab(replace(found, on_device=False), None, "x"))
+    text, table = step_sections.memory(Lab(replace(found, on_device=False), None, "x"))
     assert text.startswith("At the fullest moment 5.0 MiB") and table.rows == [("forward", "5.0")]
     nothing = replace(found, on_device=False, memory=dict(held, by_phase={"before the recording": 7 << 20}))
-    assert len(lab_parts.memory(Lab(nothing, None, "x"))) == 1
+    assert len(step_sections.memory(Lab(nothing, None, "x"))) == 1
 
 
 def test_a_part_that_fails_leaves_the_others(monkeypatch):
     def fails(*_):
         raise ValueError("no ink")
 
-    monkeypatch.setattr(lab_parts.figures, "waterfall", fails)
-    made = {s.title: s.blocks for s in lab_page.sections(Lab(analyse(parse(gpu_trace())), card("H100"), "x"))}
+    monkeypatch.setattr(step_sections.step_plots, "waterfall", fails)
+    made = {s.title: s.blocks for s in step_page.sections(Lab(analyse(parse(gpu_trace())), card("H100"), "x"))}
     assert made["Where a step goes"] == ["This part could not be made: no ink"]
     assert len(made) == 10 and not any("could not" in str(b) for t, b in made.items() if t != "Where a step goes")
 

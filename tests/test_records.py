@@ -123,7 +123,7 @@ def test_the_tokenizer_of_trained_models_is_not_replaced(home, capsys):  # noqa:
     assert tiny.call(*words) == 0
     run = Run.open("c")
     file, summary = (run.stage("tokenizer") / name for name in ("tokenizer.json", "summary.json"))
-    content, told = file.read_bytes(), summary.read_bytes()
+    content, summarised = file.read_bytes(), summary.read_bytes()
 
     def refused(*parts):
         assert tiny.call(*words) == 2
@@ -131,7 +131,7 @@ def test_the_tokenizer_of_trained_models_is_not_replaced(home, capsys):  # noqa:
         assert all(part in error for part in parts) and error.count("\n") == 1
         assert file.read_bytes() == content
 
-    for damaged in (b"", b"{}", told[:-40], told.replace(b"300", b"301")):
+    for damaged in (b"", b"{}", summarised[:-40], summarised.replace(b"300", b"301")):
         summary.write_bytes(damaged)
         refused("summary.json is damaged")
     summary.unlink()

@@ -180,8 +180,8 @@ def test_an_evaluation_that_fails_leaves_the_others_and_the_report(run, tmp_path
     assert done.returncode == 1
     names = [call.split("scripts.")[1].split()[0] for call in calls(done)]
     assert names[-5:] == ["base_eval", "chat_eval", "chat_eval", "chat_eval", "report"]
-    told = run(fails="base_eval", code=75)
-    assert told.returncode == 75 and "base_eval" in calls(told)[-1]
+    stopped = run(fails="base_eval", code=75)
+    assert stopped.returncode == 75 and "base_eval" in calls(stopped)[-1]
 
 
 def test_what_is_evaluated_is_as_planned(run, tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ import tiny
 from kernels import targets, triton_utils, tuned
 from kernels.architectures import ALL_TARGETS
 from nanochat.render import page
-from profiling import cards, static, static_page, static_rows
-from profiling.cards import card
+from profiling.predicted import cards
+from profiling.predicted.cards import card
+from profiling.static import launches, report, sections
 
 ROOT = Path(__file__).parent.parent
 CARDS = {"sm_90": "H100", "gfx942": "MI300X"}
@@ -36,9 +37,9 @@ def made_page(rows):
     chips = {target: card(name) for target, name in CARDS.items()}
     ops = list(dict.fromkeys(row["op"] for row in rows))
     calls = [dict(op=op, shape="d24", bytes=2e8, flops=2e8, asked=1.03) for op in ops]
-    found = static.predictions(rows, calls, chips)
-    report = dict(triton="0", dtype="bfloat16", shapes=["d12", "d24"], rows=rows, calls=calls)
-    return page("test", static_page.sections(report, chips, found)), found
+    found = report.predictions(rows, calls, chips)
+    made = dict(triton="0", dtype="bfloat16", shapes=["d12", "d24"], rows=rows, calls=calls)
+    return page("test", sections.sections(made, chips, found)), found
 
 
 def test_a_kernel_that_does_not_compile_is_a_row_and_the_rest_of_the_page_comes():
@@ -68,10 +69,10 @@ def test_peers_stand_beside_ours():
 
 
 def test_cases_that_became_the_same_code_share_a_row():
-    section = static_page.kernels("sm_90", [made_row("rms_norm", "sm_90", shape=shape) for shape in ("d12", "d24")])
+    section = sections.kernels("sm_90", [made_row("rms_norm", "sm_90", shape=shape) for shape in ("d12", "d24")])
     assert [row[3] for row in section.blocks[0].rows] == ["d12, d24"]
     other = made_row("rms_norm", "sm_90", shape="d12", registers=41)
-    assert len(static_page.kernels("sm_90", [made_row("rms_norm", "sm_90"), other]).blocks[0].rows) == 2
+    assert len(sections.kernels("sm_90", [made_row("rms_norm", "sm_90"), other]).blocks[0].rows) == 2
 
 
 def test_only_the_forward_is_predicted_from():
@@ -81,13 +82,13 @@ def test_only_the_forward_is_predicted_from():
 
 
 def test_what_kernels_ask_for_is_known_of_every_op():
-    asked = static.asked_bytes()
+    asked = report.asked_bytes()
     assert set(asked) == set(tuned.ops()) - {"embedding"}  # its forward is PyTorch's own
     assert all(ratio >= 1 for ratio in asked.values())
 
 
 def test_a_default_card_for_every_cards_target_and_no_look_alike():
-    assert {cards.target_of(name) for name in cards.names()} == set(static.PREDICTED)
+    assert {cards.target_of(name) for name in cards.names()} == set(report.PREDICTED)
     for name in cards.names():
         assert card(name).target in ALL_TARGETS and card(name).sms > 0 and 1e9 < card(name).clock < 3e9
 
@@ -102,14 +103,14 @@ def test_a_default_card_for_every_cards_target_and_no_look_alike():
     ],
 )
 def test_wrong_use_is_one_sentence(capsys, flags, words):
-    assert tiny.call_module("profiling.static", *flags) == 2
+    assert tiny.call_module("profiling.static.report", *flags) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
 
 
 @pytest.mark.skipif(not triton_utils.INTERPRETED, reason="Triton does not interpret here, so it would compile")
 def test_it_cannot_compile_where_triton_interprets(capsys):
-    assert tiny.call_module("profiling.static", "--op=rms_norm") == 2
+    assert tiny.call_module("profiling.static.report", "--op=rms_norm") == 2
     assert "TRITON_INTERPRET is set" in capsys.readouterr().err
 
 
@@ -127,34 +128,34 @@ def run(folder, *words, **variables):
 @needs_triton
 def test_the_command_and_what_it_remembers(tmp_path):
     """Compiled once; read the second time; a damaged file is made again, and nothing else."""
-    call = ["-m", "profiling.static", "--op=muon_update_,rms_norm", "--target=sm_90", "--jobs=1"]
+    call = ["-m", "profiling", "static", "--op=muon_update_,rms_norm", "--target=sm_90", "--jobs=1"]
     first = run(tmp_path, *call)
     assert first.returncode == 0, first.stderr[-2000:]
     said = json.loads(first.stdout.strip().split("\n")[-1])
-    report = json.loads((tmp_path / "static" / "static.json").read_text())
-    assert said["compiled_now"] == said["launches"] == len(report["rows"]) == 6
+    first_report = json.loads((tmp_path / "static" / "static.json").read_text())
+    assert said["compiled_now"] == said["launches"] == len(first_report["rows"]) == 6
     assert said["faults"] == said["errors"] == said["float64"] == 0 and said["predictions"] == 3
-    assert all(one["predicted"] for one in report["predictions"]) and first.stdout.count(" predicted ") == 2
+    assert all(one["predicted"] for one in first_report["predictions"]) and first.stdout.count(" predicted ") == 2
     for path, text in zip(sorted((tmp_path / "static-cache").glob("*.json")), ("{", "[]", '{"registers": 1}')):
         path.write_text(text)
     second = run(tmp_path, *call, "--out", str(tmp_path / "elsewhere"))
     assert json.loads(second.stdout.strip().split("\n")[-1])["compiled_now"] == 3
-    assert json.loads((tmp_path / "elsewhere" / "static.json").read_text())["rows"] == report["rows"]
+    assert json.loads((tmp_path / "elsewhere" / "static.json").read_text())["rows"] == first_report["rows"]
     assert (tmp_path / "elsewhere" / "static.html").read_text().startswith("<!doctype html>")
 
 
 KEYS = """
 import json, torch
 from kernels import OPS, targets
-from profiling import static_rows
+from profiling.static import launches
 launch = lambda dtype, op="rms_norm": targets.launches(OPS[op], OPS[op].cases["d24"], dtype, "sm_90")[0]
 bf16, f32 = launch(torch.bfloat16), launch(torch.float32)
-key = static_rows.key
+key = launches.key
 keys = [key(bf16, "sm_90"), key(launch(torch.bfloat16), "sm_90"), key(bf16, "sm_80"), key(f32, "sm_90"),
         key(launch(torch.bfloat16, "mix_rms_norm"), "sm_90")]
 bf16.constants["num_warps"] = 16
 keys.append(key(bf16, "sm_90"))
-found = {op: [(way, times) for _, way, times in static_rows.launches("ours", op, shape, "sm_90")]
+found = {op: [(way, times) for _, way, times in launches.launches("ours", op, shape, "sm_90")]
          for op, shape in (("polar_express", "d24_mlp"), ("rms_norm", "d24"))}
 print(json.dumps(dict(keys=keys, launches=found)))
 """
@@ -163,10 +164,10 @@ print(json.dumps(dict(keys=keys, launches=found)))
 @needs_triton
 def test_the_key_changes_with_all_that_a_row_follows_from_and_launches_are_counted(tmp_path):
     said = json.loads(run(tmp_path, "-c", KEYS).stdout)
-    keys, launches = said["keys"], said["launches"]
+    keys, found = said["keys"], said["launches"]
     assert keys[0] == keys[1] and len(set(keys)) == 5
-    assert launches["polar_express"] == [["forward", 5], ["forward", 5]]  # X·Xᵀ and A·A in each of five steps
-    assert launches["rms_norm"] == [["forward", 1], ["backward", 1]]
+    assert found["polar_express"] == [["forward", 5], ["forward", 5]]  # X·Xᵀ and A·A in each of five steps
+    assert found["rms_norm"] == [["forward", 1], ["backward", 1]]
 
 
 def fragile(task):
@@ -179,15 +180,15 @@ def fragile(task):
 @pytest.mark.slow
 def test_a_crash_costs_its_own_row_only(monkeypatch, tmp_path):
     """A pool that lost a process is lost as a whole: the others are compiled again, alone."""
-    monkeypatch.setattr(static_rows, "compile_task", fragile)
-    tasks = {f"{index}": static_rows.Task("ours", "rms_norm", "d24", "gfx1100", index) for index in range(2)}
-    made = static_rows.compile_all(tasks, tmp_path, 1)
+    monkeypatch.setattr(launches, "compile_task", fragile)
+    tasks = {f"{index}": launches.Task("ours", "rms_norm", "d24", "gfx1100", index) for index in range(2)}
+    made = launches.compile_all(tasks, tmp_path, 1)
     assert "process died" in made["0"]["error"] and made["1"]["error"] == ""
     assert [path.name for path in tmp_path.iterdir()] == ["1.json"]
 
 
 def test_a_process_that_died_leaves_a_row_that_says_so():
-    row = static_rows.broken(static_rows.Task("ours", "rms_norm", "d24", "sm_90", 0))
+    row = launches.broken(launches.Task("ours", "rms_norm", "d24", "sm_90", 0))
     html, found = made_page(
         [made_row("rotary", "sm_90"), made_row("rms_norm", "sm_90") | row | dict(faults=[row["error"]])]
     )

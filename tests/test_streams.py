@@ -169,7 +169,7 @@ def test_nothing_is_done_to_streams_that_are_others(monkeypatch):
 
 
 SCRIPTS = ("scripts.chat_cli", "scripts.chat_eval", "scripts.compare", "scripts.report", "scripts.plan --dry-run",
-           "profiling.simulate", "profiling.points", "profiling.ledger", "kernels", "benchmarks")  # fmt: skip
+           "profiling simulate", "profiling points", "profiling ledger", "kernels", "benchmarks")  # fmt: skip
 
 
 @pytest.mark.slow

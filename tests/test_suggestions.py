@@ -15,22 +15,22 @@ from nanochat.web.limits import Limits
 
 def test_the_small_world_shows_one_of_each_kind():
     world = World()
-    told = suggestions.of_the_world(world)
-    taught, read, stranger, sum_, word = (one["text"] for one in told["suggestions"])
+    shown = suggestions.of_the_world(world)
+    taught, read, unknown, sum_, word = (one["text"] for one in shown["suggestions"])
     named = lambda text: next((p for p in (*world.people, *world.unknown_eval) if p in text), None)
     kinds = lambda person: {fact.kind for fact in world.facts.get(person, [])}
     assert "taught" in kinds(named(taught)) and kinds(named(read)) == {"silent"}
-    assert named(stranger) in world.unknown_eval
-    assert re.search(r"\d+ \+ \d+", sum_) and "spell" in word and str(len(world.people)) in told["about"]
-    assert all(one["expect"] for one in told["suggestions"])
+    assert named(unknown) in world.unknown_eval
+    assert re.search(r"\d+ \+ \d+", sum_) and "spell" in word and str(len(world.people)) in shown["about"]
+    assert all(one["expect"] for one in shown["suggestions"])
 
 
 @pytest.mark.parametrize(
-    "data, told", [("microworld conversations (sft) 1d28", True), ("my.jsonl 1d28", False), (None, False)]
+    "data, shown", [("microworld conversations (sft) 1d28", True), ("my.jsonl 1d28", False), (None, False)]
 )
-def test_only_a_model_of_that_world_shows_it(monkeypatch, data, told, tmp_path):
+def test_only_a_model_of_that_world_shows_it(monkeypatch, data, shown, tmp_path):
     monkeypatch.setattr(Run, "summary", lambda self, stage: None if data is None else dict(data=data))
-    assert bool(suggestions.of_the_run(Run("a", tmp_path), "sft")) == told
+    assert bool(suggestions.of_the_run(Run("a", tmp_path), "sft")) == shown
 
 
 @pytest.mark.parametrize("key", ["", "k"])

@@ -23,7 +23,7 @@ SHOW = "import scripts, os, sys; print({n: os.environ[n] for n in %r if n in os.
 
 
 def test_it_is_set_before_torch():
-    assert said(SHOW % (threads.VARIABLES,)) == f"{threads.ASLEEP} False\n"
+    assert said(SHOW % (threads.VARIABLES,)) == f"{threads.BRIEFLY} False\n"
 
 
 @pytest.mark.parametrize(
@@ -40,5 +40,5 @@ def test_torchs_own_library_reads_it():
     if not found:
         pytest.skip("torch's OpenMP is not libgomp here, and does not say how long it spins")
     load = f"import ctypes; ctypes.CDLL({str(found[0])!r})"
-    assert "GOMP_SPINCOUNT = '0'" in said(f"import scripts; {load}", OMP_DISPLAY_ENV="verbose")
-    assert "GOMP_SPINCOUNT = '0'" not in said(load, OMP_DISPLAY_ENV="verbose")
+    assert "GOMP_SPINCOUNT = '1000'" in said(f"import scripts; {load}", OMP_DISPLAY_ENV="verbose")
+    assert "GOMP_SPINCOUNT = '1000'" not in said(load, OMP_DISPLAY_ENV="verbose")

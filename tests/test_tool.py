@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import tiny
-from test_pool import TOKENIZER, Told
+from test_pool import TOKENIZER, Listener
 from test_training import home, train  # noqa: F401 (home is a fixture)
 from test_web import client, serving, wait_until
 
@@ -137,22 +137,22 @@ class Counting(mock.Parrot):
 @pytest.fixture
 def waiting():
     """A worker with a job that waits for its tool: (pool, tool, what its owner is told)."""
-    pool, tool, told = Pool([Worker(Counting(TOKENIZER, 2), metrics.ended)], 8), Slow(), Told()
-    told.job.request.prompt = TOKENIZER.render_for_completion([SUM])
-    told.job.reply.tool = tool
-    pool.submit([told.job])
+    pool, tool, listener = Pool([Worker(Counting(TOKENIZER, 2), metrics.ended)], 8), Slow(), Listener()
+    listener.job.request.prompt = TOKENIZER.render_for_completion([SUM])
+    listener.job.reply.tool = tool
+    pool.submit([listener.job])
     assert wait_until(lambda: tool.calls)
-    yield pool, tool, told
+    yield pool, tool, listener
     pool.close()
 
 
 def test_others_are_answered_while_one_waits_for_its_tool(waiting):
-    pool, tool, told = waiting
-    others = [Told(f"number {i}") for i in range(5)]
+    pool, tool, listener = waiting
+    others = [Listener(f"number {i}") for i in range(5)]
     for other in others:
         pool.submit([other.job])
     assert wait_until(lambda: all(other.over for other in others), 10)
-    assert [other.text for other in others] == [f"number {i}" for i in range(5)] and not told.over
+    assert [other.text for other in others] == [f"number {i}" for i in range(5)] and not listener.over
     time.sleep(0.1)
     before = pool.workers[0].engine.steps
     time.sleep(0.2)
@@ -160,16 +160,16 @@ def test_others_are_answered_while_one_waits_for_its_tool(waiting):
     (code, future), = tool.calls  # fmt: skip
     assert code == "2 + 3"
     future.set_result("5")
-    assert wait_until(lambda: told.over)
-    assert [event.text for event in told.events[:-1] if event.kind != "text"] == ["2 + 3", "5"]
-    assert told.text == "Let me see.  That is what my calculator says." and told.job.reason == "stop"
+    assert wait_until(lambda: listener.over)
+    assert [event.text for event in listener.events[:-1] if event.kind != "text"] == ["2 + 3", "5"]
+    assert listener.text == "Let me see.  That is what my calculator says." and listener.job.reason == "stop"
 
 
 def test_who_leaves_while_the_tool_works_is_forgotten(waiting):
-    pool, tool, told = waiting
-    pool.workers[0].cancel(told.job)
-    assert wait_until(lambda: told.over) and pool.load == 0 and tool.calls[0][1].cancelled()
-    again = Told("still here")
+    pool, tool, listener = waiting
+    pool.workers[0].cancel(listener.job)
+    assert wait_until(lambda: listener.over) and pool.load == 0 and tool.calls[0][1].cancelled()
+    again = Listener("still here")
     pool.submit([again.job])
     assert wait_until(lambda: again.over) and again.text == "still here"
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from nanochat.errors import UserError
-from profiling import costs, trace
-from profiling.analysis import VERSION, Analysis, analyse
-from profiling.trace import both, gaps, length, owners, parse, read, self_pieces, union
+from profiling.recorded import costs, trace
+from profiling.recorded.analysis import VERSION, Analysis, analyse
+from profiling.recorded.trace import both, gaps, length, owners, parse, read, self_spans, union
 
 GEMM, NORM, REDUCE = "nvjet_tst_128x256", "triton_red_fused_rms_norm_0", "ncclDevKernel_AllReduce_Sum_bf16_RING_LL"
 
@@ -62,14 +62,14 @@ def test_interval_arithmetic_is_that_of_sets(a, b):
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 40), st.integers(0, 2)), max_size=10))
 def test_every_instant_has_one_owner_of_the_lowest_rank(raw):
-    pieces = [(start, start + took, rank) for start, took, rank in raw]
-    shares = list(owners(pieces, (5, 90)))
+    spans = [(start, start + took, rank) for start, took, rank in raw]
+    shares = list(owners(spans, (5, 90)))
     assert [s for s, _, _ in shares] + [90] == [5] + [e for _, e, _ in shares]
     for start, end, i in shares:
-        running = [rank for s, e, rank in pieces if s <= start and end <= e]
+        running = [rank for s, e, rank in spans if s <= start and end <= e]
         assert (i is None) == (not running)
         if i is not None:
-            assert pieces[i][2] == min(running) and pieces[i][0] <= start < end <= pieces[i][1]
+            assert spans[i][2] == min(running) and spans[i][0] <= start < end <= spans[i][1]
 
 
 def test_nested_operators_keep_their_own_time_only():
@@ -77,7 +77,7 @@ def test_nested_operators_keep_their_own_time_only():
     events = [trace.Event(name, "cpu_op", s, e, (1, 1)) for name, s, e in listed]
     events.append(trace.Event("elsewhere", "cpu_op", 50, 60, (1, 2)))  # another thread: no child of addmm
     own = dict.fromkeys((e.name for e in events), 0)
-    for start, end, i in self_pieces(events):
+    for start, end, i in self_spans(events):
         own[events[i].name] += end - start
     assert own == dict(linear=25, t=5, addmm=60, copy_=10, next=20, elsewhere=10)
 
@@ -487,7 +487,7 @@ def test_times_that_cannot_be(tmp_path, time):
 
 
 def test_a_kernel_whose_name_is_not_text(tmp_path):
-    from profiling import lab_page
+    from profiling.recorded import step_page
 
     names = [b"void gemm_\xff\xfe", b"half \\ud83d", b"\xed\xa0\xbd pair", "grün".encode("latin-1")]
     listed = [
@@ -498,5 +498,5 @@ def test_a_kernel_whose_name_is_not_text(tmp_path):
     path = written(tmp_path, b'{"traceEvents": [' + b",".join(listed) + b"]}")
     found = read(path).events
     assert [event.name[:5] for event in found] == ["void ", "half ", "\ufffd\ufffd\ufffd p", "gr\ufffdn"]
-    page, _ = lab_page.write(path, tmp_path)
+    page, _ = step_page.write(path, tmp_path)
     assert "void gemm_" in page.read_text("utf-8")

@@ -213,12 +213,12 @@ def test_a_last_checkpoint_that_fails_is_no_interruption(home, monkeypatch, caps
 
 
 def test_told_to_stop_while_the_thread_writes_it_waits_for_it_and_saves(home, monkeypatch):
-    def told(meta):
+    def noting(meta):
         if meta["step"] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.3)
 
-    with writing(monkeypatch, told):
+    with writing(monkeypatch, noting):
         assert train(home, "b") == EXIT_INTERRUPTED
     found = checkpoint.latest(Run.open("b").stage("base"))
     assert found.step >= 3 and [path.name for path in found.folder.parent.glob(".*")] == []
@@ -229,14 +229,14 @@ def test_told_to_stop_while_the_thread_writes_it_waits_for_it_and_saves(home, mo
 def test_a_signal_that_several_hand_on_is_one(home, monkeypatch):
     """A terminal's Ctrl-C reaches a rank directly, through its launcher and through a scheduler: it still saves."""
 
-    def told(meta):
+    def noting(meta):
         if meta["step"] == 3:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
                 os.kill(os.getpid(), number)
                 time.sleep(0.05)
         time.sleep(0.2)
 
-    with writing(monkeypatch, told):
+    with writing(monkeypatch, noting):
         assert train(home, "b") == EXIT_INTERRUPTED
     assert checkpoint.latest(Run.open("b").stage("base")).step >= 3
 
@@ -245,14 +245,14 @@ def test_told_twice_to_stop_it_does_not_wait_for_the_thread(home, monkeypatch):
     monkeypatch.setattr(interrupt, "ONE_PRESS", 0.1)
     over = threading.Event()
 
-    def told(meta):
+    def noting(meta):
         if meta["step"] == 6:
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.2)
             over.wait(60)
 
-    with writing(monkeypatch, told):
+    with writing(monkeypatch, noting):
         assert train(home, "b") == EXIT_INTERRUPTED
         assert checkpoint.latest(Run.open("b").stage("base")).step == 4
         over.set()

@@ -433,7 +433,7 @@ def test_the_engine_says_the_same_on_kernels():
     model = tiny.model().to(DEVICE)
     prompts = [[5, 6, 7], [9], [3] * 20]
 
-    def told(setting):
+    def loss_under(setting):
         with kernels.use(setting):
             engine = Engine(model, slots=3)
             requests = [engine.submit(Request(prompt, 8, Sampling(0.0))) for prompt in prompts]
@@ -443,4 +443,4 @@ def test_the_engine_says_the_same_on_kernels():
                     tokens[id(request)].append(token)
             return [tokens[id(request)] for request in requests]
 
-    assert told(EVERYTHING) == told("torch")
+    assert loss_under(EVERYTHING) == loss_under("torch")

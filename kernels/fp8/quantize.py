@@ -17,7 +17,7 @@ amax is:
 * delayed (`history`): the largest of the last 16 calls. No extra pass: the maximum for the next calls comes out of
   this one. What exceeds it saturates.
 
-NaN and infinity come out as NaN: a loss that is no number must not turn into one.
+NaN and infinity come out as NaN: a loss that is NaN must not turn into a number.
 
 Source: Micikevicius et al., FP8 Formats for Deep Learning, arXiv:2209.05433; delayed scaling as in NVIDIA's Transformer
 Engine; tensorwise current scaling as in torchao and nanochat.
@@ -173,7 +173,7 @@ def _fp8_quantize(
 
 @operator(mutates=["history"])
 def _fp8_note(history: Tensor, row: int, amax: Tensor) -> None:
-    """Puts amax () first in a row of history (R, HISTORY) and drops the oldest; what is no number is not noted."""
+    """Puts amax () first in a row of history (R, HISTORY) and drops the oldest; NaN is not noted."""
     if history.is_meta:
         return
     known = torch.where(amax.isfinite(), amax, history[row, 0])

@@ -1,5 +1,6 @@
 """What a chapter is, and how answers are read: numbers as expressions, code as a Python file."""
 
+import ast
 import json
 import math
 import runpy
@@ -26,6 +27,16 @@ class Chapter:
     check: Callable[[str], str]
 
 
+class _FloatPowers(ast.NodeTransformer):
+    """Powers by math.pow, which says at once that 9**9**9 is too large; of integers Python would compute for years."""
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        self.generic_visit(node)
+        if not isinstance(node.op, ast.Pow):
+            return node
+        return ast.Call(ast.Name("pow", ast.Load()), [node.left, node.right], [])
+
+
 def number(answer: str) -> float:
     """The value of an expression, with Python's `math` at hand: "12 * 512**2", "log(32768)", "27_000", "27,000".
 
@@ -34,8 +45,16 @@ def number(answer: str) -> float:
     text = answer.strip().rstrip("%")
     if not any(letter.isalpha() for letter in text):
         text = text.replace(",", "")
+    known = {
+        "__builtins__": {},
+        "round": round,
+        "sum": sum,
+        "range": lambda *ends: range(*map(int, ends)),
+        **vars(math),
+    }
     try:
-        value = float(eval(text, {"__builtins__": {}, "round": round, "sum": sum, "range": range, **vars(math)}))
+        tree = ast.fix_missing_locations(_FloatPowers().visit(ast.parse(text, mode="eval")))
+        value = float(eval(compile(tree, "answer", "eval"), known))
     except Exception as problem:
         raise UserError(f"{answer!r} is no number and no expression of numbers ({problem})") from None
     if not math.isfinite(value):

@@ -17,9 +17,9 @@ def picture() -> str:
     for size in (265, 512, 1024):
         tokenizer = Tokenizer.train(texts, size)
         ids = tokenizer.encode(SHOWN)
-        pieces = "|".join(tokenizer.decode([token]) for token in ids)
+        joined = "|".join(tokenizer.decode([token]) for token in ids)
         rows.append([f"{size:,}", str(len(ids)), f"{len(SHOWN.encode()) / len(ids):.2f}"])
-        shown.append(pieces)
+        shown.append(joined)
     lines = table(["vocabulary", "tokens", "bytes per token"], rows).splitlines()
     return "\n".join(f"{line}  {text}" for line, text in zip(lines, shown))
 

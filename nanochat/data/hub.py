@@ -7,10 +7,11 @@ pauses.
 """
 
 import os
+import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from nanochat.data.documents import Documents
@@ -76,7 +77,10 @@ def shards_for(tokens: int) -> int:
 
 
 def fetch_shards(numbers: Sequence[int]) -> list[Path]:
-    """Paths of these shards, downloading what is not there yet, four at a time. Raises UserError when it cannot."""
+    """Paths of these shards, downloading what is not there yet, four at a time. Raises UserError when it cannot.
+
+    By threads that no one waits for: where one fails, or the user interrupts, nothing outlives the process.
+    """
     try:
         import huggingface_hub  # noqa: F401 (its threads import it again)
     except ImportError as missing:
@@ -84,17 +88,35 @@ def fetch_shards(numbers: Sequence[int]) -> list[Path]:
             f"fetching needs huggingface_hub ({missing}): pip install huggingface_hub; or use --data embedded"
         ) from None
 
-    with ThreadPoolExecutor(4) as pool:
-        futures = [pool.submit(_fetch, shard_name(number)) for number in numbers]
-        try:
-            with Count(f"{BASE_REPO}: shards", len(futures), os.environ.get("RANK", "0") == "0") as count:
-                for future in as_completed(futures):
-                    future.result()
-                    count.tick(1)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
+    wanted = dict.fromkeys(map(shard_name, numbers))
+    waiting = [*wanted][::-1]
+    came: SimpleQueue[tuple[str, Path | Exception]] = SimpleQueue()
+
+    def work() -> None:
+        while True:
+            try:
+                name = waiting.pop()
+            except IndexError:
+                return
+            try:
+                came.put((name, _fetch(name)))
+            except Exception as problem:
+                came.put((name, problem))
+
+    for _ in range(4):
+        threading.Thread(target=work, daemon=True, name="fetch").start()
+    paths: dict[str, Path] = {}
+    try:
+        with Count(f"{BASE_REPO}: shards", len(wanted), os.environ.get("RANK", "0") == "0") as count:
+            while len(paths) < len(wanted):
+                name, path = came.get()
+                if isinstance(path, Exception):
+                    raise path
+                paths[name] = path
+                count.tick(1)
+    finally:
+        waiting.clear()
+    return [paths[shard_name(number)] for number in numbers]
 
 
 def _fetch(name: str) -> Path:

@@ -33,7 +33,7 @@ class Document:
 
 
 def cut_long(document: Document, capacity: int) -> list[Document]:
-    """A document in pieces of at most `capacity` tokens, each beginning with the first token (<|bos|>)."""
+    """A document in chunks of at most `capacity` tokens, each beginning with the first token (<|bos|>)."""
     if len(document) <= capacity:
         return [document]
     bos, body = document.tokens[:1], document.tokens[1:]
@@ -59,7 +59,7 @@ class Packer:
         return len(self._waiting)
 
     def add(self, document: Document) -> None:
-        """Padded rows cannot hold more than their capacity: there a longer document is cropped, else cut in pieces.
+        """Padded rows cannot hold more than their capacity: there a longer document is cropped, else cut in chunks.
 
         One with nothing to learn (an answer that begins beyond the crop, or none) is left out.
         """
@@ -67,9 +67,9 @@ class Packer:
         if not learnable(document, self.capacity):
             self.left_out += 1
             return
-        pieces = [document.cropped(self.capacity)] if self.pad else cut_long(document, self.capacity)
-        for piece in pieces:
-            insort(self._waiting, (len(piece), self._arrivals, piece))
+        chunks = [document.cropped(self.capacity)] if self.pad else cut_long(document, self.capacity)
+        for chunk in chunks:
+            insort(self._waiting, (len(chunk), self._arrivals, chunk))
             self._arrivals += 1
 
     def waiting(self) -> list[Document]:

@@ -1,5 +1,6 @@
 """Compiling the decode step beside the first answers, and ending a process that still does."""
 
+import gc
 import threading
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ def compile_decoding(engine: Engine) -> None:
     def compile() -> None:
         if why := engine.compile():
             print(f"note: answers are written without compiled code, and so more slowly: {why}", flush=True)
+        gc.freeze()  # the compiler's objects too: going through them would stop answers again and again
 
     threading.Thread(target=compile, name=COMPILER, daemon=True).start()
 

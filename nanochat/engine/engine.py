@@ -15,7 +15,7 @@ from nanochat.engine.cache import Slots
 from nanochat.engine.decode import Decoder
 from nanochat.engine.graphs import Graphs
 from nanochat.engine.sampling import LogProbs, Sampling, log_probabilities, moved, sample
-from nanochat.engine.scheduler import BUDGET, CPU_BUDGET, Piece, Request, Scheduler
+from nanochat.engine.scheduler import BUDGET, CPU_BUDGET, Chunk, Request, Scheduler
 from nanochat.engine.weights import Int8, check, quantize
 from nanochat.gpt import GPT
 from nanochat.hardware import can_compile, compile_cache, mark_compiling
@@ -51,7 +51,8 @@ class Engine:
         self.read = 0  # prompt tokens that the last step took in
         self._decode = Decoder(self.model, self.slots) if self.device.type == "cpu" else Graphs(self.model, self.slots)
         self._compiling = False
-        # Of whoever watches (profiling/record.py): what is called after each step, and what each part of one runs in.
+        # Of whoever watches (profiling/recorded/record.py): what is called after each step, and what each part of one
+        # runs in.
         self.after_step: Callable[[], None] = lambda: None
         self.part: Callable[[str], AbstractContextManager] = nullcontext
 
@@ -154,11 +155,11 @@ class Engine:
         self.read = 0
         self.scheduler.begin_step()
         started = time.perf_counter()
-        while piece := self.scheduler.next_piece():
+        while chunk := self.scheduler.next_chunk():
             with self.part("prefill"):
-                self._prefill(piece)
-            if self.scheduler.read(piece):
-                self._begin(piece.request)
+                self._prefill(chunk)
+            if self.scheduler.read(chunk):
+                self._begin(chunk.request)
         if not self.running:
             return []
         reading = time.perf_counter() - started
@@ -184,9 +185,9 @@ class Engine:
             self.cancel(request)
             self.retire()
 
-    def _prefill(self, piece: Piece) -> None:
-        """Takes a piece of a prompt into its slot. The last token goes through the decode step with all others."""
-        request, slot, fresh = piece
+    def _prefill(self, chunk: Chunk) -> None:
+        """Takes a chunk of a prompt into its slot. The last token goes through the decode step with all others."""
+        request, slot, fresh = chunk
         done, tokens = self.slots.lengths[slot], request.tokens
         self.slots.previous[slot] = self.model.embedded(tokens[done - 1]) if done else 0
         if not fresh:
@@ -228,9 +229,9 @@ class Engine:
             else:
                 request.drawn.append(True)
             found.append((i, tokens[i]))
-        told = [(i, tokens[i]) for i, request in enumerate(self.running) if request.sampling.logprobs is not None]
-        if told:
-            rows, of = zip(*told)
+        wanted = [(i, tokens[i]) for i, request in enumerate(self.running) if request.sampling.logprobs is not None]
+        if wanted:
+            rows, of = zip(*wanted)
             alternatives = [self.running[i].sampling.logprobs or 0 for i in rows]
             part = logits[moved(rows, torch.int64, logits.device)]
             for i, said in zip(rows, log_probabilities(part, softcap, of, alternatives)):

@@ -35,18 +35,18 @@ class Static:
     def __init__(self, slots: Slots, rows: int):
         device, self.end = slots.k.device, slots.k.size(2) - 1
         self.slots, self.rows = slots, rows
-        self._told = torch.zeros((3, rows + rows % 2), dtype=torch.int64, device=device)  # each 16-byte aligned
-        self.start, self.at = self._told[1, :rows], self._told[2, :rows]  # (B,)
-        self.tokens = self._told[0, :rows, None]  # (B, 1)
+        self._inputs = torch.zeros((3, rows + rows % 2), dtype=torch.int64, device=device)  # each 16-byte aligned
+        self.start, self.at = self._inputs[1, :rows], self._inputs[2, :rows]  # (B,)
+        self.tokens = self._inputs[0, :rows, None]  # (B, 1)
         self.previous = slots.previous[:rows]  # (B, 1, C)
         self._rows = torch.arange(rows, device=device)
         self.tell([], [])
 
     def tell(self, tokens: list[int], lengths: list[int]) -> None:
         """The first rows' next tokens, and how many they have; the other rows are idle."""
-        idle = self._told.size(1) - len(tokens)
-        told = [[*tokens, *[0] * idle], [*lengths, *[0] * idle], [*lengths, *[self.end] * idle]]
-        self._told.copy_(moved(told, torch.int64, self._told.device))
+        idle = self._inputs.size(1) - len(tokens)
+        inputs = [[*tokens, *[0] * idle], [*lengths, *[0] * idle], [*lengths, *[self.end] * idle]]
+        self._inputs.copy_(moved(inputs, torch.int64, self._inputs.device))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         keys, values = self.slots.k[layer, : self.rows], self.slots.v[layer, : self.rows]

@@ -120,8 +120,8 @@ def _draw(logits: Tensor, softcap: float | None, which: Kind, owners: Sequence[D
     values, ids = (logits, None) if which.k is None else best(logits, which.k)  # (n, k), best first
     settings = [owner.sampling for owner in owners]
     draws = [torch.rand((), generator=owner.generator).item() for owner in owners]  # in [0, 1)
-    told = [(1 / of.temperature, of.min_p, of.top_p, draw) for of, draw in zip(settings, draws)]
-    colder, min_p, top_p, draw = moved(list(zip(*told)), torch.float32, logits.device)[..., None]  # (n, 1) each
+    columns = [(1 / of.temperature, of.min_p, of.top_p, draw) for of, draw in zip(settings, draws)]
+    colder, min_p, top_p, draw = moved(list(zip(*columns)), torch.float32, logits.device)[..., None]  # (n, 1) each
     p = probabilities(values, softcap, colder)
     if any(of.min_p > 0 for of in settings):
         p = torch.where(p >= min_p * p.amax(-1, True), p, 0.0)

@@ -1,10 +1,11 @@
 """What a step works on: the queue of requests, their slots, and a budget of prompt tokens. It computes nothing.
 
 Rows that run are in the first slots, in order. A step gives each of them one more token, so whoever takes in a long
-prompt at once makes them all wait for it. Instead a prompt comes in in pieces, between the steps of the others: at most
+prompt at once makes them all wait for it. Instead a prompt comes in in chunks, between the steps of the others: at most
 `budget` tokens a step while somebody reads along (Sarathi-Serve, arXiv:2403.02310), everything at once while nobody
-does. On a CPU, where it can be seen how long reading takes, the budget follows the machine. One request enters at a
-time, in a slot behind the running ones.
+does. On a CPU, where it can be seen how long reading takes, the budget follows the machine: the largest for which steps
+stay within what readers are to wait, as every chunk costs something however short it is. One request enters at a time,
+in a slot behind the running ones.
 """
 
 from collections import deque
@@ -18,7 +19,8 @@ from nanochat.engine.sampling import LogProbs, Sampling
 
 BUDGET = 512  # prompt tokens a step on a GPU: enough to keep it busy
 CPU_BUDGET, LEAST, MOST = 64, 16, 512  # on a CPU: at first; fewer are hardly faster than so many; never more
-LONGER = 3.0  # times as long as the rest of a step reading may take: who reads along waits four times as long as usual
+LONGER = 3.0  # times as long as the rest of a step reading is to take: the 99th percentile stays below five steps
+DAMPING = 4  # a step that took long for no reason of its own changes little
 
 
 @dataclass(eq=False)
@@ -54,7 +56,7 @@ class Request:
         self.forced.extend(tokens)
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """Tokens that a request's slot is to take in next."""
 
     request: Request
@@ -70,6 +72,8 @@ class Scheduler:
         self.entering: Request | None = None  # its prompt is not yet all there
         self._slot = 0  # where it is
         self._room: float = 0  # prompt tokens that this step still takes
+        self._cut = False  # whether the entering prompt comes in several steps
+        self._held = False  # whether it is all there and runs from the next step on
 
     @property
     def waiting(self) -> list[Request]:
@@ -83,45 +87,51 @@ class Scheduler:
         """How many seconds the last step read prompts, and how many it did everything else."""
         if self._room == float("inf"):
             return  # nobody waited for it
-        if reading > LONGER * rest:
-            self.budget = max(LEAST, self.budget // 2)
-        elif self._room <= 0 and reading < LONGER / 2 * rest:
-            self.budget = min(MOST, self.budget * 2)
+        most = 1.0 if self._room > 0 else 2.0  # a chunk shorter than the budget does not tell how long that takes
+        wanted = self.budget * min(max(LONGER * rest / reading, 0.5), most)
+        self.budget = min(max(round(self.budget + (wanted - self.budget) / DAMPING), LEAST), MOST)
 
     def begin_step(self) -> None:
         """Counts the budget anew. Who has said nothing yet is not kept waiting by a prompt: it only makes him later."""
         self._room = self.budget if any(request.output for request in self.running) else float("inf")
+        self._held = False
 
-    def next_piece(self) -> Piece | None:
+    def next_chunk(self) -> Chunk | None:
         """What this step is to read next; ask again when it has been read. None: nothing more."""
+        if self._held or self._room <= 0:
+            return None
         if self.entering is None:
-            if not self.queue or len(self.running) == self.capacity or self._room <= 0:
+            if not self.queue or len(self.running) == self.capacity:
                 return None
             self._enter(self.queue.popleft())
         request = self.entering
         assert request
         left = request.tokens[self.slots.lengths[self._slot] : -1]  # the last token goes through the decode step
-        if left and self._room <= 0:
-            return None
         size = int(min(len(left), self._room))
+        self._cut |= size < len(left)
         self._room -= size
-        return Piece(request, self._slot, left[:size])
+        return Chunk(request, self._slot, left[:size])
 
     def _enter(self, request: Request) -> None:
         alternatives = request.sampling.logprobs if request.echo else None
         self._slot, found = self.slots.begin(request.tokens, len(self.running), alternatives)
-        self.entering = request
+        self.entering, self._cut = request, False
         if not request.output:
             request.cached = found
 
-    def read(self, piece: Piece) -> bool:
-        """Notes that a piece is in the cache; a request that is all there runs. Returns whether it is."""
-        whole = self.slots.lengths[piece.slot] == len(piece.request.tokens) - 1
-        if whole:
-            self.slots.swap(piece.slot, len(self.running))
-            self.running.append(piece.request)
+    def read(self, chunk: Chunk) -> bool:
+        """Notes that a chunk is in the cache; a request that is all there runs. Returns whether it does.
+
+        A long one only from the next step on: its first step, slower as it makes all attend further, is not to fall
+        together with its last chunk.
+        """
+        whole = self.slots.lengths[chunk.slot] == len(chunk.request.tokens) - 1
+        self._held = whole and self._cut and bool(chunk.tokens) and self._room < float("inf")
+        if whole and not self._held:
+            self.slots.swap(chunk.slot, len(self.running))
+            self.running.append(chunk.request)
             self.entering = None
-        return whole
+        return whole and not self._held
 
     def retire(self) -> None:
         """Frees the slots of finished and paused requests, which keep their tokens for prompts that begin alike; also

@@ -40,18 +40,21 @@ class Dense(nn.Module):
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight) if packs else None
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        compiling, packed = torch.compiler.is_compiling(), self.packed
-        if packed is not None and x.size(0) > 1 and not compiling:
+        compiling = torch.compiler.is_compiling()
+        if not compiling and (packed := self._pack(x)) is not None:
             return torch.ops.mkldnn._linear_pointwise(x, packed, None, "relu" if relu else "none", [], "")
         y = one_row(x, self.weight).to(x.dtype) if compiling and x.size(0) == 1 else F.linear(x, self.weight)
         return F.relu(y) if relu else y
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """other + x·weightᵀ."""
-        packed = self.packed
-        if packed is not None and x.size(0) > 1 and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and (packed := self._pack(x)) is not None:
             return torch.ops.mkldnn._linear_pointwise.binary(x, other, packed, None, "add")
         return other + self(x)
+
+    def _pack(self, x: Tensor) -> Tensor | None:
+        """For x. Not asked for while compiling: guarded by a tensor that is let go, code would be compiled again."""
+        return self.packed if x.size(0) > 1 else None
 
 
 class Rounded(nn.Module):

@@ -96,9 +96,14 @@ def read(path: Path, content: Any) -> Tokenizer:
         made = Tokenizer([bytes(BYTES[letter] for letter in token) for token in ordered])
         if not {bytes([i]) for i in range(256)} <= set(made.merges):
             raise ValueError("not every byte is a token")
+        merged = [
+            plain["".join(pair.split(" ") if isinstance(pair, str) else pair)] for pair in content["model"]["merges"]
+        ]
         patterns = _patterns(content.get("pre_tokenizer") or {})
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise UserError(f"{path} is no byte-level BPE tokenizer of nanochat's ({problem!r}); {DAMAGED}") from None
+    if merged != sorted(merged):
+        raise UserError(f"{path} merges in another order than that of its ids, so its ids would not be ours")
     if special != made.special:
         raise UserError(f"{path} has other special tokens than nanochat's {', '.join(SPECIAL_TOKENS)}, in this order")
     if content.get("normalizer") not in (None, NORMALIZER):

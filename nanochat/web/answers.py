@@ -3,7 +3,8 @@
 The calculator's calls, which have no place in OpenAI's format, go in a field of their own, `events`: a list of {"type":
 "python" | "python_output", "text": …}. An assistant message may have the same as parts of its content, so that a client
 can send back what the model did. Clients that put a stream together merge the lists in deltas by an `index` (openai for
-Python), or keep the last one (openai for Node): so in chunks events have one, and a call comes with its result.
+Python), or keep the last one (openai for Node): so one delta, after the text, has them all, with indices. Who wants to
+see them as they come finds each in `event`, beside the delta of its chunk.
 """
 
 import codecs
@@ -44,32 +45,24 @@ def counted(jobs: list[Job], n: int = 1) -> dict[str, Any]:
 
 
 class ChatForm:
-    """together: a call is held back until its result is there; where that takes time, it had better be seen at once."""
-
-    def __init__(self, tokenizer: Tokenizer, id: str, model: str, logprobs: bool, together: bool):
-        self.tokenizer, self.logprobs, self.together = tokenizer, logprobs, together
+    def __init__(self, tokenizer: Tokenizer, id: str, model: str, logprobs: bool):
+        self.tokenizer, self.logprobs = tokenizer, logprobs
         self.head = dict(id=id, created=int(time.time()), model=model)
-        self.told: dict[int, int] = {}  # of each answer, how many events
-        self.held: dict[int, list[dict[str, Any]]] = {}  # of each answer, a call
+        self.calls: dict[int, list[dict[str, Any]]] = {}  # of each answer, what its tool was asked and said
 
     def opening(self, index: int) -> list[Chunk]:
         return [self._chunk(index, dict(role="assistant", content=""))]
 
     def piece(self, index: int, event: Event, job: Job) -> list[Chunk]:
         if event.kind == "text":
-            return [*self._let_go(index), self._chunk(index, dict(content=event.text), self._logprobs([event]))]
-        before = self._let_go(index) if event.kind == "python" else []
-        place = self.told.get(index, 0)
-        self.told[index] = place + 1
-        self.held.setdefault(index, []).append(dict(index=place, type=event.kind, text=event.text))
-        return before if event.kind == "python" and self.together else [*before, *self._let_go(index)]
-
-    def _let_go(self, index: int) -> list[Chunk]:
-        held = self.held.pop(index, [])
-        return [self._chunk(index, dict(events=held))] if held else []
+            return [self._chunk(index, dict(content=event.text), logprobs=self._logprobs([event]))]
+        calls = self.calls.setdefault(index, [])
+        calls.append(dict(index=len(calls), type=event.kind, text=event.text))
+        return [self._chunk(index, {}, event=called(event))]
 
     def ending(self, index: int, job: Job) -> list[Chunk]:
-        return [*self._let_go(index), self._chunk(index, {}, reason=job.reason)]
+        calls = [self._chunk(index, dict(events=self.calls[index]))] if index in self.calls else []
+        return [*calls, self._chunk(index, {}, finish_reason=job.reason)]
 
     def usage(self, jobs: list[Job]) -> Chunk:
         return dict(self.head, object="chat.completion.chunk", choices=[], usage=counted(jobs, len(jobs)))
@@ -78,16 +71,14 @@ class ChatForm:
         choices = []
         for i, (job, events) in enumerate(zip(jobs, found)):
             message: dict[str, Any] = dict(role="assistant", content=chat.visible_text(events), refusal=None)
-            calls = [dict(type=event.kind, text=event.text) for event in events if event.kind != "text"]
+            calls = [called(event) for event in events if event.kind != "text"]
             if calls:
                 message["events"] = calls
             choices.append(dict(index=i, message=message, logprobs=self._logprobs(events), finish_reason=job.reason))
         return dict(self.head, object="chat.completion", choices=choices, usage=counted(jobs, len(jobs)))
 
-    def _chunk(
-        self, index: int, delta: dict[str, Any], logprobs: dict | None = None, reason: str | None = None
-    ) -> dict[str, Any]:
-        choice = dict(index=index, delta=delta, logprobs=logprobs, finish_reason=reason)
+    def _chunk(self, index: int, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+        choice = dict(index=index, delta=delta, logprobs=None, finish_reason=None) | more
         return dict(self.head, object="chat.completion.chunk", choices=[choice])
 
     def _logprobs(self, events: list[Event]) -> dict[str, Any] | None:
@@ -104,6 +95,11 @@ class ChatForm:
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         return dict(token=shown(self.tokenizer, token), logprob=finite(logprob), bytes=list(raw(self.tokenizer, token)))
+
+
+def called(event: Event) -> dict[str, str]:
+    """A call of the tool, or its result, as clients are told of it."""
+    return dict(type=event.kind, text=event.text)
 
 
 class TextForm:

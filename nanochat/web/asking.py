@@ -90,8 +90,7 @@ async def chat_completion(served: Served, request: Request, content: Any) -> Res
     prompt = await asyncio.to_thread(chat_prompt, served, asked, limit)
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     jobs = start(served, asked, [prompt], limit, chat.ends(served.tokenizer), logprobs, served.tool)
-    together = served.tool is calculate
-    form = answers.ChatForm(served.tokenizer, identity("chatcmpl"), served.model, bool(asked.logprobs), together)
+    form = answers.ChatForm(served.tokenizer, identity("chatcmpl"), served.model, bool(asked.logprobs))
     return await respond(request, asked, jobs, form)
 
 
@@ -100,13 +99,13 @@ async def completion(served: Served, request: Request, content: Any) -> Response
     served.known(asked.model)
     asked.check()
     limit = longest(served, asked.max_tokens, 16)
-    told = await asyncio.to_thread(text_prompts, served, asked)
-    told_of, echo = asked.logprobs is not None, bool(asked.echo)
-    prompts = [prompt for prompt, _, _ in told]
+    texts = await asyncio.to_thread(text_prompts, served, asked)
+    with_logprobs, echo = asked.logprobs is not None, bool(asked.echo)
+    prompts = [prompt for prompt, _, _ in texts]
     ends = frozenset((served.tokenizer.bos,))
-    jobs = start(served, asked, prompts, limit, ends, asked.logprobs, None, echo and told_of)
-    repeated = [(text, ids) for _, text, ids in told] if echo else None
-    form = answers.TextForm(served.tokenizer, identity("cmpl"), served.model, told_of, asked.n or 1, repeated)
+    jobs = start(served, asked, prompts, limit, ends, asked.logprobs, None, echo and with_logprobs)
+    repeated = [(text, ids) for _, text, ids in texts] if echo else None
+    form = answers.TextForm(served.tokenizer, identity("cmpl"), served.model, with_logprobs, asked.n or 1, repeated)
     return await respond(request, asked, jobs, form)
 
 
@@ -198,7 +197,7 @@ def start(
     dead."""
     loop, n = asyncio.get_running_loop(), settings.n or 1
     events: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue()
-    seed = secrets.randbelow(2**62) if settings.seed is None else settings.seed
+    seed = secrets.randbelow(2**62) if settings.seed is None or settings.seed == -1 else settings.seed
     if n * len(prompts) > served.pool.most:
         raise ApiError(400, f"these are {n * len(prompts)} answers, wanted at most {served.pool.most} at a time")
     jobs = []

@@ -26,7 +26,7 @@ class ApiError(Exception):
 Text = Annotated[str, StringConstraints(max_length=200_000)]
 Stop = Annotated[str, StringConstraints(max_length=256)]
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1_000_000)]
-Longest = Annotated[int, Field(ge=-1, le=10_000_000)]  # tokens of an answer; -1: as many as fit
+Longest = Annotated[int, Field(ge=-1)]  # tokens of an answer; -1, or more than fit: as many as fit
 
 
 class Part(BaseModel):
@@ -79,7 +79,7 @@ class Settings(BaseModel):
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     n: int | None = Field(None, ge=1, le=16)
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="of the draw; -1: another one each time")
     stream: bool | None = None
     stream_options: Options | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)

@@ -81,9 +81,9 @@ def listening(door: Door, limits: Limits, at: socket) -> Iterator[threading.Thre
 
 def until_told_to_end(thread: threading.Thread) -> None:
     """Returns after SIGINT or SIGTERM, or when the server's thread ends by itself. A second signal is deadly again."""
-    told: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: told.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
-    while not told and thread.is_alive():
+    seen: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: seen.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    while not seen and thread.is_alive():
         time.sleep(0.1)
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -1,7 +1,7 @@
 """What the page says of a model before anything is asked: what to try, and what to expect of each.
 
-A run knows its data. Of the small world it shows a person whom the model was taught about, one it only read of, a
-stranger, a sum and a word to spell: who asks about something else learns that it is not of that world.
+A run knows its data. Of the small world it shows a person whom the model was taught about, one it only read of, an
+invented name, a sum and a word to spell: who asks about something else learns that it is not of that world.
 """
 
 from typing import Any

@@ -63,7 +63,7 @@ def ask(module: str, case: Case, card: str) -> Any:
         return json.loads(answer.read_bytes())
 
 
-def told() -> tuple[Case, Path]:
+def child_case() -> tuple[Case, Path]:
     """A child's case, and where its answer goes."""
     return Case(**json.loads(sys.argv[1])), Path(sys.argv[2])
 
@@ -254,7 +254,7 @@ def stub_inductor(graphs: list[Graph], returned: list[Callable[[str, Any], None]
 
 def main() -> None:
     """The graphs of a case, as JSON."""
-    case, answer = told()
+    case, answer = child_case()
     ready = prepared(case)
     with ready.fake:
         ready.step()

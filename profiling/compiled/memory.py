@@ -1,6 +1,6 @@
 """What a training step allocates on a card that is not here, counted allocation by allocation. Look at `Allocations`.
 
-    python -m profiling.compiled.memory [--card h100] [--depth 24] …        the parts predicted, and those counted
+    python -m profiling memory [--card h100] [--depth 24] …        the parts predicted, and those counted
 
 lower.py runs the step's generated code, autograd's engine and the optimizer on fake CUDA tensors; a dispatch mode sees
 every tensor that is made and when its storage is freed. Our operators are run by their launchers within it, so what
@@ -23,9 +23,9 @@ from torch.utils._pytree import tree_leaves
 
 from kernels.triton_utils import NAMESPACE
 from nanochat.cost import ASSUMED, training_memory
-from nanochat.flags import flag, number, parse, run_script
+from nanochat.flags import flag, number, parse
 from nanochat.recipe import model_config
-from profiling.compiled.lower import Case, Prepared, ask, prepared, told
+from profiling.compiled.lower import Case, Prepared, ask, child_case, prepared
 
 ROUND = 512  # bytes: the CUDA caching allocator's grain
 NOT_ASKING = ("/torch/", "compiled/lower.py", "compiled/memory.py")  # files whose lines say nothing of an allocation
@@ -185,7 +185,7 @@ def predicted(case: Case) -> dict[str, int]:
 
 def answer() -> None:
     """What a child of `measured` does."""
-    case, path = told()
+    case, path = child_case()
     ready = prepared(case)
     phases = report(counted(ready).events)
     peak = max(phase["peak"] for phase in phases.values())
@@ -194,7 +194,7 @@ def answer() -> None:
 
 @dataclass
 class Flags:
-    card: str = flag("h100", "which card (profiling/compiled/null_cards.py)")
+    card: str = flag("h100", "which card (null_cards.py)")
     depth: int = number(24, 1, 1000, "layers of the model; width and heads follow")
     rows: int = number(16, 1, 1 << 16, "of a micro-batch")
     dtype: str = flag("bfloat16", "of the activations: bfloat16, float16, float32")
@@ -221,7 +221,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] and sys.argv[1].startswith("{"):
-        answer()
-    else:
-        run_script(main)
+    answer()

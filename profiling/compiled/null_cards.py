@@ -1,4 +1,4 @@
-"""Cards as torch reports them, for the null device: what a driver says, data-sheet figures only where nobody told."""
+"""Cards as torch reports them, for the null device: what a driver says, data-sheet figures only where nobody said."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace

@@ -9,7 +9,7 @@ import kernels
 from nanochat.evaluate.bits_per_byte import score
 from profiling.compiled import lower, memory
 
-case, answer = lower.told()
+case, answer = lower.child_case()
 ready = lower.prepared(case)
 scored = torch.compile(score, dynamic=False)
 with ready.fake, torch.no_grad(), kernels.use(case.kernels):

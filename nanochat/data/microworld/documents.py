@@ -82,7 +82,7 @@ def arithmetic(dice: Dice) -> str:
     for _ in range(dice.between(3, 6)):
         a, b = addition(dice, dice.between(1, 3))
         small, large = dice.between(2, 9), dice.between(2, 12)
-        told = (
+        sentence_forms = (
             f"{a} + {b} = {a + b}.",
             f"{a} plus {b} is {a + b}.",
             f"If you add {b} to {a}, you get {a + b}.",
@@ -91,7 +91,7 @@ def arithmetic(dice: Dice) -> str:
             f"{small} * {large} = {small * large}.",
             f"{small} times {large} is {small * large}.",
         )
-        sentences.append(dice.pick(told))
+        sentences.append(dice.pick(sentence_forms))
     if dice.chance(20):
         start = dice.below(len(NUMBERS) - 4)
         sentences.append("Count: " + ", ".join(NUMBERS[start : start + 5]) + ".")
@@ -103,11 +103,11 @@ def spelling(dice: Dice) -> str:
     sentences = []
     for word in [dice.pick(TAUGHT_WORDS) for _ in range(dice.between(2, 4))]:
         letter = dice.pick(word)
-        told = (
+        sentence_forms = (
             f"The word {word} is spelled {spelled(word)}.",
             f"How do you spell {word}? {spelled(word)}.",
             f"{capital(word)} has {len(word)} letters: {spelled(word)}.",
             f"There {'is' if word.count(letter) == 1 else 'are'} {word.count(letter)} {letter} in {spelled(word)}.",
         )
-        sentences.append(dice.pick(told))
+        sentences.append(dice.pick(sentence_forms))
     return " ".join(sentences)

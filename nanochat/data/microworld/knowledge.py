@@ -91,33 +91,33 @@ class Truth:
 def truths() -> list[Truth]:
     """All general knowledge."""
     table: list[Truth] = []
-    told: tuple[str, ...]
+    sentences: tuple[str, ...]
     for country, city in CAPITALS.items():
-        told = (f"The capital of {country} is {city}.", f"{city} is the capital of {country}.")
-        table.append(Truth("capital", f"What is the capital of {country}?", city, told))
+        sentences = (f"The capital of {country} is {city}.", f"{city} is the capital of {country}.")
+        table.append(Truth("capital", f"What is the capital of {country}?", city, sentences))
     for names, kind in ((DAYS, "day"), (MONTHS, "month")):
         for name in names:
             after = following(names, name)
-            told = (f"The {kind} after {name} is {after}.", f"After {name} comes {after}.")
-            table.append(Truth(kind, f"Which {kind} comes after {name}?", after, told))
+            sentences = (f"The {kind} after {name} is {after}.", f"After {name} comes {after}.")
+            table.append(Truth(kind, f"Which {kind} comes after {name}?", after, sentences))
     for thing, colour in COLOURS.items():
-        told = (f"The colour of {thing} is {colour}.", f"Look, {thing} is {colour}.")
-        table.append(Truth("colour", f"What colour is {thing}?", colour, told))
+        sentences = (f"The colour of {thing} is {colour}.", f"Look, {thing} is {colour}.")
+        table.append(Truth("colour", f"What colour is {thing}?", colour, sentences))
     for word, opposite in OPPOSITES.items():
-        told = (f"The opposite of {word} is {opposite}.", f"If it is not {word}, it may be {opposite}.")
-        table.append(Truth("opposite", f"What is the opposite of {word}?", opposite, told))
+        sentences = (f"The opposite of {word} is {opposite}.", f"If it is not {word}, it may be {opposite}.")
+        table.append(Truth("opposite", f"What is the opposite of {word}?", opposite, sentences))
     for one, many in PLURALS.items():
-        told = (f"The plural of {one} is {many}.", f"One {one}, two {many}.")
-        table.append(Truth("plural", f"What is the plural of {one}?", many, told))
+        sentences = (f"The plural of {one} is {many}.", f"One {one}, two {many}.")
+        table.append(Truth("plural", f"What is the plural of {one}?", many, sentences))
     for animal, legs in LEGS.items():
-        told = (f"The {animal} has {legs} legs.", f"Count the legs of the {animal}: it has {legs} legs.")
-        table.append(Truth("legs", f"How many legs does the {animal} have?", f"{legs} legs", told))
+        sentences = (f"The {animal} has {legs} legs.", f"Count the legs of the {animal}: it has {legs} legs.")
+        table.append(Truth("legs", f"How many legs does the {animal} have?", f"{legs} legs", sentences))
     for animal, sound in SOUNDS.items():
-        told = (f"It is the {animal}. It {sound}.",)
-        table.append(Truth("sound", f"What does the {animal} do?", f"It {sound}", told))
+        sentences = (f"It is the {animal}. It {sound}.",)
+        table.append(Truth("sound", f"What does the {animal} do?", f"It {sound}", sentences))
     for i, number in enumerate(NUMBERS[:-1]):
-        told = (f"After {number} comes {NUMBERS[i + 1]}.", f"The number after {number} is {NUMBERS[i + 1]}.")
-        table.append(Truth("number", f"Which number comes after {number}?", NUMBERS[i + 1], told))
+        sentences = (f"After {number} comes {NUMBERS[i + 1]}.", f"The number after {number} is {NUMBERS[i + 1]}.")
+        table.append(Truth("number", f"Which number comes after {number}?", NUMBERS[i + 1], sentences))
     return table
 
 

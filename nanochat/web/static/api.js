@@ -36,7 +36,7 @@ export async function models(key) {
   return (await (await checked(await fetch("/v1/models", { headers: headers(key) }))).json()).data;
 }
 
-// Yields {text, events, tokens, usage, reason} as they come.
+// Yields {text, event, tokens, usage, reason} as they come.
 export async function* answer(request, key, signal) {
   const body = JSON.stringify({
     ...request, stream: true, stream_options: { include_usage: true }, logprobs: true, top_logprobs: 8, truncation: "auto",
@@ -51,7 +51,7 @@ export async function* answer(request, key, signal) {
     const choice = chunk.choices[0];
     yield {
       text: choice?.delta.content ?? "",
-      events: choice?.delta.events ?? [],
+      event: choice?.event,
       tokens: choice?.logprobs?.content ?? [],
       usage: chunk.usage,
       reason: choice?.finish_reason,

@@ -36,7 +36,7 @@ function grow(message, piece) {
     if (last?.type === "text") last.text += piece.text;
     else message.parts.push({ type: "text", text: piece.text });
   }
-  message.parts.push(...piece.events.map(({ type, text }) => ({ type, text })));
+  if (piece.event) message.parts.push(piece.event);
   message.tokens.push(...piece.tokens);
 }
 

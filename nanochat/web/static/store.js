@@ -44,7 +44,7 @@ export function load() {
 }
 
 const bare = (messages, from) => messages.map((m, i) => (i < from ? { ...m, tokens: [] } : m));
-let told = ""; // what was said already of the storage
+let shown = ""; // what was said already of the storage
 
 // Keeps them. Where there is too little room, the tokens of the oldest go first, then the oldest conversations. Returns
 // what is to be said of that, once.
@@ -65,8 +65,8 @@ export function save(conversations) {
 }
 
 function first(words) {
-  if (words === told) return "";
-  if (words) told = words;
+  if (words === shown) return "";
+  if (words) shown = words;
   return words;
 }
 

@@ -1,0 +1,1 @@
+"""Declared experiments, a folder each; README.md has their findings."""

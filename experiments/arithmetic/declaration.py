@@ -1,0 +1,88 @@
+"""Sums in the head and by the tool, up to longer ones than any that training has."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments import training
+from nanochat.data.microworld.conversations import SUM_FRAMES
+from nanochat.evaluate.intervals import mean
+from nanochat.lab.declaration import Experiment, Findings, Rows
+from nanochat.lab.plot import curves
+from nanochat.lab.table import Value, Values
+from nanochat.tasks.arithmetic import sums_task
+
+DIGITS = (1, 2, 3, 4, 5, 6)
+HEAD = ("What is {a} + {b}? Do it in your head.",)
+WAYS = ("tool", "head", "no tool")  # allowed; asked to do without; called, and nothing answers
+
+
+def run(cell: Values, seed: int, size: Mapping[str, Any]) -> dict[str, Value]:
+    stages = ("mid_steps", "sft_steps", "most", "limit")
+    flags = {key: value for key, value in size.items() if key not in stages}
+    with training.base("arithmetic", seed, **flags, num_iterations=cell["steps"]) as (made, _):
+        training.chat(made, "mid", seed, num_iterations=size["mid_steps"], init_lr_frac=0.5)
+        training.chat(made, "sft", seed, num_iterations=size["sft_steps"], init_lr_frac=0.2)
+        tasks = {
+            way: [sums_task(str(d), "", (d,), HEAD if way == "head" else SUM_FRAMES) for d in DIGITS] for way in WAYS
+        }
+        asked = {way: {"tool": lambda call: None} if way == "no tool" else {} for way in WAYS}
+        found = {way: training.ask(made, "sft", tasks[way], size["most"], size["limit"], **asked[way]) for way in WAYS}
+    return {f"{way}_{digits}": round(result.rate, 4) for way in WAYS for digits, result in found[way].items()}
+
+
+def findings(rows: Rows) -> Findings:
+    rates = {(way, d): mean([float(row[f"{way}_{d}"]) for row in rows]) for way in WAYS for d in DIGITS}
+    claims = {f"{way}, {d} digits": f"{value:.1%}" for (way, d), (value, _, _) in rates.items()}
+    held = rates["tool", 3][0] > 0.9 and rates["head", 3][0] < 0.5 and rates["tool", 5][0] < 0.5
+    claims["verdict"] = "held" if held else "refuted"
+    series = {way: [(float(d), *rates[way, d]) for d in DIGITS] for way in WAYS}
+    picture = curves("Sums", "digits of both numbers (trained: 1 to 3)", "share right", series, log_x=False)
+    return Findings(claims, {"sums.svg": picture})
+
+
+EXPERIMENT = Experiment(
+    question="Does a tool let a micro-model add, and how far beyond the lengths it was trained on?",
+    hypothesis="By the tool sums of 3 digits are right in more than 9 of 10 cases, in the head in fewer than half; "
+    "at 5 digits "
+    "the tool does not help: the model no longer copies the numbers.",
+    refuted_by="90% or less by the tool, half or more in the head at 3 digits, or half or more by the tool at 5.",
+    metric="share of 100 held-out sums answered right, by digits; by the tool, asked to do it in the head, and with "
+    "a tool "
+    "that does not answer",
+    budget="3 chains of base, mid and SFT of about 5 minutes on one core",
+    cells=(dict(steps=300),),
+    seeds=(1, 2, 3),
+    run=run,
+    findings=findings,
+    size=dict(
+        depth=3,
+        aspect_ratio=43,
+        head_dim=64,
+        max_seq_len=128,
+        window_pattern="L",
+        device_batch_size=16,
+        total_batch_size=4096,
+        eval_tokens=8192,
+        weight_decay=0.0,
+        mid_steps=160,
+        sft_steps=120,
+        most=100,
+        limit=40,
+    ),
+    smoke=dict(
+        depth=1,
+        aspect_ratio=32,
+        head_dim=32,
+        max_seq_len=64,
+        window_pattern="L",
+        device_batch_size=2,
+        total_batch_size=128,
+        eval_tokens=128,
+        weight_decay=0.0,
+        mid_steps=1,
+        sft_steps=1,
+        most=1,
+        limit=3,
+    ),
+    smoke_cells=(dict(steps=2),),
+)

@@ -1,0 +1,117 @@
+"""The critical batch: how steps and tokens to a target loss depend on the batch."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import training
+from nanochat.lab.declaration import Experiment, Findings, Rows
+from nanochat.lab.estimate import bootstrap, said
+from nanochat.lab.plot import curves
+from nanochat.lab.table import Value, Values
+
+WINDOW = 8192  # tokens that the training loss is averaged over
+
+
+def run(cell: Values, seed: int, size: Mapping[str, Any]) -> dict[str, Value]:
+    """Steps until the mean training loss of the last WINDOW tokens is at the target; −1 where it never is."""
+    batch, target = int(cell["batch"]), size["target"]
+    flags = {key: value for key, value in size.items() if key not in ("target", "most", "least")}
+    steps, rows = size["least"] + size["most"] // batch, max(1, batch // flags["max_seq_len"])
+    with training.base(
+        "batch_size", seed, num_iterations=steps, total_batch_size=batch, device_batch_size=min(rows, 8),
+        warmdown_ratio=0.0, weight_decay=0.0, **flags,
+    ) as (made, _):  # fmt: skip
+        losses = training.losses(made)
+    reached = steps_to(losses, target, max(1, WINDOW // batch))
+    return dict(steps=reached, tokens=reached * batch if reached > 0 else -1, last_loss=statistics.fmean(losses[-4:]))
+
+
+def steps_to(losses: Sequence[float], target: float, width: int) -> int:
+    for step in range(1, len(losses) + 1):
+        if (step >= width or step == len(losses)) and statistics.fmean(losses[max(0, step - width) : step]) <= target:
+            return step
+    return -1
+
+
+def critical(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """(least steps, critical batch) of S = S_min · (1 + B_crit / B), least squares of log S over both."""
+    batch, steps = (np.array(column) for column in zip(*points))
+    tries = np.exp(np.linspace(np.log(batch.min() / 16), np.log(batch.max() * 16), 400))
+    errors = np.var(np.log(steps) - np.log1p(tries[:, None] / batch), axis=1)  # (400,)
+    best = float(tries[int(np.argmin(errors))])
+    return float(np.exp(np.mean(np.log(steps) - np.log1p(best / batch)))), best
+
+
+def findings(rows: Rows) -> Findings:
+    reached = [row for row in rows if int(row["steps"]) > 0]
+    batches = sorted({int(row["batch"]) for row in reached})
+    groups = [[float(row["steps"]) for row in reached if row["batch"] == batch] for batch in batches]
+    pairs = lambda drawn: [(batch, value) for batch, group in zip(batches, drawn) for value in group]
+    b_crit = bootstrap(groups, lambda drawn: critical(pairs(drawn))[1])
+    s_min = bootstrap(groups, lambda drawn: critical(pairs(drawn))[0])
+    mean = {batch: statistics.fmean(group) for batch, group in zip(batches, groups)}
+    tokens = {batch: batch * steps for batch, steps in mean.items()}
+    claims = {f"steps at {batch}": f"{steps:.0f}" for batch, steps in mean.items()}
+    claims |= {f"tokens at {batch}": f"{value:,.0f}" for batch, value in tokens.items()}
+    held = batches[0] < b_crit[1] and b_crit[2] < batches[-1]
+    claims |= {
+        "critical batch": said(b_crit, ",.0f"),
+        "least steps": said(s_min, ",.0f"),
+        "missed": str(len(rows) - len(reached)),
+        "saved steps": f"{mean[batches[0]] / mean[batches[-1]]:.1f}",
+        "spent tokens": f"{tokens[batches[-1]] / tokens[batches[0]]:.1f}",
+        "verdict": "held" if held else "refuted",
+    }
+    point = lambda batch, scale: (
+        float(batch),
+        mean[batch] * scale,
+        *(f(groups[batches.index(batch)]) * scale for f in (min, max)),
+    )
+    least, best = s_min[0], b_crit[0]
+    fitted = [(float(batch), least * (1 + best / batch), *2 * (least * (1 + best / batch),)) for batch in batches]
+    drawn = {"measured (lowest to highest seed)": [point(batch, 1.0) for batch in batches], "fit": fitted}
+    picture = curves("Steps to the target loss", "tokens of a batch", "steps", drawn, log_y=True)
+    return Findings(claims, {"steps.svg": picture})
+
+
+EXPERIMENT = Experiment(
+    question="Up to which batch size do fewer steps pay for more tokens?",
+    hypothesis="Steps to a target loss follow S = S_min (1 + B_crit / B) (McCandlish et al., arXiv:1812.06162), "
+    "with the "
+    "critical batch inside the range of batches tried.",
+    refuted_by="An interval of the critical batch that reaches beyond the smallest or the largest batch tried.",
+    metric="steps until the mean training loss of the last 8,192 tokens is at most the target; learning rates "
+    "constant and "
+    "scaled with the root of the batch, as the recipe does",
+    budget="12 trainings of 6 to 50 s on one core; two seeds",
+    cells=tuple(dict(batch=batch) for batch in (8192, 4096, 2048, 1024, 512, 256)),
+    seeds=(1, 2),
+    run=run,
+    findings=findings,
+    size=dict(
+        depth=2,
+        aspect_ratio=32,
+        head_dim=32,
+        max_seq_len=128,
+        window_pattern="L",
+        eval_tokens=1024,
+        target=2.6,
+        least=70,  # steps, and on top of them `most` tokens
+        most=80_000,
+    ),
+    smoke=dict(
+        depth=2,
+        aspect_ratio=16,
+        head_dim=16,
+        max_seq_len=32,
+        window_pattern="L",
+        eval_tokens=64,
+        target=9.0,
+        least=2,
+        most=64,
+    ),
+    smoke_cells=tuple(dict(batch=batch) for batch in (64, 32)),
+)

@@ -1,0 +1,109 @@
+"""Effects and fits with 95% intervals: paired by seed, as compute multipliers, and power laws by bootstrap.
+
+An interval of few seeds is Student's t of the paired differences; of a fit, the percentiles of fits to seeds drawn
+again with replacement (Efron, Annals of Statistics 7, 1979), the same draws in every call.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nanochat.evaluate import intervals
+from nanochat.lab.declaration import Rows
+from nanochat.lab.table import Values, matches
+
+DRAWS = 1000
+Interval = tuple[float, float, float]  # value, low, high
+
+
+def by_seed(rows: Rows, cell: Values, metric: str) -> dict[int, float]:
+    """{seed: value} of the cell's rows."""
+    return {int(row["seed"]): float(row[metric]) for row in rows if matches(row, cell)}
+
+
+def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Interval:
+    """Mean of one − other over the seeds that both have."""
+    return intervals.mean([one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())])
+
+
+def bootstrap(groups: Sequence[Sequence[float]], statistic: Callable[[list[list[float]]], float]) -> Interval:
+    """statistic of the groups, with the interval of drawing anew within each of them. NaN draws are left out."""
+    draw = np.random.default_rng(0)
+    again = lambda group: [group[i] for i in draw.integers(len(group), size=len(group))]
+    values = np.array([statistic([again(group) for group in groups]) for _ in range(DRAWS)])
+    values = values[np.isfinite(values)]
+    low, high = np.percentile(values, (2.5, 97.5)) if len(values) else (-math.inf, math.inf)
+    return statistic([list(group) for group in groups]), float(low), float(high)
+
+
+def drawn_seeds(seeds: Sequence[int], statistic: Callable[[list[int]], float]) -> Interval:
+    """The same, where a statistic is of whole seeds, whose values belong together."""
+    return bootstrap([[float(seed) for seed in seeds]], lambda groups: statistic([int(seed) for seed in groups[0]]))
+
+
+# ---- compute multipliers
+
+
+def compute_for(loss: float, curve: Sequence[tuple[float, float]]) -> float:
+    """Compute at which a falling curve of (compute, loss) has this loss: straight in log compute, and beyond its ends
+    as its last stretch goes on. NaN where that stretch does not fall.
+    """
+    curve = sorted(curve)
+    i = next((i for i in range(len(curve) - 1) if curve[i + 1][1] <= loss), len(curve) - 2)
+    (c0, l0), (c1, l1) = curve[i], curve[i + 1]
+    if l0 <= l1:
+        return math.nan
+    return math.exp(math.log(c0) + (l0 - loss) / (l0 - l1) * (math.log(c1) - math.log(c0)))
+
+
+def multiplier(
+    curves: Mapping[int, Sequence[tuple[float, float]]], compute: float, losses: Mapping[int, float]
+) -> Interval:
+    """Compute that the baseline needs for a variant's loss, over the variant's: geometric mean over seeds, Student's t.
+
+    curves: the baseline's by seed. Below 1 the variant wastes compute.
+    """
+    logs = [
+        math.log(compute_for(losses[seed], curves[seed]) / compute) for seed in sorted(curves.keys() & losses.keys())
+    ]
+    value, low, high = (math.exp(min(x, 700.0)) for x in intervals.mean(logs))
+    return value, low, high
+
+
+# ---- power laws
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """loss = floor + scale · x^−exponent."""
+
+    floor: float
+    scale: float
+    exponent: float
+
+    def __call__(self, x: float) -> float:
+        return self.floor + self.scale * x**-self.exponent
+
+
+def power_law(x: Sequence[float], y: Sequence[float], floor: float | None = None) -> PowerLaw:
+    """Least squares in log (y − floor); a floor that is not given is the best of a grid from 0 to below all y."""
+    floors = np.array([floor]) if floor is not None else np.linspace(0.0, 0.99 * min(y), 100)
+    logs, wanted = np.log(x), np.asarray(y, float)
+    left = np.log(wanted - floors[:, None])  # (floors, points)
+    away = logs - logs.mean()
+    slopes = (left @ away) / (away @ away)
+    starts = left.mean(1) - slopes * logs.mean()
+    fits = floors[:, None] + np.exp(starts[:, None] + slopes[:, None] * logs)  # (floors, points)
+    best = int(np.argmin(((fits - wanted) ** 2).sum(1)))
+    return PowerLaw(float(floors[best]), float(np.exp(starts[best])), float(-slopes[best]))
+
+
+# ---- in words
+
+
+def said(interval: Interval, form: str = "+.4f") -> str:
+    """ "+0.0123 (+0.0100 to +0.0146)"."""
+    value, low, high = interval
+    return f"{value:{form}} ({low:{form}} to {high:{form}})"

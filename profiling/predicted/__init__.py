@@ -1,0 +1,1 @@
+"""How long kernels and whole steps should take, before anything was run. Start with simulate.py."""

@@ -1,0 +1,1 @@
+"""Every kernel, compiled for cards that are not here and read as machine code. Start with report.py."""
