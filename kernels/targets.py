@@ -107,18 +107,26 @@ def build(op: str, shape: str, launch: Launch, target: str) -> dict[str, Any]:
     name = launch.kernel.fn.__name__
     row: dict[str, Any] = dict(op=op, kernel=name, target=target, shape=shape)
     try:
-        made = compiled(launch, target)
-        machine, warps, shared = ALL_TARGETS[target], made.metadata.num_warps, made.metadata.shared
-        figures = (read_cuda if machine.backend == "cuda" else read_amd)(made)
-        most, why = ACCEPTED_SPILLS.get((name, target), (0, ""))
-        figures["spill_reason"] = why if 0 < figures["spill_bytes"] <= most else ""
-        figures["shared_bytes"], figures["warps"] = shared, warps
-        figures["occupancy"] = occupancy(machine, figures["registers"], shared, warps)
-        return {**row, **figures, "dot_rows": dot_rows(made.asm["ttir"]), "error": ""}
+        return {**row, **resources(name, compiled(launch, target), target)}
     except Exception as problem:  # whatever the compiler throws: the report says it
-        lines = [line.strip() for line in str(problem).split("\n") if line.strip()] or [""]
-        text = f"{type(problem).__name__}: {lines[-1]}"  # Triton quotes the source first and says what is wrong last
-        return {**row, **UNREAD, "error": text}
+        return {**row, **UNREAD, "error": last_line(problem)}
+
+
+def resources(name: str, made: Any, target: str) -> dict[str, Any]:
+    """What a compiled kernel of this name takes on a target, read from its machine code; keys of UNREAD and `error`."""
+    machine, warps, shared = ALL_TARGETS[target], made.metadata.num_warps, made.metadata.shared
+    found = (read_cuda if machine.backend == "cuda" else read_amd)(made)
+    most, why = ACCEPTED_SPILLS.get((name, target), (0, ""))
+    found["spill_reason"] = why if 0 < found["spill_bytes"] <= most else ""
+    found["shared_bytes"], found["warps"] = shared, warps
+    found["occupancy"] = occupancy(machine, found["registers"], shared, warps)
+    return {**found, "dot_rows": dot_rows(made.asm["ttir"]), "error": ""}
+
+
+def last_line(problem: Exception) -> str:
+    """What a compiler's error says: Triton quotes the source first and says what is wrong last."""
+    lines = [line.strip() for line in str(problem).split("\n") if line.strip()] or [""]
+    return f"{type(problem).__name__}: {lines[-1]}"
 
 
 def occupancy(target: Target, registers: int, shared: int, warps: int) -> float:

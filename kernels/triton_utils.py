@@ -58,7 +58,7 @@ _captured: list[Launch] | None = None
 
 @contextmanager
 def capture() -> Iterator[list[Launch]]:
-    """Records launches on meta tensors, in order, instead of dropping them."""
+    """Records launches on meta and fake tensors, in order, instead of dropping them."""
     global _captured
     before, _captured = _captured, []
     try:
@@ -75,9 +75,7 @@ def launch(kernel: Any, grid: Sequence[int], *args: Any, **constants: Any) -> No
     """kernel[grid](*args, **constants) on the first tensor's device; nothing for an empty grid or fake tensors."""
     constants.setdefault("enable_fp_fusion", True)  # x·y + z rounds once; said aloud because Triton's default changes
     first = next(arg for arg in args if isinstance(arg, Tensor))
-    if isinstance(first, FakeTensor):
-        return
-    if first.is_meta:
+    if first.is_meta or isinstance(first, FakeTensor):
         if _captured is not None:
             _captured.append(Launch(kernel, tuple(grid), args, constants))
         return

@@ -6,11 +6,13 @@ gets no answer.
 
 import ast
 import operator
+import warnings
 from collections.abc import Callable
 
 MAX_CHARACTERS = 200
 MAX_NODES = 50
 MAX_MAGNITUDE = 10**15
+warnings.filterwarnings("ignore", module="<expression>")  # what Python thinks of "12if"
 
 Number = int | float
 OPERATORS: dict[type, Callable[[Number, Number], Number]] = {
@@ -33,7 +35,7 @@ def calculate(expression: str) -> str | None:
     if not expression or len(expression) > MAX_CHARACTERS:
         return None
     try:
-        tree = ast.parse(expression, mode="eval")
+        tree = ast.parse(expression, "<expression>", "eval")
         if sum(1 for _ in ast.walk(tree)) > MAX_NODES:
             return None
         value = _value(tree.body)

@@ -233,11 +233,11 @@ def spread(plan: Plan, nodes: int) -> None:
 def fit(plan: Plan, max_minutes: float | None) -> None:
     """Sets the time of each stage, and shortens all training alike when together they exceed max_minutes."""
     rate = plan.rate
-    practice = rl_seconds(plan)
+    practice, examined = rl_seconds(plan)
     total = sum(steps * plan.batch / rate for steps in plan.steps.values()) + practice
     if plan.flags["sft"]["data"] == "hub":
         plan.evaluation = evaluation_size.seconds(max_minutes, total)
-    fixed = OTHER_SECONDS + plan.evaluation + STARTUP_SECONDS * (len(plan.steps) + bool(practice))
+    fixed = OTHER_SECONDS + plan.evaluation + examined + STARTUP_SECONDS * (len(plan.steps) + bool(practice))
     if max_minutes is not None and total + fixed > max_minutes * 60:
         share = (max_minutes * 60 - fixed) / total
         if share <= 0.02:
@@ -253,12 +253,12 @@ def fit(plan: Plan, max_minutes: float | None) -> None:
             plan.flags["rl"]["num_iterations"] = max(1, int(int(plan.flags["rl"]["num_iterations"]) * share))
     plan.seconds = {stage: steps * plan.batch / rate + STARTUP_SECONDS for stage, steps in plan.steps.items()}
     if practice:
-        plan.seconds["rl"] = rl_seconds(plan) + STARTUP_SECONDS
+        plan.seconds["rl"] = sum(rl_seconds(plan)) + STARTUP_SECONDS
 
 
-def rl_seconds(plan: Plan) -> float:
-    """Predicted; 0 where it is not in the plan."""
-    return rl_size.seconds(plan.data, plan.flags["rl"], plan.rate, plan.device) if "rl" in plan.flags else 0.0
+def rl_seconds(plan: Plan) -> tuple[float, float]:
+    """Of its steps, and of its held-out questions: predicted; 0 where it is not in the plan."""
+    return rl_size.seconds(plan.data, plan.flags["rl"], plan.rate, plan.device) if "rl" in plan.flags else (0.0, 0.0)
 
 
 def set_last(plan: Plan) -> None:
@@ -290,14 +290,14 @@ def cadence_line(plan: Plan, config: GPTConfig) -> str:
     return "; ".join(said) + " of the time (predicted)"
 
 
-def checkpoints(config: GPTConfig) -> int:
-    """Bytes of a run's checkpoints, at most: of three stages, two kept and one being written."""
-    return 3 * 3 * checkpoint_bytes(config)
+def checkpoints(config: GPTConfig, stages: int = len(ON_TOKENS)) -> int:
+    """Bytes of a run's checkpoints, at most: of each stage, two kept and one being written."""
+    return stages * 3 * checkpoint_bytes(config)
 
 
 def disk(plan: Plan, config: GPTConfig) -> int:
     """Bytes that the run's artifacts and downloads will take, at most, while a checkpoint is being written."""
-    total = checkpoints(config)
+    total = checkpoints(config, len(ON_TOKENS) + ("rl" in plan.flags))
     if plan.data == "hub" and not hub.mirror():
         total += hub.shards_for(plan.steps["base"] * plan.batch) * 100_000_000
     return total

@@ -6,6 +6,7 @@ and `Practising.examine` that of bits per byte: pass@1 and pass@k on held-out qu
 questions; a question's samples stay together, so an advantage needs no other rank.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -90,7 +91,9 @@ class Practising:
     ) -> tuple[float, Mismatch, int, bool | None]:
         """Updates the model from this rank's samples; samples, tokens: how many of all ranks are learnt from.
 
-        Returns the loss of all ranks, what this one measured, how many tokens it ran; and as Outcome.before.
+        An update that changes nothing (nanochat/step.py) is the step's last: it would only be the same again, and what
+        the trainer asks about the step is the last one. Returns the first update's loss of all ranks, or one that is no
+        finite number; what this rank measured; how many tokens it ran; and as Outcome.before.
         """
         objective, hardware = self.objective, stage.hardware
         batches, teaching = self.batches(own, samples, tokens, hardware.device)
@@ -120,7 +123,13 @@ class Practising:
                 if teaching:  # or momentum alone would move the weights
                     update(stage, losses[-1])
                 stage.optimizer.zero_grad(set_to_none=True)
-        return losses[0], mismatch, objective.updates * sum(batch.inputs.numel() for batch in batches), before
+            if not math.isfinite(losses[-1]):
+                stage.optimizer.heed()  # an update before it does not make the step a good one
+                break
+            if not teaching or stage.optimizer.void.item():
+                break
+        said = losses[0] if math.isfinite(losses[-1]) else losses[-1]
+        return said, mismatch, len(losses) * sum(batch.inputs.numel() for batch in batches), before
 
     def batches(self, own: list[Sample], samples: int, tokens: int, device: torch.device) -> tuple[list[Rows], bool]:
         """(micro-batches of the samples that teach something, the longest first; whether there are any).

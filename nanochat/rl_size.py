@@ -29,17 +29,22 @@ def wanted(asked: bool, data: str, device: str) -> bool:
 def flags(data: str, ranks: int) -> Flags:
     if data == "hub":
         questions = max(16, ranks)
-        return dict(task="gsm8k", questions=questions, num_iterations=GSM8K // questions)
-    return dict(
-        task="word_sums", questions=max(8, ranks), num_samples=8, num_iterations=60, init_lr_frac=0.1, eval_every=20
-    )
+        size: Flags = dict(questions=questions, num_samples=16, num_iterations=GSM8K // questions)
+        return dict(task="gsm8k", **size, eval_questions=128, eval_samples=8, eval_every=60)
+    size = dict(questions=max(8, ranks), num_samples=8, num_iterations=60, init_lr_frac=0.25)
+    return dict(task="word_sums", **size, eval_questions=128, eval_samples=4, eval_every=20)
 
 
-def seconds(data: str, planned: Flags, rate: float, device: str) -> float:
-    """Of so many steps, where training runs at `rate` tokens per second: predicted."""
+def seconds(data: str, planned: Flags, rate: float, device: str) -> tuple[float, float]:
+    """(of so many steps, of asking held-out questions: at first, between, and at last), where training runs at `rate`
+    tokens per second: predicted.
+    """
     prompt, answer = TOKENS[data]
-    answers = int(planned["questions"]) * int(planned.get("num_samples", 16)) * int(planned["num_iterations"])
-    return answers * (answer * DECODE[device] + (prompt + answer) * LEARNING) / rate
+    names = ("questions", "num_samples", "num_iterations", "eval_questions", "eval_samples", "eval_every")
+    questions, samples, steps, held_out, drawn, every = (int(planned[name]) for name in names)
+    practice = steps * questions * samples * (answer * DECODE[device] + (prompt + answer) * LEARNING)
+    examined = (1 + -(-steps // every)) * held_out * (drawn + 1) * answer * DECODE[device]  # one more: greedily
+    return practice / rate, examined / rate
 
 
 def evaluated() -> str:

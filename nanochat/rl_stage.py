@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 
 from nanochat.chat_stages import PROMPTS
 from nanochat.consensus import same_checkpoint
@@ -55,22 +56,30 @@ class RLFlags:
     )
     device_batch_size: int = number(-1, 1, 1 << 16, "answers learnt from at a time (-1: as in base training)")
     init_lr_frac: float = number(0.05, 0.0, 1e3, "learning rates at the start, as a fraction of base training's")
-    std: bool = flag(False, "divide advantages by the standard deviation of their question's rewards (GRPO)")
+    std: bool = flag(
+        False, "divide advantages by the standard deviation of their question's rewards (GRPO, arXiv:2402.03300)"
+    )
     normalize: str = flag(
-        "token", "mean over tokens (DAPO), over samples' means (GRPO), by a constant (Dr. GRPO)", choices=NORMALIZED
+        "token",
+        "mean over tokens (DAPO, arXiv:2503.14476), over samples' means (GRPO), by a constant (Dr. GRPO, 2503.20783)",
+        choices=NORMALIZED,
     )
     updates: int = number(
         1, 1, 1000, "updates from each batch of rollouts; more than 1 is off-policy, and wants a clip"
     )
     clip_low: float = number(
-        0.0, 0.0, 0.99, "no gain below 1 − so much times the old probability (PPO: 0.2; 0: no clip)"
+        0.0, 0.0, 0.99, "no gain below 1 − so much times the old probability (PPO, arXiv:1707.06347: 0.2; 0: no clip)"
     )
     clip_high: float = number(
         0.0, 0.0, 100.0, "no gain above 1 + so much times it (clip-higher, DAPO: 0.28; 0: no clip)"
     )
     kl: float = number(0.0, 0.0, 100.0, "weight of the KL divergence from the model at the start (GRPO: 0.04)")
     truncate: float = number(
-        0.0, 0.0, 1000.0, "weigh tokens by trainer's over engine's probability, up to so much (TIS: 2; 0: no)"
+        0.0,
+        0.0,
+        1000.0,
+        "weigh tokens by trainer's over engine's probability, up to so much "
+        "(truncated importance sampling, Yao et al. 2025: 2; 0: no)",
     )
     eval_every: int = number(
         60, 1, MANY, "ask held-out questions every so many steps (-1: only first and last)", also=-1
@@ -139,6 +148,7 @@ def _train(flags: RLFlags, run: Run, hardware: Hardware, watch: Callable[[Stage]
     limit = flags.max_new_tokens if flags.max_new_tokens > 0 else min(practice.task.limit, 256)
     steps = flags.num_iterations if flags.num_iterations > 0 else max(1, len(asked.all) // flags.questions)
     rows = flags.device_batch_size if flags.device_batch_size > 0 else parent.meta["settings"]["device_batch_size"]
+    torch.manual_seed(flags.seed)  # nothing draws from it, but its state is in the checkpoint
     model = parent.model(hardware.device, hardware.dtype)
     length = model.config.sequence_len
     at_once = rows * length * hardware.world  # the loop wants a size of batch, and a step of RL has none
@@ -182,7 +192,7 @@ def _train(flags: RLFlags, run: Run, hardware: Hardware, watch: Callable[[Stage]
             plan=dict(vars(schedule), parent=parent.fingerprint, **rates, **decides),
             eval_tokens=length,
             prompts=[*PROMPTS, asked.all[0].messages],
-            compile="no",  # rows are of many lengths
+            compile="answers are of many lengths",
             wandb=flags.wandb,
             tune=False,
             spike_guard=False,

@@ -59,7 +59,7 @@ class Setup:
     plan: dict[str, Any]
     eval_tokens: int  # of the last validation
     prompts: list[Any]  # strings to continue, or lists of messages to answer
-    compile: str = "auto"
+    compile: str = "auto"  # "no" where that was asked for, or why a stage never is
     pad: bool = False
     wandb: bool = False
     spike_guard: bool = True
@@ -243,8 +243,8 @@ def say(setup: Setup, line: str) -> None:
 def _compile(setup: Setup) -> tuple[bool, str]:
     """Whether to compile, as all ranks have it, and if not, why."""
     hardware = setup.hardware
-    if setup.compile == "no":
-        return False, "asked for"
+    if setup.compile != "auto":
+        return False, "asked for" if setup.compile == "no" else setup.compile
     works, reason = False, ""
     for turn in (True, False):  # a machine's first rank alone: it may clear what a killed process left in the cache
         if (hardware.local_rank == 0) == turn:

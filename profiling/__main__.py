@@ -3,6 +3,7 @@
 trace FILE         the page about a trace that torch.profiler recorded; scripts record themselves with --profile N
 diff A B           what got slower or faster between two profile.json
 static             every kernel compiled for cards that are not here: machine code, bound, predicted time
+compiled           the training step as compiled for a card that is not here: every launch, byte and allocation
 memory             what a compiled training step allocates on a card that is not here
 simulate           a training step predicted, and what each lever would save
 points             the predictions beside published measurements
@@ -21,6 +22,7 @@ COMMANDS = {
     "trace": "profiling.recorded.step_page",
     "diff": "profiling.recorded.diff",
     "static": "profiling.static.report",
+    "compiled": "profiling.compiled.report",
     "memory": "profiling.compiled.memory",
     "simulate": "profiling.predicted.simulate",
     "points": "profiling.predicted.points",

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,3 +70,10 @@ def test_never_raises(text):
 def test_agrees_with_python(a, b):
     assert calculate(f"{a}+{b}") == str(a + b)
     assert calculate(f"({a})*({b})") == str(a * b)
+
+
+def test_nothing_is_said_about_odd_expressions():
+    """Python's parser warns of such literals, and RL's log was full of that."""
+    code = "from nanochat.calculator import calculate; print(calculate('2604+12if'), calculate('0x12or 3'))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("None None\n", "")

@@ -259,6 +259,35 @@ def test_a_decode_step_is_the_model(sizes, kind):
         assert (15 * torch.tanh(alone[0] / 15) - exact).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_chunks_of_a_prompt_are_the_model(sizes):
+    """Long ones and short ones, past the window, in a slot between two others: against the model without a cache."""
+    model = tiny.model(**sizes)
+    T = model.config.sequence_len - 1
+    ids = torch.randint(300, (T,), generator=torch.Generator().manual_seed(3)).tolist()
+    slots = Slots(model.config, 3, torch.device("cpu"), torch.float32)
+    with torch.inference_mode():
+        slots.k.fill_(9.0), slots.v.fill_(9.0)
+        decoder, ends = Decoder(model, slots), [T // 2, T // 2 + 10, T // 2 + 11, T]
+        hidden = torch.cat([decoder.read(1, ids[a:b]) for a, b in zip([0, *ends], ends)])
+        assert (model.logits(hidden) - model(torch.tensor([ids]))[0]).abs().max() < 1e-4
+    assert slots.lengths == [0, T, 0] and (slots.k[:, ::2] == 9).all() and (slots.v[:, ::2] == 9).all()
+    assert torch.allclose(slots.previous[1], model.embedded(ids[-1]), atol=1e-5)
+
+
+def test_chunks_in_bfloat16():
+    exact, usual = tiny.model(), tiny.model()
+    usual.set_dtype(torch.bfloat16)
+    usual = usual.to(torch.bfloat16)
+    ids = torch.randint(300, (60,), generator=torch.Generator().manual_seed(3)).tolist()
+    slots = Slots(usual.config, 1, torch.device("cpu"), torch.bfloat16)
+    with torch.inference_mode():
+        decoder = Decoder(usual, slots)
+        mine = torch.cat([decoder.read(0, ids[:40]), decoder.read(0, ids[40:])]).float()
+        wanted, plain = (model.hidden(torch.tensor([ids]))[0].float() for model in (exact, usual))
+    assert (mine - wanted).norm() <= 1.2 * (plain - wanted).norm()
+
+
 def test_the_decode_step_in_bfloat16():
     model = tiny.model()
     model.set_dtype(torch.bfloat16)

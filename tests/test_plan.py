@@ -361,6 +361,19 @@ def test_rl_is_planned_where_it_is_asked_for(run, capsys):
     assert "\n  rl " in capsys.readouterr().out
     short = plan.make(run, dict(device="cpu", max_minutes=6.0), rl=True)
     assert short.flags["rl"]["num_iterations"] < made.flags["rl"]["num_iterations"]
+    assert sum(short.seconds.values()) + plan.OTHER_SECONDS <= 6 * 60
+    without = plan.make(run, dict(device="cpu", max_minutes=1000.0))
+    assert made.disk == without.disk * 4 / 3  # checkpoints of four stages
+
+
+def test_rl_is_planned_with_its_held_out_questions():
+    """128 of them are asked 4 times, and once greedily: at first, after each 20 steps, and at last."""
+    flags = rl_size.flags("embedded", 1)
+    practice, examined = rl_size.seconds("embedded", flags, 1000.0, "cpu")
+    _, answer = rl_size.TOKENS["embedded"]
+    assert examined == pytest.approx(4 * 128 * 5 * answer * 3 / 1000)
+    longer = rl_size.seconds("embedded", dict(flags, num_iterations=61), 1000.0, "cpu")
+    assert longer == pytest.approx((practice * 61 / 60, examined * 5 / 4))
 
 
 def test_rl_is_refused_where_sft_was_not_made_for_it_or_there_is_nothing_to_practise(run, capsys, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 
-from nanochat import rl
+from nanochat import rl, step, trainer
 from nanochat.data.microworld.word_problems import THINGS
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.errors import UserError
@@ -27,8 +27,10 @@ from nanochat.rl import Practising
 from nanochat.rl_stage import Questions, RLFlags, slots
 from nanochat.rollouts import Asked, Sample, roll_out
 from nanochat.run import Run
+from nanochat.step import Outcome
 from nanochat.tasks import TASKS
 from nanochat.tasks.practice import PRACTICE
+from nanochat.trainer import State
 
 WORDS = PRACTICE["word_sums"]
 FLAGS = (
@@ -176,7 +178,39 @@ def test_no_rank_updates_where_the_loss_of_another_is_no_finite_number(monkeypat
     samples = made_up(model, 1, 4, lambda place, draw: draw.random())
     practising = Practising(None, None, WORDS, None, Objective(updates=2), 4, 5, 12, 0)
     loss, *_ = practising.learn(stage, model, samples, 8, 2 * sum(sample.learnt for sample in samples))
-    assert [loss, *losses] == pytest.approx([float("nan")] * 3, nan_ok=True)
+    assert [loss, *losses] == pytest.approx([float("nan")] * 2, nan_ok=True)
+
+
+@pytest.mark.parametrize("spoilt", [1, 2, 3])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_an_update_that_changes_nothing_ends_its_step_which_counts_as_bad(monkeypatch, spoilt, what):
+    """Whichever of three it is: those before it stay taken, and the trainer hears of it."""
+    model, taken = tiny.model(), []
+    monkeypatch.setattr(rl, "set_rates", lambda stage: None)
+    losses = rl.token_losses
+
+    def spoil(logp, batch, objective):
+        value = losses(logp, batch, objective)
+        if len(taken) + 1 == spoilt and what == "gradient":
+            value.register_hook(lambda gradient: gradient * float("inf"))
+        return value * float("nan") if len(taken) + 1 == spoilt and what == "loss" else value
+
+    def update(stage, loss):
+        before = [p.clone() for p in model.parameters()]
+        step.update(stage, loss)
+        taken.append(any(not torch.equal(p, old) for p, old in zip(model.parameters(), before)))
+
+    monkeypatch.setattr(rl, "token_losses", spoil)
+    monkeypatch.setattr(rl, "update", update)
+    stage = SimpleNamespace(hardware=cpu(), optimizer=model.setup_optimizer(), scaler=None, model=model)
+    samples = made_up(model, 1, 4, lambda place, draw: draw.random())
+    practising = Practising(None, None, WORDS, None, Objective(updates=3), 4, 5, 12, 0)
+    loss, *_ = practising.learn(stage, model, samples, 4, sum(sample.learnt for sample in samples))
+    assert taken == [True] * (spoilt - 1) + [False]
+    said = []
+    bad = SimpleNamespace(name="rl", state=State(), optimizer=stage.optimizer, scaler=None, bad=2, saved_step=0)
+    trainer.judge(bad, SimpleNamespace(note=said.append), Outcome(loss, False, False, None), known=True)
+    assert bad.bad == 3 and bad.state.skipped == 1 and len(said) == 1 and stage.optimizer.heed() is None
 
 
 def test_a_second_update_is_clipped_and_drawn_back_to_the_reference():
@@ -280,7 +314,7 @@ def taken(home):
     rows = read_log(home / "runs" / "a" / "rl" / "log.jsonl")
     kept = [{k: v for k, v in row.items() if "seconds" not in k and k != "tok_per_s"} for row in rows]
     last = Run.open("a").checkpoint("rl")
-    return kept, {part: last.tensors(part) for part in ("model", "optimizer")}
+    return kept, {part: last.tensors(part) for part in ("model", "optimizer", "loader")}
 
 
 def assert_same(one, two):

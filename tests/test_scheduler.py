@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from nanochat.engine import Engine, Request, Sampling
-from nanochat.engine.scheduler import LEAST
+from nanochat.engine.scheduler import LEAST, LONGER
 
 GREEDY = Sampling(temperature=0)
 LONG = [(7 * i) % 290 for i in range(50)]
@@ -78,10 +78,10 @@ def test_prompts_that_were_cancelled_while_they_waited_are_not_read():
 
 @pytest.mark.parametrize(
     "seconds, budget",
-    [((0.3, 0.1), 64), ((0.15, 0.1), 80), ((0.01, 0.1), 80), ((0.6, 0.1), 56), ((9.0, 0.1), 56)],
+    [((LONGER, 1.0), 64), ((LONGER / 2, 1.0), 80), ((0.1, 1.0), 80), ((2 * LONGER, 1.0), 56), ((90.0, 1.0), 56)],
 )
 def test_the_budget_follows_the_machine(seconds, budget):
-    """Three times as long as the rest of a step is right; one step, however odd, changes a quarter at most."""
+    """LONGER times as long as the rest of a step is right; one step, however odd, changes a quarter at most."""
     engine, _ = reading_along(budget=64)
     scheduler = engine.scheduler
     del scheduler.learn

@@ -160,7 +160,7 @@ def test_late_zeros_are_zeros_that_can_be_written():
 @pytest.mark.parametrize("slots", [1, 12])
 @pytest.mark.parametrize("weights", ["", "int8"])
 def test_the_compiled_step_is_the_eager_one_and_compiled_once(slots, weights):
-    """In bfloat16: oneDNN's packs are let go, and nothing is compiled again for that."""
+    """In bfloat16, where oneDNN has packs: no guard looks at them."""
     from torch._dynamo.utils import counters
 
     model = tiny.model()

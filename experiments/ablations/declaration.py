@@ -55,6 +55,9 @@ def findings(rows: Rows) -> Findings:
     for trick, (effect, factor) in found.items():
         claims[trick] = said(effect)
         claims[f"{trick}: compute"] = said(factor, ".2f")
+    for length in {int(row["steps"]) for row in rows if row["trick"] == WHOLE}:
+        whole = by_seed(rows, at(WHOLE, length), METRIC).values()
+        claims[f"baseline at {length}"] = f"{min(whole):.3f} to {max(whole):.3f}"
     rates = [trick for trick in found if trick in ADAMW]
     best = min(rates, key=lambda trick: found[trick][0][0])
     others = [trick for trick in found if trick not in ADAMW]

@@ -98,7 +98,7 @@ EXPERIMENT = Experiment(
     hypothesis="A power law in FLOPs with a floor, fitted to depths 2 to 4, forecasts depth 5 within its interval.",
     refuted_by="A mean of depth 5, over its seeds, outside the interval that was committed before it ran.",
     metric="validation bits per byte of the microworld",
-    budget="9 trainings of 5 to 30 s, then 3 of a minute, on one core",
+    budget="9 trainings of 3 to 20 s, then 3 of 40 s, on one core",
     cells=tuple(dict(depth=depth) for depth in (2, 3, 4)),
     held_out=(dict(depth=HELD_OUT),),
     forecast=forecast,
@@ -108,7 +108,7 @@ EXPERIMENT = Experiment(
     size=dict(
         SHAPE,
         aspect_ratio=16,
-        target_param_data_ratio=0.75,
+        target_param_data_ratio=0.4,
         device_batch_size=2,
         total_batch_size=256,
         eval_tokens=32768,

@@ -112,18 +112,16 @@ class View:
         self.start = moved(lengths, torch.int64, slots.k.device)  # (B,)
         self.previous = slots.previous[first:last]  # (B, 1, C)
         self.seen = max(lengths) + tokens  # no row reaches further
-        self.least = min(lengths) if slots.k.device.type == "cpu" else 0  # a GPU's kernel passes over what is not seen
         self._rows = torch.arange(last - first, device=slots.k.device)[:, None]  # (B, 1)
         self._columns = self.start[:, None] + torch.arange(tokens, device=slots.k.device)  # (B, T)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        """Stores k, v (B, T, K, D) at each row's end; reads from the first key that any row sees to the last."""
+        """Stores k, v (B, T, K, D) at each row's end; reads everything up to the longest row's end."""
         keys, values = self.slots.k[layer, self.first : self.last], self.slots.v[layer, self.first : self.last]
         keys[self._rows, self._columns] = k.to(keys.dtype)
         values[self._rows, self._columns] = v.to(keys.dtype)
-        begin = 0 if window is None else max(0, self.least - window)
-        keys, values = (cached[:, begin : self.seen].to(k.dtype) for cached in (keys, values))
-        return flash_attention_decode(q, keys, values, self.start - begin, window=window)
+        keys, values = (cached[:, : self.seen].to(k.dtype) for cached in (keys, values))
+        return flash_attention_decode(q, keys, values, self.start, window=window)
 
     def advance(self) -> None:
         """Counts the new tokens in, and keeps the last embedding for the next token's smear."""

@@ -1,12 +1,13 @@
-"""One more token for every running row on a CPU: the model of gpt.py, written out for T = 1 and for little else.
+"""One more token for every running row on a CPU, or more of a prompt: the model of gpt.py, written out for that alone.
 
 A step of a small model is bound by reading the weights once and by the cost of starting operations, a few microseconds
 each. So here: products for few rows (weights.py; q, k, v and the gate as one), residual additions and ReLU inside of
 them, scalars as numbers, one mask a step; and attention in float32 over a float32 cache: for one query a row, PyTorch's
 takes three times as long in bfloat16. `compile` has the same code fused by torch.compile: half the time of a step,
-after half a minute.
+after half a minute. Prompts come in short chunks (scheduler.py), whose time is for a good part the same costs: they
+gain as much, eagerly.
 
-tests/test_engine.py holds all of it to gpt.py's answers; prefill and GPUs run gpt.py itself.
+tests/test_engine.py holds all of it to gpt.py's answers; GPUs run gpt.py itself.
 """
 
 import math
@@ -20,7 +21,7 @@ from torch._inductor import config as inductor
 
 from kernels.rms_norm import default_eps
 from nanochat.engine.cache import Slots
-from nanochat.engine.weights import Dense, Int8, alone, joined
+from nanochat.engine.weights import Int8, alone, joined
 from nanochat.gpt import GPT, VE_GATE_CHANNELS
 
 SEVERAL = 8  # rows: where there is more than one, a compiled step has its weights laid out for so many
@@ -49,6 +50,17 @@ def attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         p = torch.softmax(scores, -1)
         return (p[..., None] * values[:, :, None]).sum(3).view(B, H, D)
     return F.scaled_dot_product_attention(q[:, :, None], keys, values, mask, enable_gqa=H != K)[:, :, 0]
+
+
+def causal_attention(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, window: int | None) -> Tensor:
+    """q (T, H, D) of a prompt's last T tokens over its slot's keys, values (sequence_len, K, D), with mask (T, S) added
+    to the scores; gives (T, H, D). Keys that no token's window reaches are not read.
+    """
+    T, S = mask.shape
+    begin = 0 if window is None else max(0, S - T - window)
+    keys, values = (x[None, begin:S].transpose(1, 2) for x in (keys, values))  # (1, K, S − begin, D)
+    gqa, mask, q = q.size(1) != keys.size(1), mask[None, None, :, begin:], q.transpose(0, 1)[None]
+    return F.scaled_dot_product_attention(q, keys, values, mask, enable_gqa=gqa)[0].transpose(0, 1)
 
 
 class Layer(nn.Module):
@@ -88,11 +100,14 @@ class Step(nn.Module):
 
     def forward(
         self, idx: Tensor, start: Tensor, rows: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, previous: Tensor,
-        k: list[Tensor], v: list[Tensor],
+        k: list[Tensor], v: list[Tensor], prompt: int | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """idx, start, rows (B,); keys (S,): the positions that any row sees; cos, sin (sequence_len, D); previous
         (B, C); k and v of each layer (slots, sequence_len, K, D), which get one more key and value a row. Returns raw
         logits (B, V) and the next previous.
+
+        prompt: all B tokens are of this slot, one after the other, and previous (1, C) is of the token before them.
+        Returns what the head would get, (B, C), and the embeddings.
         """
         config, dtype, wide = self.config, self.dtype, k[0].dtype
         H, K, D = config.n_head, config.n_kv_head, config.head_dim
@@ -100,7 +115,8 @@ class Step(nn.Module):
         x = now = normed(self.wte(idx).to(dtype))  # (B, C)
         if config.smear:
             gate = torch.sigmoid(F.linear(x[:, : self.smear_gate.size(1)], self.smear_gate))  # (B, 1)
-            x = torch.addcmul(x, gate, previous, value=self.smear)
+            before = previous if prompt is None else torch.cat((previous, now[:-1]))
+            x = torch.addcmul(x, gate, before, value=self.smear)
         x0 = middle = x
         for i, layer in enumerate(self.layers):
             if config.residual_mix:
@@ -115,8 +131,11 @@ class Step(nn.Module):
             qk = torch.addcmul(qk * cos, qk.roll(D // 2, -1), sin)
             k[i][rows, start], v[i][rows, start] = qk[:, H:], value
             mask = masks[layer.window]
-            keys, values = (c[i][: idx.size(0), : mask.size(-1)].transpose(1, 2) for c in (k, v))  # (B, K, S, D)
-            y = attention(qk[:, :H], keys, values, mask)
+            if prompt is None:
+                keys, values = (c[i][: idx.size(0), : mask.size(-1)].transpose(1, 2) for c in (k, v))  # (B, K, S, D)
+                y = attention(qk[:, :H], keys, values, mask)
+            else:
+                y = causal_attention(qk[:, :H], k[i][prompt], v[i][prompt], mask[:, 0, 0], layer.window)
             x = layer.out.plus(y.flatten(1).to(dtype), x)
             hidden = layer.fc(normed(x), relu=True)
             x = layer.proj.plus(hidden * hidden, x)
@@ -124,7 +143,8 @@ class Step(nn.Module):
                 middle = x
         if config.backout:
             x = torch.sub(x, middle, alpha=self.backout)
-        return self.head(normed(x))[:, : config.vocab_size], now
+        x = normed(x)
+        return x if prompt is not None else self.head(x)[:, : config.vocab_size], now
 
     def _masks(self, keys: Tensor, start: Tensor, dtype: torch.dtype) -> dict[int | None, Tensor]:
         """By window, (B, 1, 1, S): 0 for the keys that a row's new token sees, −∞ for the others."""
@@ -160,6 +180,15 @@ class Decoder:
         slots.lengths[:B] = [length + 1 for length in slots.lengths[:B]]
         return logits
 
+    def read(self, slot: int, tokens: list[int]) -> Tensor:
+        """Takes more tokens of a prompt into a slot, eagerly. Returns what the head would get, (T, C)."""
+        slots, T, done = self.slots, len(tokens), self.slots.lengths[slot]
+        idx, start, rows = torch.tensor(tokens), done + torch.arange(T), self.rows[slot].expand(T)
+        keys, caches = self.positions[: done + T], (list(slots.k), list(slots.v))
+        hidden, now = self.step(idx, start, rows, keys, self.cos, self.sin, slots.previous[slot], *caches, slot)
+        slots.previous[slot], slots.lengths[slot] = now[-1], done + T
+        return hidden
+
     def _inputs(self, slots: Slots, tokens: list[int]) -> tuple[Any, ...]:
         B = len(tokens)
         idx, start = torch.tensor(tokens), torch.tensor(slots.lengths[:B])
@@ -173,7 +202,8 @@ class Decoder:
         """Compiles the step, first for one row; steps of so many rows go over to it as soon as it is ready.
 
         May be called in a thread of its own, beside running steps. Needs torch.compile to work
-        (nanochat.hardware.can_compile), and memory for a little of another cache; the weights stay those that they are.
+        (nanochat.hardware.can_compile), and memory for a little of another cache; weights that are not int8 are packed
+        once more for several rows.
         """
         most = self.slots.k.size(1)
         with torch.inference_mode(False), torch.no_grad():  # tensors of the kind that those in use are
@@ -189,9 +219,6 @@ class Decoder:
                 room.lengths = [length] * most
                 made(*self._dynamic(self._inputs(room, [0] * rows)))
             self.compiled[rows > 1] = made
-        for module in self.step.modules():
-            if isinstance(module, Dense):
-                module.packed = None
 
     @property
     def ready(self) -> bool:

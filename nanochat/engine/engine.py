@@ -192,9 +192,12 @@ class Engine:
         self.slots.previous[slot] = self.model.embedded(tokens[done - 1]) if done else 0
         if not fresh:
             return
-        view = self.slots.view(slot, slot + 1, len(fresh))
-        hidden = self.model.hidden(moved([fresh], torch.int64, self.device), view)[0]  # (T, C)
-        view.advance()
+        if isinstance(self._decode, Decoder):
+            hidden = self._decode.read(slot, fresh)  # (T, C)
+        else:
+            view = self.slots.view(slot, slot + 1, len(fresh))
+            hidden = self.model.hidden(moved([fresh], torch.int64, self.device), view)[0]
+            view.advance()
         self.read += len(fresh)
         if request.echo:
             following = tokens[done + 1 : done + 1 + len(fresh)]

@@ -19,7 +19,7 @@ from nanochat.engine.sampling import LogProbs, Sampling
 
 BUDGET = 512  # prompt tokens a step on a GPU: enough to keep it busy
 CPU_BUDGET, LEAST, MOST = 64, 16, 512  # on a CPU: at first; fewer are hardly faster than so many; never more
-LONGER = 3.0  # times as long as the rest of a step reading is to take: the 99th percentile stays below five steps
+LONGER = 2.4  # times as long as the rest of a step reading is to take: the 99th percentile stays below five steps
 DAMPING = 4  # a step that took long for no reason of its own changes little
 
 

@@ -30,7 +30,7 @@ ROWS = 2048  # of a matrix or table that are in float32 or turned back at a time
 class Dense(nn.Module):
     """x·weightᵀ for x (B, K), weight (N, K) in x's dtype.
 
-    pack: for several rows in bfloat16, as oneDNN lays it out: a copy, until compiled code has one of its own.
+    pack: for several rows in bfloat16, as oneDNN lays it out: a copy (compiled code makes one more of its own).
     """
 
     def __init__(self, weight: Tensor, pack: bool):
@@ -53,7 +53,7 @@ class Dense(nn.Module):
         return other + self(x)
 
     def _pack(self, x: Tensor) -> Tensor | None:
-        """For x. Not asked for while compiling: guarded by a tensor that is let go, code would be compiled again."""
+        """For x; not asked for while compiling: freezing packs for itself, and no guard need look at this one."""
         return self.packed if x.size(0) > 1 else None
 
 

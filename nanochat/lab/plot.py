@@ -64,7 +64,7 @@ def curves(
             parts.append(_text(LEFT - 6, up(value) + 4, f"{value:g}", "end"))
     there = sorted({p[0] for p in points})
     for value in there if len(there) <= 8 else there[:: max(1, len(there) // 6)]:
-        parts.append(_text(across(value), HEIGHT - BOTTOM + 18, f"{value:.4g}", "middle"))
+        parts.append(_text(across(value), HEIGHT - BOTTOM + 18, f"{value:.3g}", "middle"))
     at = float(LEFT)
     for i, (name, line) in enumerate(series.items()):
         colour, dash = COLOURS[i % len(COLOURS)], f'stroke-dasharray="{6 - i} {i}"' if 0 < i < 5 else ""

@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -41,8 +41,10 @@ class Graph:
     """One compiled graph: the wrapper that Inductor wrote, with the Triton sources."""
 
     name: str  # forward, backward, inference (an optimizer's update)
+    path: str  # of the file that the code is in
     code: str
     inputs: list[str]  # names in the code, in the order of arguments
+    places: dict[str, list[str]]  # a launch's number, as in the comment above it → stack traces of what it computes
 
 
 def ask(module: str, case: Case, card: str) -> Any:
@@ -79,7 +81,8 @@ class Prepared:
     ids: Any  # (rows, T) int64: tokens and targets
     fake: Any
     graphs: list[Graph]
-    returned: list[Callable[[str, Any], None]]  # told the name of each graph that has run, and what it returned
+    returned: list[Callable[[str, Any], None]]  # called with the name of each graph that has run, and what it returned
+    launched: list[Callable[[str, str, Sequence[Any]], None]]  # with each launch's name, Triton source or "", arguments
 
     def step(self, mark: Callable[[str], None] = lambda phase: None) -> None:
         """One optimizer step of the training loop, of two micro-batches; `mark` is told what begins."""
@@ -111,7 +114,8 @@ def prepared(case: Case) -> Prepared:
     optim.Late = lambda values: None  # type: ignore  # there is nothing to be read
     graphs: list[Graph] = []
     returned: list[Callable[[str, Any], None]] = []
-    stub_inductor(graphs, returned)
+    launched: list[Callable[[str, str, Sequence[Any]], None]] = []
+    stub_inductor(graphs, returned, launched)
     stub_kernels()
     dtype = getattr(torch, case.dtype)
     config = GPTConfig(**case.config)
@@ -130,9 +134,8 @@ def prepared(case: Case) -> Prepared:
         )
         optimizer.compile()
         ids = torch.zeros((case.rows, config.sequence_len), dtype=torch.int64, device=device)
-    return Prepared(
-        case, model, optimizer, torch.compile(run, dynamic=False, fullgraph=True), ids, fake, graphs, returned
-    )
+    compiled = torch.compile(run, dynamic=False, fullgraph=True)
+    return Prepared(case, model, optimizer, compiled, ids, fake, graphs, returned, launched)
 
 
 def stub_kernels() -> None:
@@ -178,9 +181,13 @@ def _reinterpret(x: Any, size: Any, stride: Any, offset: int) -> Any:
 class _Libraries:
     """Stands for cuBLAS and the like, which write where the wrapper says."""
 
+    def __init__(self, launched: list[Any]) -> None:
+        self.launched = launched
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         def call(*args: Any, out: Any, **options: Any) -> None:
-            pass
+            for note in self.launched:
+                note(name, "", (*args, out))
 
         return call
 
@@ -188,21 +195,38 @@ class _Libraries:
 class _Kernel:
     """Stands for a generated kernel."""
 
+    def __init__(self, name: str, source: str, launched: list[Any]) -> None:
+        self.name, self.source, self.launched = name, source, launched
+
     def __call__(self, *args: Any) -> None:
         pass
 
     def run(self, *args: Any, **options: Any) -> None:
-        pass
+        for note in self.launched:
+            note(self.name, self.source, args)
 
 
-def stub_inductor(graphs: list[Graph], returned: list[Callable[[str, Any], None]]) -> None:
+def _place(places: dict[str, list[str]], nodes: Any, name: str, is_extern: bool = False) -> int:
+    """Stands for Inductor's own bookkeeping: gives a launch a number, and notes the lines whose work it does."""
+    number = 1 + max(map(int, places), default=0)
+    made = [nodes] if is_extern else [node.node for node in nodes if getattr(node, "node", None) is not None]
+    places[str(number)] = [trace for node in made for trace in node.get_stack_traces()]
+    return number
+
+
+def stub_inductor(
+    graphs: list[Graph],
+    returned: list[Callable[[str, Any], None]],
+    launched: list[Callable[[str, str, Sequence[Any]], None]],
+) -> None:
     """Generated kernels are not compiled, and generated wrappers allocate through torch's dispatcher.
 
     What Inductor would compute or measure on the card itself is done on the CPU, or left out: constants are folded
     there, and products are not padded (it would try what is faster; here that concerns products of the gates only).
     """
     import torch
-    from torch._inductor import async_compile, config, graph
+    from torch._inductor import async_compile, config, debug, graph
+    from torch._inductor.codegen import triton
     from torch._inductor.fx_passes.joint_graph import UniformValueConstantFolder
     from torch._subclasses import FakeTensor, FakeTensorMode
 
@@ -213,9 +237,15 @@ def stub_inductor(graphs: list[Graph], returned: list[Callable[[str, Any], None]
     config.fx_graph_cache = False
     config.compile_threads = 1
     config.shape_padding = False
+    config.profile_bandwidth = True  # sources say how many bytes their kernels move
     Mode.avoid_device_init = property(lambda self: True)
-    for language in ("triton", "cpp_pybinding"):  # the latter's pack the optimizer's scalars, on the CPU
-        setattr(async_compile.AsyncCompile, language, lambda self, *args, **options: _Kernel())
+    AsyncCompile: Any = async_compile.AsyncCompile
+    AsyncCompile.triton = lambda self, name, source, **options: _Kernel(name, source, launched)
+    # These pack the optimizer's scalars, on the CPU.
+    AsyncCompile.cpp_pybinding = lambda self, *args, **options: _Kernel("pack", "", [])
+    places: dict[str, list[str]] = {}
+    for module in (debug, triton):
+        module.set_kernel_post_grad_provenance_tracing = partial(_place, places)  # type: ignore[attr-defined]
     fetch, deduce, build = Folder.fetch_args_kwargs_from_env, Folder._deduce_value, Lowering.compile_to_module
 
     def on_cpu(self: Any, node: Any) -> tuple[Any, dict[str, Any]]:
@@ -232,11 +262,13 @@ def stub_inductor(graphs: list[Graph], returned: list[Callable[[str, Any], None]
         for device in ("cuda", "cpu"):
             setattr(module, f"empty_strided_{device}", partial(_empty_strided, device))
         module.reinterpret_tensor = _reinterpret
-        module.extern_kernels = _Libraries()
+        module.extern_kernels = _Libraries(launched)
         module.get_raw_stream = lambda index: 0
         module.assert_size_stride = module.assert_alignment = lambda *args: None
         name = "backward" if self.is_backward else "inference" if self.is_inference else "forward"
-        graphs.append(Graph(name, Path(module.__file__).read_text("utf-8"), list(self.graph_input_names)))
+        code = Path(module.__file__).read_text("utf-8")
+        graphs.append(Graph(name, module.__file__, code, list(self.graph_input_names), dict(places)))
+        places.clear()
         call = module.call
 
         def observed(args: list[Any]) -> Any:

@@ -13,7 +13,7 @@ import linecache
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kernels.triton_utils import NAMESPACE
+from kernels.triton_utils import NAMESPACE, capture
 from nanochat.cost import ASSUMED, training_memory
 from nanochat.flags import flag, number, parse
 from nanochat.recipe import model_config
@@ -51,18 +51,23 @@ class Allocations(TorchDispatchMode):
     def ignore_compile_internals(cls) -> bool:
         return True  # what was compiled before runs within it
 
-    def __init__(self, launchers: dict[str, Any]) -> None:
+    def __init__(self, launchers: dict[str, Any], called: Callable[..., None] = lambda *call: None) -> None:
+        """called: with (operator, arguments, result, launches of our kernels) of each that has run."""
         super().__init__()
         self.launchers = launchers  # of our operators, by name
+        self.called = called
         self.phase = "before"
         self.events: list[tuple[str, int, Block]] = []
         self._alive: dict[int, tuple[Block, Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == NAMESPACE:
-            with self:
-                return self.launchers[func._schema.name](*args, **(kwargs or {}))
+            with self, capture() as launches:
+                out = self.launchers[func._schema.name](*args, **(kwargs or {}))
+            self.called(func, args, out, launches)
+            return out
         out = func(*args, **(kwargs or {}))
+        self.called(func, args, out, [])
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.device.type == "cuda":
                 self.note(tensor, "workspace")
@@ -94,14 +99,21 @@ def _line() -> str:
     return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip() if frame else ""
 
 
-def counted(ready: Prepared) -> Allocations:
-    """The second step's allocations, after what is there before it; the first step compiles and makes the moments."""
+def counted(
+    ready: Prepared,
+    called: Callable[..., None] = lambda *call: None,
+    begun: Callable[[str], None] = lambda phase: None,
+) -> Allocations:
+    """The second step's allocations, after what is there before it; the first step compiles and makes the moments.
+
+    called: as Allocations'; begun: with each phase of that step.
+    """
     from torch._library.custom_ops import OPDEFS
 
     model, optimizer = ready.model, ready.optimizer
     with ready.fake:
         ready.step()
-        allocations = Allocations({name: op._init_fn for name, op in OPDEFS.items()})
+        allocations = Allocations({name: op._init_fn for name, op in OPDEFS.items()}, called)
         state = [value for values in optimizer.state.values() for value in values.values()]
         for kind, tensors in (
             ("batch", [ready.ids]),
@@ -123,6 +135,7 @@ def counted(ready: Prepared) -> Allocations:
 
         def mark(phase: str) -> None:
             allocations.phase = phase
+            begun(phase)
 
         ready.returned.append(returned)
         with allocations:
@@ -156,6 +169,16 @@ def report(events: list[tuple[str, int, Block]]) -> dict[str, Any]:
         rows = sorted(((size * n, n, kind, line) for (kind, line, size), n in large.items()), key=lambda row: -row[0])
         found[phase] = dict(peak=most, kinds=by_kind(at_peak), after=by_kind(alive.values()), blocks=rows)
     return found
+
+
+def curve(events: list[tuple[str, int, Block]], points: int = 400) -> list[int]:
+    """Bytes allocated over the step, the most of each of so many stretches."""
+    total, sizes = 0, []
+    for _, sign, block in events:
+        total += sign * block.size
+        sizes.append(total)
+    step = max(1, -(-len(sizes) // points))
+    return [max(sizes[i : i + step]) for i in range(0, len(sizes), step)]
 
 
 def by_kind(blocks: Iterable[Block]) -> dict[str, int]:

@@ -1,0 +1,194 @@
+"""Every launch of a training step compiled for a card that is not here, in order: what it moves and computes, and for
+which line of the model. Look at `Launch`, then at `recorded`.
+
+lower.py runs the step's generated code on fake tensors; here each launch of it is noted: a kernel that Inductor wrote
+(its source says how many bytes it moves), one of ours (all its tensors once), a library's product, what is left of
+ATen. Nothing of it is measured.
+"""
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from kernels.targets import source
+from kernels.triton_utils import Launch as OurLaunch
+from profiling.compiled.lower import Graph, Prepared
+
+INDUCTOR, OURS, LIBRARY, ATEN = "inductor", "ours", "library", "aten"
+PRODUCTS, ATTENTION, LOSS, STREAMING = "matrix products", "attention", "loss", "streaming"
+COPIES = "casts, copies, fills"
+# Kernels of Inductor that compute nothing: all that is fused in them is one of these.
+MOVES = re.compile(r"(?:_?(?:to_copy|copy|clone|zeros_like|zeros|full_like|full|fill|empty|t|view|permute|transpose|"
+                   r"slice|select|expand|squeeze|unsqueeze|reshape|as_strided|detach|cat|split|unbind))+$")  # fmt: skip
+NO_LAUNCH = re.compile(r"empty|new_empty|as_strided|detach|set_|resize_|alias|record_stream|lift|_unsafe_view")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """phase: as memory.py's. kernel: key of its source among `Recorded.kernels`, "" for a library's."""
+
+    phase: str
+    who: str  # INDUCTOR, OURS, LIBRARY, ATEN
+    name: str
+    category: str
+    bytes: int
+    flops: int
+    fp8: bool
+    line: str  # "gpt.py:211 › gpt.py:124": whose work it does, and who called that; "" where that is not known
+    kernel: str = ""
+
+
+@dataclass
+class Recorded:
+    launches: list[Launch]
+    generated: dict[str, str]  # name → Inductor's source
+    ours: dict[str, OurLaunch]  # key → a launch whose tensors are on meta
+
+
+def category(name: str) -> str:
+    """Of a launch by its name, and by those of the operators fused in it."""
+    if re.search(r"attention", name):
+        return ATTENTION
+    if re.search(r"(^|_)(mm|addmm|bmm|scaled_mm|product|linear_relu2)(_|$)|_scaled_mm", name):
+        return PRODUCTS
+    if re.search(r"cross_entropy|nll_loss|log_softmax|logsumexp", name):
+        return LOSS
+    fused = re.sub(r"_\d+$", "", re.sub(r"^triton_[a-z]+_fused_", "", name)).strip("_")
+    return COPIES if MOVES.match(fused) else STREAMING
+
+
+def product_flops(tensors: Sequence[Tensor]) -> int:
+    """2·M·N·K of a product (.., M, K) × (K, N) or (.., K, N), the last two of these factors and results: a, b, out."""
+    a, b = tensors[0], tensors[1]
+    return 2 * a.numel() * b.shape[-1]
+
+
+class Recorder:
+    """Notes what is launched; `phase` is set by whoever takes the step."""
+
+    def __init__(self, graphs: list[Graph]) -> None:
+        self.phase = ""
+        self.found = Recorded([], {}, {})
+        self.graphs = {graph.path: (graph, graph.code.splitlines()) for graph in graphs}
+
+    def generated(self, name: str, text: str, args: Sequence[Any]) -> None:
+        """A kernel of Inductor's, or without text a library's product."""
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        if text:
+            said = re.search(r"'kernel_num_gb': ([\d.e+-]+)", text)
+            moved = round(float(said[1]) * 1e9) if said else sum(x.nbytes for x in tensors)
+            self.found.generated[name] = text
+            self.add(INDUCTOR, name, moved, 0, kernel=name)
+        else:
+            factors = tensors[-3:] if name == "addmm" else tensors  # (bias, a, b, out)
+            fp8 = tensors[0].dtype.itemsize == 1
+            self.add(LIBRARY, name, sum(x.nbytes for x in tensors), product_flops(factors), fp8)
+
+    def called(self, func: Any, args: Sequence[Any], out: Any, launches: list[OurLaunch]) -> None:
+        """An operator that ran as such: ours with its launches, or ATen's."""
+        name = func._schema.name.split("::")[1]
+        tensors = [x for x in tree_leaves((args, out)) if isinstance(x, Tensor)]
+        if not any(x.device.type == "cuda" for x in tensors):
+            return
+        for i, launch in enumerate(launches):  # an operator's FLOPs are its first kernel's
+            self.ours(name, launch, 0 if i else our_flops(name, args))
+        if func.namespace != "aten" or func.is_view or NO_LAUNCH.match(name):
+            return
+        product = name in ("mm", "addmm", "bmm", "_scaled_mm")
+        flops = product_flops(tensors[1:] if name == "addmm" else tensors) if product else attention_flops(name, args)
+        self.add(ATEN, name, sum(x.nbytes for x in tensors), flops, tensors[0].dtype.itemsize == 1)
+
+    def ours(self, op: str, launch: OurLaunch, flops: int) -> None:
+        moved = sum(x.nbytes for x in {id(x): x for x in launch.args if isinstance(x, Tensor)}.values())
+        key = repr((source(launch), sorted((k, repr(v)) for k, v in launch.constants.items())))
+        if key not in self.found.ours:
+            self.found.ours[key] = replace(launch, args=tuple(map(on_meta, launch.args)))
+        self.add(OURS, f"{op}: {launch.kernel.fn.__name__}", moved, flops, kernel=key)
+
+    def add(self, who: str, name: str, moved: int, flops: int, fp8: bool = False, kernel: str = "") -> None:
+        of = category(name)
+        self.found.launches.append(Launch(self.phase, who, name, of, moved, flops, fp8, self.line(), kernel))
+
+    def line(self) -> str:
+        """The innermost line of nanochat/ whose work the generated code does at the moment; else the line itself."""
+        frame: Any = sys._getframe(2)
+        ours = ""
+        while frame:
+            name = frame.f_code.co_filename
+            if name in self.graphs:
+                graph, lines = self.graphs[name]
+                for text in reversed(lines[: frame.f_lineno]):
+                    if said := re.search(r"\[Provenance debug handles\] .*:(\d+)$", text):
+                        return innermost(graph.places.get(said[1], []))
+            if not ours and "/nanochat/" in name:
+                ours = f"{name.rsplit('/', 1)[1]}:{frame.f_lineno}"
+            frame = frame.f_back
+        return ours
+
+
+def our_flops(op: str, args: Sequence[Any]) -> int:
+    """Of an operator of ours, by its arguments; 0 where bytes are the limit anyway."""
+    if op in ("linear_relu2", "relu2_backward"):  # x (N, C) · weight (4·C, C)ᵀ; dout (N, C) · w2 (C, 4·C)
+        return 2 * args[0].numel() * args[1].shape[0 if op == "linear_relu2" else 1]
+    if op == "symmetric_product":  # x (.., M, K) · xᵀ, half of it
+        return args[0].numel() * args[0].shape[-2]
+    return attention_flops(op, args)
+
+
+def attention_flops(op: str, args: Sequence[Any]) -> int:
+    """Of causal attention over the pairs that a window leaves; q (B, T, H, D) or (B, H, T, D) is the first tensor.
+
+    A block of queries that meets more keys than it has queries is multiplied with all of them, and masked.
+    """
+    tensors = [x for x in args if isinstance(x, Tensor) and x.dim() == 4]
+    if "attention" not in op or len(tensors) < 2:
+        return 0
+    q, k = tensors[0], tensors[2 if "backward" in op else 1]
+    T, S = max(q.shape[1:3]), max(k.shape[1:3])
+    windows = [x for x in args if type(x) is int and 0 <= x < T]
+    W = windows[0] + 1 if windows and op.startswith("flash") else T
+    pairs = T * S if S != T else T * W - W * (W - 1) // 2
+    return (10 if "backward" in op else 4) * q.numel() // T * pairs
+
+
+def innermost(traces: Sequence[str]) -> str:
+    """Of stack traces of the model's forward: the last two lines of nanochat/ that most of them end in."""
+    found = [re.findall(r'File "[^"]*/nanochat/([\w/]+\.py)", line (\d+)', trace) for trace in traces]
+    ends = [" › ".join(f"{name}:{number}" for name, number in lines[-2:]) for lines in found if lines]
+    return max(ends, key=ends.count) if ends else ""
+
+
+def on_meta(value: Any) -> Any:
+    """A tensor of the same dtype and alignment that holds nothing; anything else as it is."""
+    if not isinstance(value, Tensor):
+        return value
+    offset = value.storage_offset() * value.itemsize % 16 // value.itemsize
+    return torch.empty(offset + 1, dtype=value.dtype, device="meta")[offset:]
+
+
+def recorded(ready: Prepared) -> tuple[Recorded, list[Any]]:
+    """The launches of the second step, and its allocations (memory.py's events)."""
+    from profiling.compiled import memory
+
+    recorder: Recorder | None = None
+
+    def begun(phase: str) -> None:
+        nonlocal recorder
+        if recorder is None:
+            recorder = Recorder(ready.graphs)
+            ready.launched.append(recorder.generated)
+        recorder.phase = phase
+
+    def called(*call: Any) -> None:
+        if recorder:
+            recorder.called(*call)
+
+    events = memory.counted(ready, called, begun).events
+    assert recorder is not None
+    return recorder.found, events
