@@ -31,7 +31,7 @@ def ours() -> tuple[Callable[[int], Any], str]:
     hardware = setup()
     compiled = hardware.device.type == "cpu" and can_compile(hardware.device)[0]
     with torch.device("meta"):
-        model = GPT(GPTConfig(**sizes(settings)))
+        model = GPT(GPTConfig(**sizes(settings))).to(hardware.dtype)  # no more memory than the engine wants
     model.to_empty(device=hardware.device)
     model.init_weights(hardware.dtype)
     engines: dict[int, Engine] = {}
@@ -39,7 +39,7 @@ def ours() -> tuple[Callable[[int], Any], str]:
     def steps(order: int) -> Any:
         batch = abs(order)
         if batch not in engines:
-            engines[batch] = Engine(model, slots=batch)
+            engines[batch] = Engine(model, slots=batch, weights=settings["weights"])
             if compiled and (why := engines[batch].compile()):
                 raise RuntimeError(f"decoding was not compiled: {why}")
         if order < 0:  # imported only now: it is no part of the memory that was measured
@@ -66,7 +66,8 @@ def ours() -> tuple[Callable[[int], Any], str]:
             yield len(engine.step())
 
     how = ", compiled" if compiled else ""
-    return steps, f"{hardware.device.type}, {str(hardware.dtype)[6:]}{how}"
+    weights = settings["weights"] and f", {settings['weights']} weights"
+    return steps, f"{hardware.device.type}, {str(hardware.dtype)[6:]}{weights}{how}"
 
 
 def upstream() -> tuple[Callable[[int], Any], str]:

@@ -93,16 +93,19 @@ def training_flops(config: GPTConfig) -> dict[str, float]:
     return dict(mfu=flops_per_token(config), mfu_causal=linears + 12 * exact, hfu=linears + 14 * exact)
 
 
-def decode_cost(config: GPTConfig, keys: Sequence[int], itemsize: int) -> tuple[int, int]:
+def decode_cost(
+    config: GPTConfig, keys: Sequence[int], itemsize: int, of_weights: int | None = None
+) -> tuple[int, int]:
     """(FLOPs, bytes) of one decode step: every row a token. keys: how many each row has, its token's own among them.
 
     The bytes are the least that must be read: each Linear's weights once, and each row's keys and values in the window.
+    of_weights: bytes of a weight, where not `itemsize` as of the rest.
     """
     linears = linear_params(config)
     windows = [config.window(layer) for layer in range(config.n_layer)]
     seen = sum(count if window is None else min(window + 1, count) for window in windows for count in keys)
     flops = 2 * len(keys) * linears + 4 * config.n_embd * seen
-    return flops, itemsize * (linears + 2 * config.n_kv_head * config.head_dim * seen)
+    return flops, (of_weights or itemsize) * linears + itemsize * 2 * config.n_kv_head * config.head_dim * seen
 
 
 # ---- memory of a training step

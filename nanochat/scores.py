@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nanochat.dots import Band, picture
+from nanochat.evaluate import rounding
 from nanochat.evaluate.chatcore import centred, in_words
 from nanochat.evaluate.results import STAGES, evaluated
 from nanochat.render import Cell, Figure, Link, Section, Table
@@ -67,6 +68,9 @@ def evaluation(run: Run, done: dict[str, Any]) -> Section:
         blocks.append(Figure(title, picture(title, bands(chat, names, done.get("chatcore", {}))), "report_chat.svg"))
     if passes := pass_at_k(run, chat, names):
         blocks.append(passes)
+    for stage, found in done.get("int8", {}).items():
+        compared = [(name, f"{before:.4f}", f"{after:.4f}") for name, before, after in rounding.lines(found)]
+        blocks += [Table((f"int8 weights, {stage}", found["dtype"], "int8"), compared), rounding.verdict(found)]
     return Section("Evaluation", blocks)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from nanochat import chat
-from nanochat.engine import Engine, Sampling
+from nanochat.engine import Engine, Sampling, weights
 from nanochat.errors import UserError
 from nanochat.flags import SEEDS, flag, number, parse, run_script
 from nanochat.hardware import setup as look_at_hardware
@@ -36,6 +36,7 @@ class Flags:
     python_tool: bool = flag(False, tools.HELP)
     allow_unsandboxed: bool = flag(False, tools.HELP_UNSANDBOXED)
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
+    weights: str = flag("", weights.HELP)
 
 
 COMMANDS = ("/clear", "/temperature", "/topk", "/help")
@@ -121,11 +122,12 @@ def main() -> None:
     flags = parse(Flags, __doc__ or "")
     sampling = sampling_of(flags.temperature, flags.top_k, flags.seed)
     tool, hardware = tools.chosen(flags), look_at_hardware(flags.device_type)
+    weights.check(flags.weights, hardware.device)
     run = Run.open(flags.run)
-    found = run.checkpoint(flags.source or None, older=True)
-    tokenizer = run.tokenizer()
+    found, tokenizer = run.checkpoint(flags.source or None, older=True), run.tokenizer()
     found.check_tokenizer(tokenizer)
-    ask = partial(chat.stream, Engine(found.model(hardware.device, hardware.dtype), slots=1), tokenizer, tool=tool)
+    engine = Engine(found.model(hardware.device, hardware.dtype), slots=1, weights=flags.weights)
+    ask = partial(chat.stream, engine, tokenizer, tool=tool)
     if flags.prompt:
         answer(ask, [dict(role="user", content=decoded(flags.prompt))], flags.max_tokens, sampling)
         return

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 from nanochat import chat
-from nanochat.engine import Engine, background
+from nanochat.engine import Engine, background, weights
 from nanochat.errors import UserError
 from nanochat.flags import MANY, fail, flag, number, parse, run_script
 from nanochat.hardware import setup as look_at_hardware
@@ -41,6 +41,7 @@ class Flags:
     port: int = number(8000, 1, 65535, "port to listen on", "-p")
     num_gpus: int = number(1, 1, 64, "replicas of the model, one for each GPU", "-n")
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
+    weights: str = flag("", weights.HELP)
     slots: int = number(32, 1, 4096, "answers that a replica writes at the same time")
     max_waiting: int = number(256, 1, MANY, "answers that may run or wait in all; more get 429")
     api_key: str = flag("", "clients must send this key (default: none is asked for)")
@@ -89,6 +90,7 @@ def enter(door: Door, served: Served, limits: Limits) -> None:
 def load(flags: Flags, tool: chat.Tool) -> Served:
     """The model on every device, and what belongs to it. Raises UserError when it cannot be had."""
     hardware = look_at_hardware(flags.device_type)
+    weights.check(flags.weights, hardware.device)
     cuda = hardware.device.type == "cuda"
     if cuda and flags.num_gpus > torch.cuda.device_count():
         raise UserError(f"--num-gpus is {flags.num_gpus}, but there are {torch.cuda.device_count()}")
@@ -105,7 +107,8 @@ def load(flags: Flags, tool: chat.Tool) -> Served:
         tokenizer, stage = run.tokenizer(), found.meta["stage"]
         about, report = suggestions.of_the_run(run, stage), run.folder / "report.html"
         found.check_tokenizer(tokenizer)
-        engines = [engine := Engine(found.model(device, hardware.dtype), flags.slots) for device in devices]
+        models = (found.model(device, hardware.dtype) for device in devices)
+        engines = [engine := Engine(model, flags.slots, flags.weights) for model in models]
         if hardware.device.type == "cpu":  # compiled beside the first answers, and then taken over
             background.compile_decoding(engine)
     begin = [partial(torch.cuda.set_device, device) if cuda else (lambda: None) for device in devices]

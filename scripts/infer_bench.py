@@ -1,11 +1,7 @@
 """Measure inference: time to first token, tokens per second by batch, memory; --upstream DIR puts nanochat's beside it.
 
-Each row also says how much of the machine a step uses: the bytes it must read and the FLOPs it must do, over the time
-it took, as shares of the card's peaks (of a CPU: of what a copy and a matrix product reach here; a model that fits the
-cache reads faster than a copy does).
-
-The model has random weights: speed does not depend on what it says. Each engine runs in a process of its own, which
-waits while the other is measured; the two take turns, and the medians are reported. Only then --profile records ours.
+Each row also says what a step must read and compute, over its time, as shares of the card's peaks (of a CPU: of what a
+copy and a product reach here). Weights are random. Engines have a process each and take turns; medians are reported.
 """
 
 import json
@@ -14,23 +10,23 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
 
 import torch
 
-from nanochat import hardware
-from nanochat.cost import decode_cost
+from nanochat.engine import weights
+from nanochat.engine.rates import used
 from nanochat.errors import UserError
+from nanochat.evaluate import rounding
 from nanochat.flags import flag, number, parse, run_script
 from nanochat.gpt import GPTConfig
-from nanochat.hardware import DTYPES, device_name
+from nanochat.hardware import DTYPES, device_name, setup
+from nanochat.run import Run
 
 PAUSE = 0.5  # seconds: the other engine's threads still spin for a while after its run
 WORKER = Path(__file__).parent.parent / "benchmarks" / "decode_worker.py"
-limits = cache(hardware.limits)  # on a CPU it measures them
 
 
 @dataclass
@@ -44,6 +40,8 @@ class Flags:
     new_tokens: int = number(64, 2, 1 << 20, "tokens made per sequence")
     repeats: int = number(5, 1, 10_000, "runs of each, in turns")
     dtype: str = flag("", "float32 | bfloat16 (default: each engine's own choice)")
+    weights: str = flag("", weights.HELP + "; of ours")
+    run: str = flag("", "with --weights int8: scores of this run's model with and without, kept for its report")
     upstream: str = flag("", "a clone of karpathy/nanochat to run beside ours")
     profile: int = number(0, 0, 10_000, "warm steps of ours to record in $NANOCHAT_BASE_DIR/infer_bench/ (0: none)")
 
@@ -68,19 +66,6 @@ def measure(worker: Popen, order: int) -> dict[str, Any]:
     return json.loads(line)
 
 
-def used(flags: Flags, row: dict[str, Any], machine: str) -> dict[str, float]:
-    """Rates of a step and, where the limits are known, their shares."""
-    dtype = DTYPES[row["about"].split(", ")[1]]
-    heads = flags.width // 128
-    config = GPTConfig(flags.sequence_len, flags.vocab_size, flags.depth, heads, heads, flags.width)
-    flops, moved = decode_cost(config, [flags.prompt_tokens + flags.new_tokens // 2] * row["batch"], dtype.itemsize)
-    rates = dict(gflop_per_s=flops / row["token_ms"] / 1e6, gb_per_s=moved / row["token_ms"] / 1e6)
-    if found := limits(machine, dtype):
-        most, bandwidth = found
-        rates.update(flop_use=rates["gflop_per_s"] * 1e9 / most, bandwidth_use=rates["gb_per_s"] * 1e9 / bandwidth)
-    return rates
-
-
 def run(flags: Flags) -> dict[str, Any]:
     """Measures, and prints a line for each engine and batch. Raises UserError for flags that make no sense."""
     try:
@@ -93,13 +78,20 @@ def run(flags: Flags) -> dict[str, Any]:
         raise UserError("--width must be a multiple of 128, and prompt and new tokens must fit --sequence-len")
     if flags.dtype not in ("", "float32", "bfloat16"):
         raise UserError(f"--dtype is {flags.dtype!r}, wanted float32 or bfloat16")
+    weights.check(flags.weights, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if flags.upstream and not (Path(flags.upstream) / "nanochat" / "engine.py").is_file():
         raise UserError(f"--upstream {flags.upstream}: there is no nanochat/engine.py in it")
+    if flags.run and not flags.weights:
+        raise UserError("--run is for the scores of int8 weights: give --weights int8 too")
+    scored = Run.open(flags.run) if flags.run else None
     from profiling.recorded import record
 
     record.check(flags.profile, flags.new_tokens, f"a run here has {flags.new_tokens}", "make more (--new-tokens)")
     folders = {"ours": str(Path(__file__).parent.parent), **({"upstream": flags.upstream} if flags.upstream else {})}
     workers = {name: start(folder, asdict(flags)) for name, folder in folders.items()}
+    config = GPTConfig(
+        flags.sequence_len, flags.vocab_size, flags.depth, flags.width // 128, flags.width // 128, flags.width
+    )
     machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     shown = {**asdict(flags), "upstream": bool(flags.upstream)}
     result: dict[str, Any] = dict(machine=machine, torch=torch.__version__, flags=shown, rows=[])
@@ -110,7 +102,9 @@ def run(flags: Flags) -> dict[str, Any]:
                 runs = [turn[name] for turn in turns]
                 medians = {key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "about"}
                 row: dict[str, Any] = dict(engine=name, batch=batch, about=runs[0]["about"], **medians)
-                row.update(used(flags, row, machine))
+                dtype, keys = DTYPES[row["about"].split(", ")[1]], flags.prompt_tokens + flags.new_tokens // 2
+                int8 = "int8" in row["about"]
+                row.update(used(config, [keys] * batch, row["token_ms"] / 1e3, dtype, machine, int8))
                 result["rows"].append(row)
                 shares = f" ({row['bandwidth_use']:.0%}, {row['flop_use']:.0%})" if "flop_use" in row else ""
                 print(
@@ -129,6 +123,8 @@ def run(flags: Flags) -> dict[str, Any]:
     finally:
         for worker in workers.values():
             worker.kill()
+    if scored:
+        result["scores"] = rounding.compare(scored, setup("cpu"))
     return result
 
 

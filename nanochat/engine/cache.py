@@ -7,6 +7,9 @@ a server's system prompt is the same for everybody, so most prompts do. Where a 
 for, they stay beside its keys and values, which alone could not give them again.
 """
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -24,7 +27,7 @@ class Slots:
         def store() -> Tensor:  # (L, slots, S, K, D)
             if device.type == "cpu":
                 wide = torch.promote_types(dtype, torch.float32)
-                return torch.zeros((L, count, K, S, D), dtype=wide).transpose(2, 3)
+                return late_zeros((L, count, K, S, D), wide).transpose(2, 3)
             return torch.zeros((L, count, S, K, D), device=device, dtype=dtype)
 
         self.k, self.v = store(), store()
@@ -92,6 +95,12 @@ class Slots:
     def view(self, first: int, last: int, tokens: int) -> "View":
         """Slots first … last−1 for a forward pass over `tokens` new tokens each."""
         return View(self, first, last, tokens)
+
+
+def late_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros on the CPU whose memory is only taken, page by page, when they are written: few contexts get full."""
+    own = dict(flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if hasattr(mmap, "MAP_PRIVATE") else {}  # not on Windows
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **own), dtype=dtype).view(shape)
 
 
 class View:

@@ -1,11 +1,11 @@
 """One more token for every running row on a CPU, or more of a prompt: the model of gpt.py, written out for that alone.
 
 A step of a small model is bound by reading the weights once and by the cost of starting operations, a few microseconds
-each. So here: weights packed once for oneDNN (in bfloat16; q, k, v and the gate as one), residual additions and ReLU
-inside its products, scalars as numbers, one mask a step, no module in between; and attention in float32 over a float32
-cache: for one query a row, PyTorch's takes three times as long in bfloat16. `compile` has the same code fused by
-torch.compile: half the time of a step, after half a minute. Prompts come in short chunks (scheduler.py), whose time is
-for a good part the same costs: they gain as much, eagerly.
+each. So here: products for few rows (weights.py; q, k, v and the gate as one), residual additions and ReLU inside of
+them, scalars as numbers, one mask a step; and attention in float32 over a float32 cache: for one query a row, PyTorch's
+takes three times as long in bfloat16. `compile` has the same code fused by torch.compile: half the time of a step,
+after half a minute. Prompts come in short chunks (scheduler.py), whose time is for a good part the same costs: they
+gain as much, eagerly.
 
 tests/test_engine.py holds all of it to gpt.py's answers; GPUs run gpt.py itself.
 """
@@ -21,33 +21,11 @@ from torch._inductor import config as inductor
 
 from kernels.rms_norm import default_eps
 from nanochat.engine.cache import Slots
+from nanochat.engine.weights import Int8, alone, joined
 from nanochat.gpt import GPT, VE_GATE_CHANNELS
 
 SEVERAL = 8  # rows: where there is more than one, a compiled step has its weights laid out for so many
 EPS = default_eps(torch.float32)  # gpt.py's for all dtypes that come here
-
-
-class Packed(nn.Module):
-    """x·weightᵀ for few rows: oneDNN's own layout where it has one for the dtype, else as it is."""
-
-    def __init__(self, weight: Tensor, pack: bool):
-        super().__init__()
-        weight = weight.detach().contiguous()
-        self.packed = pack and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
-        self.weight: Any = (
-            torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else nn.Parameter(weight, False)
-        )
-
-    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "relu" if relu else "none", [], "")
-        return F.relu(F.linear(x, self.weight)) if relu else F.linear(x, self.weight)
-
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """other + x·weightᵀ."""
-        if self.packed:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, None, "add")
-        return other + F.linear(x, self.weight)
 
 
 def normed(x: Tensor) -> Tensor:
@@ -92,14 +70,13 @@ class Layer(nn.Module):
         super().__init__()
         config, block = model.config, model.transformer["h"][i]
         attn, mlp = block.attn, block.mlp
-        first = [attn.c_q.weight, attn.c_k.weight, attn.c_v.weight]
-        self.ve = None
+        self.ve = gate = None
         if config.has_value_embed(i):
-            self.ve = model.value_embeds[str(i)].weight.detach()
-            gate = attn.ve_gate.weight
-            first.append(F.pad(gate, (0, config.n_embd - VE_GATE_CHANNELS)))  # (K, C): zero for the other channels
-        self.qkv = Packed(torch.cat(first), pack)
-        self.out, self.fc, self.proj = (Packed(linear.weight, pack) for linear in (attn.c_proj, mlp.c_fc, mlp.c_proj))
+            self.ve = model.value_embeds[str(i)]
+            gate = attn.ve_gate.weight.detach()
+            gate = F.pad(gate, (0, config.n_embd - VE_GATE_CHANNELS))  # (K, C): zero for the other channels
+        self.qkv = joined((attn.c_q, attn.c_k, attn.c_v), gate, pack)
+        self.out, self.fc, self.proj = (alone(linear, pack) for linear in (attn.c_proj, mlp.c_fc, mlp.c_proj))
         self.window = config.window(i)
         self.a, self.b = 1.0, 0.0
         if config.residual_mix:
@@ -107,14 +84,16 @@ class Layer(nn.Module):
 
 
 class Step(nn.Module):
-    """The step as a function of tensors. Copies the model's weights: change them, and make another."""
+    """The step as a function of tensors, on the model's own weights. pack: for several rows; what oneDNN then keeps of
+    them is a copy: change the weights, and make another.
+    """
 
     def __init__(self, model: GPT, pack: bool):
         super().__init__()
         self.config, self.dtype = model.config, model.dtype
         self.layers: Any = nn.ModuleList(Layer(model, i, pack) for i in range(model.config.n_layer))
-        self.head = Packed(model.lm_head.weight, pack)
-        self.wte = model.transformer["wte"].weight.detach()
+        self.head = alone(model.lm_head, pack)
+        self.wte = model.transformer["wte"]
         if model.config.smear:
             self.smear_gate, self.smear = model.smear_gate.weight.detach(), model.smear_lambda.item()
         self.backout = model.backout_lambda.item() if model.config.backout else 0.0
@@ -133,7 +112,7 @@ class Step(nn.Module):
         config, dtype, wide = self.config, self.dtype, k[0].dtype
         H, K, D = config.n_head, config.n_kv_head, config.head_dim
         masks, cos, sin = self._masks(keys, start, wide), cos[start][:, None], sin[start][:, None]
-        x = now = normed(F.embedding(idx, self.wte).to(dtype))  # (B, C)
+        x = now = normed(self.wte(idx).to(dtype))  # (B, C)
         if config.smear:
             gate = torch.sigmoid(F.linear(x[:, : self.smear_gate.size(1)], self.smear_gate))  # (B, 1)
             before = previous if prompt is None else torch.cat((previous, now[:-1]))
@@ -147,7 +126,7 @@ class Step(nn.Module):
             qk, value = heads[:, : H + K], heads[:, H + K :]
             if layer.ve is not None:
                 gate = torch.sigmoid(made[:, (H + 2 * K) * D :])[..., None]  # (B, K, 1)
-                value = torch.addcmul(value, gate, F.embedding(idx, layer.ve).to(wide).unflatten(1, (K, D)), value=3)
+                value = torch.addcmul(value, gate, layer.ve(idx).to(wide).unflatten(1, (K, D)), value=3)
             qk = qk * torch.rsqrt(qk.square().mean(-1, keepdim=True) + EPS)
             qk = torch.addcmul(qk * cos, qk.roll(D // 2, -1), sin)
             k[i][rows, start], v[i][rows, start] = qk[:, H:], value
@@ -183,7 +162,7 @@ class Decoder:
     @torch.no_grad()
     def __init__(self, model: GPT, slots: Slots):
         self.model, self.slots = model, slots
-        self.step: Callable[..., tuple[Tensor, Tensor]] = Step(model, pack=True)
+        self.step = Step(model, pack=slots.k.size(1) > 1)
         self.compiled: dict[bool, Callable[..., tuple[Tensor, Tensor]]] = {}  # by whether there are several rows
         self.rows = torch.arange(slots.k.size(1))
         self.positions = torch.arange(model.config.sequence_len)
@@ -223,21 +202,20 @@ class Decoder:
         """Compiles the step, first for one row; steps of so many rows go over to it as soon as it is ready.
 
         May be called in a thread of its own, beside running steps. Needs torch.compile to work
-        (nanochat.hardware.can_compile), and memory for two more copies of the weights and, meanwhile, for a little of
-        another cache.
+        (nanochat.hardware.can_compile), and memory for a little of another cache; weights that are not int8 are packed
+        once more for several rows.
         """
         most = self.slots.k.size(1)
         with torch.inference_mode(False), torch.no_grad():  # tensors of the kind that those in use are
-            plain = Step(self.model, pack=False)
             room = Slots(self.model.config, most, self.slots.k.device, self.model.dtype)
         length = self.slots.k.size(2) // 2
+        # Frozen, weights are constants: oneDNN packs them for several rows, and no call hands them over.
+        # But int8 would be turned back once and for all.
+        freezing = not isinstance(self.model.lm_head, Int8)
         for rows in dict.fromkeys((1, min(SEVERAL, most))):
-            # One row is a product of a matrix and a vector, for which the compiler's own code is the fastest; oneDNN's
-            # is for several. Freezing makes the weights constants, which can be packed.
-            own: dict[str, Any] = {} if rows > 1 else dict(max_autotune=True, max_autotune_gemm_backends="CPP")
-            with inductor.patch(freezing=True, **own):
+            with inductor.patch(freezing=freezing, size_asserts=False):
                 # Only the sizes of tensors change from call to call: nothing else needs to be looked at.
-                made = torch.compile(plain, options=dict(guard_filter_fn=torch.compiler.keep_tensor_guards_unsafe))
+                made = torch.compile(self.step, options=dict(guard_filter_fn=torch.compiler.keep_tensor_guards_unsafe))
                 room.lengths = [length] * most
                 made(*self._dynamic(self._inputs(room, [0] * rows)))
             self.compiled[rows > 1] = made

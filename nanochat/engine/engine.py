@@ -16,6 +16,7 @@ from nanochat.engine.decode import Decoder
 from nanochat.engine.graphs import Graphs
 from nanochat.engine.sampling import LogProbs, Sampling, log_probabilities, moved, sample
 from nanochat.engine.scheduler import BUDGET, CPU_BUDGET, Chunk, Request, Scheduler
+from nanochat.engine.weights import Int8, check, quantize
 from nanochat.gpt import GPT
 from nanochat.hardware import can_compile, compile_cache, mark_compiling
 
@@ -34,9 +35,15 @@ HEAD_ROWS = 128  # positions whose logits are there at a time while a prompt's l
 class Engine:
     """Runs requests on a model. Single-threaded: call from one thread."""
 
-    def __init__(self, model: GPT, slots: int = 16):
-        """The weights are cast to the compute dtype once, in the model given; do not train it afterwards."""
+    def __init__(self, model: GPT, slots: int = 16, weights: str = ""):
+        """The weights are cast to the compute dtype once, in the model given; do not train it afterwards.
+
+        weights: "int8" rounds them (weights.py), on a CPU; raises UserError elsewhere, and for any other word but "".
+        """
+        check(weights, model.lm_head.weight.device)
         self.model = model.eval().to(model.dtype)
+        if weights and not isinstance(model.lm_head, Int8):  # by another engine
+            quantize(model, slots)
         self.config = model.config
         self.device = model.lm_head.weight.device
         self.slots = Slots(model.config, slots, self.device, model.dtype)
@@ -53,12 +60,14 @@ class Engine:
         """Goes on with other weights of the same model: a state dict, cast and packed again here. What is cached is of
         the weights before, and forgotten.
 
-        Raises ValueError while requests are running, and where decoding is compiled: its weights are constants.
+        Raises ValueError while requests are running, and where weights are int8 or decoding is compiled for them.
         """
         if not self.idle:
             raise ValueError("Engine: other weights while requests are running")
         if self.decoding in ("compiling", "compiled"):
             raise ValueError("Engine: decoding is compiled for the weights that it has; make another engine")
+        if isinstance(self.model.lm_head, Int8):
+            raise ValueError("Engine: its weights are int8; make another engine")
         self.model.load_state_dict(weights)  # in place: captured graphs see it
         if isinstance(self._decode, Decoder):
             self._decode = Decoder(self.model, self.slots)

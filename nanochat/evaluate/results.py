@@ -72,6 +72,7 @@ def evaluated(run: Run) -> tuple[dict[str, Any], list[tuple[str, str]]]:
             continue
         places = [("text of " + stage, done, stage)]
         places += [(f"{name} of {stage}", done.get(key, {}), stage) for key, name in WHOLE.items()]
+        places.append((f"int8 weights of {stage}", done.get("int8", {}), stage))
         in_chat = done.get("chat", {}).get(stage, {})
         places += [(f"{task} of {stage}", in_chat, task) for task in in_chat]
         for name, entries, key in places:
