@@ -175,9 +175,10 @@ def test_the_compiled_step_is_the_eager_one_and_compiled_once(slots, weights):
     assert counters["stats"]["unique_graphs"] == compiled
 
 
-def test_what_they_cost_is_said_and_kept(monkeypatch, capsys, tmp_path):
+def test_what_they_cost_is_said_and_kept(monkeypatch, tmp_path):
     from nanochat import scores
-    from nanochat.evaluate import rounding
+    from nanochat.evaluate import results, rounding
+    from nanochat.run import Run
 
     result = dict(stage="sft", model="m", dtype="bfloat16", bpb=[1.0, 1.0049], tasks=dict(a=[0.5, 0.6], b=[0.5, 0.4]))
     assert rounding.verdict(result) == "int8 weights cost no more than 0.5%."
@@ -185,7 +186,9 @@ def test_what_they_cost_is_said_and_kept(monkeypatch, capsys, tmp_path):
     assert "more than 0.5% worse: bits per byte by 0.5%." in rounding.verdict(result)
     result["tasks"] = dict(a=[0.5, 0.49], b=[0.5, 0.5])
     assert "bits per byte by 0.5%, the mean of the tasks by 1.0%" in rounding.verdict(result)
-    section = scores.evaluation(None, dict(int8=dict(sft=result)))
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    results.keep_entry(Run.open("a"), "sft", result, "int8")
+    section = scores.evaluation(Run.open("a"), Run.open("a").summary("eval"))
     table, said = section.blocks
     assert tuple(table.head) == ("int8 weights, sft", "bfloat16", "int8") and said == rounding.verdict(result)
     assert table.rows[:2] == [("bits per byte", "1.0000", "1.0051"), ("a", "0.5000", "0.4900")]
