@@ -22,11 +22,11 @@ TOKENIZER = dict(wanted=dict, characters=int, fingerprint=str, vocab_size=int)
 TEXT = dict(train_bpb=(int, float), val_bpb=(int, float))
 CORE = dict(tasks=dict, core=(int, float), partial=bool, missing=list)
 CHATCORE = dict(score=(int, float), low=(int, float), high=(int, float), partial=bool, missing=list)
-INT8 = dict(dtype=str, bpb=list, tasks=dict)
+INT8: dict[str, Any] = dict(dtype=str, bpb=list, tasks=dict)
 TASK = dict(wanted=str, n=int, counts=dict, rate=(int, float), low=(int, float), high=(int, float), examples=dict)
 
 # Keys of an evaluation's summary that hold results by stage, or by the name of a Hugging Face model.
-OF_STAGES = dict(chat=TASK, core=CORE, core_hf=CORE, chatcore=CHATCORE, int8=INT8)
+OF_STAGES: dict[str, dict[str, Any]] = dict(chat=TASK, core=CORE, core_hf=CORE, chatcore=CHATCORE, int8=INT8)
 
 
 def digest(content: dict[str, Any]) -> str:
