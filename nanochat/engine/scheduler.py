@@ -88,7 +88,7 @@ class Scheduler:
         if self._room == float("inf"):
             return  # nobody waited for it
         most = 1.0 if self._room > 0 else 2.0  # a chunk shorter than the budget does not tell how long that takes
-        wanted = self.budget * min(max(LONGER * rest / reading, 0.5), most)
+        wanted = self.budget * min(max(LONGER * rest / max(reading, 1e-9), 0.5), most)  # a coarse clock may say 0
         self.budget = min(max(round(self.budget + (wanted - self.budget) / DAMPING), LEAST), MOST)
 
     def begin_step(self) -> None:
