@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import killed
@@ -358,9 +359,20 @@ def test_killed_and_resumed_it_has_the_same_rewards_and_weights(home, scripts, c
 
 @pytest.mark.slow
 def test_killed_at_thirty_random_moments(home, scripts):
-    draw = random.Random(5)
-    _, ended = kills(home, scripts, [dict(seconds=draw.uniform(0.2, 3)) for _ in range(30)])
-    assert ended.count(-9) > 5
+    """Moments are parts of what an undisturbed run takes here; each time that one ends whole, the next starts over."""
+    draw, begun = random.Random(5), time.perf_counter()
+    peace, _ = kills(home, scripts, [])
+    took = (time.perf_counter() - begun) / 2  # two whole runs
+    shutil.rmtree(home / "runs" / "a" / "rl")
+    ended = []
+    for _ in range(30):
+        ended.append(scripts.run("chat_rl", *FLAGS, seconds=draw.uniform(0.02, 0.8) * took))
+        if ended[-1] == 0:
+            assert_same(peace, taken(home))
+            shutil.rmtree(home / "runs" / "a" / "rl")
+    assert scripts.run("chat_rl", *FLAGS) == 0, scripts.said.read_text()
+    assert_same(peace, taken(home))
+    assert ended.count(-9) > 10, ended
 
 
 @pytest.mark.slow
