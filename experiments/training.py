@@ -32,6 +32,15 @@ from scripts import base_train, tok_train
 
 # Of a small model trained for some hundred steps: nanochat/presets.py's `small`, with the recipe's decay kept.
 RATES = dict(embedding_lr=1.2, unembedding_lr=0.032, matrix_lr=0.08)
+# Sizes that experiments have in common: of a smoke run of base training, and of a chain of base, mid and SFT.
+SMOKE = dict(depth=2, aspect_ratio=16, head_dim=16, max_seq_len=32, window_pattern="L", device_batch_size=2,
+             total_batch_size=64, eval_tokens=64, weight_decay=0.0)  # fmt: skip
+CHAIN = dict(depth=3, aspect_ratio=43, head_dim=64, max_seq_len=128, window_pattern="L", device_batch_size=16,
+             total_batch_size=4096, eval_tokens=8192, weight_decay=0.0, mid_steps=160, sft_steps=120,
+             limit=40)  # fmt: skip
+CHAIN_SMOKE = dict(depth=1, aspect_ratio=32, head_dim=32, max_seq_len=64, window_pattern="L", device_batch_size=2,
+                   total_batch_size=128, eval_tokens=128, weight_decay=0.0, mid_steps=1, sft_steps=1,
+                   limit=3)  # fmt: skip
 
 
 def hardware(dtype: torch.dtype = torch.float32) -> Hardware:
@@ -98,6 +107,17 @@ def chat(run: Run, stage: str, seed: int, **flags: Any) -> None:
     given: dict[str, Any] = {**few, **flags}
     with quiet(), mock.patch.dict(os.environ, NANOCHAT_DTYPE="float32"):
         run_chat_stage(stage, ChatFlags(run=run.name, seed=seed, **given))
+
+
+def base_flags(size: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a chain's size is base_train's: the rest is `chat_chain`'s, and how many questions are asked (`most`)."""
+    return {key: value for key, value in size.items() if key not in ("mid_steps", "sft_steps", "most", "limit")}
+
+
+def chat_chain(run: Run, seed: int, size: Mapping[str, Any]) -> None:
+    """Mid-training and SFT of a base model, in so many steps as the size says."""
+    chat(run, "mid", seed, num_iterations=size["mid_steps"], init_lr_frac=0.5)
+    chat(run, "sft", seed, num_iterations=size["sft_steps"], init_lr_frac=0.2)
 
 
 def ask(

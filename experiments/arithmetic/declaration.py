@@ -17,11 +17,8 @@ WAYS = ("tool", "head", "no tool")  # allowed; asked to do without; called, and 
 
 
 def run(cell: Values, seed: int, size: Mapping[str, Any]) -> dict[str, Value]:
-    stages = ("mid_steps", "sft_steps", "most", "limit")
-    flags = {key: value for key, value in size.items() if key not in stages}
-    with training.base("arithmetic", seed, **flags, num_iterations=cell["steps"]) as (made, _):
-        training.chat(made, "mid", seed, num_iterations=size["mid_steps"], init_lr_frac=0.5)
-        training.chat(made, "sft", seed, num_iterations=size["sft_steps"], init_lr_frac=0.2)
+    with training.base("arithmetic", seed, **training.base_flags(size), num_iterations=cell["steps"]) as (made, _):
+        training.chat_chain(made, seed, size)
         tasks = {
             way: [sums_task(str(d), "", (d,), HEAD if way == "head" else SUM_FRAMES) for d in DIGITS] for way in WAYS
         }
@@ -54,35 +51,7 @@ EXPERIMENT = Experiment(
     seeds=(1, 2, 3),
     run=run,
     findings=findings,
-    size=dict(
-        depth=3,
-        aspect_ratio=43,
-        head_dim=64,
-        max_seq_len=128,
-        window_pattern="L",
-        device_batch_size=16,
-        total_batch_size=4096,
-        eval_tokens=8192,
-        weight_decay=0.0,
-        mid_steps=160,
-        sft_steps=120,
-        most=100,
-        limit=40,
-    ),
-    smoke=dict(
-        depth=1,
-        aspect_ratio=32,
-        head_dim=32,
-        max_seq_len=64,
-        window_pattern="L",
-        device_batch_size=2,
-        total_batch_size=128,
-        eval_tokens=128,
-        weight_decay=0.0,
-        mid_steps=1,
-        sft_steps=1,
-        most=1,
-        limit=3,
-    ),
+    size=dict(training.CHAIN, most=100),
+    smoke=dict(training.CHAIN_SMOKE, most=1),
     smoke_cells=(dict(steps=2),),
 )

@@ -51,11 +51,11 @@ def silent_task() -> Task:
 
 
 def run(cell: Values, seed: int, size: Mapping[str, Any]) -> dict[str, Value]:
-    stages = ("mid_steps", "sft_steps", "most", "limit")
-    flags = {key: value for key, value in size.items() if key not in stages}
-    with training.base("knowledge", seed, **flags) as (made, _), conversations(str(cell["variant"])):
-        training.chat(made, "mid", seed, num_iterations=size["mid_steps"], init_lr_frac=0.5)
-        training.chat(made, "sft", seed, num_iterations=size["sft_steps"], init_lr_frac=0.2)
+    with (
+        training.base("knowledge", seed, **training.base_flags(size)) as (made, _),
+        conversations(str(cell["variant"])),
+    ):
+        training.chat_chain(made, seed, size)
         found = training.ask(
             made, "sft", [*(TASKS[kind] for kind in KINDS), silent_task()], size["most"], size["limit"]
         )
@@ -100,37 +100,7 @@ EXPERIMENT = Experiment(
     seeds=(1, 2, 3),
     run=run,
     findings=findings,
-    size=dict(
-        depth=3,
-        aspect_ratio=43,
-        head_dim=64,
-        max_seq_len=128,
-        window_pattern="L",
-        device_batch_size=16,
-        total_batch_size=4096,
-        eval_tokens=8192,
-        weight_decay=0.0,
-        num_iterations=400,
-        mid_steps=160,
-        sft_steps=120,
-        most=200,
-        limit=40,
-    ),
-    smoke=dict(
-        depth=1,
-        aspect_ratio=32,
-        head_dim=32,
-        max_seq_len=64,
-        window_pattern="L",
-        device_batch_size=2,
-        total_batch_size=128,
-        eval_tokens=128,
-        weight_decay=0.0,
-        num_iterations=2,
-        mid_steps=1,
-        sft_steps=1,
-        most=2,
-        limit=3,
-    ),
+    size=dict(training.CHAIN, num_iterations=400, most=200),
+    smoke=dict(training.CHAIN_SMOKE, num_iterations=2, most=2),
     smoke_cells=tuple(dict(variant=variant) for variant in (USUAL, REMEDY)),
 )

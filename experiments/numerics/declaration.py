@@ -94,17 +94,6 @@ EXPERIMENT = Experiment(
         weight_decay=0.0,
         num_iterations=100,
     ),
-    smoke=dict(
-        depth=2,
-        aspect_ratio=16,
-        head_dim=16,
-        max_seq_len=32,
-        window_pattern="L",
-        device_batch_size=2,
-        total_batch_size=64,
-        eval_tokens=64,
-        weight_decay=0.0,
-        num_iterations=2,
-    ),
+    smoke=dict(training.SMOKE, num_iterations=2),
     smoke_cells=tuple(dict(way=way) for way in ("float32", "fp8, emulated", "8 times the rates, no QK norm")),
 )
