@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -136,6 +137,11 @@ class Recorder:
         of = COMMUNICATION if who == NCCL else category(name)
         self.found.launches.append(Launch(self.phase, who, name, of, moved, flops, fp8, *self.place(), kernel))
 
+    @cache  # noqa: B019  a recorder lives as long as its step
+    def innermost(self, path: str, number: str) -> tuple[str, str]:
+        """Of the launch of this number in the graph of a file."""
+        return places.innermost(self.graphs[path][0].places.get(number, []))
+
     def place(self) -> tuple[str, str]:
         """Of the model's code whose work the generated code does at the moment; else of the code that runs."""
         frame: Any = sys._getframe(2)
@@ -146,7 +152,7 @@ class Recorder:
                 graph, lines = self.graphs[name]
                 for text in reversed(lines[: frame.f_lineno]):
                     if said := re.search(r"\[Provenance debug handles\] .*:(\d+)$", text):
-                        return places.innermost(graph.places.get(said[1], []))
+                        return self.innermost(name, said[1])
             if places.of_model(name):
                 running.insert(0, (name, frame.f_lineno))
             frame = frame.f_back

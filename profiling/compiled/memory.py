@@ -181,7 +181,9 @@ def report(events: list[tuple[str, int, Block]]) -> dict[str, Any]:
 
 def curve(events: list[tuple[str, int, Block]], points: int = 400) -> dict[str, Any]:
     """`bytes` allocated over the step, the most of each stretch of calls; `phases`: in which stretch each begins."""
-    total, sizes, first = 0, [], {}
+    total = 0
+    sizes: list[int] = []
+    first: dict[str, int] = {}
     for phase, sign, block in events:
         first.setdefault(phase, len(sizes))
         total += sign * block.size
