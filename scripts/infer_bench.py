@@ -103,8 +103,8 @@ def run(flags: Flags) -> dict[str, Any]:
                 medians = {key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "about"}
                 row: dict[str, Any] = dict(engine=name, batch=batch, about=runs[0]["about"], **medians)
                 dtype, keys = DTYPES[row["about"].split(", ")[1]], flags.prompt_tokens + flags.new_tokens // 2
-                int8 = "int8" in row["about"]
-                row.update(used(config, [keys] * batch, row["token_ms"] / 1e3, dtype, machine, int8))
+                size = int(row["weight_bytes"])
+                row.update(used(config, [keys] * batch, row["token_ms"] / 1e3, dtype, machine, size))
                 result["rows"].append(row)
                 shares = f" ({row['bandwidth_use']:.0%}, {row['flop_use']:.0%})" if "flop_use" in row else ""
                 print(

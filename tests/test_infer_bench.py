@@ -52,7 +52,7 @@ def test_a_recording_that_fails_costs_no_result(monkeypatch, capsys, tmp_path):
 
 def test_a_process_that_dies_while_recording_costs_no_result(monkeypatch, capsys, tmp_path):
     """It answers what is measured, and ends when told to record."""
-    answer = dict(first_ms=1.0, tok_per_s=1.0, token_ms=1.0, peak_mb=1.0, about="cpu, float32")
+    answer = dict(first_ms=1.0, tok_per_s=1.0, token_ms=1.0, peak_mb=1.0, weight_bytes=4, about="cpu, float32")
     worker = tmp_path / "worker.py"
     worker.write_text(
         "import sys\nfor line in sys.stdin:\n    if int(line) < 0: sys.exit(7)\n"
