@@ -221,7 +221,7 @@ def fastest_product(rows: int, width: int, dtype: torch.dtype) -> str:
     by far.
     """
     draw = torch.Generator().manual_seed(0)
-    matrix = torch.randn((8 * ROWS, width), generator=draw)  # small ones would measure the cost of starting operations
+    matrix = torch.randn((2 * ROWS, width), generator=draw)  # small ones would measure the cost of starting operations
     x = torch.randn((max(rows, 2), width), generator=draw).to(dtype)
     weight, scale = rounded(matrix)
     integers, turned, plain = Int8(weight, scale, True), Int8(weight, scale, False), Dense(matrix.to(dtype), pack=True)
