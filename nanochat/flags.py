@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from nanochat import oserrors, streams
+from nanochat import oserrors, processes, streams
 from nanochat.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
 T = TypeVar("T")
@@ -100,6 +100,7 @@ def run_script(main: Callable[[], None], goes_on: bool = False) -> NoReturn:
     wanted without that: a training, a server.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    processes.end_with_launcher()
     streams.prepare(goes_on)
     try:
         _first(main)
