@@ -134,7 +134,7 @@ def test_triton_itself_crashes_for_rdna(monkeypatch):
 
 def test_the_norms_compile_where_they_crashed_it():
     """float32, C = 256: forward and backward, in a real child; a process that interprets may ask too."""
-    assert ask() == ""
+    assert ask(timeout=3600.0) == ""  # however busy the machine
 
 
 @pytest.mark.slow
