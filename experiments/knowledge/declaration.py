@@ -109,8 +109,9 @@ EXPERIMENT = Experiment(
     "not what is known; one taught fact of each at least doubles the share of their other facts that is answered. "
     "Beside that: (exposures) people of whom pretraining tells eight times as often are completed more than twice as "
     "often; (extraction) of the facts only read fewer are answered in the chat than the same model completes; "
-    "(temperature) at 1.0 fewer unknown names are refused than greedily; (confidence) without taught refusals, a threshold "
-    "on the answer's probability that lets as many unknown names through keeps at least half of the right answers.",
+    "(temperature) at 1.0 fewer unknown names are refused than greedily; (confidence) without taught refusals, a "
+    "threshold on the answer's probability that lets as many unknown names through keeps at least half of the right "
+    "answers.",
     refuted_by="Half of the silent facts or fewer refused, or less than twice as many answered with the remedy. Each "
     "of the others by the contrary.",
     metric="outcomes (right, wrong, refused) of 200 questions a kind, greedily, and of the first 200 at other "
