@@ -114,9 +114,9 @@ EXPERIMENT = Experiment(
     "answers.",
     refuted_by="Half of the silent facts or fewer refused, or less than twice as many answered with the remedy. Each "
     "of the others by the contrary.",
-    metric="outcomes (right, wrong, refused) of 200 questions a kind, greedily, and of the first 200 at other "
+    metric="outcomes (right, wrong, refused) of 100 questions a kind, greedily and at other "
     "temperatures; share of facts completed in the words of pretraining, by stage and by how often they were told",
-    budget="3 base models of about 2 minutes, 9 chains of mid and SFT of 1.5 minutes, on one core",
+    budget="3 base models of half a minute, 9 chains of mid and SFT of half a minute, on one core",
     cells=tuple(dict(variant=variant) for variant in (USUAL, REMEDY, NO_REFUSALS)),
     seeds=(1, 2, 3),
     run=run,
@@ -124,12 +124,13 @@ EXPERIMENT = Experiment(
     size=dict(
         training.CHAIN,
         depth=2,
-        aspect_ratio=64,
+        aspect_ratio=32,
+        head_dim=32,
         total_batch_size=2048,
-        num_iterations=600,
-        mid_steps=150,
-        sft_steps=120,
-        most=200,
+        num_iterations=450,
+        mid_steps=130,
+        sft_steps=110,
+        most=100,
     ),
     smoke=dict(training.CHAIN_SMOKE, num_iterations=2, most=2),
     smoke_cells=tuple(dict(variant=variant) for variant in (USUAL, NO_REFUSALS)),

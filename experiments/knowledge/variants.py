@@ -1,6 +1,6 @@
 """The world of this experiment, and other conversations about it: what is patched while a cell runs.
 
-120 people, a quarter of them silent, of whom pretraining tells unequally often: of some 8 times as often as of
+80 people, three tenths of them silent, of whom pretraining tells unequally often: of some 8 times as often as of
 others.
 `world` and `conversations` are for a whole chain of trainings and its questions.
 """
@@ -20,7 +20,7 @@ from nanochat.data.microworld.world import ATTRIBUTES
 from nanochat.tasks import Question, Task
 from nanochat.tasks.facts import fact_question, facts_task, unknown_names_task
 
-PEOPLE, SILENT = 120, 36
+PEOPLE, SILENT = 80, 24
 OFTEN = (1, 2, 4, 8)  # how often pretraining tells of the four groups of people
 USUAL, NO_REFUSALS, REMEDY = "usual", "no refusals taught", "one fact of each silent person taught"
 TAUGHT = ATTRIBUTES[0].name  # of silent people, in the remedy
