@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import training
 from nanochat.lab.declaration import Experiment, Findings, Rows
-from nanochat.lab.estimate import bootstrap, said
+from nanochat.lab.estimate import bootstrap, by_seed, ratio, said
 from nanochat.lab.plot import curves
 from nanochat.lab.table import Value, Values
 
@@ -56,6 +56,9 @@ def findings(rows: Rows) -> Findings:
     tokens = {batch: batch * steps for batch, steps in mean.items()}
     claims = {f"steps at {batch}": f"{steps:.0f}" for batch, steps in mean.items()}
     claims |= {f"tokens at {batch}": f"{value:,.0f}" for batch, value in tokens.items()}
+    spent = {batch: by_seed(reached, dict(batch=batch), "tokens") for batch in batches}
+    for batch in batches[1:]:  # FLOPs of a token are the same: what a batch wastes is its tokens
+        claims[f"compute at {batch}"] = said(ratio(spent[batches[0]], spent[batch]), ".2f")
     held = batches[0] < b_crit[1] and b_crit[2] < batches[-1]
     claims |= {
         "critical batch": said(b_crit, ",.0f"),
