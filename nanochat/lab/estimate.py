@@ -31,7 +31,7 @@ def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Interval:
 def ratio(one: Mapping[int, float], other: Mapping[int, float]) -> Interval:
     """Geometric mean of one / other over the seeds that both have."""
     logs = [math.log(one[seed] / other[seed]) for seed in sorted(one.keys() & other.keys())]
-    value, low, high = (math.exp(min(x, 700.0)) for x in intervals.mean(logs))
+    value, low, high = (math.exp(x) if x < 700 else math.inf for x in intervals.mean(logs))
     return value, low, high
 
 
@@ -108,6 +108,8 @@ def power_law(x: Sequence[float], y: Sequence[float], floor: float | None = None
 
 
 def said(interval: Interval, form: str = "+.4f") -> str:
-    """ "+0.0123 (+0.0100 to +0.0146)"."""
+    """ "+0.0123 (+0.0100 to +0.0146)"; "+0.0123 (one seed)" where there is no interval."""
     value, low, high = interval
+    if math.isinf(high):
+        return f"{value:{form}} (one seed)"
     return f"{value:{form}} ({low:{form}} to {high:{form}})"
