@@ -85,6 +85,7 @@ def findings(rows: Rows) -> Findings:
     claims |= {f"{way}: jump": f"{of(way, 'jump'):.2f}" for way in ways}
     for way in ways:
         back = [int(value) for value in by_seed(rows, dict(way=way), "recovered").values()]
+        claims[f"{way}: jump at"] = ", ".join(str(int(at)) for at in by_seed(rows, dict(way=way), "jump_step").values())
         claims[f"{way}: back after"] = ", ".join(str(steps) if steps >= 0 else "never" for steps in back)
     claims |= {f"{way}: loss": f"{of(way, 'val_bpb'):.4f}" for way in ways}
     small = all(abs(effects[way][0]) < 0.01 for way in ("bfloat16", "fp8, emulated") if way in effects)
