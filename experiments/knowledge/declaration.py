@@ -72,15 +72,16 @@ def findings(rows: Rows) -> Findings:
     share = kept(rows) if NO_REFUSALS in there else (0.0, 0.0)
     claims |= {"kept by refusals": f"{share[0]:.1%}", "kept by confidence": f"{share[1]:.1%}"}
     denied = of(USUAL, "sft_silent_refused") > 0.5
-    cured = REMEDY in there and of(REMEDY, "sft_silent_right") > 2 * of(USUAL, "sft_silent_right")
+    cured = lambda: of(REMEDY, "sft_silent_right") >= 2 * of(USUAL, "sft_silent_right")
     verdicts = {
-        "verdict": denied and cured,
+        "verdict": denied and cured() if REMEDY in there else None,
         "verdict: exposures": of(USUAL, "base_completed_3") > 2 * of(USUAL, "base_completed_0"),
         "verdict: extraction": of(USUAL, "sft_read_right") < of(USUAL, "sft_completed_read"),
         "verdict: temperature": of(USUAL, "t1.0_unknown_refused") < of(USUAL, "sft_unknown_refused"),
-        "verdict: confidence": share[1] >= share[0] / 2,
+        "verdict: confidence": share[1] >= share[0] / 2 if NO_REFUSALS in there else None,
     }
-    claims |= {name: "held" if held else "refuted" for name, held in verdicts.items()}
+    words = {True: "held", False: "refuted", None: "open"}  # where what it compares did not run
+    claims |= {name: words[held] for name, held in verdicts.items()}
     at = lambda name, g: (
         of(USUAL, f"exposures_{g}"),
         *mean(list(by_seed(rows, dict(variant=USUAL), name(g)).values())),

@@ -84,7 +84,7 @@ def risks(rows: Rows) -> list[Point]:
 
 def selective(rows: Rows) -> dict[str, list[Point]]:
     """By variant, share right against confidence in tenths of the answers about people who exist, of all seeds."""
-    found: dict[str, list[Point]] = {"perfect": [(0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0)]}
+    found: dict[str, list[Point]] = {"perfect": [(i / 20,) * 4 for i in range(21)]}
     for variant in dict.fromkeys(str(row["variant"]) for row in rows):
         every = [one for row in rows if row["variant"] == variant for one in pool(row)]
         given = sorted((p, float(outcome == "r")) for kind, outcome, p in every if kind != "u" and outcome != "x")

@@ -67,8 +67,11 @@ def curves(
             parts.append(_text(LEFT - 6, up(value) + 4, f"{value:g}", "end"))
     marked = [line for line in series.values() if len(line) <= MARKED] or list(series.values())
     there = sorted({p[0] for line in marked for p in line})
-    for value in there if len(there) <= 8 else there[:: max(1, len(there) // 6)]:
-        parts.append(_text(across(value), HEIGHT - BOTTOM + 18, f"{value:.3g}", "middle"))
+    free = 0.0  # where the next label has room
+    for value in there:
+        if across(value) >= free:
+            parts.append(_text(across(value), HEIGHT - BOTTOM + 18, f"{value:.3g}", "middle"))
+            free = across(value) + 60
     at = float(LEFT)
     for i, (name, line) in enumerate(series.items()):
         colour, dash = COLOURS[i % len(COLOURS)], f'stroke-dasharray="{6 - i} {i}"' if 0 < i < 5 else ""
