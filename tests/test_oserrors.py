@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from test_training import home, train, writing  # noqa: F401 (home is a fixture)
 
 from nanochat import files, oserrors
@@ -32,6 +33,26 @@ def test_one_sentence_with_the_path_and_exit_code_2(capsys, name):
     assert tiny.called(main) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "/some/where" in error
+
+
+FULL = "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.20 GiB is free"
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (torch.OutOfMemoryError(f"CUDA out of memory. {FULL}. Process 7 has 77.9 GiB memory in use."), FULL),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), "of memory; take less"),
+    ],
+)
+def test_a_full_gpu_is_one_sentence_and_exit_code_2(capsys, error, said):
+    def main():
+        raise error
+
+    assert tiny.called(main) == 2
+    found = capsys.readouterr().err
+    assert found.startswith("error: CUDA ") and found.count("\n") == 1 and said in found, found
+    assert "--device-batch-size" in found and "--slots" in found and "Process" not in found
 
 
 class Library(OSError):
