@@ -113,7 +113,9 @@ def chat(run: Run, stage: str, seed: int, **flags: Any) -> None:
 
 def base_flags(size: Mapping[str, Any]) -> dict[str, Any]:
     """What of a chain's size is base_train's: the rest is `chat_chain`'s, and how many questions are asked (`most`)."""
-    return {key: value for key, value in size.items() if key not in ("mid_steps", "sft_steps", "most", "limit")}
+    return {
+        key: value for key, value in size.items() if key not in ("mid_steps", "sft_steps", "most", "limit", "wordings")
+    }
 
 
 def chat_chain(run: Run, seed: int, size: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from experiments import training
+from experiments.evaluation_noise.declaration import WORDINGS
 from experiments.knowledge import variants
 from experiments.knowledge.measures import GROUPS, WARM, asked_all, completed
 from experiments.knowledge.reading import calibration, kept, risks, selective
@@ -28,7 +29,7 @@ def trained(seed: int, size: tuple[tuple[str, Any], ...]) -> tuple[TemporaryDire
     """A base model, for all cells of this seed: (where its run lies, what was measured of it)."""
     place = TemporaryDirectory()
     with training.base("knowledge", seed, **training.base_flags(dict(size))) as (made, summary):
-        found: dict[str, Value] = {"val_bpb": summary["val_bpb"], **completed(made, "base")}
+        found: dict[str, Value] = {"val_bpb": summary["val_bpb"], **completed(made, "base", dict(size)["wordings"])}
         told = variants.exposures(seed, summary["documents"])
         shutil.copytree(made.folder, Path(place.name, "run"))
     return place, found | {f"exposures_{g}": round(told[g], 1) for g in GROUPS}
@@ -41,7 +42,7 @@ def run(cell: Values, seed: int, size: Mapping[str, Any]) -> dict[str, Value]:
         made = Run.open(f"experiment-knowledge-seed{seed}")
         shutil.copytree(Path(place.name, "run"), made.folder, dirs_exist_ok=True)
         training.chat_chain(made, seed, size)
-        stages = [completed(made, stage) | asked_all(made, stage, size) for stage in ("mid", "sft")]
+        stages = [completed(made, stage, size["wordings"]) | asked_all(made, stage, size) for stage in ("mid", "sft")]
         shutil.rmtree(made.folder)
     return found | stages[0] | stages[1]
 
@@ -132,7 +133,8 @@ EXPERIMENT = Experiment(
         mid_steps=130,
         sft_steps=110,
         most=100,
+        wordings=WORDINGS,
     ),
-    smoke=dict(training.CHAIN_SMOKE, num_iterations=2, most=2),
+    smoke=dict(training.CHAIN_SMOKE, num_iterations=2, most=2, wordings=1),
     smoke_cells=tuple(dict(variant=variant) for variant in (USUAL, NO_REFUSALS)),
 )

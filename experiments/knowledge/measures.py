@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments import training
-from experiments.evaluation_noise.declaration import WORDINGS, asked, recalled
+from experiments.evaluation_noise.declaration import asked, recalled
 from experiments.knowledge import variants
 from nanochat.chat import answers, visible_text
 from nanochat.data.microworld import World
@@ -33,15 +33,15 @@ class Said:
     group: int  # of the person; of a name of nobody −1
 
 
-def completed(made: Run, stage: str) -> dict[str, Value]:
-    """Share of facts whose every token is the likeliest, in four wordings of pretraining, by kind and by group."""
+def completed(made: Run, stage: str, wordings: int) -> dict[str, Value]:
+    """Share of facts whose every token is the likeliest, in so many wordings of pretraining, by kind and by group."""
     there = training.hardware()
     model = made.checkpoint(stage).model(there.device, there.dtype).eval()
-    facts = [(i, fact) for i, person in enumerate(World().people) for fact in World().facts[person]]
+    facts = [(i, fact) for i, its in enumerate(World().facts.values()) for fact in its]
     right = [0.0] * len(facts)
-    for wording in range(WORDINGS):
+    for wording in range(wordings):
         for at, one in enumerate(recalled(model, asked(made.tokenizer(), wording))[1:]):
-            right[at] += int(one) / WORDINGS
+            right[at] += int(one) / wordings
     share = lambda chosen: round(sum(right[at] for at in chosen) / max(1, len(chosen)), 4)
     found: dict[str, Value] = {
         f"{stage}_completed_{g}": share([at for at, (i, _) in enumerate(facts) if variants.group(i) == g])
