@@ -255,13 +255,14 @@ def _adamw(
     )  # fmt: skip
 
 
-@operator(mutates=("momentum_buffer",))
-def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, momentum: Tensor, dtype: torch.dtype, skip: Tensor) -> Tensor:
-    out = torch.empty_like(grad, dtype=dtype)
+# `out` is given and not returned: of an operator that takes a CPU's scalar the compiler assumes that what it returns is
+# not aligned, and reads it 2 bytes at a time.
+@operator(mutates=("momentum_buffer", "out"))
+def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, out: Tensor, momentum: Tensor, skip: Tensor) -> None:
+    if isinstance(grad, FakeTensor):
+        return
     k, m, n = grad.shape
     squares = grad.new_empty((k, m, 1), dtype=torch.float32)
-    if isinstance(grad, FakeTensor):
-        return out
     config = _tile("muon_momentum_", grad)
     launch(
         _momentum_kernel, (cdiv(k * m, config["BLOCK_M"]),), grad, momentum_buffer, out, squares, skip, k * m, n,
@@ -271,7 +272,6 @@ def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, momentum: Tensor, dtyp
     factor = whole * m**-0.5 / squares.sqrt().clamp_min(1e-6)
     grid = (cdiv(k * m, config["BLOCK_M"]), cdiv(n, config["BLOCK_N"]))
     launch(_scale_rows_kernel, grid, out, factor, k * m, n, **config)
-    return out
 
 
 @operator(mutates=("param", "second_moment"))
@@ -409,7 +409,10 @@ def _adamw_triton(
 def _muon_momentum_triton(
     grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtype: torch.dtype, skip: Tensor | None = None
 ) -> Tensor:
-    return _muon_momentum(grad.contiguous(), momentum_buffer, *_held([momentum]), dtype, _flag(skip, grad))
+    grad = grad.contiguous()
+    out = torch.empty_like(grad, dtype=dtype)
+    _muon_momentum(grad, momentum_buffer, out, *_held([momentum]), _flag(skip, grad))
+    return out
 
 
 def _muon_update_triton(
