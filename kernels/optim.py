@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from . import tuned
 from .dispatch import mode, triton_runs
 from .registry import Case, Op, check_device, itemsize, randn, register
-from .triton_utils import cdiv, launch, operator, power_of_two, tl, triton
+from .triton_utils import capturing, cdiv, launch, operator, power_of_two, tl, triton
 
 Scalar = float | Tensor
 
@@ -245,7 +245,7 @@ def _tile(op: str, x: Tensor) -> dict[str, int]:
 def _adamw(
     param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: Sequence[Tensor], skip: Tensor
 ) -> None:
-    if isinstance(param, FakeTensor):
+    if isinstance(param, FakeTensor) and not capturing():
         return
     beta1, rest1, beta2, rest2, rate, unbias, eps, keep = _values(factors)
     config = tuned.config("adamw_", param.dtype, param.numel(), param.device)
@@ -260,7 +260,7 @@ def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, momentum: Tensor, dtyp
     out = torch.empty_like(grad, dtype=dtype)
     k, m, n = grad.shape
     squares = grad.new_empty((k, m, 1), dtype=torch.float32)
-    if isinstance(grad, FakeTensor):
+    if isinstance(grad, FakeTensor) and not capturing():
         return out
     config = _tile("muon_momentum_", grad)
     launch(
@@ -278,7 +278,7 @@ def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, momentum: Tensor, dtyp
 def _muon_update(
     param: Tensor, update: Tensor, second_moment: Tensor, lr: Tensor, weight_decay: Tensor, beta2: float, skip: Tensor
 ) -> None:
-    if isinstance(param, FakeTensor):
+    if isinstance(param, FakeTensor) and not capturing():
         return
     rate, decay = _values([lr, weight_decay])
     k, m, n = param.shape
