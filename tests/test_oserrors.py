@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+import torch
 from test_training import home, train, writing  # noqa: F401 (home is a fixture)
 
 from nanochat import files, oserrors
@@ -22,6 +24,13 @@ CODES = (
 ).split()
 
 
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
 @pytest.mark.parametrize("name", CODES)
 def test_one_sentence_with_the_path_and_exit_code_2(capsys, name):
     code = getattr(errno, name)
@@ -32,6 +41,24 @@ def test_one_sentence_with_the_path_and_exit_code_2(capsys, name):
     assert tiny.called(main) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "/some/where" in error
+
+
+def no_memory_for(tensor):
+    return lambda: tensor(1 << 50)
+
+
+SHORT = [
+    no_memory_for(torch.empty), no_memory_for(np.empty), no_memory_for(bytearray),
+    raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it")),
+    raising(RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("main", SHORT)
+def test_memory_that_runs_out_is_one_sentence_too(capsys, main):
+    assert tiny.called(main) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: memory is short") and error.count("\n") == 1
 
 
 class Library(OSError):
@@ -51,6 +78,7 @@ class Library(OSError):
         Library(errno.EACCES, "forbidden", "https://example.org"),
         PermissionError(errno.EACCES, "Permission denied"),  # of a socket: no path
         ValueError("a mistake in the code"),
+        RuntimeError("a mistake in the code, not of memory"),
     ],
 )
 def test_other_errors_keep_their_meaning(error):
