@@ -21,6 +21,7 @@ from typing import Any
 import tiktoken
 import torch
 
+from nanochat import optional
 from nanochat.errors import UserError
 from nanochat.files import encodable, json_of, write_atomically
 
@@ -256,7 +257,7 @@ def merge_system(messages: list[dict]) -> list[dict]:
 def _learn(texts: Iterable[str], size: int) -> list[bytes]:
     """Byte strings by id, `size` of them or as many as the text has pairs for."""
     try:
-        import rustbpe
+        rustbpe = optional.package("rustbpe", "Tokenizer")
     except ImportError:
         from nanochat.bpe import learn
 
