@@ -180,6 +180,7 @@ def test_every_script_runs_in_the_frame():
         "compiled/report.py",
         "benchmarks/core_worker.py",
         "benchmarks/decode_worker.py",
+        "benchmarks/server_worker.py",
         "benchmarks/train_worker.py",
         "benchmarks/test_attention.py",
     }
