@@ -25,6 +25,11 @@ class Preset:
     mid: Flags
     sft: Flags
 
+    def config(self) -> GPTConfig:
+        """The model's."""
+        sizes = {key: self.base[key] for key in ("max_seq_len", "head_dim", "window_pattern") if key in self.base}
+        return model_config(int(self.base["depth"]), int(self.tokenizer["vocab_size"]), **sizes)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Size:

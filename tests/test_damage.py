@@ -19,6 +19,7 @@ from test_training import CHAT, SIZES
 from nanochat import plan
 from nanochat.calculator import calculate
 from nanochat.flags import parse
+from nanochat.plan import throughput
 from nanochat.run import Run
 from scripts import chat_web
 
@@ -86,7 +87,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("NANOCHAT_BASE_DIR", str(root / "home"))
         patched.setenv("NANOCHAT_DTYPE", "float32")
-        patched.setattr(plan, "speed", lambda *args: (10_000.0, True))
+        patched.setattr(throughput, "speed", lambda *args: (10_000.0, True))
         (root / "text.jsonl").write_text("".join(json.dumps(dict(text=t)) + "\n" for t in tiny.sentences(1500)))
         talks = [
             dict(messages=[dict(role="user", content=q), dict(role="assistant", content=a)])
@@ -215,7 +216,7 @@ def tried(finished, folder, monkeypatch, capsys, command, file, kind, outcome):
 @pytest.mark.parametrize("share", [61, pytest.param(1, marks=pytest.mark.slow)])
 def test_any_damage_is_said_and_nothing_wrong_is_taken(finished, tmp_path, monkeypatch, capsys, share):
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
-    monkeypatch.setattr(plan, "speed", lambda *args: (10_000.0, True))
+    monkeypatch.setattr(throughput, "speed", lambda *args: (10_000.0, True))
     monkeypatch.setattr(chat_web.background, "compile_decoding", lambda engine: None)
     wrong, chosen = [], ALL[::share]
     for number, trial in enumerate(chosen):

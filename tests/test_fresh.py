@@ -194,7 +194,7 @@ def test_a_new_tokenizer_takes_the_place_of_the_old_one_as_a_whole(home, monkeyp
 
 def test_a_whole_run_that_is_started_over(home, monkeypatch, capsys):  # noqa: F811
     """As speedrun.sh --fresh does it: plan, tokenizer, base."""
-    monkeypatch.setattr("nanochat.plan.speed", lambda *args: (10_000.0, True))
+    monkeypatch.setattr("nanochat.plan.throughput.speed", lambda *args: (10_000.0, True))
     assert train(home, "a") == 0
     run = Run.open("a")
     was = weights(run.stage("base"))
@@ -216,7 +216,7 @@ def test_a_whole_run_that_is_started_over(home, monkeypatch, capsys):  # noqa: F
 
 
 def test_a_run_whose_base_was_removed_is_trained_all_the_same(home, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("nanochat.plan.speed", lambda *args: (10_000.0, True))
+    monkeypatch.setattr("nanochat.plan.throughput.speed", lambda *args: (10_000.0, True))
     run = Run.open("a")
     checkpoint.write(run.stage("sft"), dict(META, stage="sft", step=9, finished=True), parts(0))
     fresh.old(run.folder).mkdir()  # what could not be removed at the time

@@ -1,6 +1,5 @@
 """LEARN.md and CONTRIBUTING.md: links, pictures and numbers; and every exercise, with right answers and wrong ones."""
 
-import ast
 import io
 import json
 import math
@@ -15,6 +14,7 @@ from test_training import ROOT
 from kernels.triton_utils import INSTALLED
 from nanochat.course import CHAPTERS
 from nanochat.course.chapter import number
+from nanochat.course.reading import places, readings
 from nanochat.errors import UserError
 from profiling.__main__ import COMMANDS
 from scripts import learn
@@ -25,19 +25,6 @@ PAGES = {name: (ROOT / name).read_text("utf-8") for name in ("LEARN.md", "CONTRI
 LINKS = [(name, *link) for name, text in PAGES.items() for link in re.findall(r"\[([^\]]+)\]\(([^)]+)\)", text)]
 UNITS = r"\d[\d,.]*\s?(?:%|(?:µs|ms|seconds|nats|bits|[KMG]i?B|[TG]B/s|TFLOP/s|tokens/s|tok/s)\b)"
 needs_triton = pytest.mark.skipif(not INSTALLED, reason="Triton is not installed, so no kernel can run")
-
-
-def names(path):
-    """What a Python file defines: functions, classes, constants, and Class.member."""
-    found = set()
-    for node in ast.parse(path.read_text("utf-8")).body:
-        inner = node.body if isinstance(node, ast.ClassDef) else []
-        targets = [*getattr(node, "targets", []), *([node.target] if isinstance(node, ast.AnnAssign) else [])]
-        found |= {target.id for target in targets if isinstance(target, ast.Name)}
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            found.add(node.name)
-            found |= {f"{node.name}.{member.name}" for member in inner if isinstance(member, ast.FunctionDef)}
-    return found
 
 
 def slugs(text):
@@ -53,12 +40,31 @@ def test_links_lead_to_what_they_name():
         if anchor:
             assert anchor in slugs(where.read_text("utf-8")), (page, target)
         if text.startswith("`") and path.endswith(".py"):
-            assert text.strip("`") in names(where), (page, text, target)
+            assert text.strip("`") in places(where), (page, text, target)
 
 
-def test_names_are_found_in_a_file():
-    there = names(ROOT / "nanochat" / "gpt.py")
-    assert {"GPT", "GPT.forward", "SMEAR_CHANNELS"} <= there and "GPT.backward" not in there and "torch" not in there
+def test_places_are_those_of_the_file():
+    path = ROOT / "nanochat" / "gpt.py"
+    there, lines = places(path), path.read_text("utf-8").splitlines()
+    assert (
+        {"GPT", "GPT.forward", "SMEAR_CHANNELS"} <= set(there) and "GPT.backward" not in there and "torch" not in there
+    )
+    first, last = there["Attention"]
+    assert lines[first - 1].startswith("class Attention(") and lines[last - 1].strip().startswith("return self.c_proj(")
+
+
+def test_every_chapter_says_where_its_code_is():
+    for i, section in enumerate(SECTIONS, 1):
+        read = section[section.index("**Read.**") : section.index("**Exercise ")]
+        wanted = re.findall(r"\]\((\S+?\.py)\)", read)
+        found = readings(i)
+        assert [line.split(":")[0] for line in found[: len(wanted)]] == wanted
+        for line in found:
+            if "  " in line:
+                where, name = line.split(", ")[0].split("  ")
+                path, at = where.split(":")
+                text = (ROOT / path).read_text("utf-8").splitlines()[int(at) - 1]
+                assert name.split(".")[-1] in text, line
 
 
 def test_commands_are_there():
@@ -111,11 +117,20 @@ def test_every_chapter_has_its_parts():
 
 # chapter: answers that are right, and wrong ones with a word of the hint that they get
 NUMBERS = {
-    1: (["_lo", " lo", "'_lo'"], [("lo", "merge 1"), ("low", "Count each"), ("we", "merge 2"), ("st", "merge 4")]),
+    1: (
+        ["_lo", " lo", "'_lo'"],
+        [("lo", "merge 1"), ("low", "Count each"), ("we", "merge 2"), ("st", "merge 4"), ("258", "an id")],
+    ),
     2: (["4", "42 - 38"], [("8", "padding"), ("0", "Packer.pack"), ("7", "longest")]),
     3: (
         ["8 * (4 + 8) * 512**2 + 4 * 4 * 12", "25,166,016"],
-        [("8*12*512**2", "small one"), ("12*512**2", "All layers"), ("109052050", "Depth 8"), ("1", "Depth 8")],
+        [
+            ("8*12*512**2", "small one"),
+            ("12*512**2", "All layers"),
+            ("109052050", "Depth 8"),
+            ("1", "Depth 8"),
+            ("8 * (12 * 512**2 + 48)", "has_value_embed"),
+        ],
     ),
     4: (
         ["3 * 2048 * 2049 / 2 + 9 * (513 * 514 / 2 + 1535 * 513)"],
@@ -182,6 +197,10 @@ def add_computed():
             (f"3.35e12 / (2 * {linears})", "weights alone"),
             (f"3.35e12 / (2 * {linears} + 12000 * {each})", "window"),
             (f"3.35e12 / (4 * {linears} + 2 * {seen} * {each})", "float32"),
+            (f"3.35e12 / (2 * {total - 74} + {seen} * {each})", "one row"),
+            (f"3.35e12 / (2 * {total - 74})", "one row"),
+            (f"3.35e12 / (2 * {linears} + {seen} * {each} / 2)", "keys alone"),
+            (f"3.35e12 / (2 * {layers} + {seen} * {each})", "The head"),
             ("1042", "Bytes a token"),
         ],
     )
@@ -247,6 +266,9 @@ GRADIENTS = [
     ("r * dy", "constant"),
     ("r * (dy - unit * (dy * unit).sum(-1, keepdim=True))", "mean"),
     ("dy", "relative error"),
+    ("(r + 1e-6) * (dy - unit * (dy * unit).mean(-1, keepdim=True))", "eps is 2.2e-16"),
+    ("(s := torch.rsqrt(x.square().mean())) * (dy - x * s * (dy * x * s).mean())", "over its C numbers"),
+    ("torch.autograd.grad(x.requires_grad_().square().sum(), x)[0]", "does not require grad"),
     ("dy[0]", "wanted dx (37, 100)"),
     ("None", "NoneType"),
     ("dy @ unit", "RuntimeError"),
@@ -325,12 +347,15 @@ def test_the_command(monkeypatch, capsys, tmp_path):
     called(monkeypatch)
     assert len(capsys.readouterr().out.splitlines()) == len(CHAPTERS)
     called(monkeypatch, "show", "2")
-    assert CHAPTERS[1].question in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert CHAPTERS[1].question in " ".join(shown.split()) and max(map(len, shown.splitlines())) <= 100
+    called(monkeypatch, "read", "2")
+    assert "nanochat/data/packing.py:" in capsys.readouterr().out
     called(monkeypatch, "check", "2", "2", "+", "2")
     assert capsys.readouterr().out == "Right.\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("4\n"))
     called(monkeypatch, "check", "2")
-    assert capsys.readouterr().out == f"{CHAPTERS[1].question}\nanswer: Right.\n"
+    assert " ".join(capsys.readouterr().out.split()) == f"{CHAPTERS[1].question} answer: Right."
     with pytest.raises(SystemExit) as ended:
         called(monkeypatch, "check", "2", "8")
     assert ended.value.code == 1 and "Not yet. That is how much padding" in capsys.readouterr().out
@@ -340,6 +365,7 @@ def test_the_command(monkeypatch, capsys, tmp_path):
         ("check", "99"): "no chapter 99",
         ("show",): "no chapter is named",
         ("show", "2", "4"): "takes no answer",
+        ("read", "2", "4"): "read takes no answer",
         ("check", "6", "nowhere.py"): "no file nowhere.py",
         ("check", "6", str(tmp_path / "broken.py")): "line 2",
         ("check", "6", str(ROOT / "nanochat" / "errors.py")): "defines no function rms_norm_backward",

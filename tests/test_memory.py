@@ -10,6 +10,7 @@ import torch
 
 from nanochat import cost, plan, presets, trainer
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.plan import decide
 from nanochat.recipe import model_config
 from nanochat.run import Run
 from profiling.compiled import lower, memory, null_device
@@ -150,7 +151,7 @@ def test_ranks_share_moments_and_pad_banks():
 def test_a_preset_takes_less_than_nine_tenths_of_its_card(card, gpus):
     old = card.capability < (8, 0)
     preset = presets.gpu(card.memory / 2**30, gpus, None, "float16" if old else "bfloat16")
-    config = plan.config_of(preset)
+    config = preset.config()
     how = dict(dtype="float16", kernels="torch") if old else {}
     rows = int(preset.base["device_batch_size"])
     assert cost.training_bytes(config, rows * config.sequence_len, gpus, **how) < 0.9 * card.memory
@@ -159,8 +160,8 @@ def test_a_preset_takes_less_than_nine_tenths_of_its_card(card, gpus):
 def test_a_dry_run_shows_the_parts(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     preset = presets.gpu(79.1, 8, None)
-    config = plan.config_of(preset)
-    flags = plan.stage_flags(preset, "hub", "cuda", None)
+    config = preset.config()
+    flags = decide.stage_flags(preset, "hub", "cuda", None)
     made = plan.Plan(
         "r", {}, "cuda", "NVIDIA H100 80GB HBM3", 8, "hub", [], flags, asdict(config), 524288, dict(base=100),
         memory=int(79.1 * 2**30),

@@ -13,9 +13,10 @@ import tiny
 import torch.distributed as dist
 from test_training import ROOT, SIZES, home, train  # noqa: F401 (home is a fixture)
 
-from nanochat import checkpoint, locks, plan
+from nanochat import checkpoint, locks
 from nanochat.errors import UserError
 from nanochat.one_writer import only_writer
+from nanochat.plan import throughput
 from nanochat.run import Run
 
 HOLDER = """
@@ -66,7 +67,7 @@ def test_the_second_writer_is_told_of_the_first_and_may_begin_when_that_has_died
 
 @pytest.mark.slow
 def test_readers_are_not_kept_out(home, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(plan, "speed", lambda *args: (10_000.0, True))
+    monkeypatch.setattr(throughput, "speed", lambda *args: (10_000.0, True))
     assert train(home, "a") == 0
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, ROOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -14,18 +14,20 @@ from nanochat.cost import flops_per_token
 from nanochat.data import hub
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
+from nanochat.plan import decide, room, throughput
+from nanochat.plan.decide import OTHER_SECONDS
 from nanochat.presets import predicted
 from nanochat.recipe import horizon
 from nanochat.run import Run
 
-SPEED = plan.speed
+SPEED = throughput.speed
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "home"))
     monkeypatch.delenv("NANOCHAT_HUB_ROOT", raising=False)
-    monkeypatch.setattr(plan, "speed", lambda *args: (10_000.0, True))
+    monkeypatch.setattr(throughput, "speed", lambda *args: (10_000.0, True))
     monkeypatch.setattr(hardware, "has_mps", lambda: False)
     return Run.open("r")
 
@@ -41,7 +43,7 @@ def test_a_time_limit_shortens_all_training_alike(run):
     short = plan.make(run, dict(device="cpu", max_minutes=4.0))
     shares = [short.steps[stage] / whole.steps[stage] for stage in whole.steps]
     assert max(shares) - min(shares) < 0.05 and max(shares) < 1
-    predicted = sum(short.seconds.values()) + plan.OTHER_SECONDS
+    predicted = sum(short.seconds.values()) + OTHER_SECONDS
     assert predicted <= 4.0 * 60
     assert short.flags["base"]["num_iterations"] == short.steps["base"]
     with pytest.raises(UserError, match="leaves no time to train"):
@@ -53,7 +55,7 @@ def test_hub_data_leaves_time_for_a_sample_of_every_evaluation(run, tmp_path, mo
     monkeypatch.setenv("NANOCHAT_HUB_ROOT", str(tmp_path / "hub"))
     made = plan.make(run, dict(device="cpu", data="hub", max_minutes=10.0))
     assert made.evaluation == 0.12 * 600
-    assert sum(made.seconds.values()) + plan.OTHER_SECONDS + made.evaluation <= 600
+    assert sum(made.seconds.values()) + OTHER_SECONDS + made.evaluation <= 600
     lines = plan.shell(made, run, ["eval"], False).splitlines()
     core, chat = (next(line for line in lines if line.startswith(name)) for name in ("CORE=", "CHAT="))
     plan.show(made, run, ["eval"])
@@ -81,7 +83,7 @@ def overheads(made, config):
 
 @pytest.mark.parametrize("rate", [300.0, 3_000.0, 14_000.0, 30_000.0])
 def test_validating_and_saving_takes_less_than_3_percent_of_the_small_preset(run, monkeypatch, rate):
-    monkeypatch.setattr(plan, "speed", lambda *args: (rate, True))
+    monkeypatch.setattr(throughput, "speed", lambda *args: (rate, True))
     made = plan.make(run, dict(device="cpu", max_minutes=1e6))
     assert max(overheads(made, GPTConfig(**made.config)).values()) < 0.03
     assert made.flags["base"]["eval_tokens"] == 2**16 and made.flags["sft"]["eval_tokens"] == 2**15
@@ -95,14 +97,14 @@ def test_a_time_limit_leaves_the_last_validation_as_it_is(run):
 def gpu_plan(gb, gpus, peak, depth=None):
     """A plan of a preset for GPUs, made as `make` does, which needs to see one."""
     preset = presets.gpu(gb, gpus, depth)
-    config = plan.config_of(preset)
+    config = preset.config()
     length = horizon(config, 0.28, float(preset.base["target_param_data_ratio"]))
     flags = {stage: dict(getattr(preset, stage)) for stage in ("base", "mid", "sft")}
-    rate = gpus * peak * 1e12 * plan.ASSUMED_MFU / flops_per_token(config)
+    rate = gpus * peak * 1e12 * throughput.ASSUMED_MFU / flops_per_token(config)
     steps = dict(base=length.num_iterations)
     made = plan.Plan("r", {}, "cuda", "", gpus, "hub", [], flags, {}, length.total_batch_size, steps, rate=rate)
-    plan.set_last(made)
-    plan.set_cadence(made, config)
+    decide.set_last(made)
+    decide.set_cadence(made, config)
     return made, config
 
 
@@ -179,16 +181,16 @@ def test_a_full_disk_is_seen_before_anything_begins(run, monkeypatch):
 
 
 def test_a_full_disk_is_seen_before_the_speed_is_measured(run, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "speed", SPEED)
-    monkeypatch.setattr(plan, "step_seconds", lambda *args: pytest.fail("it was measured"))
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
+    monkeypatch.setattr(throughput, "speed", SPEED)
+    monkeypatch.setattr(throughput, "step_seconds", lambda *args: pytest.fail("it was measured"))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
     assert tiny.call("plan", "--run=r", "--device=cpu") == 2
     assert "has 0.0 GB free and this run needs about" in capsys.readouterr().err
 
 
 def test_what_a_run_has_already_needs_no_room_again(run, monkeypatch):
     made = plan.make(run, dict(device="cpu"))
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: SimpleNamespace(free=made.disk - 1000))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=made.disk - 1000))
     with pytest.raises(UserError, match="free some"):
         plan.check(made, run, ["base"])
     run.stage("base").mkdir(parents=True)
@@ -231,7 +233,7 @@ def test_fresh_for_all_stages_makes_a_new_plan(run):
 @pytest.fixture
 def gpus(run, monkeypatch):
     """gpus("H100", …): these cards, the Hub, a compiler."""
-    monkeypatch.setattr(plan, "speed", SPEED)
+    monkeypatch.setattr(throughput, "speed", SPEED)
     for name in ("NANOCHAT_DTYPE", "NANOCHAT_KERNELS", "TORCH_COMPILE_DISABLE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(hub, "reachable", lambda: (True, "the Hub answers"))
@@ -280,11 +282,13 @@ def test_a_known_gpu(run, gpus, capsys, cards, count, preset, depth, dtype):
 def test_an_unknown_gpu_is_planned_from_steps_of_a_shallow_model(run, gpus, capsys, monkeypatch):
     gpus(*["unknown"] * 2)
     measured = []
-    monkeypatch.setattr(plan, "step_seconds", lambda machine, config, rows: measured.append((config, rows)) or 0.5)
+    monkeypatch.setattr(
+        throughput, "step_seconds", lambda machine, config, rows: measured.append((config, rows)) or 0.5
+    )
     made = plan.make(run, {})
     [(tried, rows)] = measured
     config = GPTConfig(**made.config)
-    assert (tried.n_layer, tried.n_embd, config.n_layer, rows) == (plan.MEASURED_LAYERS, config.n_embd, 16, 16)
+    assert (tried.n_layer, tried.n_embd, config.n_layer, rows) == (throughput.MEASURED_LAYERS, config.n_embd, 16, 16)
     per_second = 2 * rows * 2048 / 0.5 * flops_per_token(tried)
     assert made.measured and made.rate == pytest.approx(per_second / flops_per_token(config))
     plan.show(made, run, ["base"])
@@ -294,7 +298,7 @@ def test_an_unknown_gpu_is_planned_from_steps_of_a_shallow_model(run, gpus, caps
 def test_a_step_is_measured(monkeypatch):
     monkeypatch.setattr(hardware, "can_compile", lambda device: (False, "eagerly"))
     config = GPTConfig(sequence_len=32, vocab_size=64, n_layer=1, n_head=1, n_kv_head=1, n_embd=32)
-    assert 0 < plan.step_seconds(hardware.setup("cpu"), config, 2) < 60
+    assert 0 < throughput.step_seconds(hardware.setup("cpu"), config, 2) < 60
 
 
 def test_without_a_compiler_a_gpu_is_not_planned_for(run, gpus, monkeypatch, capsys):
@@ -322,8 +326,8 @@ def test_a_plan_made_for_the_cpu_is_told_of_the_gpu(run, gpus, capsys):
 
 @pytest.mark.parametrize("nodes, rows", [(2, 16), (32, 1)])
 def test_several_machines_share_out_a_step(run, monkeypatch, nodes, rows):
-    monkeypatch.setattr(plan, "speed", SPEED)
-    monkeypatch.setattr(plan, "step_seconds", lambda *args: 1.0)
+    monkeypatch.setattr(throughput, "speed", SPEED)
+    monkeypatch.setattr(throughput, "step_seconds", lambda *args: 1.0)
     made = plan.make(run, dict(device="cpu"), nodes)
     assert made.rate == pytest.approx(32 * 256 * nodes)
     plan.spread(made, nodes)
@@ -361,7 +365,7 @@ def test_rl_is_planned_where_it_is_asked_for(run, capsys):
     assert "\n  rl " in capsys.readouterr().out
     short = plan.make(run, dict(device="cpu", max_minutes=6.0), rl=True)
     assert short.flags["rl"]["num_iterations"] < made.flags["rl"]["num_iterations"]
-    assert sum(short.seconds.values()) + plan.OTHER_SECONDS <= 6 * 60
+    assert sum(short.seconds.values()) + OTHER_SECONDS <= 6 * 60
     without = plan.make(run, dict(device="cpu", max_minutes=1000.0))
     assert made.disk == without.disk * 4 / 3  # checkpoints of four stages
 

@@ -9,6 +9,7 @@ from test_training import home, train  # noqa: F401 (home is a fixture)
 from kernels import measured
 from nanochat import complete, measure, plan, records, stages
 from nanochat.errors import UserError
+from nanochat.plan import throughput
 from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
 from scripts import chat_eval
@@ -217,7 +218,7 @@ def test_a_report_says_how_many_rows_of_a_log_are_lost(home, capsys):  # noqa: F
 )
 def test_a_plan_of_other_types_is_damaged(tmp_path, monkeypatch, change):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
-    monkeypatch.setattr(plan, "speed", lambda *args: (10_000.0, True))
+    monkeypatch.setattr(throughput, "speed", lambda *args: (10_000.0, True))
     run = Run.open("r")
     plan.store(plan.make(run, dict(device="cpu")), run)
     content = records.read(run.folder / "plan.json", "")

@@ -2,6 +2,7 @@
 
 from nanochat.cost import parameter_counts
 from nanochat.course.chapter import Chapter, number, table
+from nanochat.gpt import VE_GATE_CHANNELS
 from nanochat.recipe import model_config
 
 DEPTH = 8
@@ -21,6 +22,9 @@ def check(answer: str) -> str:
     C = config.n_embd
     if value == DEPTH * 12 * C * C:
         return "Those are the six large matrices of every layer. Which small one have some layers besides?"
+    gate = VE_GATE_CHANNELS * config.n_kv_head
+    if value == DEPTH * (12 * C * C + gate):
+        return "Not every layer has that gate: see `GPTConfig.has_value_embed`."
     if value in (12 * C * C, DEPTH * 4 * C * C, DEPTH * 8 * C * C):
         return "All layers, and in each both parts: four matrices of attention, two of the MLP."
     if value == counts["total"]:

@@ -38,9 +38,11 @@ def check(answer: str) -> str:
         return f"{answer} is merge {learnt.index(answer) + 1}: it makes a token that the third may be built from."
     if answer in learnt:
         return (
-            f"{answer} is merge {learnt.index(answer) + 1}: of equally frequent pairs the one with smaller ids is "
-            "first."
+            f"{answer} is merge {learnt.index(answer) + 1}: of equally frequent pairs the one with the "
+            "smaller first id goes first."
         )
+    if answer.isdigit():
+        return "That is an id. Which letters does it stand for?"
     if answer == learnt[2].strip("_"):
         return "Almost: what does the split pattern do with the space before a word?"
     return (
@@ -51,9 +53,8 @@ def check(answer: str) -> str:
 CHAPTER = Chapter(
     "What is a token?",
     f'Learn merges from the text "{TEXT}". The bytes have the ids 0 to 255, the first merge gets 256; of '
-    "equally frequent "
-    "pairs the one with the smaller ids is first. Which text does id 258, the third merge, stand for? Write "
-    "a space as _.",
+    "equally frequent pairs the one with the smaller first id goes first, and of those the one with the smaller second "
+    "id. Which text does id 258, the third merge, stand for? Write a space as _.",
     picture,
     check,
 )

@@ -15,11 +15,11 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.par
 
 import tiny  # noqa: E402
 
-from nanochat import plan  # noqa: E402
+from nanochat.plan import throughput  # noqa: E402
 from profiling.compiled import null_device  # noqa: E402
 
 shutil.disk_usage = lambda path: SimpleNamespace(total=10**13, used=0, free=10**13)  # type: ignore[assignment]
-plan.step_seconds = lambda *sizes, **more: 0.5  # an unknown card is measured: not on this one
+throughput.step_seconds = lambda *sizes, **more: 0.5  # an unknown card is measured: not on this one
 words = sys.argv[1:]
 data = [words.pop()] if words[-1].startswith("--") else ["--data=hub"]
 data = [] if data == ["--data="] else data
