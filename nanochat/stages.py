@@ -18,6 +18,7 @@ from nanochat import checkpoint, fresh, measure, optional, trainer
 from nanochat.cadence import MFU, PEAK, between, compiling_pays, validated
 from nanochat.chat import answers, visible_text
 from nanochat.cost import flops_per_token, parameter_counts
+from nanochat.data.conversations import ConversationFiles
 from nanochat.data.loader import Batch, Encode, Rows, batches, one_pass
 from nanochat.data.source import Source
 from nanochat.engine import Engine, Request, Sampling
@@ -126,7 +127,7 @@ def _run_stage(setup: Setup) -> None:
         scaler=_scaler(hardware, settings) if setup.model.dtype == torch.float16 else None,
     )
     setup.adapt(stage)
-    _check(setup, stage)
+    _check(setup, stage, rows)
     if hardware.is_main:
         _begin_again_or_go_on(setup, stage.folder)
     resumed = trainer.resume(stage)
@@ -170,9 +171,17 @@ def conclude(setup: Setup, stage: Stage, meta: dict[str, Any]) -> None:
     print("\n".join(f"  {text}" for text in said), flush=True)
 
 
-def _check(setup: Setup, stage: Stage) -> None:
+def _check(setup: Setup, stage: Stage, rows: Rows) -> None:
     """Raises UserError for what would stop the stage later: before anything is compiled, moved or written."""
     setup.settings.accumulation(setup.hardware.world)
+    if isinstance(setup.source, ConversationFiles):  # of other sources there is always something
+        alone = replace(rows, B=1, rank=0, world=1, pin=False)  # the same on all ranks
+        found = one_pass(setup.source, "val", setup.encode, alone, 1 << 30, setup.tokenizer.bos)
+        if not any((stage.token_bytes[batch.targets[batch.targets >= 0]] > 0).any() for batch in found):
+            raise UserError(
+                f"{setup.source.name} has nothing to validate on: in its validation split no answer of the assistant "
+                f"with any text begins within {rows.T} tokens"
+            )
     if setup.wandb:
         try:
             optional.package("wandb", "init")

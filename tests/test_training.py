@@ -439,3 +439,19 @@ def test_nothing_stays_frozen_after_training(home):
     """Or Triton's bindings print 25 lines about leaks when the process ends."""
     assert train(home, "a") == 0
     assert gc.get_freeze_count() == 0
+
+
+def test_a_validation_split_without_an_answer_is_named_before_training(home, capsys):
+    """Or it would be said at the end that the model has nan bits per byte."""
+    assert train(home, "a", "base", "--num-iterations=1") == 0
+    (home / "talks").mkdir()
+    (home / "chat.jsonl").rename(home / "talks" / "chat.jsonl")
+    output = [dict(type="python_output", text="5")]
+    for question, *answer in ("the dog",), ("the dog", ""), (" x" * 200, "a cat"), ("the dog", output):
+        row = [dict(role="user", content=question), *(dict(role="assistant", content=text) for text in answer)]
+        (home / "talks" / "val.jsonl").write_text(json.dumps(row) + "\n")
+        capsys.readouterr()
+        assert train(home, "a", "sft", f"--data={home / 'talks'}") == 2
+        assert "has nothing to validate on" in capsys.readouterr().err and not Run.open("a").stage("sft").exists()
+    (home / "talks" / "val.jsonl").write_text(json.dumps([*row[:1], dict(role="assistant", content="a cat")]) + "\n")
+    assert train(home, "a", "sft", f"--data={home / 'talks'}", "--num-iterations=1") == 0
