@@ -132,7 +132,9 @@ def compile_report(flags: argparse.Namespace) -> None:
     if not any(flags.shape in op.cases for op in OPS.values()):
         cases = dict.fromkeys(case for op in OPS.values() for case in op.cases)
         raise ValueError(f"--shape is {flags.shape!r}, which no op has; there are {', '.join(cases)}")
-    rows = child_compile.report(chosen_ops(flags.op), chosen, flags.shape, DTYPES[flags.dtype])
+    ops = chosen_ops(flags.op)
+    print(f"compiling {len(ops)} op{'s' * (len(ops) > 1)} for {', '.join(chosen)} …", file=sys.stderr, flush=True)
+    rows = child_compile.report(ops, chosen, flags.shape, DTYPES[flags.dtype])
     if flags.json:
         print(json.dumps(rows, indent=1))
     else:

@@ -12,7 +12,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +26,11 @@ from . import targets
 from .architectures import ALL_TARGETS, refused, untried
 from .registry import OPS
 from .triton_utils import INSTALLED, triton
+
+try:
+    import fcntl
+except ImportError:  # Windows, where there is no ROCm
+    fcntl = None  # type: ignore[assignment]
 
 TIMEOUT = 300.0  # seconds for all kernels of a probe
 OUT_OF_MEMORY = 9  # the signal: says nothing about the next time
@@ -105,11 +112,17 @@ def compiles_in_child(op_name: str, size: int, dtype: torch.dtype, arch: str, ti
         return why
     name = str(dtype)[6:]
     path = _memory(op_name, size, name, arch)
-    try:
+    with suppress(OSError):
         return path.read_text()
-    except OSError:
-        pass
-    tasks = [Task(op_name, "probe", case, name, arch) for case in OPS[op_name].probe(size)]
+    with _turn(path.parent.parent, timeout):
+        with suppress(OSError):  # another rank has asked meanwhile
+            return path.read_text()
+        return _found_out(op_name, size, name, arch, path, timeout)
+
+
+def _found_out(op_name: str, size: int, dtype: str, arch: str, path: Path, timeout: float) -> str:
+    """The answer, from a child; what it may be remembered by is written to `path`."""
+    tasks = [Task(op_name, "probe", case, dtype, arch) for case in OPS[op_name].probe(size)]
     row = next((row for row in rows(tasks, timeout) if row["error"]), None)
     why = f"{row['error']} on {arch}, in {row['kernel']}" if row else ""
     crashed = "(signal " in why and f"(signal {OUT_OF_MEMORY})" not in why
@@ -122,6 +135,31 @@ def compiles_in_child(op_name: str, size: int, dtype: torch.dtype, arch: str, ti
         except OSError:
             pass  # a folder that cannot be written to: asked again next time
     return why
+
+
+@contextmanager
+def _turn(folder: Path, timeout: float) -> Iterator[None]:
+    """Within it no other rank of this machine is: all ask the same, so one compiles, and the others read its answer.
+
+    Who has waited for `timeout` seconds goes on beside it, as do all where folders cannot be locked.
+    """
+    descriptor, ends = None, time.monotonic() + timeout
+    try:
+        if fcntl:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+        while descriptor is not None and time.monotonic() < ends:
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.1)
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)  # and with it the lock
 
 
 def _memory(*question: Any) -> Path:

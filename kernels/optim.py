@@ -474,10 +474,18 @@ def _adamw_inputs(case: Case, dtype: torch.dtype, device: str) -> dict:
     )
 
 
+def _narrow(case: Case, dtype: torch.dtype) -> torch.dtype:
+    """What Muon's products are in: of a "mixed" case bfloat16 where weights are float32, as in a step."""
+    return torch.bfloat16 if case.get("mixed") and dtype == torch.float32 else dtype
+
+
 def _muon_momentum_inputs(case: Case, dtype: torch.dtype, device: str) -> dict:
     shape = (case["K"], case["m"], case["n"])
     return dict(
-        grad=randn(shape, dtype, device, 0), momentum_buffer=randn(shape, dtype, device, 1), momentum=0.95, dtype=dtype
+        grad=randn(shape, dtype, device, 0),
+        momentum_buffer=randn(shape, dtype, device, 1),
+        momentum=0.95,
+        dtype=_narrow(case, dtype),
     )
 
 
@@ -485,7 +493,7 @@ def _muon_update_inputs(case: Case, dtype: torch.dtype, device: str) -> dict:
     shape = torch.Size((case["K"], case["m"], case["n"]))
     return dict(
         param=randn(shape, dtype, device, 0, scale=0.1),
-        update=randn(shape, dtype, device, 1),
+        update=randn(shape, _narrow(case, dtype), device, 1),
         second_moment=randn(second_moment_shape(shape), dtype, device, 2).abs() / max(shape[1:]),  # as it will be
         lr=0.02,
         weight_decay=0.28,
@@ -535,7 +543,7 @@ register(
         mutates=("momentum_buffer",),
         triton=_muon_momentum_triton,
         size=lambda case: case["n"],
-        probe=lambda size: (dict(K=2, m=33, n=size),),
+        probe=lambda size: (dict(K=2, m=33, n=size), dict(K=2, m=33, n=size, mixed=1)),
     )
 )
 register(
@@ -551,6 +559,10 @@ register(
         triton=_muon_update_triton,
         size=lambda case: case["n"],
         # Tall ones sum by row, wide ones by column; matrices as wide as large models' are not tall as well.
-        probe=lambda size: (dict(K=2, m=33, n=size), *([dict(K=1, m=size + 1, n=size)] if size <= 2048 else [])),
+        probe=lambda size: tuple(
+            dict(sides, **mixed)
+            for sides in (dict(K=2, m=33, n=size), *([dict(K=1, m=size + 1, n=size)] if size <= 2048 else []))
+            for mixed in ({}, dict(mixed=1))
+        ),
     )
 )

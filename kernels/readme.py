@@ -86,7 +86,11 @@ def write() -> None:
     """Raises ValueError when Triton is missing or a kernel breaks a promise."""
     if not INSTALLED:
         raise ValueError("writing kernels/README.md needs Triton (pip install triton)")
+    print("compiling every kernel for every target: minutes …", file=sys.stderr, flush=True)
     rows = in_child("kernels", "compile", "--shape", SHAPE, "--dtype", DTYPE, "--json", interpret=False)
+    print(
+        "running every kernel in the interpreter, counting its loads and stores: minutes …", file=sys.stderr, flush=True
+    )
     found = in_child("kernels.readme", interpret=True)
     measured.replace(PATH, text(rows, found["counted"], found["symmetric_share"], found["tiles"]))
     print(f"written: {PATH}")

@@ -1,7 +1,7 @@
 """The registry of operations: one `Op` per public function, read by tests, benchmarks and static reports.
 
-An op's file ends with `register(Op(...))`; that is all it takes to be tested, compiled for every target, benchmarked
-and plotted. This module is a leaf: it imports torch and nothing of ours.
+An op's file ends with `register(Op(...))`, by which it is tested, compiled for every target, benchmarked and plotted;
+CONTRIBUTING.md has the few other places that name it. This module is a leaf: it imports torch and nothing of ours.
 """
 
 import math

@@ -14,13 +14,17 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from nanochat import oserrors, streams
+from nanochat import oserrors, processes, streams
 from nanochat.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
 T = TypeVar("T")
 MANY = 10**15  # of whatever is counted: more are a mistake
 SEEDS = (0, 2**32 - 1)
 NO_LIMIT = 1 << 20  # a range that reaches so far is told by its beginning
+LESS = (
+    "take less at a time (rows: --device-batch-size; answers: --batch-size or --slots; with speedrun.sh a smaller "
+    "--depth), or see what else is on the GPU (nvidia-smi)"
+)
 
 
 def flag(default: Any, help: str, *aliases: str, kind: type | None = None, choices: tuple | None = None) -> Any:
@@ -99,6 +103,7 @@ def run_script(main: Callable[[], None], goes_on: bool = False) -> NoReturn:
     wanted without that: a training, a server.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    processes.end_with_launcher()
     streams.prepare(goes_on)
     try:
         _first(main)
@@ -123,15 +128,17 @@ def run_script(main: Callable[[], None], goes_on: bool = False) -> NoReturn:
 
 
 def _first(main: Callable[[], None]) -> None:
-    """Runs main; of several ranks that fail, only the first says why."""
+    """Runs main; of several ranks that fail, only the first says why. A full memory of a GPU is said in a sentence."""
     try:
         main()
     except Exception as error:
+        if isinstance(error, RuntimeError) and "out of memory" in str(error):  # torch's, whatever its class
+            error = UserError(f"{'. '.join(str(error).splitlines()[0].split('. ')[:3])}; {LESS}")
         if "torch" in sys.modules:
             from nanochat.consensus import tell_first
 
             tell_first(error)
-        raise
+        raise error
 
 
 def fail(message: str) -> int:

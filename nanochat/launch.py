@@ -2,7 +2,8 @@
 
 That is what torchrun does on one machine, and ranks get torchrun's environment variables. But told to stop, torchrun
 exits 1 with a traceback although its ranks have saved and exited 75, and told twice it tells them twice, which kills a
-rank that is writing. On several machines torchrun itself starts the same scripts.
+rank that is writing. On several machines torchrun itself starts the same scripts. Where this process is killed, its
+ranks are told to stop (nanochat/processes.py).
 """
 
 import os
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 
 from nanochat.errors import EXIT_AFTER, EXIT_INTERRUPTED, EXIT_USAGE
+from nanochat.processes import LAUNCHER
 
 TO_SAVE = 600.0  # seconds that ranks have to finish a step and write a checkpoint once they are told to stop
 TO_GIVE_UP = 30.0  # and to end when another rank has failed, for which they may be waiting
@@ -38,6 +40,7 @@ def launch(module: str, args: Sequence[str], ranks: int) -> int:
         LOCAL_WORLD_SIZE=str(ranks),
         TORCHELASTIC_USE_AGENT_STORE="True",
         TORCHELASTIC_RESTART_COUNT="0",
+        **{LAUNCHER: str(os.getpid())},
     )
     shared.setdefault("OMP_NUM_THREADS", "1")
     signals: list[float] = []

@@ -27,11 +27,11 @@ OF_PATHS = {
     errno.ENOENT: "{where} is not there, or not any more; put it back, or look at the path",
 }
 
-SHORT = ("out of memory", "can't allocate memory", "not enough memory")  # as torch has it, of any device
+SHORT = ("can't allocate memory", "not enough memory")  # as torch has it, of the CPU
 
 
 def memory(error: Exception) -> str:
-    """About memory that ran out, Python's, a CPU's or a card's; "" for other errors."""
+    """About the machine's own memory that ran out (a card's: flags.run_script); "" for other errors."""
     said = next((line for line in str(error).splitlines() if any(word in line for word in SHORT)), "")
     if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and said):
         return ""

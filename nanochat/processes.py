@@ -1,5 +1,6 @@
 """What the system knows of processes: who one is, and which ones another has started."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 PROC = Path("/proc")
 # Fields of /proc/PID/stat, counted from after the command's name, which may hold spaces and brackets.
 PARENT, BEGUN = 1, 19
+LAUNCHER = "NANOCHAT_LAUNCHER"  # variable in which nanochat/launch.py tells its ranks its pid
 
 
 def identity(pid: int) -> str:
@@ -43,6 +45,16 @@ def end(pids: set[int]) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
+
+
+def end_with_launcher() -> None:
+    """A rank gets SIGTERM once its launcher has ended, however that was: it saves and ends too. Linux only."""
+    parent = os.environ.pop(LAUNCHER, "")
+    if not parent or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(1, *map(ctypes.c_ulong, (signal.SIGTERM, 0, 0, 0)))  # PR_SET_PDEATHSIG
+    if os.getppid() != int(parent):  # it has ended already
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _stat(pid: int) -> list[str]:

@@ -1,5 +1,7 @@
 """A step compiled for an H100 that is not here: its launches, their bytes and FLOPs by hand, and the page about it."""
 
+import inspect
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -8,10 +10,11 @@ import tiny
 import torch
 
 from nanochat.cost import linear_params
+from nanochat.gpt import GPT
 from nanochat.recipe import model_config
 from nanochat.render import page
-from profiling.compiled import launches, lower, null_device, sections
-from profiling.predicted.cards import card
+from profiling.compiled import launches, lower, null_device, places, plain, promises, report, sections
+from profiling.predicted.cards import all_reduce, card
 
 
 def test_categories():
@@ -24,6 +27,8 @@ def test_categories():
         "triton_poi_fused_zeros_12": launches.COPIES,
         "triton_poi_fused__to_copy_add_3": launches.STREAMING,
         "triton_poi_fused_embedding_0": launches.STREAMING,
+        "triton_poi_fused_add_mm_mul_0": launches.STREAMING,  # beside a product: only templates multiply
+        "triton_tem_fused_mm_0": launches.PRODUCTS,
     }.items():
         assert launches.category(name) == wanted, name
 
@@ -31,8 +36,20 @@ def test_categories():
 def test_the_line_is_the_models_and_who_called_it():
     frame = '  File "/somewhere/nanochat/gpt.py", line {}, in forward\n    x\n'
     trace = frame.format(7) + frame.format(11) + '  File "/torch/nn/functional.py", line 3, in f\n'
-    assert launches.innermost([trace, frame.format(5), trace]) == "gpt.py:7 › gpt.py:11"
-    assert launches.innermost([]) == launches.innermost(["nothing"]) == ""
+    assert places.innermost([trace, frame.format(5), trace]) == ("gpt.py:7 › gpt.py:11", "")
+    assert places.innermost([]) == places.innermost(["nothing"]) == ("", "")
+    assert not places.of_model("/here/nanochat/profiling/compiled/memory.py")
+
+
+def test_the_module_is_the_models_whose_work_is_done():
+    path = inspect.getsourcefile(GPT)
+    first = {
+        name: inspect.getsourcelines(function)[1] + 2 for name, function in inspect.getmembers(GPT, inspect.isfunction)
+    }
+    assert places.place([(path, first["forward"])])[1] == "GPT.forward"
+    linear = inspect.getsourcelines(sys.modules[GPT.__module__].Linear.forward)[1]
+    mlp = inspect.getsourcelines(sys.modules[GPT.__module__].MLP.forward)[1]
+    assert places.place([(path, first["hidden"]), (path, mlp), (path, linear)])[1] == "MLP"
 
 
 def test_flops_by_hand():
@@ -46,38 +63,128 @@ def test_flops_by_hand():
 
 
 def made(**changed):
-    row = dict(phase="forward 2", who="inductor", name="triton_poi_fused_add_0", category="streaming", bytes=2 * 10**9,
-               flops=0, fp8=False, line="gpt.py:1 › gpt.py:2", kernel="k", predicted_s=1e-3, usual=0.3, band=0.3,
+    row = dict(phase="forward 2", who="inductor", name="triton_poi_fused_add_0", category="streaming",
+               bytes=2 * 10**9, flops=0, fp8=False, line="gpt.py:1 › gpt.py:2", module="MLP", kernel="k",
+               predicted_s=1e-3, usual=0.3, band=0.3,
                bound="memory", lower_bound=False)  # fmt: skip
     phase = dict(peak=2**30, kinds=dict(saved=2**30), blocks=[(2**30, 1, "saved", "buf0 = …")])
+    curve = dict(bytes=[1, 2**30], phases={"forward 2": 0})
     kernel = dict(registers=40, access_bytes=16, spill_bytes=0, float64_instructions=0, error="")
-    return dict(launches=[{**row, **changed}], kernels=dict(k=kernel), memory={"forward 2": phase}, curve=[1, 2**30])
+    return dict(launches=[{**row, **changed}], kernels=dict(k=kernel), memory={"forward 2": phase}, curve=curve)
+
+
+def test_what_no_kernel_should_do():
+    found = made()
+    row, kernel = found["launches"][0], found["kernels"]["k"]
+    assert promises.faults(row, kernel) == promises.faults(row, {}) == [] and not promises.broken(found)
+    bad = dict(kernel, access_bytes=2, spill_bytes=8, float64_instructions=1)
+    assert promises.faults(row, bad) == ["2 bytes at a time", "spills 8 bytes", "float64"]
+    assert promises.faults(row, dict(bad, spill_reason="ptxas")) == ["2 bytes at a time", "float64"]
+    assert promises.faults(row | dict(bytes=10**6), dict(kernel, access_bytes=2)) == []  # too little to stream
+    assert promises.faults(row | dict(category=launches.PRODUCTS), dict(kernel, access_bytes=2)) == []
+    found["kernels"]["k"] = bad
+    assert list(promises.broken(found).values()) == [("2 bytes at a time, spills 8 bytes, float64", 2 * 10**9, 1)]
+    assert "spills 8 bytes" in page("x", sections.sections(dict(auto=found), card("H100")))
+
+
+def test_an_exception_is_for_a_kernel_and_a_fault(monkeypatch):
+    monkeypatch.setattr(promises, "EXCEPTIONS", {(r"_embedding_\d+$", "2 bytes at a time"): "rows of a table"})
+    assert promises.excused("triton_poi_fused_embedding_0", "2 bytes at a time") == "rows of a table"
+    assert not promises.excused("triton_poi_fused_embedding_0", "2 bytes at a time, float64")
+    assert not promises.excused("triton_poi_fused_add_0", "2 bytes at a time")
 
 
 def test_what_is_suspect():
-    found = made()
-    row, kernel = found["launches"][0], found["kernels"]["k"]
-    assert sections.reasons(row, kernel) == []
-    assert sections.reasons(row | dict(category=launches.COPIES), {}) == ["computes nothing"]
-    bad = dict(kernel, access_bytes=2, spill_bytes=8, float64_instructions=1)
-    assert sections.reasons(row, bad) == ["2 bytes at a time", "spills 8 bytes", "float64"]
-    assert sections.reasons(row, dict(error="no")) == ["does not compile: no"]
+    copies, bad = made(category=launches.COPIES), made()
+    bad["kernels"]["k"]["error"] = "no"
+    for found, why in (copies, "computes nothing"), (bad, "does not compile: no"):
+        assert sections.suspects("x", found).blocks[0].rows[0][1] == why
+    assert sections.suspects("x", made()).blocks == ["None."]
 
 
 def test_the_page_has_both_sides_and_says_what_is_predicted():
     two = made(category="matrix products", flops=10**12)
     text = page("x", sections.sections(dict(auto=made(), torch=two), card("H100")))
     assert "PREDICTED" in text and "auto: GB" in text and "torch: GB" in text and "gpt.py:1 › gpt.py:2" in text
+    assert "auto / torch" in text and "GB, auto − torch" in text
     assert sections.totals(made())["streaming_gigabytes"] == 2 and sections.totals(two)["streaming_gigabytes"] == 0
 
 
+def test_ratios_are_ours_over_the_other():
+    ours, other = sections.totals(made()), sections.totals(made(bytes=8 * 10**9))
+    assert sections.ratios(ours, other) == dict(
+        launches=1, gigabytes=0.25, streaming_gigabytes=0.25, predicted_ms=1, peak_gib=1
+    )
+
+
+def test_what_ranks_send():
+    x = torch.empty(1000, dtype=torch.float32)
+    assert launches.sent("allreduce_", ([x], None), 8) == 2 * launches.sent("_allgather_base_", (x, x[:125]), 8) == 7000
+    case = lower.Case({}, 1, gpus=8)
+    for name, share in ("allreduce_", 1), ("_reduce_scatter_base_", 0.5):
+        row = dict(category="communication", name=name, bytes=launches.sent(name, ([x, x[:125]], None), 8))
+        found = report.predicted(row, case, card("H100"))
+        assert (
+            found["predicted_s"] == pytest.approx(share * all_reduce(card("H100"), 4000, 8))
+            and found["bound"] == "link"
+        )
+    found = made()
+    found["launches"].append({**found["launches"][0], "phase": "optimizer", "category": "communication"})
+    assert (
+        sections.totals(found)["optimizer_sent_gigabytes"] == 2 and sections.totals(found)["optimizer_gigabytes"] == 0
+    )
+
+
+def test_the_baseline_is_the_model():
+    """The same loss and gradients as gpt.py's, at equal weights."""
+    config = model_config(2, 100, 16, head_dim=16)
+    torch.manual_seed(0)
+    ours, other = GPT(config), plain.GPT(asdict(config), torch.float32)
+    ours.init_weights()
+    for p in ours.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    names = dict(
+        c_q="q", c_k="k", c_v="v", ve_gate="gate", c_fc="up", **{"attn.c_proj": "attn.o", "mlp.c_proj": "mlp.down"}
+    )
+    names |= {"transformer.wte": "wte", "transformer.h": "blocks"}
+
+    def renamed(name: str) -> str:
+        for old, new in names.items():
+            name = name.replace(old, new)
+        return name
+
+    state = {renamed(name): value for name, value in ours.state_dict().items()}
+    other.load_state_dict(state | dict(cos=ours.cos[:, None], sin=ours.sin[:, None]))
+    ids, targets = torch.randint(100, (2, 2, 16))
+    losses = [ours(ids, targets, loss_reduction="sum"), other(ids, targets)]
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-5)
+    for loss in losses:
+        loss.backward()
+    found = dict(other.named_parameters())
+    for name, p in ours.named_parameters():
+        assert torch.allclose(p.grad, found[renamed(name)].grad, rtol=1e-3, atol=1e-4), name
+    plain.MuonAdamW(other)
+
+
 def test_wrong_use_is_one_sentence(capsys, monkeypatch):
-    for flags, said in (["--card=H300"], "H300"), (["--card=A100", "--fp8"], "has no fp8 units"):
+    for flags, said in (
+        (["--card=H300"], "H300"),
+        (["--card=A100", "--fp8"], "has no fp8 units"),
+        (["--against=plain", "--fp8"], "the plain baseline is a training step in bfloat16"),
+        (["--part=decode", "--gpus=8"], "the engine runs on one GPU"),
+        (["--card=RTX 4070", "--depth=48"], "no such card"),
+    ):
         assert tiny.call_module("profiling.compiled.report", *flags) == 2
         assert said in capsys.readouterr().err
     monkeypatch.setattr(null_device.shutil, "which", lambda name: None)
     assert tiny.call_module("profiling.compiled.report", "--depth=1") == 2
     assert "g++" in capsys.readouterr().err
+
+
+def test_without_triton_it_says_so(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert tiny.call_module("profiling.compiled.report", "--depth=1") == 2
+    assert "pip install triton" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

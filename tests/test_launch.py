@@ -103,6 +103,37 @@ def test_a_rank_that_dies_of_the_signal_was_told_so(go, capfd):
     assert not capfd.readouterr().err
 
 
+OUTLIVES = """
+import os, pathlib, signal, time
+from nanochat.flags import run_script
+
+def main():
+    signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path("told-" + os.environ["RANK"]).touch(), os._exit(0)))
+    pathlib.Path("ready-" + os.environ["RANK"]).touch()
+    time.sleep(100)
+
+run_script(main)
+"""
+
+
+def wait_for(*paths, seconds=60):
+    ends = time.monotonic() + seconds
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < ends, paths
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_ranks_are_told_to_stop_when_their_launcher_was_killed(tmp_path):
+    (tmp_path / "rank.py").write_text(OUTLIVES)
+    command = [sys.executable, "-m", "scripts.launch", "--gpus", "2", "rank"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=dict(os.environ, PYTHONPATH=f"{tmp_path}:{ROOT}"))
+    wait_for(tmp_path / "ready-0", tmp_path / "ready-1")
+    process.kill()
+    process.wait()
+    wait_for(tmp_path / "told-0", tmp_path / "told-1")
+
+
 def told_thrice(process, folder, tell, number):
     """Once five steps are logged, sends the signal three times within a second; returns what the process said."""
     while len(read_log(folder / "log.jsonl")) < 5:
@@ -161,6 +192,29 @@ def test_training_that_is_told_to_stop_saves_on_all_ranks(home, tmp_path, number
     assert "Traceback" not in error and "error:" not in error
     assert error.count("The same command again goes on") == 1  # not once a rank
     assert ": stopped at step" in said and checkpoint.latest(folder).step > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_training_saves_when_its_launcher_was_killed(home, tmp_path):  # noqa: F811
+    (tmp_path / "slow.py").write_text(SLOW)
+    command = [sys.executable, "-m", "scripts.launch", "--gpus", "2", "slow", "--"]
+    process = subprocess.Popen(
+        [*command, "--run=b", f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=100000"],
+        cwd=ROOT,
+        env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=f"{tmp_path}:{ROOT}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = Run.open("b").stage("base")
+    while len(read_log(folder / "log.jsonl")) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    process.kill()
+    said, error = process.communicate(timeout=120)  # until the last rank has closed its streams
+    assert ": stopped at step" in said and "saved" in said and "Traceback" not in error, error
+    assert checkpoint.latest(folder).step == read_log(folder / "log.jsonl")[-1]["step"]
 
 
 @pytest.mark.slow

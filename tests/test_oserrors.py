@@ -24,13 +24,6 @@ CODES = (
 ).split()
 
 
-def raising(error):
-    def main():
-        raise error
-
-    return main
-
-
 @pytest.mark.parametrize("name", CODES)
 def test_one_sentence_with_the_path_and_exit_code_2(capsys, name):
     code = getattr(errno, name)
@@ -43,22 +36,35 @@ def test_one_sentence_with_the_path_and_exit_code_2(capsys, name):
     assert error.startswith("error: ") and error.count("\n") == 1 and "/some/where" in error
 
 
-def no_memory_for(tensor):
-    return lambda: tensor(1 << 50)
+def no_memory_for(allocate):
+    return lambda: allocate(1 << 50)
 
 
-SHORT = [
-    no_memory_for(torch.empty), no_memory_for(np.empty), no_memory_for(bytearray),
-    raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it")),
-    raising(RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)")),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("main", SHORT)
-def test_memory_that_runs_out_is_one_sentence_too(capsys, main):
-    assert tiny.called(main) == 2
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty, bytearray])
+def test_memory_that_runs_out_is_one_sentence_too(capsys, allocate):
+    assert tiny.called(no_memory_for(allocate)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: memory is short") and error.count("\n") == 1
+
+
+FULL = "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.20 GiB is free"
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (torch.OutOfMemoryError(f"CUDA out of memory. {FULL}. Process 7 has 77.9 GiB memory in use."), FULL),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), "of memory; take less"),
+    ],
+)
+def test_a_full_gpu_is_one_sentence_and_exit_code_2(capsys, error, said):
+    def main():
+        raise error
+
+    assert tiny.called(main) == 2
+    found = capsys.readouterr().err
+    assert found.startswith("error: CUDA ") and found.count("\n") == 1 and said in found, found
+    assert "--device-batch-size" in found and "--slots" in found and "Process" not in found
 
 
 class Library(OSError):

@@ -50,6 +50,21 @@ def test_every_op_with_kernels_has_a_probe_of_several_rows():
     assert {name for name, op in OPS.items() if op.triton} == set(tuned.ops())
 
 
+@pytest.mark.parametrize("name", ["muon_momentum_", "muon_update_"])
+def test_muons_kernels_are_tried_in_the_dtypes_of_a_step(name, monkeypatch):
+    """Weights and moments in float32, what goes through the products in bfloat16; and all in float32."""
+    found = set()
+    real = triton_utils.launch
+
+    def launch(kernel, grid, *args, **constants):
+        found.add(frozenset(arg.dtype for arg in args if torch.is_tensor(arg) and arg.is_floating_point()))
+        real(kernel, grid, *args, **constants)
+
+    monkeypatch.setattr(sys.modules["kernels.optim"], "launch", launch)
+    probing.check(name, torch.float32, 64, DEVICE)
+    assert {frozenset([torch.float32]), frozenset([torch.float32, torch.bfloat16])} <= found
+
+
 def spoil(tensor, before):
     """The second half of what a kernel wrote becomes zero, or larger where it was zero."""
     flat, old = tensor.flatten(), before.flatten()

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from kernels.targets import source
+from kernels.triton_utils import NAMESPACE
 from kernels.triton_utils import Launch as OurLaunch
-from profiling.compiled.lower import Graph, Prepared
+from profiling.compiled import places
+from profiling.compiled.lower import Case, Graph, Prepared
 
-INDUCTOR, OURS, LIBRARY, ATEN = "inductor", "ours", "library", "aten"
+INDUCTOR, OURS, LIBRARY, ATEN, NCCL = "inductor", "ours", "library", "aten", "nccl"
 PRODUCTS, ATTENTION, LOSS, STREAMING = "matrix products", "attention", "loss", "streaming"
-COPIES = "casts, copies, fills"
+COPIES, COMMUNICATION = "casts, copies, fills", "communication"
 # Kernels of Inductor that compute nothing: all that is fused in them is one of these.
 MOVES = re.compile(r"(?:_?(?:to_copy|copy|clone|zeros_like|zeros|full_like|full|fill|empty|t|view|permute|transpose|"
                    r"slice|select|expand|squeeze|unsqueeze|reshape|as_strided|detach|cat|split|unbind))+$")  # fmt: skip
@@ -31,16 +34,20 @@ NO_LAUNCH = re.compile(r"empty|new_empty|as_strided|detach|set_|resize_|alias|re
 
 @dataclass(frozen=True)
 class Launch:
-    """phase: as memory.py's. kernel: key of its source among `Recorded.kernels`, "" for a library's."""
+    """phase: as memory.py's. kernel: key of its source among `Recorded.kernels`, "" for a library's.
+
+    bytes: to and from memory; of NCCL's, what this rank sends.
+    """
 
     phase: str
-    who: str  # INDUCTOR, OURS, LIBRARY, ATEN
+    who: str  # INDUCTOR, OURS, LIBRARY, ATEN, NCCL
     name: str
     category: str
     bytes: int
     flops: int
     fp8: bool
     line: str  # "gpt.py:211 › gpt.py:124": whose work it does, and who called that; "" where that is not known
+    module: str  # of the model, or the optimizer's function
     kernel: str = ""
 
 
@@ -52,10 +59,14 @@ class Recorded:
 
 
 def category(name: str) -> str:
-    """Of a launch by its name, and by those of the operators fused in it."""
+    """Of a launch by its name, and by those of the operators fused in it.
+
+    Inductor's kernels multiply only where they are templates, whatever products their names have from their neighbours.
+    """
     if re.search(r"attention", name):
         return ATTENTION
-    if re.search(r"(^|_)(mm|addmm|bmm|scaled_mm|product|linear_relu2)(_|$)|_scaled_mm", name):
+    streams = name.startswith("triton_") and not name.startswith("triton_tem_")
+    if not streams and re.search(r"(^|_)(mm|addmm|bmm|scaled_mm|product|linear_relu2)(_|$)|_scaled_mm", name):
         return PRODUCTS
     if re.search(r"cross_entropy|nll_loss|log_softmax|logsumexp", name):
         return LOSS
@@ -69,11 +80,17 @@ def product_flops(tensors: Sequence[Tensor]) -> int:
     return 2 * a.numel() * b.shape[-1]
 
 
+def sent(name: str, args: Sequence[Any], world: int) -> int:
+    """Bytes that a rank sends in a collective over a ring: an all-reduce is a reduce-scatter and an all-gather."""
+    whole = max(x.nbytes for x in tree_leaves(args) if isinstance(x, Tensor))
+    return (2 if name == "allreduce_" else 1) * whole * (world - 1) // world
+
+
 class Recorder:
     """Notes what is launched; `phase` is set by whoever takes the step."""
 
-    def __init__(self, graphs: list[Graph]) -> None:
-        self.phase = ""
+    def __init__(self, graphs: list[Graph], case: Case) -> None:
+        self.phase, self.world, self.device = "", case.gpus, case.device
         self.found = Recorded([], {}, {})
         self.graphs = {graph.path: (graph, graph.code.splitlines()) for graph in graphs}
 
@@ -94,10 +111,15 @@ class Recorder:
         """An operator that ran as such: ours with its launches, or ATen's."""
         name = func._schema.name.split("::")[1]
         tensors = [x for x in tree_leaves((args, out)) if isinstance(x, Tensor)]
-        if not any(x.device.type == "cuda" for x in tensors):
+        if not any(x.device.type == self.device for x in tensors):
+            return
+        if func.namespace == "c10d":
+            self.add(NCCL, name, sent(name, args, self.world), 0)
             return
         for i, launch in enumerate(launches):  # an operator's FLOPs are its first kernel's
             self.ours(name, launch, 0 if i else our_flops(name, args))
+        if func.namespace == NAMESPACE and self.device == "cpu":
+            self.add(OURS, name, sum(x.nbytes for x in tensors), our_flops(name, args))
         if func.namespace != "aten" or func.is_view or NO_LAUNCH.match(name):
             return
         product = name in ("mm", "addmm", "bmm", "_scaled_mm")
@@ -112,24 +134,29 @@ class Recorder:
         self.add(OURS, f"{op}: {launch.kernel.fn.__name__}", moved, flops, kernel=key)
 
     def add(self, who: str, name: str, moved: int, flops: int, fp8: bool = False, kernel: str = "") -> None:
-        of = category(name)
-        self.found.launches.append(Launch(self.phase, who, name, of, moved, flops, fp8, self.line(), kernel))
+        of = COMMUNICATION if who == NCCL else category(name)
+        self.found.launches.append(Launch(self.phase, who, name, of, moved, flops, fp8, *self.place(), kernel))
 
-    def line(self) -> str:
-        """The innermost line of nanochat/ whose work the generated code does at the moment; else the line itself."""
+    @cache  # noqa: B019  a recorder lives as long as its step
+    def innermost(self, path: str, number: str) -> tuple[str, str]:
+        """Of the launch of this number in the graph of a file."""
+        return places.innermost(self.graphs[path][0].places.get(number, []))
+
+    def place(self) -> tuple[str, str]:
+        """Of the model's code whose work the generated code does at the moment; else of the code that runs."""
         frame: Any = sys._getframe(2)
-        ours = ""
+        running: list[places.Frame] = []
         while frame:
             name = frame.f_code.co_filename
             if name in self.graphs:
                 graph, lines = self.graphs[name]
                 for text in reversed(lines[: frame.f_lineno]):
                     if said := re.search(r"\[Provenance debug handles\] .*:(\d+)$", text):
-                        return innermost(graph.places.get(said[1], []))
-            if not ours and "/nanochat/" in name:
-                ours = f"{name.rsplit('/', 1)[1]}:{frame.f_lineno}"
+                        return self.innermost(name, said[1])
+            if places.of_model(name):
+                running.insert(0, (name, frame.f_lineno))
             frame = frame.f_back
-        return ours
+        return places.place(running) if running else ("", "")
 
 
 def our_flops(op: str, args: Sequence[Any]) -> int:
@@ -157,13 +184,6 @@ def attention_flops(op: str, args: Sequence[Any]) -> int:
     return (10 if "backward" in op else 4) * q.numel() // T * pairs
 
 
-def innermost(traces: Sequence[str]) -> str:
-    """Of stack traces of the model's forward: the last two lines of nanochat/ that most of them end in."""
-    found = [re.findall(r'File "[^"]*/nanochat/([\w/]+\.py)", line (\d+)', trace) for trace in traces]
-    ends = [" › ".join(f"{name}:{number}" for name, number in lines[-2:]) for lines in found if lines]
-    return max(ends, key=ends.count) if ends else ""
-
-
 def on_meta(value: Any) -> Any:
     """A tensor of the same dtype and alignment that holds nothing; anything else as it is."""
     if not isinstance(value, Tensor):
@@ -181,7 +201,7 @@ def recorded(ready: Prepared) -> tuple[Recorded, list[Any]]:
     def begun(phase: str) -> None:
         nonlocal recorder
         if recorder is None:
-            recorder = Recorder(ready.graphs)
+            recorder = Recorder(ready.graphs, ready.case)
             ready.launched.append(recorder.generated)
         recorder.phase = phase
 

@@ -10,6 +10,7 @@ once, and the optimizer are as the training loop has them on CUDA.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,23 +18,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from profiling.compiled import null_device
 
+if TYPE_CHECKING:
+    from profiling.compiled.programs import Program
+
 ROOT = Path(__file__).parents[2]
+PLAIN = "plain"  # in place of a setting of our kernels: plain.py's step
+PARTS = ("step", "decode", "prefill")
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: `config` as GPTConfig's fields. fp8: "", "current" or "delayed"; kernels as NANOCHAT_KERNELS."""
+    """What is run: `config` as GPTConfig's fields. fp8: "", "current" or "delayed"; kernels as NANOCHAT_KERNELS, or
+    PLAIN; part: of PARTS.
+    """
 
     config: dict[str, Any]
-    rows: int  # of a micro-batch
+    rows: int  # of a micro-batch; running requests
     dtype: str = "bfloat16"
     fp8: str = ""
     kernels: str = "auto"
     optimizer: bool = True  # whether its updates are compiled and made too
+    part: str = "step"
+    gpus: int = 1  # ranks of a training step
+    device: str = "cuda"
 
 
 @dataclass
@@ -48,14 +59,14 @@ class Graph:
 
 
 def ask(module: str, case: Case, card: str) -> Any:
-    """Runs `python -m module` with a case on the null device of a card; returns the JSON that it leaves.
+    """Runs `python -m module` with a case on the null device of a card, or for this CPU; returns the JSON it leaves.
 
     Raises UserError where there can be no null device, RuntimeError with the child's last lines when it fails.
     """
-    null_device.library()
+    of_card = dict(os.environ) if case.device == "cpu" else null_device.environment(card, 1)
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        environment = dict(null_device.environment(card, 1), TORCHINDUCTOR_CACHE_DIR=folder, OMP_NUM_THREADS="1")
+        environment = dict(of_card, TORCHINDUCTOR_CACHE_DIR=folder, OMP_NUM_THREADS="1")
         for name in ("TRITON_INTERPRET", "NANOCHAT_KERNELS"):
             environment.pop(name, None)
         command = [sys.executable, "-m", module, json.dumps(asdict(case)), str(answer)]
@@ -72,70 +83,34 @@ def child_case() -> tuple[Case, Path]:
 
 @dataclass
 class Prepared:
-    """A step ready to be taken under `fake`. `graphs` fills as they are compiled: once, in the first step."""
+    """A program ready to be run under `fake`. `graphs` fills as they are compiled: once, in the first step."""
 
     case: Case
-    model: Any
-    optimizer: Any
-    run: Any  # the compiled model
-    ids: Any  # (rows, T) int64: tokens and targets
+    program: "Program"
     fake: Any
     graphs: list[Graph]
     returned: list[Callable[[str, Any], None]]  # called with the name of each graph that has run, and what it returned
     launched: list[Callable[[str, str, Sequence[Any]], None]]  # with each launch's name, Triton source or "", arguments
 
     def step(self, mark: Callable[[str], None] = lambda phase: None) -> None:
-        """One optimizer step of the training loop, of two micro-batches; `mark` is told what begins."""
-        import kernels
-
-        with kernels.use(self.case.kernels):
-            for micro in range(1, 3):
-                mark(f"forward {micro}")
-                loss = self.run(self.ids, self.ids, loss_reduction="sum") / 2
-                mark(f"backward {micro}")
-                loss.backward()
-                del loss
-            mark("optimizer")
-            if self.case.optimizer:
-                self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+        """One of the program's; `mark` is told what begins."""
+        self.program.step(mark)
 
 
 def prepared(case: Case) -> Prepared:
-    """Model and optimizer on fake tensors of this process's null device, and the compiled step, not yet run."""
-    from types import SimpleNamespace
-
-    import torch
+    """The program of a case on fake tensors of this process's null device, its compiled parts not yet run."""
     from torch._subclasses import FakeTensorMode
 
-    from nanochat import optim, trainer
-    from nanochat.gpt import GPT, GPTConfig
+    from profiling.compiled import programs
 
-    optim.Late = lambda values: None  # type: ignore  # there is nothing to be read
     graphs: list[Graph] = []
     returned: list[Callable[[str, Any], None]] = []
     launched: list[Callable[[str, str, Sequence[Any]], None]] = []
-    stub_inductor(graphs, returned, launched)
-    stub_kernels()
-    dtype = getattr(torch, case.dtype)
-    config = GPTConfig(**case.config)
-    with torch.device("meta"):
-        model = GPT(config)
-    model.set_dtype(dtype)  # on meta: fake parameters cannot be cast in place
+    stub_inductor(graphs, returned, launched, case.device)
+    if case.device == "cuda":
+        stub_kernels()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    device = torch.device("cuda", 0)
-    with fake:
-        model.to_empty(device=device)
-        if case.fp8:
-            model.set_fp8(case.fp8)
-        optimizer = model.setup_optimizer()
-        run = trainer.runnable(
-            SimpleNamespace(hardware=SimpleNamespace(device=device), model=model, optimizer=optimizer, compile=False)  # type: ignore[arg-type]
-        )
-        optimizer.compile()
-        ids = torch.zeros((case.rows, config.sequence_len), dtype=torch.int64, device=device)
-    compiled = torch.compile(run, dynamic=False, fullgraph=True)
-    return Prepared(case, model, optimizer, compiled, ids, fake, graphs, returned, launched)
+    return Prepared(case, programs.made(case, fake), fake, graphs, returned, launched)
 
 
 def stub_kernels() -> None:
@@ -199,7 +174,7 @@ class _Kernel:
         self.name, self.source, self.launched = name, source, launched
 
     def __call__(self, *args: Any) -> None:
-        pass
+        self.run(*args)
 
     def run(self, *args: Any, **options: Any) -> None:
         for note in self.launched:
@@ -218,6 +193,7 @@ def stub_inductor(
     graphs: list[Graph],
     returned: list[Callable[[str, Any], None]],
     launched: list[Callable[[str, str, Sequence[Any]], None]],
+    target: str,
 ) -> None:
     """Generated kernels are not compiled, and generated wrappers allocate through torch's dispatcher.
 
@@ -230,7 +206,8 @@ def stub_inductor(
     from torch._inductor.fx_passes.joint_graph import UniformValueConstantFolder
     from torch._subclasses import FakeTensor, FakeTensorMode
 
-    FakeTensor.item = lambda self: 0.5  # type: ignore  # of the optimizer's scalars, which kernels are handed
+    # Of the optimizer's scalars, which kernels are handed, and of its word that a gradient is not finite.
+    FakeTensor.item = lambda self: 0.5 if self.is_floating_point() else 0  # type: ignore
     Mode: Any = FakeTensorMode
     Folder: Any = UniformValueConstantFolder
     Lowering: Any = graph.GraphLowering
@@ -241,8 +218,9 @@ def stub_inductor(
     Mode.avoid_device_init = property(lambda self: True)
     AsyncCompile: Any = async_compile.AsyncCompile
     AsyncCompile.triton = lambda self, name, source, **options: _Kernel(name, source, launched)
-    # These pack the optimizer's scalars, on the CPU.
-    AsyncCompile.cpp_pybinding = lambda self, *args, **options: _Kernel("pack", "", [])
+    # For a GPU these pack the optimizer's scalars, on the CPU: nothing is launched.
+    of_cpu = launched if target == "cpu" else []
+    AsyncCompile.cpp_pybinding = lambda self, types, source, *more, **options: _Kernel("", source, of_cpu)
     places: dict[str, list[str]] = {}
     for module in (debug, triton):
         module.set_kernel_post_grad_provenance_tracing = partial(_place, places)  # type: ignore[attr-defined]
@@ -264,6 +242,9 @@ def stub_inductor(
         module.reinterpret_tensor = _reinterpret
         module.extern_kernels = _Libraries(launched)
         module.get_raw_stream = lambda index: 0
+        for kernel, value in vars(module).items():
+            if isinstance(value, _Kernel):
+                value.name = kernel
         module.assert_size_stride = module.assert_alignment = lambda *args: None
         name = "backward" if self.is_backward else "inference" if self.is_inference else "forward"
         code = Path(module.__file__).read_text("utf-8")

@@ -5,7 +5,8 @@
 lower.py runs the step's generated code, autograd's engine and the optimizer on fake CUDA tensors; a dispatch mode sees
 every tensor that is made and when its storage is freed. Our operators are run by their launchers within it, so what
 they allocate inside counts too. What a library allocates inside one call of ATen's (cuBLAS's workspace, a sort's
-temporaries) does not.
+temporaries) does not. A step recorded on a CPU is beside it in tests/test_compiled_cpu.py. Published points cannot be:
+all 43 of SimuMax's on B200 split one model over cards (tensor, pipeline, expert, context), which this one never does.
 """
 
 import json
@@ -13,7 +14,8 @@ import linecache
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,40 +47,55 @@ class Block:
 
 
 class Allocations(TorchDispatchMode):
-    """Notes the birth and death of every CUDA storage made within it: (phase, +1 or −1, block), in order."""
+    """Notes the birth and death of every storage made within it on a device: (phase, +1 or −1, block), in order."""
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
         return True  # what was compiled before runs within it
 
-    def __init__(self, launchers: dict[str, Any], called: Callable[..., None] = lambda *call: None) -> None:
+    def __init__(
+        self, launchers: dict[str, Any], called: Callable[..., None] = lambda *call: None, device: str = "cuda"
+    ) -> None:
         """called: with (operator, arguments, result, launches of our kernels) of each that has run."""
         super().__init__()
         self.launchers = launchers  # of our operators, by name
-        self.called = called
+        self.called, self.device = called, device
         self.phase = "before"
         self.events: list[tuple[str, int, Block]] = []
         self._alive: dict[int, tuple[Block, Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == NAMESPACE:
-            with self, capture() as launches:
+            with self, capture() as launches, self.silent():
                 out = self.launchers[func._schema.name](*args, **(kwargs or {}))
             self.called(func, args, out, launches)
             return out
         out = func(*args, **(kwargs or {}))
         self.called(func, args, out, [])
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and tensor.device.type == "cuda":
+            if isinstance(tensor, Tensor):
                 self.note(tensor, "workspace")
         return out
 
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Within an operator of ours, which on a CPU is one call: what it calls in turn is its own."""
+        told = self.called
+        self.called = (lambda *call: None) if self.device == "cpu" else told
+        try:
+            yield
+        finally:
+            self.called = told
+
     def note(self, tensor: Tensor, kind: str) -> None:
-        """Counts a tensor's storage, where it is not known yet."""
+        """Counts a tensor's storage, where it is on the device and not known yet."""
+        if tensor.device.type != self.device:
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._alive:
-            block = Block(-(-storage.nbytes() // ROUND) * ROUND, kind, _line())
+            grain = ROUND if self.device == "cuda" else 1
+            block = Block(-(-storage.nbytes() // grain) * grain, kind, _line())
             self._alive[key] = block, weakref.ref(storage, lambda _: self._freed(key))
             self.events.append((self.phase, 1, block))
 
@@ -110,22 +127,13 @@ def counted(
     """
     from torch._library.custom_ops import OPDEFS
 
-    model, optimizer = ready.model, ready.optimizer
     with ready.fake:
         ready.step()
-        allocations = Allocations({name: op._init_fn for name, op in OPDEFS.items()}, called)
-        state = [value for values in optimizer.state.values() for value in values.values()]
-        for kind, tensors in (
-            ("batch", [ready.ids]),
-            ("parameters", model.parameters()),
-            ("buffers", model.buffers()),
-            ("shadows", [copy for _, copy in optimizer._shadows]),
-            ("gradients kept", optimizer._kept),
-            ("moments", [value for value in state if isinstance(value, Tensor)]),
-        ):
+        launchers = {name: op._init_fn for name, op in OPDEFS.items()}
+        allocations = Allocations(launchers, called, ready.case.device)
+        for kind, tensors in ready.program.held().items():
             for tensor in tensors:
-                if tensor.device.type == "cuda":
-                    allocations.note(tensor, kind)
+                allocations.note(tensor, kind)
 
         def returned(graph: str, out: Any) -> None:
             kind = dict(forward="saved", backward="gradients").get(graph)
@@ -171,14 +179,18 @@ def report(events: list[tuple[str, int, Block]]) -> dict[str, Any]:
     return found
 
 
-def curve(events: list[tuple[str, int, Block]], points: int = 400) -> list[int]:
-    """Bytes allocated over the step, the most of each of so many stretches."""
-    total, sizes = 0, []
-    for _, sign, block in events:
+def curve(events: list[tuple[str, int, Block]], points: int = 400) -> dict[str, Any]:
+    """`bytes` allocated over the step, the most of each stretch of calls; `phases`: in which stretch each begins."""
+    total = 0
+    sizes: list[int] = []
+    first: dict[str, int] = {}
+    for phase, sign, block in events:
+        first.setdefault(phase, len(sizes))
         total += sign * block.size
         sizes.append(total)
     step = max(1, -(-len(sizes) // points))
-    return [max(sizes[i : i + step]) for i in range(0, len(sizes), step)]
+    most = [max(sizes[i : i + step]) for i in range(0, len(sizes), step)]
+    return dict(bytes=most, phases={phase: at // step for phase, at in first.items()})
 
 
 def by_kind(blocks: Iterable[Block]) -> dict[str, int]:

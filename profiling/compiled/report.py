@@ -1,26 +1,31 @@
-"""`python -m profiling compiled`: the training step as Inductor would run it on a card that is not here; page and JSON.
+"""`python -m profiling compiled`: a program as Inductor would run it on a card that is not here; a page and JSON.
 
-Every launch of the step in order, with its bytes, FLOPs, machine code and PREDICTED time; sums by category and by line
-of the model; memory over the step; what is suspect. With --against, two settings of our kernels side by side.
+Every launch in order, with its bytes, FLOPs, machine code and PREDICTED time; sums by category, module and line of the
+model; memory over the step; what is suspect. The program is the training step (also what one rank of several does), or
+the engine's decode step or prefill. With --against, another setting of our kernels beside it, or the plain baseline.
 Look at `measured` first: what one setting gives. The page is sections.py's.
 """
 
 import json
 import os
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nanochat import presets
 from nanochat.errors import UserError
 from nanochat.files import base_dir, write_atomically
 from nanochat.flags import flag, number, parse
 from nanochat.recipe import model_config
 from nanochat.render import page
 from profiling.compiled import null_cards, sections
-from profiling.compiled.lower import Case, ask, child_case, prepared
-from profiling.predicted.cards import Card, card
-from profiling.predicted.predict import predict
+from profiling.compiled.lower import PARTS, PLAIN, Case, ask, child_case, prepared
+from profiling.compiled.null_device import torch_version
+from profiling.predicted.cards import Card, all_reduce, card
+from profiling.predicted.predict import FITTED, predict
 from profiling.static.launches import processors
 
 
@@ -28,23 +33,34 @@ from profiling.static.launches import processors
 class Flags:
     depth: int = number(24, 1, 1000, "layers of the model; width and heads follow")
     card: str = flag("H100", "which card")
-    rows: int = number(16, 1, 1 << 16, "of a micro-batch")
+    rows: int = number(0, 0, 1 << 16, "of a micro-batch, or requests that run; 0: what the card's preset has, or 16")
     kernels: str = flag("auto", "as NANOCHAT_KERNELS")
-    against: str = flag("", "a second setting of the kernels, to stand beside: torch")
+    against: str = flag("", "what stands beside it: another setting of the kernels, as torch; or plain, the baseline")
     fp8: bool = flag(False, "multiply in fp8")
-    optimizer: bool = flag(False, "its updates too")
+    gpus: int = number(1, 1, 8, "ranks of the training step; what the first does is shown")
+    part: str = flag("step", "the training step, or the engine's decode step or prefill", choices=PARTS)
     out: str = flag("", "folder for compiled.json and compiled.html (default: compiled/ beside the runs)")
 
 
 def measured(case: Case, chip: Card) -> dict[str, Any]:
-    """What a child on the null device finds of a step, with times predicted. Raises as lower.ask."""
+    """What a child on the null device finds of a program, with times predicted. Raises as lower.ask."""
     found = ask("profiling.compiled.report", case, chip.driver)
     for row in found["launches"]:
-        bare = "fp8_" if row["fp8"] else "attention" if row["category"] == "attention" else ""
-        said = predict(chip, bare, row["bytes"], row["flops"])
-        row.update(predicted_s=said.seconds, usual=said.usual, band=said.band, bound=said.bound,
-                   lower_bound=said.lower_bound)  # fmt: skip
+        row.update(predicted(row, case, chip))
     return found
+
+
+def predicted(row: dict[str, Any], case: Case, chip: Card) -> dict[str, Any]:
+    """Seconds of a launch with their bands, and what bounds it."""
+    if row["category"] == "communication":
+        whole = row["bytes"] * case.gpus // (case.gpus - 1)
+        seconds = all_reduce(chip, whole / 2 if row["name"] == "allreduce_" else whole, case.gpus)
+        seconds /= 1 if row["name"] == "allreduce_" else 2
+        return dict(predicted_s=seconds, usual=FITTED[0], band=FITTED[1], bound="link", lower_bound=False)
+    bare = "fp8_" if row["fp8"] else "attention" if row["category"] == "attention" else ""
+    said = predict(chip, bare, row["bytes"], row["flops"])
+    return dict(predicted_s=said.seconds, usual=said.usual, band=said.band, bound=said.bound,
+                lower_bound=said.lower_bound)  # fmt: skip
 
 
 def answer() -> None:
@@ -61,37 +77,59 @@ def answer() -> None:
     path.write_text(json.dumps(made))
 
 
-def main() -> None:
-    flags = parse(Flags, __doc__ or "")
-    chip = card(flags.card)
+def case_of(flags: Flags, chip: Card) -> Case:
+    """Raises UserError for what cannot be run."""
+    plain = PLAIN in (flags.kernels, flags.against)
     if chip.driver not in null_cards.CARDS:
         raise UserError(f"--card {flags.card!r}: the null device has no such card")
     if flags.fp8 and not chip.fp8:
         raise UserError(f"--fp8: a {chip.name} has no fp8 units")
+    if plain and (flags.fp8 or flags.part != "step" or flags.gpus > 1):
+        raise UserError("the plain baseline is a training step in bfloat16 on one GPU: no --fp8, --part or --gpus")
+    if flags.part != "step" and (flags.fp8 or flags.gpus > 1):
+        raise UserError(f"--part {flags.part}: the engine runs on one GPU, and multiplies in fp8 nowhere")
+    rows = flags.rows or 16
+    if not flags.rows and flags.part == "step":
+        memory = null_cards.card(chip.driver).memory / 2**30
+        rows = int(presets.gpu(memory, flags.gpus, flags.depth).base["device_batch_size"])
+    return Case(asdict(model_config(flags.depth, 32768)), rows, fp8="current" if flags.fp8 else "",
+                kernels=flags.kernels, part=flags.part, gpus=flags.gpus)  # fmt: skip
+
+
+def main() -> None:
+    flags = parse(Flags, __doc__ or "")
+    chip = card(flags.card)
+    case = case_of(flags, chip)
     try:
-        import triton  # noqa: F401
+        import triton
     except ImportError:
         raise UserError(
             "the step's kernels are compiled by Triton, which is not installed: pip install triton"
         ) from None
-    config = asdict(model_config(flags.depth, 32768))
-    case = Case(config, flags.rows, fp8="current" if flags.fp8 else "", kernels=flags.kernels,
-                optimizer=flags.optimizer)  # fmt: skip
     started = time.perf_counter()
-    variants = {flags.kernels: measured(case, chip)}
-    if flags.against:
-        variants[flags.against] = measured(replace(case, kernels=flags.against), chip)
-    title = (
-        f"d{flags.depth} on {chip.name}, {'fp8' if flags.fp8 else 'bf16'}, {flags.rows} rows, compiled without a card"
+    names = list(filter(None, (flags.kernels, flags.against)))
+    print(
+        f"{' and '.join(names)}: lowered and compiled for {chip.name}, minutes at depth 24", file=sys.stderr, flush=True
     )
+    with ThreadPoolExecutor(len(names)) as pool:
+        found = pool.map(lambda name: measured(replace(case, kernels=name), chip), names)
+        variants = dict(zip(names, found))
+    took = round(time.perf_counter() - started, 1)
+    what = dict(step="training step", decode="decode step", prefill="prefill")[flags.part]
+    title = f"d{flags.depth} on {chip.name}: {what}, {'fp8' if flags.fp8 else 'bf16'}, {case.rows} rows"
+    title += f", one of {flags.gpus} GPUs" if flags.gpus > 1 else ""
     out = Path(flags.out) if flags.out else base_dir() / "compiled"
-    report = dict(vars(flags), predicted=True, took_s=round(time.perf_counter() - started, 1), variants=variants)
-    write_atomically(out / "compiled.json", json.dumps(report).encode())
-    write_atomically(out / "compiled.html", page(title, sections.sections(variants, chip)).encode())
     sums = {name: sections.totals(found) for name, found in variants.items()}
-    for name, found in sums.items():
+    said = {**vars(flags), "out": "", "rows": case.rows, "predicted": True, "torch": torch_version()[0],
+            "triton": triton.__version__, "sums": sums}  # fmt: skip
+    if flags.against:
+        said["ratios"] = sections.ratios(*sums.values())
+    write_atomically(out / "compiled.json", json.dumps(dict(said, took_s=took, variants=variants)).encode())
+    write_atomically(out / "summary.json", (json.dumps(said, indent=1) + "\n").encode())
+    write_atomically(out / "compiled.html", page(title, sections.sections(variants, chip)).encode())
+    for name, found in [*sums.items(), *([("ratio", said["ratios"])] if flags.against else [])]:
         print(f"{name:8} " + ", ".join(f"{what} {value:,.4g}" for what, value in found.items()))
-    print(json.dumps(dict(page=str(out / "compiled.html"), took_s=report["took_s"], predicted=True, sums=sums)))
+    print(json.dumps(dict(page=str(out / "compiled.html"), took_s=took, **said)))
 
 
 if __name__ == "__main__":

@@ -1,57 +1,109 @@
-"""The page about a compiled step: sums, side by side where there are two; memory; suspects; every launch in order."""
+"""The page about a compiled program: sums, two side by side; memory; what is suspect; every launch in order."""
 
 from collections import Counter
 from typing import Any
 
 from nanochat.render import Curve, Section, Table
+from profiling.compiled.promises import STREAMS, broken, excused
 from profiling.predicted.cards import Card
 from profiling.predicted.predict import time_text
 
-COPIES, NOT_STREAMING = "casts, copies, fills", ("matrix products", "attention")
+COPIES, COMMUNICATION, NOT_STREAMING = "casts, copies, fills", "communication", ("matrix products", "attention")
 LINES = 40  # rows of a table of sums
+Found = dict[str, Any]  # what report.py's `measured` gives
 
 
-def micro_step(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """One forward and one backward: the second micro-batch's, in which gradients are added to those of the first."""
-    return [row for row in found["launches"] if row["phase"].endswith("2")]
+def micro_step(found: Found) -> list[dict[str, Any]]:
+    """Of a training step one forward and one backward, the second micro-batch's, in which gradients are added to those
+    of the first; of another program all.
+    """
+    training = any(row["phase"] == "optimizer" or row["phase"].endswith("2") for row in found["launches"])
+    return [row for row in found["launches"] if not training or row["phase"].endswith("2")]
 
 
-def totals(found: dict[str, Any]) -> dict[str, float]:
-    """Of a forward and a backward: launches, bytes (streaming: all but products and attention), FLOPs, time; peak."""
-    rows = micro_step(found)
+def totals(found: Found) -> dict[str, float]:
+    """Of a forward and a backward, or a decode step: launches, bytes (streaming: all but products and attention), FLOPs
+    and time; the same of the optimizer's updates; and the most memory that is allocated at a time.
+    """
+    updates = [row for row in found["launches"] if row["phase"] == "optimizer"]
+    sums = counted(micro_step(found))
+    if updates:
+        sums |= {f"optimizer_{name}": value for name, value in counted(updates).items()}
+    return dict(sums, peak_gib=max(phase["peak"] for phase in found["memory"].values()) / 2**30)
+
+
+def counted(rows: list[dict[str, Any]]) -> dict[str, float]:
+    local = [row for row in rows if row["category"] != COMMUNICATION]
+    sent = sum(row["bytes"] for row in rows) - sum(row["bytes"] for row in local)
     return dict(
         launches=len(rows),
-        gigabytes=sum(row["bytes"] for row in rows) / 1e9,
-        streaming_gigabytes=sum(row["bytes"] for row in rows if row["category"] not in NOT_STREAMING) / 1e9,
+        gigabytes=sum(row["bytes"] for row in local) / 1e9,
+        streaming_gigabytes=sum(row["bytes"] for row in local if row["category"] not in NOT_STREAMING) / 1e9,
         teraflops=sum(row["flops"] for row in rows) / 1e12,
         predicted_ms=1e3 * sum(row["predicted_s"] for row in rows),
-        peak_gib=max(phase["peak"] for phase in found["memory"].values()) / 2**30,
-    )
+    ) | (dict(sent_gigabytes=sent / 1e9) if sent else {})
 
 
-def sections(variants: dict[str, dict[str, Any]], chip: Card) -> list[Section]:
-    """variants: setting of the kernels → what report.py's `measured` gives."""
-    made = [summary(variants, chip), sums("By category", "category", variants), sums("By line", "line", variants)]
+def ratios(ours: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    """Of two `totals`, ours / the other's, where there is something to divide by."""
+    return {what: ours[what] / value for what, value in other.items() if value and what in ours}
+
+
+def sections(variants: dict[str, Found], chip: Card) -> list[Section]:
+    """variants: setting of the kernels → what it gives; one or two."""
+    made = [summary(variants, chip), kept(variants)]
+    made += [sums(f"By {key}", key, variants) for key in ("category", "module", "line")]
     for name, found in variants.items():
         made += [memory(name, found), suspects(name, found), launches(name, found)]
     return made
 
 
-def summary(variants: dict[str, dict[str, Any]], chip: Card) -> Section:
+def summary(variants: dict[str, Found], chip: Card) -> Section:
     sides = {name: totals(found) for name, found in variants.items()}
-    rows = [
-        (what.replace("_", " "), *(f"{side[what]:,.4g}" for side in sides.values()))
-        for what in next(iter(sides.values()))
-    ]
-    return Section("A forward and a backward", [
-        f"Inductor's own code for a {chip.name}, run on fake tensors; no card was involved. Times are PREDICTED "
-        f"({chip.constants}): bytes over bandwidth or FLOPs over the rate of products, and a launch each.",
-        Table(("", *sides), rows),
+    parts = ratios(*sides.values()) if len(sides) == 2 else {}
+    rows = []
+    for what in dict.fromkeys(what for side in sides.values() for what in side):
+        cells = [f"{side[what]:,.4g}" if what in side else "–" for side in sides.values()]
+        rows.append(
+            (
+                what.replace("_", " ").replace("gib", "GiB"),
+                *cells,
+                *([f"{parts[what]:.2f}" if what in parts else "–"] if parts else []),
+            )
+        )
+    most = max(side["peak_gib"] for side in sides.values())
+    fits = (
+        []
+        if most < chip.capacity / 2**30
+        else [f"That does not fit: the {chip.name} has {chip.capacity / 2**30:.0f} GiB."]
+    )
+    of = "A forward and a backward, and the updates" if rows[-2][0].startswith("optimizer") else "All of it"
+    return Section(of, [
+        f"Inductor's own code for the {chip.name}, run on fake tensors; no card was involved. Times are PREDICTED "
+        f"({chip.constants}): bytes over bandwidth or FLOPs over the rate of products, and a launch each; what runs "
+        "beside something else, as communication does, is counted as if it did not.",
+        Table(("", *sides, *([" / ".join(sides)] if parts else [])), rows),
+        *fits,
     ])  # fmt: skip
 
 
-def sums(title: str, key: str, variants: dict[str, dict[str, Any]]) -> Section:
-    """Launches, bytes and predicted time of a micro-step by category or line."""
+def kept(variants: dict[str, Found]) -> Section:
+    """What no kernel should do, and which do it."""
+    rows = []
+    for name, found in variants.items():
+        for kernel, (fault, size, times) in broken(found).items():
+            rows.append((name, kernel, fault, excused(kernel, fault) or "–", f"{times}", f"{size / 1e6:,.1f}"))
+    checked = sum(len({row["kernel"] for row in found["launches"] if row["kernel"]}) for found in variants.values())
+    said = (
+        f"Of {checked} kernels, Inductor's and ours, compiled for the card: none may spill, compute in float64, or "
+        f"access memory in less than 16 bytes where it streams {STREAMS / 1e6:.0f} MB and more."
+    )
+    head = ("", "kernel", "fault", "accepted because", "launches", "MB")
+    return Section("What no kernel should do", [said, Table(head, rows) if rows else "None does."])
+
+
+def sums(title: str, key: str, variants: dict[str, Found]) -> Section:
+    """Launches, bytes and predicted time of a micro-step by category, module or line; with two, the bytes between."""
     tables: dict[str, dict[str, Counter[str]]] = {}
     for name, found in variants.items():
         for row in micro_step(found):
@@ -60,52 +112,42 @@ def sums(title: str, key: str, variants: dict[str, dict[str, Any]]) -> Section:
     ordered = sorted(tables.items(), key=lambda item: -max(cell["bytes"] for cell in item[1].values()))
     rows = []
     for label, cells in ordered[:LINES]:
-        numbers = [label]
-        for name in variants:
-            cell = cells.get(name, Counter())
+        numbers, sides = [label], [cells.get(name, Counter()) for name in variants]
+        for cell in sides:
             numbers += [f"{cell['launches']}", f"{cell['bytes'] / 1e9:,.2f}", f"{cell['ns'] / 1e6:,.2f}"]
-        rows.append(numbers)
-    head = [key, *(f"{name}: {what}" for name in variants for what in ("launches", "GB", "predicted ms"))]
-    return Section(title, [Table(head, rows)])
+        rows.append(numbers + [f"{(sides[0]['bytes'] - side['bytes']) / 1e9:+,.2f}" for side in sides[1:]])
+    names = list(variants)
+    head = [key, *(f"{name}: {what}" for name in names for what in ("launches", "GB", "predicted ms"))]
+    return Section(title, [Table([*head, *(f"GB, {names[0]} − {name}" for name in names[1:])], rows)])
 
 
 def memory(name: str, found: dict[str, Any]) -> Section:
     phase, at = max(found["memory"].items(), key=lambda item: item[1]["peak"])
     kinds = [(kind, f"{size / 2**30:,.2f}") for kind, size in at["kinds"].items()]
     blocks = [(f"{size / 2**30:,.2f}", f"{count}", kind, line) for size, count, kind, line in at["blocks"][:LINES]]
+    curve = found["curve"]
+    begun = ", ".join(f"{of} from {at}" for of, at in curve["phases"].items())
     return Section(f"Memory: {name}", [
         f"The most is allocated in {phase}: {at['peak'] / 2**30:,.2f} GiB.",
-        Curve("GiB allocated over the step", [(i, size / 2**30) for i, size in enumerate(found["curve"])]),
+        Curve(f"GiB allocated, call by call: {begun}", [(i, size / 2**30) for i, size in enumerate(curve["bytes"])]),
         Table(("alive then", "GiB"), kinds),
         Table(("GiB", "blocks", "kind", "made by"), blocks),
     ])  # fmt: skip
 
 
-def suspects(name: str, found: dict[str, Any]) -> Section:
-    """Kernels that compute nothing, read less than 16 bytes at a time, spill, or compute in float64."""
+def suspects(name: str, found: Found) -> Section:
+    """Kernels that compute nothing, and those of which no more is known than that they do not compile."""
     rows: Counter[tuple[str, str, str]] = Counter()
     moved: Counter[tuple[str, str, str]] = Counter()
     for row in micro_step(found):
-        for why in reasons(row, found["kernels"].get(row["kernel"], {})):
+        error = found["kernels"].get(row["kernel"], {}).get("error")
+        why = f"does not compile: {error}" if error else "computes nothing" if row["category"] == COPIES else ""
+        if why:
             rows[row["name"], why, row["line"]] += 1
             moved[row["name"], why, row["line"]] += row["bytes"]
     lines = [(*key, f"{rows[key]}", f"{size / 1e9:,.3f}") for key, size in moved.most_common(LINES)]
-    return Section(
-        f"Suspects: {name}", [Table(("launch", "why", "line", "times", "GB"), lines)] if lines else ["None."]
-    )
-
-
-def reasons(row: dict[str, Any], kernel: dict[str, Any]) -> list[str]:
-    found = ["computes nothing"] if row["category"] == COPIES else []
-    if kernel.get("error"):
-        return [*found, f"does not compile: {kernel['error']}"]
-    if kernel.get("access_bytes") and kernel["access_bytes"] < 16 and row["bytes"] >= 32e6:
-        found.append(f"{kernel['access_bytes']} bytes at a time")
-    if kernel.get("spill_bytes"):
-        found.append(f"spills {kernel['spill_bytes']} bytes")
-    if kernel.get("float64_instructions"):
-        found.append("float64")
-    return found
+    table = Table(("launch", "why", "line", "times", "GB"), lines)
+    return Section(f"Suspects: {name}", [table if lines else "None."])
 
 
 def launches(name: str, found: dict[str, Any]) -> Section:

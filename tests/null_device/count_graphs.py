@@ -17,7 +17,7 @@ for text in sys.argv[1:]:
     with ready.fake:
         ready.step()
     first = len(ready.graphs)
-    for group in ready.optimizer.param_groups:  # what a schedule changes from step to step
+    for group in ready.program.optimizer.param_groups:  # what a schedule changes from step to step
         group["lr"] *= 0.9
         group["weight_decay"] *= 0.9
         if group["kind"] == "muon":

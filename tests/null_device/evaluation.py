@@ -13,10 +13,10 @@ case, answer = lower.child_case()
 ready = lower.prepared(case)
 scored = torch.compile(score, dynamic=False)
 with ready.fake, torch.no_grad(), kernels.use(case.kernels):
-    ready.model.eval()
+    ready.program.model.eval()
     sizes = torch.zeros(case.config["vocab_size"], dtype=torch.int64, device="cuda")
-    scored(ready.model, ready.ids, ready.ids, sizes)
+    scored(ready.program.model, ready.program.ids, ready.program.ids, sizes)
     allocations = memory.Allocations({name: op._init_fn for name, op in OPDEFS.items()})
     with allocations:
-        scored(ready.model, ready.ids, ready.ids, sizes)
+        scored(ready.program.model, ready.program.ids, ready.program.ids, sizes)
 answer.write_text(json.dumps(memory.report(allocations.events)["before"]["peak"]))

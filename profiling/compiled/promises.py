@@ -1,0 +1,40 @@
+"""What no kernel of a compiled program should do: spill, compute in float64, access memory narrowly where it streams.
+
+The exceptions, each with its reason, are in `EXCEPTIONS`, and nowhere else.
+"""
+
+import re
+from typing import Any
+
+STREAMS = 32e6  # bytes: a launch that moves so many is bound by the memory, if it does not multiply
+# (kernel's name, fault): regular expressions → why that is accepted.
+EXCEPTIONS: dict[tuple[str, str], str] = {}
+
+
+def broken(found: dict[str, Any]) -> dict[str, tuple[str, int, int]]:
+    """Kernels of a program that do what they should not: name → (fault, bytes of the largest launch, launches)."""
+    rows: dict[str, tuple[str, int, int]] = {}
+    for launch in found["launches"]:
+        if said := ", ".join(faults(launch, found["kernels"].get(launch["kernel"], {}))):
+            _, size, times = rows.get(launch["name"], ("", 0, 0))
+            rows[launch["name"]] = said, max(size, launch["bytes"]), times + 1
+    return dict(sorted(rows.items(), key=lambda row: -row[1][1]))
+
+
+def faults(launch: dict[str, Any], kernel: dict[str, Any]) -> list[str]:
+    """Of a launch, by what its kernel is on the card (keys of targets.UNREAD; empty: a library's)."""
+    found = []
+    streams = launch["category"] not in ("matrix products", "attention") and launch["bytes"] >= STREAMS
+    if streams and kernel.get("access_bytes") and kernel["access_bytes"] < 16:
+        found.append(f"{kernel['access_bytes']} bytes at a time")
+    if kernel.get("spill_bytes") and not kernel.get("spill_reason"):
+        found.append(f"spills {kernel['spill_bytes']} bytes")
+    if kernel.get("float64_instructions"):
+        found.append("float64")
+    return found
+
+
+def excused(kernel: str, fault: str) -> str:
+    """The reason of an exception; "" where there is none."""
+    rules = EXCEPTIONS.items()
+    return next((why for (name, what), why in rules if re.search(name, kernel) and re.fullmatch(what, fault)), "")
