@@ -23,7 +23,7 @@ if settings["dtype"]:
     os.environ["NANOCHAT_DTYPE"] = settings["dtype"]
 
 
-def ours() -> tuple[Callable[[int], Any], str]:
+def ours() -> tuple[Any, str]:
     from nanochat.engine import Engine, Request, Sampling
     from nanochat.gpt import GPT, GPTConfig
     from nanochat.hardware import can_compile, setup
@@ -67,10 +67,11 @@ def ours() -> tuple[Callable[[int], Any], str]:
 
     how = ", compiled" if compiled else ""
     weights = settings["weights"] and f", {settings['weights']} weights"
-    return steps, f"{hardware.device.type}, {str(hardware.dtype)[6:]}{weights}{how}"
+    size = lambda batch: engines[batch].model.lm_head.weight.itemsize
+    return (steps, size), f"{hardware.device.type}, {str(hardware.dtype)[6:]}{weights}{how}"
 
 
-def upstream() -> tuple[Callable[[int], Any], str]:
+def upstream() -> tuple[Any, str]:
     from nanochat.common import COMPUTE_DTYPE
 
     from nanochat.engine import Engine
@@ -94,11 +95,12 @@ def upstream() -> tuple[Callable[[int], Any], str]:
         ):
             yield len(column)
 
-    return steps, f"{device}, {str(COMPUTE_DTYPE)[6:]}"
+    return (steps, lambda batch: COMPUTE_DTYPE.itemsize), f"{device}, {str(COMPUTE_DTYPE)[6:]}"
 
 
-def measure(steps: Callable[[int], Any], batch: int) -> dict[str, Any]:
+def measure(built: tuple[Callable[[int], Any], Callable[[int], int]], batch: int) -> dict[str, Any]:
     """One run: the first token's time, and the rate of the others. Of a recorded one: what was said about it."""
+    steps, size = built
     if batch < 0:
         with contextlib.redirect_stdout(io.StringIO()) as said:
             try:
@@ -116,7 +118,7 @@ def measure(steps: Callable[[int], Any], batch: int) -> dict[str, Any]:
         if not first:
             first, first_count = time.perf_counter() - started, count
     rate = (made - first_count) / (time.perf_counter() - started - first)
-    return dict(first_ms=1e3 * first, tok_per_s=rate, token_ms=1e3 * batch / rate)
+    return dict(first_ms=1e3 * first, tok_per_s=rate, token_ms=1e3 * batch / rate, weight_bytes=size(batch))
 
 
 if __name__ == "__main__":

@@ -77,10 +77,10 @@ class Checkpoint:
             why = str(problem).partition("\n")[0]
             raise UserError(f"{path} cannot be read ({why}); the same command again looks for another") from None
 
-    def model(self, device: torch.device | str, dtype: torch.dtype) -> GPT:
-        """The model with its weights, activations in `dtype`."""
+    def model(self, device: torch.device | str, dtype: torch.dtype, weights: torch.dtype = torch.float32) -> GPT:
+        """The model, activations in `dtype`. weights: what it is to have them in; they are there in no other."""
         with torch.device("meta"):
-            model = GPT(self.config)
+            model = GPT(self.config).to(weights)
         model.to_empty(device=device)
         model.load_state_dict(self.tensors("model"))  # from the host: a GPU need not hold them twice
         model.set_dtype(dtype)

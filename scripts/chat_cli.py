@@ -126,7 +126,7 @@ def main() -> None:
     run = Run.open(flags.run)
     found, tokenizer = run.checkpoint(flags.source or None, older=True), run.tokenizer()
     found.check_tokenizer(tokenizer)
-    engine = Engine(found.model(hardware.device, hardware.dtype), slots=1, weights=flags.weights)
+    engine = Engine(found.model(hardware.device, hardware.dtype, hardware.dtype), slots=1, weights=flags.weights)
     ask = partial(chat.stream, engine, tokenizer, tool=tool)
     if flags.prompt:
         answer(ask, [dict(role="user", content=decoded(flags.prompt))], flags.max_tokens, sampling)

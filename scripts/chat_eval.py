@@ -76,7 +76,8 @@ def main() -> None:
         found = same_checkpoint(lambda: run.checkpoint(source))
         tokenizer, data, weights = run.tokenizer(), found.meta.get("data", ""), found.fingerprint
         found.check_tokenizer(tokenizer)
-        ask, engine = of_model(found.model(hardware.device, hardware.dtype), tokenizer, flags.batch_size, how)
+        model = found.model(hardware.device, hardware.dtype, hardware.dtype)
+        ask, engine = of_model(model, tokenizer, flags.batch_size, how)
         if flags.profile:
             end = recording(flags, engine(), run, hardware)
     names, named = chosen(flags.tasks, data)

@@ -107,7 +107,7 @@ def load(flags: Flags, tool: chat.Tool) -> Served:
         tokenizer, stage = run.tokenizer(), found.meta["stage"]
         about, report = suggestions.of_the_run(run, stage), run.folder / "report.html"
         found.check_tokenizer(tokenizer)
-        models = (found.model(device, hardware.dtype) for device in devices)
+        models = (found.model(device, hardware.dtype, hardware.dtype) for device in devices)
         engines = [engine := Engine(model, flags.slots, flags.weights) for model in models]
         if hardware.device.type == "cpu":  # compiled beside the first answers, and then taken over
             background.compile_decoding(engine)

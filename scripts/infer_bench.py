@@ -1,7 +1,8 @@
 """Measure inference: time to first token, tokens per second by batch, memory; --upstream DIR puts nanochat's beside it.
 
 Each row also says what a step must read and compute, over its time, as shares of the card's peaks (of a CPU: of what a
-copy and a product reach here). Weights are random. Engines have a process each and take turns; medians are reported.
+copy and a product reach here). Weights are random. Each engine has a process for each batch; they take turns, and
+medians are reported.
 """
 
 import json
@@ -40,7 +41,7 @@ class Flags:
     new_tokens: int = number(64, 2, 1 << 20, "tokens made per sequence")
     repeats: int = number(5, 1, 10_000, "runs of each, in turns")
     dtype: str = flag("", "float32 | bfloat16 (default: each engine's own choice)")
-    weights: str = flag("", weights.HELP + "; of ours")
+    weights: str = flag("", "int8: weights of 8 bits too, on a CPU (default: in the compute dtype alone)")
     run: str = flag("", "with --weights int8: scores of this run's model with and without, kept for its report")
     upstream: str = flag("", "a clone of karpathy/nanochat to run beside ours")
     profile: int = number(0, 0, 10_000, "warm steps of ours to record in $NANOCHAT_BASE_DIR/infer_bench/ (0: none)")
@@ -66,6 +67,13 @@ def measure(worker: Popen, order: int) -> dict[str, Any]:
     return json.loads(line)
 
 
+def profile(worker: Popen, batch: int) -> None:
+    try:
+        print(measure(worker, -batch)["said"], flush=True)
+    except UserError as problem:  # what was measured stays
+        print(f"infer_bench, batch {batch}: not recorded: {problem}", flush=True)
+
+
 def run(flags: Flags) -> dict[str, Any]:
     """Measures, and prints a line for each engine and batch. Raises UserError for flags that make no sense."""
     try:
@@ -78,7 +86,7 @@ def run(flags: Flags) -> dict[str, Any]:
         raise UserError("--width must be a multiple of 128, and prompt and new tokens must fit --sequence-len")
     if flags.dtype not in ("", "float32", "bfloat16"):
         raise UserError(f"--dtype is {flags.dtype!r}, wanted float32 or bfloat16")
-    weights.check(flags.weights, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    weights.check(flags.weights, device := torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if flags.upstream and not (Path(flags.upstream) / "nanochat" / "engine.py").is_file():
         raise UserError(f"--upstream {flags.upstream}: there is no nanochat/engine.py in it")
     if flags.run and not flags.weights:
@@ -87,24 +95,24 @@ def run(flags: Flags) -> dict[str, Any]:
     from profiling.recorded import record
 
     record.check(flags.profile, flags.new_tokens, f"a run here has {flags.new_tokens}", "make more (--new-tokens)")
-    folders = {"ours": str(Path(__file__).parent.parent), **({"upstream": flags.upstream} if flags.upstream else {})}
-    workers = {name: start(folder, asdict(flags)) for name, folder in folders.items()}
-    config = GPTConfig(
-        flags.sequence_len, flags.vocab_size, flags.depth, flags.width // 128, flags.width // 128, flags.width
-    )
-    machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    shown = {**asdict(flags), "upstream": bool(flags.upstream)}
-    result: dict[str, Any] = dict(machine=machine, torch=torch.__version__, flags=shown, rows=[])
-    try:
-        for batch in batches:
+    here, given = str(Path(__file__).parent.parent), asdict(flags)
+    hows = dict(ours=(here, given | dict(weights="")), int8=(here, given), upstream=(flags.upstream, given))
+    names = ["ours", *(["int8"] if flags.weights else []), *(["upstream"] if flags.upstream else [])]
+    heads = flags.width // 128
+    config = GPTConfig(flags.sequence_len, flags.vocab_size, flags.depth, heads, heads, flags.width)
+    keys = [flags.prompt_tokens + flags.new_tokens // 2]
+    result: dict[str, Any] = dict(machine=device_name(device), torch=torch.__version__, rows=[])
+    result["flags"] = given | dict(upstream=bool(flags.upstream))
+    for batch in batches:
+        workers = {name: start(*hows[name]) for name in names}  # anew: its memory is that of this batch alone
+        try:
             turns = [{name: measure(worker, batch) for name, worker in workers.items()} for _ in range(flags.repeats)]
-            for name in workers:
+            for name in names:
                 runs = [turn[name] for turn in turns]
                 medians = {key: statistics.median(run[key] for run in runs) for key in runs[0] if key != "about"}
                 row: dict[str, Any] = dict(engine=name, batch=batch, about=runs[0]["about"], **medians)
-                dtype, keys = DTYPES[row["about"].split(", ")[1]], flags.prompt_tokens + flags.new_tokens // 2
-                int8 = "int8" in row["about"]
-                row.update(used(config, [keys] * batch, row["token_ms"] / 1e3, dtype, machine, int8))
+                how = DTYPES[row["about"].split(", ")[1]], result["machine"], int(row["weight_bytes"])
+                row.update(used(config, keys * batch, row["token_ms"] / 1e3, *how))
                 result["rows"].append(row)
                 shares = f" ({row['bandwidth_use']:.0%}, {row['flop_use']:.0%})" if "flop_use" in row else ""
                 print(
@@ -113,19 +121,15 @@ def run(flags: Flags) -> dict[str, Any]:
                     f"{shares}, peak memory {row['peak_mb']:6.0f} MB  ({row['about']})",
                     flush=True,
                 )
-            if len(workers) == 2:
-                print(f"          ratio {result['rows'][-2]['tok_per_s'] / result['rows'][-1]['tok_per_s']:.2f}")
-        for batch in batches if flags.profile else ():  # last: what was recorded once runs slower
-            try:
-                print(measure(workers["ours"], -batch)["said"], flush=True)
-            except UserError as problem:  # what was measured stays
-                print(f"infer_bench, batch {batch}: not recorded: {problem}", flush=True)
-    finally:
-        for worker in workers.values():
-            worker.kill()
-    if scored:
-        result["scores"] = rounding.compare(scored, setup("cpu"))
-    return result
+            *mine, last = result["rows"][-len(names) :]
+            for row in mine:
+                print(f"          {row['engine']} / {last['engine']}: {row['tok_per_s'] / last['tok_per_s']:.2f}")
+            if flags.profile:  # last: what was recorded once runs slower
+                profile(workers["int8" if flags.weights else "ours"], batch)
+        finally:
+            for worker in workers.values():
+                worker.kill()
+    return result | (dict(scores=rounding.compare(scored, setup("cpu"))) if scored else {})
 
 
 def main() -> None:

@@ -37,6 +37,17 @@ def test_what_is_saved_comes_back(tmp_path):
     assert torch.equal(model(ids), again(ids))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_weights_are_read_into_another_dtype_as_they_are_cast_to_it(tmp_path, dtype):
+    model = tiny.model()
+    saved = checkpoint.save(tmp_path, dict(META, step=1), model, {})
+    found, wanted = saved.model("cpu", dtype, dtype), saved.model("cpu", dtype).to(dtype)
+    assert next(iter(wanted.parameters())).dtype == found.dtype == dtype
+    for mine, own in zip([*found.parameters(), *found.buffers()], [*wanted.parameters(), *wanted.buffers()]):
+        assert torch.equal(mine.to(dtype), own)  # float16 has its tables in float32
+    assert all(linear.weight.dtype == dtype for linear in found.modules() if isinstance(linear, torch.nn.Linear))
+
+
 def test_only_the_newest_are_kept(tmp_path):
     for step in range(5):
         save(tmp_path, step)

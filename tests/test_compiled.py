@@ -38,7 +38,9 @@ def test_the_line_is_the_models_and_who_called_it():
     trace = frame.format(7) + frame.format(11) + '  File "/torch/nn/functional.py", line 3, in f\n'
     assert places.innermost([trace, frame.format(5), trace]) == ("gpt.py:7 › gpt.py:11", "")
     assert places.innermost([]) == places.innermost(["nothing"]) == ("", "")
-    assert not places.of_model("/here/nanochat/profiling/compiled/memory.py")
+    for own in "memory", "report":
+        assert not places.of_model(f"/here/nanochat/profiling/compiled/{own}.py")
+    assert places.of_model("/here/nanochat/profiling/compiled/plain.py") == "plain.py"
 
 
 def test_the_module_is_the_models_whose_work_is_done():

@@ -1,7 +1,10 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import tiny
+from test_training import ROOT
 
 from profiling.recorded import diff
 from scripts import infer_bench
@@ -23,13 +26,13 @@ def test_it_measures_and_ends_with_json(compiled, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_it_records_each_batch_after_all_are_measured(monkeypatch, capsys, tmp_path):
+def test_it_records_each_batch_after_it_is_measured(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     assert tiny.call("infer_bench", *SMALL, "--repeats=1", "--dtype=float32", "--profile=2") == 0
     lines = capsys.readouterr().out.strip().split("\n")
-    assert ["first token" in line for line in lines] == [True, True, False, False, False]
-    for batch, line in zip((1, 3), lines[2:]):
+    assert ["first token" in line for line in lines] == [True, False, True, False, False]
+    for batch, line in zip((1, 3), lines[1::2]):
         folder = tmp_path / "infer_bench" / f"batch-{batch}" / "profile"
         assert line.startswith(f"infer_bench, batch {batch}: 2 steps recorded: {folder / 'profile.html'}")
         found = diff.load(folder / "profile.json")
@@ -39,20 +42,30 @@ def test_it_records_each_batch_after_all_are_measured(monkeypatch, capsys, tmp_p
 
 
 @pytest.mark.slow
+def test_int8_and_the_compute_dtype_take_turns(monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    assert tiny.call("infer_bench", *SMALL, "--batch-sizes=3", "--repeats=1", "--weights=int8") == 0
+    lines = capsys.readouterr().out.strip().split("\n")
+    rows = json.loads(lines[-1])["rows"]
+    assert [row["engine"] for row in rows] == ["ours", "int8"] and "ours / int8:" in lines[2]
+    assert "int8" not in rows[0]["about"] and "int8 weights" in rows[1]["about"] and rows[0]["weight_bytes"] > 1
+
+
+@pytest.mark.slow
 def test_a_recording_that_fails_costs_no_result(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "file"))  # as a folder that nobody may write
     assert tiny.call("infer_bench", *SMALL, "--repeats=1", "--dtype=float32", "--profile=2") == 0
     lines = capsys.readouterr().out.strip().split("\n")
-    for batch, line in zip((1, 3), lines[2:4]):
+    for batch, line in zip((1, 3), lines[1::2]):
         assert line.startswith(f"infer_bench, batch {batch}: not recorded: ") and "Not a directory" in line
     assert len(json.loads(lines[-1])["rows"]) == 2
 
 
 def test_a_process_that_dies_while_recording_costs_no_result(monkeypatch, capsys, tmp_path):
     """It answers what is measured, and ends when told to record."""
-    answer = dict(first_ms=1.0, tok_per_s=1.0, token_ms=1.0, peak_mb=1.0, about="cpu, float32")
+    answer = dict(first_ms=1.0, tok_per_s=1.0, token_ms=1.0, peak_mb=1.0, weight_bytes=4, about="cpu, float32")
     worker = tmp_path / "worker.py"
     worker.write_text(
         "import sys\nfor line in sys.stdin:\n    if int(line) < 0: sys.exit(7)\n"
@@ -64,7 +77,7 @@ def test_a_process_that_dies_while_recording_costs_no_result(monkeypatch, capsys
     flags = infer_bench.Flags(batch_sizes="1,3", width=128, depth=1, vocab_size=256, new_tokens=6, repeats=1, profile=2)
     assert len(infer_bench.run(flags)["rows"]) == 2
     said = capsys.readouterr().out.split("\n")
-    assert "infer_bench, batch 1: not recorded: the process that runs" in said[2] and "ended (7)" in said[2]
+    assert "infer_bench, batch 1: not recorded: the process that runs" in said[1] and "ended (7)" in said[1]
     assert "infer_bench, batch 3: not recorded" in said[3]
 
 
@@ -84,3 +97,11 @@ def test_a_process_that_dies_while_recording_costs_no_result(monkeypatch, capsys
 def test_wrong_use_is_one_sentence(capsys, flags, words):
     assert tiny.call("infer_bench", *flags) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_process_is_not_charged_with_the_memory_of_the_one_that_started_it():
+    """As getrusage would: here more than 2 GB."""
+    program = "import sys; sys.path.insert(0, 'benchmarks'); import worker; print(worker.peak())"
+    whoever = f"import subprocess, sys; held = bytearray(2 << 30); subprocess.run([sys.executable, '-c', {program!r}])"
+    found = subprocess.run([sys.executable, "-c", whoever], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 50 << 20 < int(found.stdout) < 1 << 30

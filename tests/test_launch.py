@@ -160,16 +160,11 @@ def slowly(*args):
 trainer.step = slowly
 run_script(base_train.main)
 """
-ALONE = [pytest.param(number, False, marks=pytest.mark.slow) for number in launch.SIGNALS]
 
 
-@pytest.mark.parametrize(
-    "number, whole_group",
-    [(signal.SIGINT, True), *ALONE],
-)
-def test_training_that_is_told_to_stop_saves_on_all_ranks(home, tmp_path, number, whole_group):  # noqa: F811
-    """By Ctrl-C, which goes to the whole process group, or by somebody who signals the launcher; thrice in a step."""
-    (tmp_path / "slow.py").write_text(SLOW)
+def training(home, tmp_path, seconds):  # noqa: F811
+    """Two ranks whose steps take so long, as a process, and the stage's folder."""
+    (tmp_path / "slow.py").write_text(SLOW.replace("0.5", str(seconds)))
     command = [sys.executable, "-m", "scripts.launch", "--gpus", "2", "slow", "--"]
     process = subprocess.Popen(
         [*command, "--run=b", f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=100000"],
@@ -180,10 +175,27 @@ def test_training_that_is_told_to_stop_saves_on_all_ranks(home, tmp_path, number
         text=True,
         start_new_session=True,
     )
-    folder = Run.open("b").stage("base")
-    while len(read_log(folder / "log.jsonl")) < 2:  # after the first, Python collects garbage, deaf to signals
+    return process, Run.open("b").stage("base")
+
+
+def wait_for_steps(process, folder):
+    """Until two are logged: after the first, Python collects garbage, deaf to signals."""
+    while len(read_log(folder / "log.jsonl")) < 2:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
+
+
+ALONE = [pytest.param(number, False, marks=pytest.mark.slow) for number in launch.SIGNALS]
+
+
+@pytest.mark.parametrize(
+    "number, whole_group",
+    [(signal.SIGINT, True), *ALONE],
+)
+def test_training_that_is_told_to_stop_saves_on_all_ranks(home, tmp_path, number, whole_group):  # noqa: F811
+    """By Ctrl-C, which goes to the whole process group, or by somebody who signals the launcher; thrice in a step."""
+    process, folder = training(home, tmp_path, 0.5)
+    wait_for_steps(process, folder)
     for _ in range(3):
         (os.killpg if whole_group else os.kill)(process.pid, number)
         time.sleep(0.1)
@@ -197,20 +209,8 @@ def test_training_that_is_told_to_stop_saves_on_all_ranks(home, tmp_path, number
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
 def test_training_saves_when_its_launcher_was_killed(home, tmp_path):  # noqa: F811
-    (tmp_path / "slow.py").write_text(SLOW)
-    command = [sys.executable, "-m", "scripts.launch", "--gpus", "2", "slow", "--"]
-    process = subprocess.Popen(
-        [*command, "--run=b", f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=100000"],
-        cwd=ROOT,
-        env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=f"{tmp_path}:{ROOT}"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    folder = Run.open("b").stage("base")
-    while len(read_log(folder / "log.jsonl")) < 2:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
+    process, folder = training(home, tmp_path, 0.5)
+    wait_for_steps(process, folder)
     process.kill()
     said, error = process.communicate(timeout=120)  # until the last rank has closed its streams
     assert ": stopped at step" in said and "saved" in said and "Traceback" not in error, error
@@ -219,17 +219,7 @@ def test_training_saves_when_its_launcher_was_killed(home, tmp_path):  # noqa: F
 
 @pytest.mark.slow
 def test_told_to_stop_before_the_first_step_is_done_they_end_at_once(home, tmp_path):  # noqa: F811
-    (tmp_path / "slow.py").write_text(SLOW.replace("0.5", "60"))
-    command = [sys.executable, "-m", "scripts.launch", "--gpus", "2", "slow", "--"]
-    process = subprocess.Popen(
-        [*command, "--run=b", f"--data={home / 'text.jsonl'}", *SIZES],
-        cwd=ROOT,
-        env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=f"{tmp_path}:{ROOT}"),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    folder = Run.open("b").stage("base")
+    process, folder = training(home, tmp_path, 60)
     while not (folder / "log.jsonl").exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)

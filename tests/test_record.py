@@ -212,6 +212,16 @@ def test_a_recorder_knows_what_an_engine_did(tmp_path):
         assert f"<tr><td>{number}</td><td>{took / 1e6:.2f}</td><td>2</td><td>{read}</td></tr>" in page
 
 
+def test_weights_of_8_bits_are_counted_as_such(tmp_path, monkeypatch):
+    monkeypatch.setattr("nanochat.engine.weights.fastest_product", lambda *_: "integers")
+    engine = Engine(tiny.model(), 2, "int8")
+    recorder = record.engine_recorder(engine, 1, "two", tmp_path, hardware.setup("cpu"))
+    list(engine.stream(Request([1, 2, 3, 4], record.WARM + 2, Sampling(0.0))))
+    recorder.end()
+    about = diff.load(tmp_path / "profile" / "profile.json").meta["decoding"]
+    assert about["bytes"] == decode_cost(engine.config, [5 + record.WARM], 4, 1)[1]
+
+
 def test_a_pause_of_the_engine_inside_the_recorded_time_is_told(tmp_path):
     engine = Engine(tiny.model(), slots=2)
     recorder = record.engine_recorder(engine, 2, "two", tmp_path, hardware.setup("cpu"))

@@ -1,5 +1,6 @@
 """The server through real clients: OpenAI's own, raw HTTP, raw sockets; with the parrot, and with a tiny model."""
 
+import gzip
 import json
 import socket
 import threading
@@ -209,6 +210,15 @@ def test_health_stats_metrics_and_the_page(parrot):
 def test_what_is_no_request_gets_its_status(parrot, send, status):
     answer = httpx.post(parrot[0] + "/v1/chat/completions", **send)
     assert answer.status_code == status and answer.json()["error"]["message"]
+
+
+def test_a_compressed_body_is_told_apart_from_broken_json(parrot):
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    content = gzip.compress(json.dumps(dict(messages=say("x"))).encode())
+    answer = httpx.post(parrot[0] + "/v1/chat/completions", content=content, headers=headers)
+    assert answer.status_code == 415 and "'gzip'; it must be plain JSON" in answer.json()["error"]["message"]
+    as_it_is = dict(headers={"content-encoding": "identity"}, json=dict(model="tiny", messages=say("x")))
+    assert httpx.post(parrot[0] + "/v1/chat/completions", **as_it_is).status_code == 200
 
 
 def test_a_key_is_asked_for():

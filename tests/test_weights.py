@@ -1,5 +1,7 @@
 """Weights of 8 bits: what a product gives, one copy of them, what an engine says, and who may not have them."""
 
+import gc
+
 import pytest
 import tiny
 import torch
@@ -7,10 +9,16 @@ from torch import nn
 
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.engine.cache import late_zeros
-from nanochat.engine.weights import Dense, Int8, Int8Table, check, integers_pay, joined, quantized, rounded
+from nanochat.engine.weights import Dense, Int8, Int8Table, check, fastest_product, joined, quantized, rounded
 from nanochat.errors import UserError
 
 GREEDY = Sampling(temperature=0.0)
+
+
+@pytest.fixture(autouse=True)
+def integers(monkeypatch):
+    """Whatever is faster here."""
+    monkeypatch.setattr("nanochat.engine.weights.fastest_product", lambda rows, width, dtype: "integers")
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -130,10 +138,37 @@ def test_int8_takes_no_other_weights():
         engine.load(tiny.model().state_dict())
 
 
-def test_which_product_pays_is_measured(monkeypatch):
-    seconds = iter([1.0, 3.0, 1.0, 1.1])
-    monkeypatch.setattr("nanochat.engine.weights.fastest", lambda call: call() is not None and next(seconds))
-    assert integers_pay(8, 64, torch.float32) and not integers_pay(8, 64, torch.float32)
+@pytest.mark.parametrize(
+    "rows, seconds, wanted",
+    [
+        (8, [1.0, 3.0, 2.0], "integers"),
+        (8, [1.0, 3.0, 0.95], "integers"),  # nearly as fast with half of the bytes
+        (8, [1.0, 1.1, 1.0], "turned back"),
+        (8, [1.0, 3.0, 0.8], "unrounded"),
+        (8, [3.0, 1.0, 0.8], "unrounded"),
+        (1, [1.0, 3.0], "integers"),
+    ],
+)
+def test_which_product_pays_is_measured(monkeypatch, rows, seconds, wanted):
+    left = iter(seconds)
+    monkeypatch.setattr("nanochat.engine.weights.fastest", lambda call: call() is not None and next(left))
+    assert fastest_product(rows, 64, torch.float32) == wanted and not [*left]
+
+
+def test_where_the_compute_dtype_is_faster_only_tables_are_rounded(monkeypatch):
+    monkeypatch.setattr("nanochat.engine.weights.fastest_product", lambda rows, width, dtype: "unrounded")
+    model, exact = tiny.model(n_embd=64, n_layer=4), tiny.model(n_embd=64, n_layer=4)
+    head = model.lm_head
+    engine = Engine(model, 4, "int8")
+    assert model.lm_head is head and isinstance(model.transformer["wte"], Int8Table)
+    assert all(isinstance(table, Int8Table) for table in model.value_embeds.values())
+    table = model.transformer["wte"]
+    assert Engine(model, 2, "int8").model.transformer["wte"] is table
+    with torch.inference_mode():
+        ids = torch.tensor([[5, 9, 7, 30, 2]])
+        assert off(engine.model(ids), exact(ids).double()) < 0.05
+    with pytest.raises(ValueError, match="its weights are int8"):
+        engine.load(exact.state_dict())
 
 
 def test_who_may_not_have_them_is_told_in_a_sentence():
@@ -156,23 +191,55 @@ def test_late_zeros_are_zeros_that_can_be_written():
     assert zeros.sum() == 4
 
 
+def operations(engine: Engine, rows: int) -> set[str]:
+    with torch.profiler.profile() as found, torch.inference_mode():
+        engine._decode([1] * rows)
+    return {event.key for event in found.key_averages()}
+
+
+def packs() -> set[int]:
+    """Where there are matrices in oneDNN's layout, whoever holds them."""
+    found = (each for each in gc.get_objects() if type(each) in (torch.Tensor, nn.Parameter))
+    return {torch.ops.mkldnn.data_ptr(each) for each in found if each.layout == torch._mkldnn}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 12])
 @pytest.mark.parametrize("weights", ["", "int8"])
 def test_the_compiled_step_is_the_eager_one_and_compiled_once(slots, weights):
-    """In bfloat16, where oneDNN has packs: no guard looks at them."""
+    """In bfloat16, where oneDNN has packs: no guard looks at them, and compiling makes no more of them. One row has its
+    own code, and every engine.
+    """
     from torch._dynamo.utils import counters
 
-    model = tiny.model()
-    model.set_dtype(torch.bfloat16)
-    engines = [Engine(model, slots, weights) for _ in range(2)]
+    models = [tiny.model() for _ in range(3)]
+    torch.manual_seed(7)
+    models[2].init_weights()  # else all are the same
+    for model in models:
+        model.set_dtype(torch.bfloat16)
+    engines = [Engine(model, slots, weights) for model in models]
+    before = packs()
     assert engines[0].compile() == "" and engines[0].decoding == "compiled"
+    assert len(packs() - before) == (slots > 1 and not weights)  # the gate of smear, a row
     compiled = counters["stats"]["unique_graphs"]
-    with torch.inference_mode():
-        for rows in (rows for rows in (1, 2, 8, 5, 12, 1) if rows <= slots):
-            found, wanted = (engine._decode(list(range(rows))).float() for engine in engines)
-            assert (found - wanted).abs().max() < 3e-2 * wanted.abs().max()
+
+    def check(engines):
+        with torch.inference_mode():
+            for rows in (rows for rows in (1, 2, 8, 5, 12, 1) if rows <= slots):
+                found, wanted = (engine._decode(list(range(rows))).float() for engine in engines)
+                assert (found - wanted).abs().max() < 3e-2 * wanted.abs().max()
+
+    check(engines[:2])
     assert counters["stats"]["unique_graphs"] == compiled
+    product = "mkldnn::_linear_pointwise"
+    assert product not in operations(engines[0], 1)
+    assert slots == 1 or (product in operations(engines[0], 3)) == (not weights)
+    with torch.inference_mode():
+        other = engines[2]._decode([5])
+    engines[2].slots.forget()
+    assert engines[2].compile() == ""
+    with torch.inference_mode():
+        assert (engines[2]._decode([5]) - other).abs().max() < 3e-2 * other.abs().max()
 
 
 def test_what_they_cost_is_said_and_kept(monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ tests/test_engine.py holds all of it to gpt.py's answers; GPUs run gpt.py itself
 
 import math
 from collections.abc import Callable
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -146,6 +147,13 @@ class Step(nn.Module):
         x = normed(x)
         return x if prompt is not None else self.head(x)[:, : config.vocab_size], now
 
+    def alone(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """`forward` under a code object of its own. Compiled code is kept by code object, and found by the guards on
+        tensors alone, which tell neither one row from several nor one model from another.
+        """
+        forward = Step.forward
+        return MethodType(FunctionType(forward.__code__.replace(), globals(), argdefs=forward.__defaults__), self)
+
     def _masks(self, keys: Tensor, start: Tensor, dtype: torch.dtype) -> dict[int | None, Tensor]:
         """By window, (B, 1, 1, S): 0 for the keys that a row's new token sees, −∞ for the others."""
         j, i = keys, start[:, None]
@@ -202,20 +210,21 @@ class Decoder:
         """Compiles the step, first for one row; steps of so many rows go over to it as soon as it is ready.
 
         May be called in a thread of its own, beside running steps. Needs torch.compile to work
-        (nanochat.hardware.can_compile), and memory for a little of another cache; weights that are not int8 are packed
-        once more for several rows.
+        (nanochat.hardware.can_compile), and memory for a little of another cache; matrices in float32 are packed for
+        several rows, as those in bfloat16 are already.
         """
         most = self.slots.k.size(1)
         with torch.inference_mode(False), torch.no_grad():  # tensors of the kind that those in use are
             room = Slots(self.model.config, most, self.slots.k.device, self.model.dtype)
         length = self.slots.k.size(2) // 2
-        # Frozen, weights are constants: oneDNN packs them for several rows, and no call hands them over.
+        # Frozen, weights are constants, as oneDNN's layout has to be, and no call hands them over.
         # But int8 would be turned back once and for all.
         freezing = not isinstance(self.model.lm_head, Int8)
         for rows in dict.fromkeys((1, min(SEVERAL, most))):
             with inductor.patch(freezing=freezing, size_asserts=False):
                 # Only the sizes of tensors change from call to call: nothing else needs to be looked at.
-                made = torch.compile(self.step, options=dict(guard_filter_fn=torch.compiler.keep_tensor_guards_unsafe))
+                options: dict[str, Any] = dict(guard_filter_fn=torch.compiler.keep_tensor_guards_unsafe)
+                made = torch.compile(self.step.alone(), options=options)
                 room.lengths = [length] * most
                 made(*self._dynamic(self._inputs(room, [0] * rows)))
             self.compiled[rows > 1] = made

@@ -16,7 +16,7 @@ from nanochat.engine.decode import Decoder
 from nanochat.engine.graphs import Graphs
 from nanochat.engine.sampling import LogProbs, Sampling, log_probabilities, moved, sample
 from nanochat.engine.scheduler import BUDGET, CPU_BUDGET, Chunk, Request, Scheduler
-from nanochat.engine.weights import Int8, check, quantize
+from nanochat.engine.weights import check, quantize, quantized_before
 from nanochat.gpt import GPT
 from nanochat.hardware import can_compile, compile_cache, mark_compiling
 
@@ -42,7 +42,7 @@ class Engine:
         """
         check(weights, model.lm_head.weight.device)
         self.model = model.eval().to(model.dtype)
-        if weights and not isinstance(model.lm_head, Int8):  # by another engine
+        if weights and not quantized_before(model):  # by another engine
             quantize(model, slots)
         self.config = model.config
         self.device = model.lm_head.weight.device
@@ -66,7 +66,7 @@ class Engine:
             raise ValueError("Engine: other weights while requests are running")
         if self.decoding in ("compiling", "compiled"):
             raise ValueError("Engine: decoding is compiled for the weights that it has; make another engine")
-        if isinstance(self.model.lm_head, Int8):
+        if quantized_before(self.model):
             raise ValueError("Engine: its weights are int8; make another engine")
         self.model.load_state_dict(weights)  # in place: captured graphs see it
         if isinstance(self._decode, Decoder):

@@ -7,7 +7,10 @@ of a matrix (an output channel) or of a table (a token) is divided by a scale of
 - One row of activations: they stay as they are, and compiled code turns the weights to float32 as it reads them.
 - Several: they are rounded to int8 too, each row by its own scale, and multiplied as integers (VNNI or AMX, by oneDNN):
   exactly, so that what a row gives does not depend on its company. Where that is slower than turning the weights back,
-  which `integers_pay` measures, they are turned back, a little at a time.
+  they are turned back, a little at a time.
+
+Where many rows are to be decoded and the compute dtype's own products are faster (AMX has them), matrices stay in it
+and only tables are rounded. `fastest_product` measures which it is when an engine is made.
 """
 
 from collections.abc import Sequence
@@ -30,31 +33,28 @@ ROWS = 2048  # of a matrix or table that are in float32 or turned back at a time
 class Dense(nn.Module):
     """x·weightᵀ for x (B, K), weight (N, K) in x's dtype.
 
-    pack: for several rows in bfloat16, as oneDNN lays it out: a copy (compiled code makes one more of its own).
+    pack: for several rows in bfloat16, whose products oneDNN then has ready in its own layout, eagerly and compiled. It
+    is a copy: one row read from it takes 1.2 to 1.7 times as long, and several read from `weight` twice as long.
     """
 
     def __init__(self, weight: Tensor, pack: bool):
         super().__init__()
         self.weight = nn.Parameter(weight.detach(), False)
         packs = pack and weight.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight) if packs else None
+        self.packed = nn.Parameter(torch.ops.mkldnn._reorder_linear_weight(self.weight), False) if packs else None
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        compiling = torch.compiler.is_compiling()
-        if not compiling and (packed := self._pack(x)) is not None:
-            return torch.ops.mkldnn._linear_pointwise(x, packed, None, "relu" if relu else "none", [], "")
-        y = one_row(x, self.weight).to(x.dtype) if compiling and x.size(0) == 1 else F.linear(x, self.weight)
+        if self.packed is not None and x.size(0) > 1:
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "relu" if relu else "none", [], "")
+        one = torch.compiler.is_compiling() and x.size(0) == 1
+        y = one_row(x, self.weight).to(x.dtype) if one else F.linear(x, self.weight)
         return F.relu(y) if relu else y
 
     def plus(self, x: Tensor, other: Tensor) -> Tensor:
         """other + x·weightᵀ."""
-        if not torch.compiler.is_compiling() and (packed := self._pack(x)) is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, other, packed, None, "add")
-        return other + self(x)
-
-    def _pack(self, x: Tensor) -> Tensor | None:
-        """For x; not asked for while compiling: freezing packs for itself, and no guard need look at this one."""
-        return self.packed if x.size(0) > 1 else None
+        if torch.compiler.is_compiling() or self.packed is None or x.size(0) == 1:
+            return other + self(x)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.packed, None, "add")
 
 
 class Rounded(nn.Module):
@@ -185,21 +185,26 @@ def alone(linear: Any, pack: bool) -> Dense | Int8:
     return linear if isinstance(linear, Int8) else Dense(linear.weight, pack)
 
 
+def quantized_before(model: GPT) -> bool:
+    return isinstance(model.transformer["wte"], Int8Table)
+
+
 @torch.no_grad()
 def quantize(model: GPT, rows: int) -> None:
-    """Rounds a model's matrices and tables to int8, in place; the gates, which are small, stay. It answers as before,
-    and cannot be trained. rows: how many are decoded at a time, at most.
+    """Rounds a model's tables and, where it pays, matrices to int8, in place; the gates, which are small, stay. It
+    answers as before, and cannot be trained. rows: how many are decoded at a time, at most.
     """
-    integers = integers_pay(rows, model.config.n_embd, model.dtype)
+    product = fastest_product(rows, model.config.n_embd, model.dtype)
 
     def of(linear: nn.Linear) -> Int8:
-        return Int8(*rounded(linear.weight), integers)
+        return Int8(*rounded(linear.weight), product == "integers")
 
-    for block in model.transformer["h"]:
-        for name in ("c_q", "c_k", "c_v", "c_proj"):
-            setattr(block.attn, name, of(getattr(block.attn, name)))
-        block.mlp = MLP(of(block.mlp.c_fc), of(block.mlp.c_proj))
-    model.lm_head = of(model.lm_head)  # type: ignore[assignment]
+    if product != "unrounded":
+        for block in model.transformer["h"]:
+            for name in ("c_q", "c_k", "c_v", "c_proj"):
+                setattr(block.attn, name, of(getattr(block.attn, name)))
+            block.mlp = MLP(of(block.mlp.c_fc), of(block.mlp.c_proj))
+        model.lm_head = of(model.lm_head)  # type: ignore[assignment]
     for tables in (model.transformer, model.value_embeds):
         for name, table in tables.items():
             if isinstance(table, nn.Embedding):
@@ -207,13 +212,20 @@ def quantize(model: GPT, rows: int) -> None:
 
 
 @torch.inference_mode()
-def integers_pay(rows: int, width: int, dtype: torch.dtype) -> bool:
-    """Whether so many rows are multiplied faster as integers than by weights that are turned back, on this machine.
+def fastest_product(rows: int, width: int, dtype: torch.dtype) -> str:
+    """How so many rows are multiplied fastest on this machine: "integers", "turned back" or, with weights of the
+    compute dtype, "unrounded".
 
-    Where the processor has no such products, they are slower by far; a near tie goes to the more exact ones.
+    The first must win clearly over the second, which is more exact, and the third over both, as it is twice the memory;
+    one row is never multiplied faster by more bytes. Where the processor has no products of integers, they are slower
+    by far.
     """
     draw = torch.Generator().manual_seed(0)
-    weight, scale = rounded(torch.randn((ROWS, width), generator=draw))
+    matrix = torch.randn((2 * ROWS, width), generator=draw)  # small ones would measure the cost of starting operations
     x = torch.randn((max(rows, 2), width), generator=draw).to(dtype)
-    integers, floats = Int8(weight, scale, True), Int8(weight, scale, False)
-    return fastest(lambda: integers(x)) < 0.8 * fastest(lambda: floats(x))
+    weight, scale = rounded(matrix)
+    integers, turned, plain = Int8(weight, scale, True), Int8(weight, scale, False), Dense(matrix.to(dtype), pack=True)
+    whole, back = fastest(lambda: integers(x)), fastest(lambda: turned(x))
+    if rows > 1 and fastest(lambda: plain(x)) < 0.9 * min(whole, back):
+        return "unrounded"
+    return "integers" if whole < 0.8 * back else "turned back"

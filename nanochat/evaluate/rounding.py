@@ -40,7 +40,7 @@ def compare(run: Run, hardware: Hardware) -> dict:
     texts: list[float] = []
     tasks: dict[str, list[float]] = {name: [] for name in chosen("", data)[0]}
     for weights in ("", "int8"):
-        engine = Engine(found.model(hardware.device, hardware.dtype), ANSWERS, weights)
+        engine = Engine(found.model(hardware.device, hardware.dtype, hardware.dtype), ANSWERS, weights)
         rows = Rows(ROWS, engine.config.sequence_len, rank=0, world=1)
         count = max(1, TOKENS // engine.config.sequence_len)
         batches = one_pass(source, "val", document_encoder(tokenizer), rows, count, tokenizer.bos)

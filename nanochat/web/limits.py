@@ -86,6 +86,8 @@ class Guard:
                 raise ApiError(401, "wrong API key", "authentication_error", code="invalid_api_key")
         if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the body must be declared as application/json")
+        if (coding := headers.get("content-encoding", "").strip().lower()) not in ("", "identity"):
+            raise ApiError(415, f"the body is sent as {coding[:100]!r}; it must be plain JSON, without compression")
 
     async def body(self, receive: Receive, headers: dict[str, str]) -> bytes:
         """The whole body. Raises ApiError when it is too long or too slow."""

@@ -193,12 +193,14 @@ class OldRequest(BaseModel):
 
 
 def problem(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body, in a sentence; where it may be of two kinds, what is wrong deepest."""
+    """The first thing that is wrong with a body, in a sentence; where it may be of several kinds, what is wrong
+    deepest, and rather with something of the right kind.
+    """
     found = []
     for one in error.errors(include_url=False, include_context=False):
         kept = [str(part) for part in one["loc"] if not str(part).startswith(("list[", "constrained-"))]
-        found.append((kept, one["msg"][:300]))
-    within = [(kept, words) for kept, words in found if kept[: len(found[0][0])] == found[0][0]]
-    kept, words = max(within, key=lambda item: len(item[0]))
+        found.append((kept, not one["type"].endswith("_type"), one["msg"][:300]))
+    within = [each for each in found if each[0][: len(found[0][0])] == found[0][0]]
+    kept, _, words = max(within, key=lambda item: (len(item[0]), item[1]))
     where = ".".join(kept)
     return ApiError(400, f"{where or 'the body'}: {words}", param=where or None)

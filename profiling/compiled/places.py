@@ -10,13 +10,12 @@ from pathlib import Path
 Frame = tuple[str, int]  # file, line
 MODEL = ("GPT", "Block", "Attention", "MLP")  # classes whose work is shown by their names; others work for these
 FILE = re.compile(r".*/(?:nanochat|compiled)/([\w/]+\.py)")  # of the model, ours or plain.py's
-NOT_MODEL = ("lower.py", "memory.py", "launches.py", "programs.py")
 
 
 def of_model(path: str) -> str:
     """A file's name as it is shown; "" for one that is not the model's or the optimizer's."""
     found = FILE.fullmatch(path)
-    return found[1] if found and found[1] not in NOT_MODEL else ""
+    return found[1] if found and ("/compiled/" not in path or found[1] == "plain.py") else ""
 
 
 def frames(trace: str) -> list[Frame]:

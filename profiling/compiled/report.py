@@ -116,7 +116,8 @@ def main() -> None:
         variants = dict(zip(names, found))
     took = round(time.perf_counter() - started, 1)
     what = dict(step="training step", decode="decode step", prefill="prefill")[flags.part]
-    title = f"d{flags.depth} on {chip.name}: {what}, {'fp8' if flags.fp8 else 'bf16'}, {case.rows} rows"
+    title = f"d{flags.depth} on {chip.name}: {what}, {'fp8' if flags.fp8 else 'bf16'}"
+    title += f", {case.rows} row{'s' * (case.rows > 1)}"
     title += f", one of {flags.gpus} GPUs" if flags.gpus > 1 else ""
     out = Path(flags.out) if flags.out else base_dir() / "compiled"
     sums = {name: sections.totals(found) for name, found in variants.items()}

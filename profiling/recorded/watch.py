@@ -71,11 +71,13 @@ def decoding(engine: Engine, name: str, folder: Path, hardware: Hardware, more: 
         return [f"a pause of the engine after step {len(keys)}"] if idle else []
 
     def about(steps: int) -> dict[str, Any]:
-        made = [decode_cost(engine.config, rows, engine.model.dtype.itemsize) for rows in keys[-steps:]]
+        model = engine.model
+        sizes = model.dtype.itemsize, model.lm_head.weight.itemsize  # which may be int8's
+        made = [decode_cost(engine.config, rows, *sizes) for rows in keys[-steps:]]
         return dict(
             first_step=len(keys) - steps,
             tokens_per_step=sum(map(len, keys[-steps:])) / steps,
-            dtype=str(engine.model.dtype),
+            dtype=str(model.dtype),
             fp8=None,
             compiled=engine.decoding == "compiled",
             flops_per_token={},
