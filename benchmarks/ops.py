@@ -33,10 +33,10 @@ SETTINGS: dict[str, dict[str, Inputs]] = {
 # The least (bytes, FLOPs) of a backward, as multiples of the forward's. Passes: what is read and written, counted in
 # each op's file; products: two for each of the forward's, in attention five for its two.
 BACKWARD = {
-    "rms_norm": (3 / 2, 2), "mix_rms_norm": (7 / 4, 2), "add_rms_norm": (1, 2), "rotary": (1, 1),
+    "rms_norm": (3 / 2, 2), "mix_rms_norm": (7 / 5, 2), "add_rms_norm": (1, 2), "rotary": (1, 1),
     "qk_norm_rotary": (3 / 2, 2), "cross_entropy": (2, 1), "linear_cross_entropy": (2, 2), "linear_relu2": (2, 2),
     "mlp_relu2": (3 / 2, 2), "flash_attention": (2, 5 / 2), "fp8_linear": (2, 2), "fp8_mlp_relu2": (3 / 2, 2),
-    "fp8_mix_rms_norm": (7 / 5, 2), "fp8_add_rms_norm": (4 / 5, 2), "embedding": (1, 1),
+    "fp8_mix_rms_norm": (7 / 6, 2), "fp8_add_rms_norm": (4 / 5, 2), "embedding": (1, 1),
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ is removed once its numbers are known.
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -57,8 +58,9 @@ def quiet() -> Iterator[io.StringIO]:
         yield said
 
 
-def tokenizer(vocab_size: int, data: str = "embedded") -> Tokenizer:
-    """All cells of this size have the same one, which stays."""
+@functools.cache
+def tokenizer(vocab_size: int, data: str) -> Tokenizer:
+    """All cells of this size have the same one, which stays; also those that patch the microworld later."""
     run = Run.open(f"experiment-tokenizer-{data}-{vocab_size}")
     flags = tok_train.Flags(run=run.name, data=data, vocab_size=vocab_size)
     flags.max_chars = 300_000 if data == "embedded" else -1
@@ -111,7 +113,9 @@ def chat(run: Run, stage: str, seed: int, **flags: Any) -> None:
 
 def base_flags(size: Mapping[str, Any]) -> dict[str, Any]:
     """What of a chain's size is base_train's: the rest is `chat_chain`'s, and how many questions are asked (`most`)."""
-    return {key: value for key, value in size.items() if key not in ("mid_steps", "sft_steps", "most", "limit")}
+    return {
+        key: value for key, value in size.items() if key not in ("mid_steps", "sft_steps", "most", "limit", "wordings")
+    }
 
 
 def chat_chain(run: Run, seed: int, size: Mapping[str, Any]) -> None:

@@ -83,13 +83,13 @@ def _loss_and_gradient(
 
 @operator(mutates=("dw",))
 def _add_product(dw: Tensor, dlogits: Tensor, x: Tensor) -> None:
-    """dw += dlogitsᵀ·x, where dw is wider: a GPU multiplies into float32.
+    """dw += dlogitsᵀ·x. Where dw is wider, cuBLAS adds to it itself: no pass over dw besides.
 
     An operator, because a compiler that sees the sum puts the additions of all chunks off to the end, and keeps every
     chunk's product until then.
     """
     if dlogits.is_cuda and dlogits.dtype != dw.dtype and not torch.version.hip:
-        dw += torch.mm(dlogits.T, x, out_dtype=dw.dtype)
+        torch.addmm(dw, dlogits.T, x, out_dtype=dw.dtype, out=dw)
         return
     product = dlogits.T @ x
     rows = ADDED // dw.size(1) + 1 if product.device.type == "cpu" else dw.size(0)

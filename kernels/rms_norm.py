@@ -1,14 +1,16 @@
 """RMS norm, alone and fused with what stands before it in a transformer block.
 
     rms_norm(x)                = x / sqrt(mean(x², last dim) + eps) [· weight]
-    mix_rms_norm(x, x0, a, b)  : mixed = a·x + b·x0,    normed = rms_norm(mixed)
-    add_rms_norm(x, delta)     : summed = x + delta,    normed = rms_norm(summed)
+    mix_rms_norm(x, x0, a, b)  : mixed = a·(x [+ delta]) + b·x0,    normed = rms_norm(mixed)
+    add_rms_norm(x, delta)     : summed = x + delta,                normed = rms_norm(summed)
 
 All work on (..., C) and never mix rows, so they are bound by memory: about 4·C FLOPs for 2·C elements moved. With
-U = rows · C · itemsize, as separate PyTorch calls mix_rms_norm moves 2U + U (a·x), 2U (b·x0), 3U (sum), 2U (norm);
-fused it reads x and x0 and writes mixed and normed: 4U. Backward reads the gradients of both and mixed, x, x0, and
-writes those of x and x0: 7U. `torch.compile` finds the same fusions, so a hand-written kernel pays only where the
-compiler's own is slow, or where nothing is compiled (eager inference): on 8 GPUs nanochat's author saw no gain.
+U = rows · C · itemsize, as separate PyTorch calls mix_rms_norm moves 3U (x + delta), 2U (a·x), 2U (b·x0), 3U (sum), 2U
+(norm); fused it reads x, delta and x0 and writes mixed and normed: 5U. Backward reads the gradients of both, and
+makes mixed again from x, delta and x0, so that nobody keeps it; it writes the gradients of x (delta's is the same) and
+x0: 7U. `torch.compile` finds the same fusions, but none with what stands before or behind an operator of ours: so the
+residual add belongs into it. A hand-written kernel pays where the compiler's own is slow, or where nothing is compiled
+(eager inference): on 8 GPUs nanochat's author saw no gain.
 
 How the kernels are made: a program holds BLOCK_N whole rows in registers, so a row is read once. Backward computes the
 statistics again from the row that it holds anyway, instead of saving them. It is persistent: each program walks over
@@ -42,8 +44,11 @@ def rms_norm_reference(x: Tensor, weight: Tensor | None = None, eps: float | Non
     return F.rms_norm(x, (x.size(-1),), weight, default_eps(x.dtype) if eps is None else eps)
 
 
-def mix_rms_norm_reference(x: Tensor, x0: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    mixed = a.to(x.dtype) * x + b.to(x.dtype) * x0
+def mix_rms_norm_reference(
+    x: Tensor, x0: Tensor, a: Tensor, b: Tensor, delta: Tensor | None = None, index: int = 0
+) -> tuple[Tensor, Tensor]:
+    x = x if delta is None else x + delta
+    mixed = a.reshape(-1)[index].to(x.dtype) * x + b.reshape(-1)[index].to(x.dtype) * x0
     return mixed, rms_norm_reference(mixed)
 
 
@@ -57,22 +62,22 @@ def add_rms_norm_reference(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
 
 @triton.jit
 def _rms_norm_fwd_kernel(
-    x_ptr, x0_ptr, a_ptr, b_ptr, weight_ptr, mixed_ptr, normed_ptr, N, eps,
+    x_ptr, delta_ptr, x0_ptr, a_ptr, b_ptr, weight_ptr, mixed_ptr, normed_ptr, N, index, eps,
     C: tl.constexpr, ADD: tl.constexpr, MIX: tl.constexpr, WEIGHT: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """A program owns BLOCK_N consecutive rows and reads them once, left to right."""
+    """A program owns BLOCK_N consecutive rows and reads them once, left to right. ADD: x is x + delta."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = tl.arange(0, BLOCK_C)
     at = rows[:, None] * C + cols[None, :]
     mask = (rows < N)[:, None] & (cols < C)[None, :]
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    if ADD or MIX:
+    if ADD:
+        x += tl.load(delta_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if MIX:
         x0 = tl.load(x0_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        if MIX:
-            x = tl.load(a_ptr).to(tl.float32) * x + tl.load(b_ptr).to(tl.float32) * x0
-        else:
-            x = x + x0
+        x = tl.load(a_ptr + index).to(tl.float32) * x + tl.load(b_ptr + index).to(tl.float32) * x0
+    if ADD or MIX:
         tl.store(mixed_ptr + at, x, mask=mask)
     rstd = tl.rsqrt(tl.sum(x * x, axis=1) / C + tl.cast(eps, tl.float32))  # (BLOCK_N,)
     y = x * rstd[:, None]
@@ -83,12 +88,15 @@ def _rms_norm_fwd_kernel(
 
 @triton.jit
 def _rms_norm_bwd_kernel(
-    dmixed_ptr, dnormed_ptr, mixed_ptr, x_ptr, x0_ptr, a_ptr, b_ptr, weight_ptr,
-    dx_ptr, dx0_ptr, dweight_ptr, da_ptr, db_ptr, N, eps,
-    C: tl.constexpr, ADD: tl.constexpr, MIX: tl.constexpr, WEIGHT: tl.constexpr,
+    dmixed_ptr, dnormed_ptr, x_ptr, delta_ptr, x0_ptr, a_ptr, b_ptr, weight_ptr,
+    dx_ptr, dx0_ptr, dweight_ptr, da_ptr, db_ptr, N, index, eps,
+    C: tl.constexpr, ADD: tl.constexpr, SUM: tl.constexpr, MIX: tl.constexpr, WEIGHT: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Program p owns row blocks p, p + P, p + 2P … and one row of each partial sum."""
+    """Program p owns row blocks p, p + P, p + 2P … and one row of each partial sum.
+
+    ADD: x is x + delta. SUM: x is the sum already, which has a gradient of its own besides the norm's, as MIX has.
+    """
     cols = tl.arange(0, BLOCK_C)
     dweight = tl.zeros((BLOCK_C,), dtype=tl.float32)
     da = tl.zeros((BLOCK_N,), dtype=tl.float32)
@@ -96,13 +104,19 @@ def _rms_norm_bwd_kernel(
     if WEIGHT:
         weight = tl.load(weight_ptr + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
     if MIX:
-        a = tl.load(a_ptr).to(tl.float32)
-        b = tl.load(b_ptr).to(tl.float32)
+        a = tl.load(a_ptr + index).to(tl.float32)
+        b = tl.load(b_ptr + index).to(tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(N, BLOCK_N), tl.num_programs(0)):
         rows = tl.cast(block, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
         at = rows[:, None] * C + cols[None, :]
         mask = (rows < N)[:, None] & (cols < C)[None, :]
-        m = tl.load(mixed_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        if ADD:
+            x += tl.load(delta_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        m = x
+        if MIX:
+            x0 = tl.load(x0_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            m = a * x + b * x0
         dy = tl.load(dnormed_ptr + at, mask=mask, other=0.0).to(tl.float32)
         rstd = tl.rsqrt(tl.sum(m * m, axis=1) / C + tl.cast(eps, tl.float32))[:, None]
         unit = m * rstd
@@ -110,11 +124,11 @@ def _rms_norm_bwd_kernel(
             dweight += tl.sum(dy * unit, axis=0)
             dy = dy * weight
         dm = rstd * (dy - unit * (tl.sum(dy * unit, axis=1) / C)[:, None])
-        if ADD or MIX:
+        if SUM or MIX:
             dm += tl.load(dmixed_ptr + at, mask=mask, other=0.0).to(tl.float32)
         if MIX:  # subtracted, and negated at the end: Triton 3.9's LLVM crashes for RDNA on a += of row sums in a loop
-            da -= tl.sum(dm * tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32), axis=1)
-            db -= tl.sum(dm * tl.load(x0_ptr + at, mask=mask, other=0.0).to(tl.float32), axis=1)
+            da -= tl.sum(dm * x, axis=1)
+            db -= tl.sum(dm * x0, axis=1)
             tl.store(dx0_ptr + at, b * dm, mask=mask)
             dm = a * dm
         tl.store(dx_ptr + at, dm, mask=mask)
@@ -140,59 +154,84 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     config = _blocks("rms_norm", x, backward=False)
     flags = dict(C=c, ADD=False, MIX=False, WEIGHT=weight is not None)
     launch(
-        _rms_norm_fwd_kernel, (cdiv(n, config["BLOCK_N"]),), x, x, x, x, x if weight is None else weight, x, normed, n,
-        eps, **flags, **config,
+        _rms_norm_fwd_kernel, (cdiv(n, config["BLOCK_N"]),), x, x, x, x, x, x if weight is None else weight, x, normed,
+        n, 0, eps, **flags, **config,
     )  # fmt: skip
     return normed
 
 
 @operator()
 def _rms_norm_backward(dnormed: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """dx, and a row of weight's gradient from each program, (P, C); (P, 0) without a weight."""
     n, c = x.shape
     config = _blocks("rms_norm", x, backward=True)
     grid = min(cdiv(n, config["BLOCK_N"]), programs(x.device))
     dx = torch.empty_like(x)
-    dweight = x.new_zeros((grid, c if weight is not None else 0), dtype=torch.float32)
-    flags = dict(C=c, ADD=False, MIX=False, WEIGHT=weight is not None)
+    dweight = x.new_empty((grid, c if weight is not None else 0), dtype=torch.float32)
+    flags = dict(C=c, ADD=False, SUM=False, MIX=False, WEIGHT=weight is not None)
     launch(
         _rms_norm_bwd_kernel, (grid,), x, dnormed, x, x, x, x, x, x if weight is None else weight, dx, x, dweight, x, x,
-        n, eps, **flags, **config,
+        n, 0, eps, **flags, **config,
     )  # fmt: skip
-    return dx, dweight.sum(0).to(x.dtype if weight is None else weight.dtype)
+    return dx, dweight
 
 
 @operator()
-def _mix_rms_norm(x: Tensor, x0: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
-    """With a and b None: x + x0 and its norm."""
+def _add_rms_norm(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     n, c = x.shape
-    config = _blocks("add_rms_norm" if a is None else "mix_rms_norm", x, backward=False)
-    mixed, normed = torch.empty_like(x), torch.empty_like(x)
-    flags = dict(C=c, ADD=a is None, MIX=a is not None, WEIGHT=False)
+    config = _blocks("add_rms_norm", x, backward=False)
+    summed, normed = torch.empty_like(x), torch.empty_like(x)
     launch(
-        _rms_norm_fwd_kernel, (cdiv(n, config["BLOCK_N"]),), x, x0, x if a is None else a, x if b is None else b, x,
-        mixed, normed, n, default_eps(x.dtype), **flags, **config,
+        _rms_norm_fwd_kernel, (cdiv(n, config["BLOCK_N"]),), x, delta, x, x, x, x, summed, normed, n, 0,
+        default_eps(x.dtype), C=c, ADD=True, MIX=False, WEIGHT=False, **config,
+    )  # fmt: skip
+    return summed, normed
+
+
+@operator()
+def _add_rms_norm_backward(dsummed: Tensor, dnormed: Tensor, summed: Tensor) -> Tensor:
+    """The gradient of both terms."""
+    n, c = summed.shape
+    config = _blocks("add_rms_norm", summed, backward=True)
+    dx = torch.empty_like(summed)
+    launch(
+        _rms_norm_bwd_kernel, (min(cdiv(n, config["BLOCK_N"]), programs(summed.device)),), dsummed, dnormed, summed,
+        summed, summed, summed, summed, summed, dx, dx, dx, dx, dx, n, 0, default_eps(summed.dtype), C=c, ADD=False,
+        SUM=True, MIX=False, WEIGHT=False, **config,
+    )  # fmt: skip
+    return dx
+
+
+@operator()
+def _mix_rms_norm(
+    x: Tensor, x0: Tensor, a: Tensor, b: Tensor, delta: Tensor | None, index: int
+) -> tuple[Tensor, Tensor]:
+    n, c = x.shape
+    config = _blocks("mix_rms_norm", x, backward=False)
+    mixed, normed = torch.empty_like(x), torch.empty_like(x)
+    launch(
+        _rms_norm_fwd_kernel, (cdiv(n, config["BLOCK_N"]),), x, x if delta is None else delta, x0, a, b, x, mixed,
+        normed, n, index, default_eps(x.dtype), C=c, ADD=delta is not None, MIX=True, WEIGHT=False, **config,
     )  # fmt: skip
     return mixed, normed
 
 
 @operator()
 def _mix_rms_norm_backward(
-    dmixed: Tensor, dnormed: Tensor, mixed: Tensor, x: Tensor, x0: Tensor, a: Tensor | None, b: Tensor | None
+    dmixed: Tensor, dnormed: Tensor, x: Tensor, x0: Tensor, a: Tensor, b: Tensor, delta: Tensor | None, index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, dx0, (da, db)); with a and b None, dx is the gradient of both terms and the others are empty."""
-    n, c = mixed.shape
-    config = _blocks("add_rms_norm" if a is None else "mix_rms_norm", mixed, backward=True)
-    grid = min(cdiv(n, config["BLOCK_N"]), programs(mixed.device))
-    dx = torch.empty_like(mixed)
-    dx0 = torch.empty_like(mixed) if a is not None else mixed.new_empty(0)
-    sums = mixed.new_zeros((2, grid if a is not None else 0), dtype=torch.float32)
-    flags = dict(C=c, ADD=a is None, MIX=a is not None, WEIGHT=False)
+    """dx, dx0, and those of a and b from each program, (2, P)."""
+    n, c = x.shape
+    config = _blocks("mix_rms_norm", x, backward=True)
+    grid = min(cdiv(n, config["BLOCK_N"]), programs(x.device))
+    dx, dx0 = torch.empty_like(x), torch.empty_like(x)
+    sums = x.new_empty((2, grid), dtype=torch.float32)
     launch(
-        _rms_norm_bwd_kernel, (grid,), dmixed, dnormed, mixed, x, x0, mixed if a is None else a,
-        mixed if b is None else b, mixed, dx, dx0, mixed, sums[0], sums[1], n, default_eps(mixed.dtype),
-        **flags, **config,
+        _rms_norm_bwd_kernel, (grid,), dmixed, dnormed, x, x if delta is None else delta, x0, a, b, x, dx, dx0, x,
+        sums[0], sums[1], n, index, default_eps(x.dtype), C=c, ADD=delta is not None, SUM=False, MIX=True, WEIGHT=False,
+        **config,
     )  # fmt: skip
-    return dx, dx0, sums.sum(1)
+    return dx, dx0, sums
 
 
 def _save_rms_norm(ctx, inputs, output):
@@ -203,27 +242,38 @@ def _save_rms_norm(ctx, inputs, output):
 def _rms_norm_gradients(ctx, dnormed):
     x, weight = ctx.saved_tensors
     dx, dweight = _rms_norm_backward(dnormed.contiguous(), x, weight, ctx.eps)
-    return dx, None if weight is None else dweight, None
+    return dx, None if weight is None else dweight.sum(0).to(weight.dtype), None
+
+
+def _save_sum(ctx, inputs, output):
+    ctx.save_for_backward(output[0])
+
+
+def _add_gradients(ctx, dsummed, dnormed, *_):
+    dx = _add_rms_norm_backward(dsummed.contiguous(), dnormed.contiguous(), *ctx.saved_tensors)
+    return dx, dx
 
 
 def _save_mix(ctx, inputs, output):
-    x, x0, a, b = inputs
-    ctx.scaled = a is not None
-    ctx.save_for_backward(output[0], *((x, x0, a, b) if ctx.scaled else ()))  # of a plain sum, nothing else is needed
+    *tensors, ctx.index = inputs
+    ctx.save_for_backward(*tensors)
 
 
-def _mix_gradients(ctx, dmixed, dnormed):
-    mixed, *rest = ctx.saved_tensors
-    dmixed, dnormed = dmixed.contiguous(), dnormed.contiguous()
-    if not ctx.scaled:
-        dx = _mix_rms_norm_backward(dmixed, dnormed, mixed, mixed, mixed, None, None)[0]
-        return dx, dx, None, None
-    x, x0, a, b = rest
-    dx, dx0, sums = _mix_rms_norm_backward(dmixed, dnormed, mixed, x, x0, a, b)
-    return dx, dx0, sums[0].to(a.dtype).view(a.shape), sums[1].to(b.dtype).view(b.shape)
+def _mix_gradients(ctx, dmixed, dnormed, *_):
+    x, x0, a, b, delta = ctx.saved_tensors
+    dx, dx0, sums = _mix_rms_norm_backward(dmixed.contiguous(), dnormed.contiguous(), x, x0, a, b, delta, ctx.index)
+    da, db = sums.sum(1)
+    return dx, dx0, _placed(da, a, ctx.index), _placed(db, b, ctx.index), None if delta is None else dx, None
+
+
+def _placed(value: Tensor, like: Tensor, index: int) -> Tensor:
+    """`value` () at `index`, zeros elsewhere."""
+    at = torch.arange(like.numel(), device=like.device).view(like.shape)
+    return torch.where(at == index, value, 0).to(like.dtype)
 
 
 _rms_norm.register_autograd(_rms_norm_gradients, setup_context=_save_rms_norm)
+_add_rms_norm.register_autograd(_add_gradients, setup_context=_save_sum)
 _mix_rms_norm.register_autograd(_mix_gradients, setup_context=_save_mix)
 
 
@@ -237,13 +287,17 @@ def _rms_norm_triton(x: Tensor, weight: Tensor | None = None, eps: float | None 
     return _rms_norm(_rows(x), weight, default_eps(x.dtype) if eps is None else eps).view(x.shape)
 
 
-def _mix_rms_norm_triton(x: Tensor, x0: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
-    mixed, normed = _mix_rms_norm(_rows(x), _rows(x0), a, b)
+def _mix_rms_norm_triton(
+    x: Tensor, x0: Tensor, a: Tensor, b: Tensor, delta: Tensor | None = None, index: int = 0
+) -> tuple[Tensor, Tensor]:
+    delta = delta if delta is None else _rows(delta)
+    mixed, normed = _mix_rms_norm(_rows(x), _rows(x0), a.contiguous(), b.contiguous(), delta, index)
     return mixed.view(x.shape), normed.view(x.shape)
 
 
 def _add_rms_norm_triton(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    return _mix_rms_norm_triton(x, delta, None, None)
+    summed, normed = _add_rms_norm(_rows(x), _rows(delta))
+    return summed.view(x.shape), normed.view(x.shape)
 
 
 # ---- the public functions
@@ -266,18 +320,19 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) 
     return rms_norm_reference(x, weight, eps)
 
 
-def mix_rms_norm(x: Tensor, x0: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(mixed, normed) with mixed = a·x + b·x0 and normed = rms_norm(mixed).
+def mix_rms_norm(
+    x: Tensor, x0: Tensor, a: Tensor, b: Tensor, delta: Tensor | None = None, index: int = 0
+) -> tuple[Tensor, Tensor]:
+    """(mixed, normed) with mixed = a[index]·(x + delta) + b[index]·x0 and normed = rms_norm(mixed).
 
-    x, x0: (..., C) of one shape and dtype; a, b: tensors of one element, gradients flow to both. Both results are
-    (..., C) in x's dtype. Raises ValueError when shapes or dtypes differ.
+    x, x0, delta (or None): (..., C) of one shape and dtype; a, b: an element for each index (a layer's), gradients flow
+    to both. A view `a[index]` would do, but its odd address costs the compiler the wide loads of all that follows. Both
+    results are (..., C) in x's dtype. Raises ValueError when shapes or dtypes differ, or without such an element.
     """
-    same_shape_and_dtype("mix_rms_norm", "x0", x0, x)
-    check_device("mix_rms_norm", x, x0=x0, a=a, b=b)
-    check_scalars("mix_rms_norm", a=a, b=b)
+    check_mix("mix_rms_norm", x, x0, a, b, delta, index)
     if triton_runs("mix_rms_norm", x, x.size(-1), LARGEST_ROW):
-        return _mix_rms_norm_triton(x, x0, a, b)
-    return mix_rms_norm_reference(x, x0, a, b)
+        return _mix_rms_norm_triton(x, x0, a, b, delta, index)
+    return mix_rms_norm_reference(x, x0, a, b, delta, index)
 
 
 def add_rms_norm(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
@@ -292,11 +347,16 @@ def add_rms_norm(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     return add_rms_norm_reference(x, delta)
 
 
-def check_scalars(op: str, **scalars: Tensor) -> None:
-    """Raises ValueError naming the first that has not exactly one element."""
-    for name, scalar in scalars.items():
-        if scalar.numel() != 1:
-            raise ValueError(f"{op}: {name} has {scalar.numel()} elements, wanted a tensor of one")
+def check_mix(op: str, x: Tensor, x0: Tensor, a: Tensor, b: Tensor, delta: Tensor | None, index: int) -> None:
+    """Raises ValueError naming the first argument that does not fit x, or that has no element at index."""
+    same_shape_and_dtype(op, "x0", x0, x)
+    check_device(op, x, x0=x0, a=a, b=b)
+    if delta is not None:
+        same_shape_and_dtype(op, "delta", delta, x)
+        check_device(op, x, delta=delta)
+    for name, scalars in dict(a=a, b=b).items():
+        if not 0 <= index < scalars.numel():
+            raise ValueError(f"{op}: {name} has {scalars.numel()} elements, none at index {index}")
 
 
 def same_shape_and_dtype(op: str, name: str, tensor: Tensor, x: Tensor) -> None:
@@ -354,13 +414,15 @@ register(
         inputs=lambda case, dtype, device: dict(
             x=_x(case, dtype, device, 0),
             x0=_x(case, dtype, device, 1),
-            a=torch.tensor(1.1, device=device),
-            b=torch.tensor(0.2, device=device),
+            a=torch.tensor([1.2, 1.1, 1.0], device=device),
+            b=torch.tensor([0.1, 0.2, 0.3], device=device),
+            delta=_x(case, dtype, device, 2),
+            index=1,
         ),
         cases=CASES,
-        flops=lambda case: 7 * case["N"] * case["C"],
-        bytes=_moved(4),
-        differentiable=("x", "x0", "a", "b"),
+        flops=lambda case: 8 * case["N"] * case["C"],
+        bytes=_moved(5),
+        differentiable=("x", "x0", "a", "b", "delta"),
         triton=_mix_rms_norm_triton,
         size=lambda case: case["C"],
         probe=_probe,

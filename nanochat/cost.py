@@ -236,7 +236,8 @@ class _Step:
                 # Logits become their gradient where they lie (ours), or beside them. In fp8 copies of it, both ways;
                 # the partitioner keeps the last chunk's for the backward, where it adds that chunk's dW.
                 "head: logits": rows * V * ((e if self.ours else 2 * e) + (2 if self.fp8 else 0)),
-                "head: a chunk's dW": 0 if late else 4 * head,
+                # which is added to the others' in its product, but on a CPU, or in fp8
+                "head: a chunk's dW": 0 if late or (self.device == "cuda" and not self.fp8) else 4 * head,
             },
             "backward": {
                 "saved activations": saved,
@@ -294,8 +295,8 @@ class _Step:
         rms = 0 if ours else 4  # bytes of a row's 1/rms, which ours computes again
         total = 0  # bytes a token
         for layer in range(config.n_layer):
-            # the stream before the layer, the same mixed with x0 (made again where x is x0), and after attention
-            total += (2 + mixed - (mixed and not ours and layer == 0)) * C * e + 2 * rms
+            # the stream after attention and what the MLP adds to it; PyTorch: the same mixed with x0, but where x is x0
+            total += (2 + (mixed and not ours and layer > 0)) * C * e + 2 * rms
             # both normed, for the weights' gradients; of fp8, transposed copies, or made again from the streams
             total += 2 * C * (e if not fp8 else 1 if ours else 0)
             # q and k before their norm (PyTorch: turned, and 1/rms of each head) and after it; v

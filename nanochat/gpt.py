@@ -196,10 +196,11 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, h: Tensor | Quantized, ve: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """x and what the MLP adds to it: whoever comes next does that in passing."""
         norm = fp8_add_rms_norm if self.mlp.fp8 and self.training else add_rms_norm
         x, h = norm(x, self.attn(h, ve, cos, sin, cache))
-        return x + self.mlp(h)
+        return x, self.mlp(h)
 
 
 class GPT(nn.Module):
@@ -379,17 +380,21 @@ class GPT(nn.Module):
             position = cache.start[:, None] + torch.arange(T, device=idx.device)  # (B, T)
             cos, sin = self.cos[position], self.sin[position]  # (B, T, D/2)
         x = x0 = self.embed(idx, cache)
-        middle = x
+        middle, delta = x, None  # delta is still to be added to x
         for i, block in enumerate(self.transformer["h"]):
             if config.residual_mix:
                 mix = fp8_mix_rms_norm if self.fp8 and self.training else mix_rms_norm
-                x, h = mix(x, x0, self.resid_lambdas[i], self.x0_lambdas[i])
-            else:
+                x, h = mix(x, x0, self.resid_lambdas, self.x0_lambdas, delta, i)
+            elif delta is None:
                 h = rms_norm(x)
+            else:
+                x, h = add_rms_norm(x, delta)
             ve = self.value_embeds[str(i)](idx).to(self.dtype) if config.has_value_embed(i) else None
-            x = block(x, h, ve, cos, sin, cache)
-            if i == config.n_layer // 2:
+            x, delta = block(x, h, ve, cos, sin, cache)
+            if i == config.n_layer // 2 and config.backout:
+                x, delta = x + delta, None
                 middle = x
+        x = x if delta is None else x + delta
         if config.backout:
             x = x - self.backout_lambda.to(x.dtype) * middle
         return rms_norm(x)

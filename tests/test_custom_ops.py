@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(not triton_utils.INSTALLED, reason="Triton is no
 # The operator that does an op's forward, and those of one launch in its backward with its bytes over the forward's.
 FORWARD = {
     "rms_norm": ("rms_norm", {"rms_norm_backward": 3 / 2}),
-    "mix_rms_norm": ("mix_rms_norm", {"mix_rms_norm_backward": 7 / 4}),
-    "add_rms_norm": ("mix_rms_norm", {"mix_rms_norm_backward": 6 / 4}),
+    "mix_rms_norm": ("mix_rms_norm", {"mix_rms_norm_backward": 7 / 5}),
+    "add_rms_norm": ("add_rms_norm", {"add_rms_norm_backward": 4 / 4}),
     "rotary": ("rotary", {"rotary_backward": 1}),
     "qk_norm_rotary": ("qk_norm_rotary", {"qk_norm_rotary_backward": 3 / 2}),
     "cross_entropy": ("cross_entropy", {"cross_entropy_backward": 2}),

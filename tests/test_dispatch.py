@@ -114,7 +114,9 @@ def test_a_row_too_long_for_a_program_is_refused():
 X, W, T = torch.ones(4, 6), torch.ones(9, 6), torch.tensor([0, 1, 8, -1])
 WRONG = {
     "mix_rms_norm: x0 is on": lambda: kernels.mix_rms_norm(X, X.to("meta"), torch.ones(1), torch.ones(1)),
-    "mix_rms_norm: a has 2 elements": lambda: kernels.mix_rms_norm(X, X, torch.ones(2), torch.ones(1)),
+    "mix_rms_norm: b has 1 elements, none at index 1": lambda: kernels.mix_rms_norm(
+        X, X, torch.ones(2), torch.ones(1), index=1
+    ),
     r"add_rms_norm: delta is \(4, 5\)": lambda: kernels.add_rms_norm(X, X[:, :5]),
     r"rms_norm: weight is \(5,\)": lambda: kernels.rms_norm(X, torch.ones(5)),
     "rms_norm: x is torch.int64": lambda: kernels.rms_norm(X.long()),

@@ -28,8 +28,8 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("experiments")
 
 
-def test_there_are_eight_experiments_and_two_ladders():
-    assert len(NAMES) == 10 and {"miniseries", "scaling_laws", "evaluation_noise"} < set(NAMES)
+def test_there_are_nine_experiments_and_two_ladders():
+    assert len(NAMES) == 11 and {"miniseries", "scaling_laws", "evaluation_noise"} < set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -147,7 +147,7 @@ def test_every_number_of_the_notes_is_what_the_tables_say():
     known = {}
     for name in MEASURED:
         folder = declaration.FOLDER / name
-        findings = declaration.load(name).findings(table.read(folder / "table.csv"))
+        findings = runner.found(declaration.load(name), table.read(folder / "table.csv"))
         known[f"{name}/table.csv"] = findings.claims
         assert not claims.wrong(folder / "README.md", {"table.csv": findings.claims}), name
         assert all((folder / file).read_text() == svg for file, svg in findings.plots.items()), name
@@ -169,9 +169,10 @@ def test_every_experiment_is_on_the_page_of_findings():
     assert all(f"]({name}/" in page for name in NAMES)
 
 
-def test_the_registered_forecast_is_older_than_its_result():
-    folder = declaration.FOLDER / "depth_scaling"
-    experiment = declaration.load("depth_scaling")
+@pytest.mark.parametrize("name", [name for name in NAMES if declaration.load(name).forecast])
+def test_the_registered_forecast_is_older_than_its_result(name):
+    folder = declaration.FOLDER / name
+    experiment = declaration.load(name)
     rows = [r for r in table.read(folder / "table.csv") if any(table.matches(r, cell) for cell in experiment.held_out)]
     forecast = table.git(folder, "log", "-1", "--format=%H", "--", "forecast.json")
     if not rows or not forecast:

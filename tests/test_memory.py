@@ -122,7 +122,7 @@ def test_parts_by_hand():
     assert parts["moments"] == 4 * matrices + 8 * head + 4 * tables
     unit = 16 * 2048 * 1536 * 2
     per_token = 16 * 2048 * (24 * 12 * 4 + 12 * 12 * 2 + 2)  # log-sum-exps, gates
-    assert parts["saved activations"] == (24 * 15 + 12 + 4) * unit + per_token
+    assert parts["saved activations"] == (24 * 14 + 12 + 4) * unit + per_token
     assert sum(parts.values()) == cost.training_bytes(config, 16 * 2048)
 
 

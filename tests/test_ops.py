@@ -147,7 +147,7 @@ def muon_update(param, update, second_moment, lr, weight_decay, beta2):
 
 ORACLES = {
     "rms_norm": lambda x, weight: rms(x) * weight,
-    "mix_rms_norm": lambda x, x0, a, b: [a * x + b * x0, rms(a * x + b * x0)],
+    "mix_rms_norm": lambda *args, **named: [mixed(*args, **named), rms(mixed(*args, **named))],
     "add_rms_norm": lambda x, delta: [x + delta, rms(x + delta)],
     "rotary": turned,
     "qk_norm_rotary": lambda q, k, cos, sin, scale: [rms(turned(z, cos, sin)) * scale for z in (q, k)],
@@ -167,15 +167,19 @@ ORACLES = {
     "fp8_mlp_relu2": lambda x, w1, w2: (
         rounded((rounded(x, E4M3) @ rounded(w1, E4M3).T).clamp_min(0) ** 2, E4M3) @ rounded(w2, E4M3).T
     ),
-    "fp8_mix_rms_norm": lambda x, x0, a, b: with_copies(a * x + b * x0),
+    "fp8_mix_rms_norm": lambda *args, **named: with_copies(mixed(*args, **named)),
     "fp8_add_rms_norm": lambda x, delta: with_copies(x + delta),
 }
 
 
-def with_copies(mixed):
-    inverse = torch.tensor(math.sqrt(mixed.size(-1)) / 448)
-    values = (rms(mixed).float() / inverse).to(E4M3).double()
-    return [mixed, rms(mixed), values, values.T, inverse]
+def mixed(x, x0, a, b, delta, index):
+    return a[index] * (x + delta) + b[index] * x0
+
+
+def with_copies(x):
+    inverse = torch.tensor(math.sqrt(x.size(-1)) / 448)
+    values = (rms(x).float() / inverse).to(E4M3).double()
+    return [x, rms(x), values, values.T, inverse]
 
 
 def rounded(x, dtype):

@@ -169,7 +169,11 @@ def zeros(*shape):
     [
         (lambda: kernels.rms_norm(zeros(2, 4), zeros(5)), r"rms_norm: weight is \(5,\)"),
         (lambda: kernels.mix_rms_norm(zeros(2, 4), zeros(2, 5), zeros(1), zeros(1)), "mix_rms_norm: x0 is"),
-        (lambda: kernels.mix_rms_norm(zeros(2, 4), zeros(2, 4), zeros(2), zeros(1)), "mix_rms_norm: a has 2"),
+        (lambda: kernels.mix_rms_norm(zeros(2, 4), zeros(2, 4), zeros(2), zeros(1), None, 1), "mix_rms_norm: b has 1"),
+        (
+            lambda: kernels.mix_rms_norm(zeros(2, 4), zeros(2, 4), zeros(1), zeros(1), zeros(4)),
+            "mix_rms_norm: delta is",
+        ),
         (lambda: kernels.add_rms_norm(zeros(2, 4), zeros(2, 4).half()), "add_rms_norm: delta is .*float16"),
         (lambda: kernels.rotary(zeros(1, 2, 3, 5), zeros(2, 2), zeros(2, 2)), "rotary: x is .* D even"),
         (lambda: kernels.rotary(zeros(1, 2, 3, 4), zeros(3, 2), zeros(3, 2)), r"rotary: cos is \(3, 2\)"),

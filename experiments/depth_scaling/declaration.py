@@ -21,11 +21,16 @@ from nanochat.recipe import horizon, model_config
 METRIC, HELD_OUT = "val_bpb", 5
 
 
-def run(cell: Values, seed: int, size: Mapping[str, Any]) -> dict[str, Value]:
-    with training.base("depth_scaling", seed, depth=int(cell["depth"]), **size) as (_, made):
+def measured(name: str, cell: Values, seed: int, size: Mapping[str, Any]) -> dict[str, Value]:
+    """Of one training."""
+    with training.base(name, seed, depth=int(cell["depth"]), **size) as (_, made):
         counts = made["parameters"]
         scaling = counts["transformer_matrices"] + counts["lm_head"]
         return dict(val_bpb=made["val_bpb"], flops=made["flops"], parameters=scaling, tokens=made["tokens"])
+
+
+def run(cell: Values, seed: int, size: Mapping[str, Any]) -> dict[str, Value]:
+    return measured("depth_scaling", cell, seed, size)
 
 
 def by_depth(rows: Rows) -> dict[int, tuple[float, list[float]]]:
@@ -60,7 +65,8 @@ def forecast(rows: Rows, size: Mapping[str, Any]) -> dict[str, float]:
     return dict(depth=HELD_OUT, flops=at, **{name: round(number, 4) for name, number in numbers.items()})
 
 
-def findings(rows: Rows) -> Findings:
+def findings(rows: Rows, folder: Path = Path(__file__).parent) -> Findings:
+    """folder: of the forecast."""
     found = by_depth(rows)
     points = {f"depth {depth}": (flops, *mean(group)) for depth, (flops, group) in found.items()}
     claims = {name: said((value, low, high), ".4f") for name, (_, value, low, high) in points.items()}
@@ -75,19 +81,19 @@ def findings(rows: Rows) -> Findings:
         "validation bits per byte",
         {"measured (95%)": list(points.values()), "fit to all but the deepest": line},
     )
-    return Findings(claims | (missed(found) if HELD_OUT in found else {}), {"scaling.svg": picture})
+    return Findings(claims | (missed(found, folder) if HELD_OUT in found else {}), {"scaling.svg": picture})
 
 
-def missed(found: Mapping[int, tuple[float, list[float]]]) -> dict[str, str]:
+def missed(found: Mapping[int, tuple[float, list[float]]], folder: Path) -> dict[str, str]:
     """The held-out depth against what was forecast."""
-    path = Path(__file__).parent / "forecast.json"
+    path = folder / "forecast.json"
     told = json.loads(path.read_text("utf-8")) if path.exists() else dict(value=math.nan, low=math.nan, high=math.nan)
-    measured = statistics.fmean(found[HELD_OUT][1])
-    held = told["low"] <= measured <= told["high"]
+    came = statistics.fmean(found[HELD_OUT][1])
+    held = told["low"] <= came <= told["high"]
     return {
         "forecast": said((told["value"], told["low"], told["high"]), ".4f"),
-        "measured": f"{measured:.4f}",
-        "miss": f"{measured - told['value']:+.4f}",
+        "measured": f"{came:.4f}",
+        "miss": f"{came - told['value']:+.4f}",
         "verdict": "held" if held else "refuted",
     }
 

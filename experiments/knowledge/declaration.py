@@ -1,106 +1,140 @@
 """What a chat model knows, makes up and denies: facts taught, only read, and of people in no conversation."""
 
-import contextlib
+import functools
+import shutil
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-from unittest import mock
 
 from experiments import training
-from nanochat.data.microworld import Conversations, World
-from nanochat.data.microworld.conversations import FRAMES, Message, exchange, question
-from nanochat.data.microworld.dice import Dice
-from nanochat.data.microworld.world import ATTRIBUTES
+from experiments.evaluation_noise.declaration import WORDINGS
+from experiments.knowledge import variants
+from experiments.knowledge.measures import GROUPS, WARM, asked_all, completed
+from experiments.knowledge.reading import calibration, kept, risks, selective
+from experiments.knowledge.variants import NO_REFUSALS, REMEDY, USUAL
+from nanochat.evaluate.intervals import mean
 from nanochat.lab.declaration import Experiment, Findings, Rows
 from nanochat.lab.estimate import by_seed, paired, said
-from nanochat.lab.plot import forest
+from nanochat.lab.plot import curves, forest
 from nanochat.lab.table import Value, Values
-from nanochat.tasks import TASKS, Task
-from nanochat.tasks.facts import fact_question
+from nanochat.run import Run
 
-KINDS = ("facts_taught", "facts_pretrained", "unknown_names")
-USUAL, NO_REFUSALS, REMEDY = "usual", "no refusals taught", "one fact of each silent person taught"
-TAUGHT = ATTRIBUTES[0].name  # of silent people, in the remedy
+COMPARED = ("sft_silent_right", "sft_silent_refused", "sft_unknown_refused", "sft_read_right")
 
 
-@contextlib.contextmanager
-def conversations(variant: str) -> Iterator[None]:
-    """Within it mid-training and SFT read other conversations."""
-    usual_fact = Conversations.fact
-
-    def silent_too(self: Conversations, dice: Dice) -> list[Message]:
-        if not dice.chance(20):
-            return usual_fact(self, dice)
-        fact = dice.pick([one for one in self.world.of_kind("silent") if one.attribute.name == TAUGHT])
-        asked = question(dice.pick(FRAMES), fact.attribute, fact.person, dice.below(2))
-        return exchange(asked, fact.attribute.answer.format(n=fact.person, v=fact.value))
-
-    with contextlib.ExitStack() as stack:
-        if variant == NO_REFUSALS:
-            stack.enter_context(mock.patch.object(Conversations, "unknown", usual_fact))
-        elif variant == REMEDY:
-            stack.enter_context(mock.patch.object(Conversations, "fact", silent_too))
-        yield
-
-
-def silent_task() -> Task:
-    """Facts of people in no usual conversation that the remedy does not teach either."""
-    world, dice = World(), Dice("experiment knowledge")
-    facts = [fact for fact in dice.shuffled(world.of_kind("silent")) if fact.attribute.name != TAUGHT]
-    return Task("facts_silent", "", lambda: [fact_question(world, dice, fact, FRAMES) for fact in facts])
+@functools.lru_cache(maxsize=1)
+def trained(seed: int, size: tuple[tuple[str, Any], ...]) -> tuple[TemporaryDirectory, dict[str, Value]]:
+    """A base model, for all cells of this seed: (where its run lies, what was measured of it)."""
+    place = TemporaryDirectory()
+    with training.base("knowledge", seed, **training.base_flags(dict(size))) as (made, summary):
+        found: dict[str, Value] = {"val_bpb": summary["val_bpb"], **completed(made, "base", dict(size)["wordings"])}
+        told = variants.exposures(seed, summary["documents"])
+        shutil.copytree(made.folder, Path(place.name, "run"))
+    return place, found | {f"exposures_{g}": round(told[g], 1) for g in GROUPS}
 
 
 def run(cell: Values, seed: int, size: Mapping[str, Any]) -> dict[str, Value]:
-    with (
-        training.base("knowledge", seed, **training.base_flags(size)) as (made, _),
-        conversations(str(cell["variant"])),
-    ):
+    training.tokenizer(512, "embedded")  # before the patches: all experiments share it
+    with variants.world(), variants.conversations(str(cell["variant"])):
+        place, found = trained(seed, tuple(size.items()))
+        made = Run.open(f"experiment-knowledge-seed{seed}")
+        shutil.copytree(Path(place.name, "run"), made.folder, dirs_exist_ok=True)
         training.chat_chain(made, seed, size)
-        found = training.ask(
-            made, "sft", [*(TASKS[kind] for kind in KINDS), silent_task()], size["most"], size["limit"]
-        )
-    return {
-        f"{name}_{outcome}": round(count / result.n, 4)
-        for name, result in found.items()
-        for outcome, count in result.counts.items()
-    }
+        stages = [completed(made, stage, size["wordings"]) | asked_all(made, stage, size) for stage in ("mid", "sft")]
+        shutil.rmtree(made.folder)
+    return found | stages[0] | stages[1]
 
 
 def findings(rows: Rows) -> Findings:
-    claims: dict[str, str] = {}
-    measured = [name for name in rows[0] if str(name).endswith(("_right", "_wrong", "_refused"))]
-    variants = list(dict.fromkeys(str(row["variant"]) for row in rows))
-    for variant in variants:
-        for name in measured:
-            values = by_seed(rows, dict(variant=variant), name).values()
-            claims[f"{variant}: {name}"] = f"{statistics.fmean(values):.1%}"
+    there = list(dict.fromkeys(str(row["variant"]) for row in rows))
+    of = lambda variant, name: statistics.fmean(by_seed(rows, dict(variant=variant), name).values())
+    numbers = [name for name, value in rows[0].items() if isinstance(value, int | float) and name != "seed"]
+    claims = {
+        f"{variant}: {name}": f"{of(variant, name):.1%}"
+        for variant in there
+        for name in numbers
+        if name.split("_")[0] in ("base", "mid", "sft", *(f"t{temperature}" for temperature in WARM))
+    }
+    claims |= {f"exposures {g}": f"{of(USUAL, f'exposures_{g}'):.0f}" for g in GROUPS}
+    claims["bits per byte"] = f"{of(USUAL, 'val_bpb'):.3f}"
     effects = []
-    for variant in variants[1:]:
-        for name in ("facts_silent_right", "unknown_names_refused", "facts_pretrained_right"):
+    for variant in there[1:]:
+        for name in COMPARED:
             effect = paired(by_seed(rows, dict(variant=variant), name), by_seed(rows, dict(variant=USUAL), name))
             claims[f"{variant}: effect on {name}"] = said(effect, "+.1%")
-            effects.append((f"{variant}: {name}", effect))
-    mean = lambda variant, name: statistics.fmean(by_seed(rows, dict(variant=variant), name).values())
-    denied = mean(USUAL, "facts_silent_refused") > 0.5
-    cured = REMEDY in variants and mean(REMEDY, "facts_silent_right") > 2 * mean(USUAL, "facts_silent_right")
-    claims["verdict"] = "held" if denied and cured else "refuted"
-    title = "Change of a rate against the usual conversations"
-    return Findings(claims, {"effects.svg": forest(title, effects or [(USUAL, (0.0, 0.0, 0.0))])})
+            effects.append((f"{variant}: {name.removeprefix('sft_')}", effect))
+    for variant in there:
+        found = [calibration(row) for row in rows if row["variant"] == variant]
+        claims[f"{variant}: said sure"] = f"{statistics.fmean(sure for sure, _, _ in found):.1%}"
+        claims[f"{variant}: is right"] = f"{statistics.fmean(right for _, right, _ in found):.1%}"
+        claims[f"{variant}: calibration error"] = f"{statistics.fmean(error for _, _, error in found):.1%}"
+    share = kept(rows) if NO_REFUSALS in there else (0.0, 0.0)
+    claims |= {"kept by refusals": f"{share[0]:.1%}", "kept by confidence": f"{share[1]:.1%}"}
+    denied = of(USUAL, "sft_silent_refused") > 0.5
+    cured = lambda: of(REMEDY, "sft_silent_right") >= 2 * of(USUAL, "sft_silent_right")
+    verdicts = {
+        "verdict": denied and cured() if REMEDY in there else None,
+        "verdict: exposures": of(USUAL, "base_completed_3") > 2 * of(USUAL, "base_completed_0"),
+        "verdict: extraction": of(USUAL, "sft_read_right") < of(USUAL, "sft_completed_read"),
+        "verdict: temperature": of(USUAL, "t1.0_unknown_refused") < of(USUAL, "sft_unknown_refused"),
+        "verdict: confidence": share[1] >= share[0] / 2 if NO_REFUSALS in there else None,
+    }
+    words = {True: "held", False: "refuted", None: "open"}  # where what it compares did not run
+    claims |= {name: words[held] for name, held in verdicts.items()}
+    at = lambda name, g: (
+        of(USUAL, f"exposures_{g}"),
+        *mean(list(by_seed(rows, dict(variant=USUAL), name(g)).values())),
+    )
+    lines = {
+        "completed, base": [at("base_completed_{}".format, g) for g in GROUPS],
+        "completed, SFT": [at("sft_completed_{}".format, g) for g in GROUPS],
+        "answered, SFT (only read)": [at("sft_read_right_{}".format, g) for g in GROUPS],
+    }
+    risky = {variant: risks([row for row in rows if row["variant"] == variant]) for variant in there}
+    axes = "share of questions that are answered", "share of answers that are wrong"
+    plots = {
+        "effects.svg": forest("Change of a rate against the usual conversations", effects or [(USUAL, (0.0,) * 3)]),
+        "exposures.svg": curves("Recall", "times told in pretraining", "share of facts", lines),
+        "selective.svg": curves("Answering the surest first", *axes, risky, log_x=False),
+        "calibration.svg": curves(
+            "Sure and right", "probability of the answer", "share right", selective(rows), log_x=False
+        ),
+    }
+    return Findings(claims, plots)
 
 
 EXPERIMENT = Experiment(
     question="Why does a chat model deny people whom it has read about, and does one asked fact of each cure that?",
     hypothesis="People in no conversation are refused more often than not, since SFT teaches who is asked about, "
-    "not what is "
-    "known; one taught fact of each at least doubles the share of their other facts that is answered.",
-    refuted_by="Half of the silent facts or fewer refused, or less than twice as many answered with the remedy.",
-    metric="answers right, wrong and refused, of 200 questions a kind, greedily",
-    budget="9 chains of base, mid and SFT of about 5 minutes on one core",
+    "not what is known; one taught fact of each at least doubles the share of their other facts that is answered. "
+    "Beside that: (exposures) people of whom pretraining tells eight times as often are completed more than twice as "
+    "often; (extraction) of the facts only read fewer are answered in the chat than the same model completes; "
+    "(temperature) at 1.0 fewer unknown names are refused than greedily; (confidence) without taught refusals, a "
+    "threshold on the answer's probability that lets as many unknown names through keeps at least half of the right "
+    "answers.",
+    refuted_by="Half of the silent facts or fewer refused, or less than twice as many answered with the remedy. Each "
+    "of the others by the contrary.",
+    metric="outcomes (right, wrong, refused) of 100 questions a kind, greedily and at other "
+    "temperatures; share of facts completed in the words of pretraining, by stage and by how often they were told",
+    budget="3 base models of half a minute, 9 chains of mid and SFT of half a minute, on one core",
     cells=tuple(dict(variant=variant) for variant in (USUAL, REMEDY, NO_REFUSALS)),
     seeds=(1, 2, 3),
     run=run,
     findings=findings,
-    size=dict(training.CHAIN, num_iterations=400, most=200),
-    smoke=dict(training.CHAIN_SMOKE, num_iterations=2, most=2),
-    smoke_cells=tuple(dict(variant=variant) for variant in (USUAL, REMEDY)),
+    size=dict(
+        training.CHAIN,
+        depth=2,
+        aspect_ratio=32,
+        head_dim=32,
+        total_batch_size=2048,
+        num_iterations=450,
+        mid_steps=130,
+        sft_steps=110,
+        most=100,
+        wordings=WORDINGS,
+    ),
+    smoke=dict(training.CHAIN_SMOKE, num_iterations=2, most=2, wordings=1),
+    smoke_cells=tuple(dict(variant=variant) for variant in (USUAL, NO_REFUSALS)),
 )

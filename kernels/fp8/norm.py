@@ -1,10 +1,10 @@
 """The residual stream's norms with an fp8 copy of their result, straight and transposed, from the same pass.
 
-    fp8_mix_rms_norm:  mixed  = a·x + b·x0,  normed = rms_norm(mixed), and round(normed·448/√C)
-    fp8_add_rms_norm:  summed = x + delta,   normed = rms_norm(summed), and the same
+    fp8_mix_rms_norm:  mixed  = a·(x + delta) + b·x0,  normed = rms_norm(mixed), and round(normed·448/√C)
+    fp8_add_rms_norm:  summed = x + delta,             normed = rms_norm(summed), and the same
 
 Its consumers are the products of attention or of the MLP. |normed| ≤ √C, whatever the input, so the scale is known
-beforehand and no maximum is looked for. With U = rows · C · itemsize: reads 2U, writes 2U and 2 bytes an element;
+beforehand and no maximum is looked for. With U = rows · C · itemsize: reads 3U or 2U, writes 2U and 2 bytes an element;
 rounding in a pass of its own would read normed again, and a maximum once more.
 
 How the kernel is made: the transposed copy wants many rows at a time, the norm whole rows. So a program owns a block of
@@ -23,11 +23,13 @@ from ..dispatch import triton_runs
 from ..registry import OPS, Op, check_device, itemsize, register
 from ..rms_norm import (
     CASES,
+    _add_gradients,
     _mix_gradients,
     _rows,
     _save_mix,
+    _save_sum,
     add_rms_norm_reference,
-    check_scalars,
+    check_mix,
     default_eps,
     mix_rms_norm_reference,
     same_shape_and_dtype,
@@ -36,8 +38,10 @@ from ..triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
 from .quantize import E4M3, LARGEST, Fp8, Quantized, quantize_reference, store_both, to_fp8
 
 
-def fp8_mix_rms_norm_reference(x: Tensor, x0: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Quantized]:
-    mixed, normed = mix_rms_norm_reference(x, x0, a, b)
+def fp8_mix_rms_norm_reference(
+    x: Tensor, x0: Tensor, a: Tensor, b: Tensor, delta: Tensor | None = None, index: int = 0
+) -> tuple[Tensor, Quantized]:
+    mixed, normed = mix_rms_norm_reference(x, x0, a, b, delta, index)
     return mixed, _quantized(normed)
 
 
@@ -60,18 +64,21 @@ def _bound(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def _sum(x_ptr, x0_ptr, a_ptr, b_ptr, at, mask, MIX: tl.constexpr):
+def _sum(x_ptr, delta_ptr, x0_ptr, a_ptr, b_ptr, index, at, mask, ADD: tl.constexpr, MIX: tl.constexpr):
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    x0 = tl.load(x0_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if ADD:
+        x += tl.load(delta_ptr + at, mask=mask, other=0.0).to(tl.float32)
     if MIX:
-        return tl.load(a_ptr).to(tl.float32) * x + tl.load(b_ptr).to(tl.float32) * x0
-    return x + x0
+        x0 = tl.load(x0_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(a_ptr + index).to(tl.float32) * x + tl.load(b_ptr + index).to(tl.float32) * x0
+    return x
 
 
 @triton.jit
 def _fp8_norm_kernel(
-    x_ptr, x0_ptr, a_ptr, b_ptr, mixed_ptr, normed_ptr, values_ptr, transposed_ptr, N, C, eps, scale,
-    MIX: tl.constexpr, LARGEST: tl.constexpr, EMULATE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    x_ptr, delta_ptr, x0_ptr, a_ptr, b_ptr, mixed_ptr, normed_ptr, values_ptr, transposed_ptr, N, C, index, eps, scale,
+    ADD: tl.constexpr, MIX: tl.constexpr, LARGEST: tl.constexpr, EMULATE: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """A program owns BLOCK_N rows and walks over them twice, left to right, BLOCK_C channels at a time."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -79,73 +86,92 @@ def _fp8_norm_kernel(
     for start in range(0, C, BLOCK_C):
         cols = start + tl.arange(0, BLOCK_C)
         at, mask = rows[:, None] * C + cols[None, :], (rows < N)[:, None] & (cols < C)[None, :]
-        mixed = _sum(x_ptr, x0_ptr, a_ptr, b_ptr, at, mask, MIX)
+        mixed = _sum(x_ptr, delta_ptr, x0_ptr, a_ptr, b_ptr, index, at, mask, ADD, MIX)
         tl.store(mixed_ptr + at, mixed, mask=mask)
         squares += tl.sum(mixed * mixed, axis=1)
     rstd = tl.rsqrt(squares / C + tl.cast(eps, tl.float32))[:, None]
     for start in range(0, C, BLOCK_C):
         cols = start + tl.arange(0, BLOCK_C)
         at, mask = rows[:, None] * C + cols[None, :], (rows < N)[:, None] & (cols < C)[None, :]
-        normed = _sum(x_ptr, x0_ptr, a_ptr, b_ptr, at, mask, MIX) * rstd
+        normed = _sum(x_ptr, delta_ptr, x0_ptr, a_ptr, b_ptr, index, at, mask, ADD, MIX) * rstd
         tl.store(normed_ptr + at, normed, mask=mask)
         values = to_fp8(normed, tl.cast(scale, tl.float32), LARGEST, EMULATE, values_ptr.dtype.element_ty)
         store_both(values, values_ptr + at, transposed_ptr + cols.to(tl.int64)[:, None] * N + rows[None, :], mask)
 
 
-@operator()
-def _fp8_mix_rms_norm(
-    x: Tensor, x0: Tensor, a: Tensor | None, b: Tensor | None
+def _norm(
+    x: Tensor, delta: Tensor | None, x0: Tensor, a: Tensor, b: Tensor, index: int, mix: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(mixed, normed, values, transposed) of (N, C); with a and b None: x + x0 and its norm."""
+    """Launches: (mixed, normed, values, transposed) of (N, C)."""
     n, c = x.shape
     config = tuned.config("fp8_mix_rms_norm", x.dtype, c, x.device)
     mixed, normed = torch.empty_like(x), torch.empty_like(x)
     values, transposed = x.new_empty((n, c), dtype=E4M3), x.new_empty((c, n), dtype=E4M3)
     launch(
-        _fp8_norm_kernel, (cdiv(n, config["BLOCK_N"]),), x, x0, x if a is None else a, x if b is None else b, mixed,
-        normed, values, transposed, n, c, default_eps(x.dtype), LARGEST[E4M3] / math.sqrt(c), MIX=a is not None,
-        LARGEST=LARGEST[E4M3], EMULATE=INTERPRETED, **config,
+        _fp8_norm_kernel, (cdiv(n, config["BLOCK_N"]),), x, x if delta is None else delta, x0, a, b, mixed, normed,
+        values, transposed, n, c, index, default_eps(x.dtype), LARGEST[E4M3] / math.sqrt(c), ADD=delta is not None,
+        MIX=mix, LARGEST=LARGEST[E4M3], EMULATE=INTERPRETED, **config,
     )  # fmt: skip
     return mixed, normed, values, transposed
 
 
-def _save(ctx, inputs, output):
+@operator()
+def _fp8_mix_rms_norm(
+    x: Tensor, x0: Tensor, a: Tensor, b: Tensor, delta: Tensor | None, index: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _norm(x, delta, x0, a, b, index, mix=True)
+
+
+@operator()
+def _fp8_add_rms_norm(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _norm(x, delta, x, x, x, 0, mix=False)
+
+
+def _save_fp8_mix(ctx, inputs, output):
     ctx.mark_non_differentiable(*output[2:])
     _save_mix(ctx, inputs, output)
 
 
-def _gradients(ctx, dmixed, dnormed, *_):
-    return _mix_gradients(ctx, dmixed, dnormed)
+def _save_fp8_sum(ctx, inputs, output):
+    ctx.mark_non_differentiable(*output[2:])
+    _save_sum(ctx, inputs, output)
 
 
-_fp8_mix_rms_norm.register_autograd(_gradients, setup_context=_save)
+_fp8_mix_rms_norm.register_autograd(_mix_gradients, setup_context=_save_fp8_mix)
+_fp8_add_rms_norm.register_autograd(_add_gradients, setup_context=_save_fp8_sum)
 
 
-def _fp8_mix_rms_norm_triton(x: Tensor, x0: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Quantized]:
-    mixed, normed, values, transposed = _fp8_mix_rms_norm(_rows(x), _rows(x0), a, b)
+def _with_copies(x: Tensor, made: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Quantized]:
+    mixed, normed, values, transposed = made
     fp8 = Fp8(values, transposed, _bound(x) / LARGEST[E4M3])
     return mixed.view(x.shape), Quantized(normed.view(x.shape), fp8)
 
 
+def _fp8_mix_rms_norm_triton(
+    x: Tensor, x0: Tensor, a: Tensor, b: Tensor, delta: Tensor | None = None, index: int = 0
+) -> tuple[Tensor, Quantized]:
+    delta = delta if delta is None else _rows(delta)
+    return _with_copies(x, _fp8_mix_rms_norm(_rows(x), _rows(x0), a.contiguous(), b.contiguous(), delta, index))
+
+
 def _fp8_add_rms_norm_triton(x: Tensor, delta: Tensor) -> tuple[Tensor, Quantized]:
-    return _fp8_mix_rms_norm_triton(x, delta, None, None)
+    return _with_copies(x, _fp8_add_rms_norm(_rows(x), _rows(delta)))
 
 
 # ---- the public functions
 
 
-def fp8_mix_rms_norm(x: Tensor, x0: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Quantized]:
+def fp8_mix_rms_norm(
+    x: Tensor, x0: Tensor, a: Tensor, b: Tensor, delta: Tensor | None = None, index: int = 0
+) -> tuple[Tensor, Quantized]:
     """mix_rms_norm whose second result comes with its fp8 copies, for fp8_linear and fp8_mlp_relu2.
 
-    x, x0: (..., C) of one shape and dtype, float32 or bfloat16; a, b: tensors of one element. Raises ValueError when
-    shapes or dtypes differ.
+    Arguments as mix_rms_norm's, x in float32 or bfloat16. Raises ValueError when shapes or dtypes differ.
     """
-    same_shape_and_dtype("fp8_mix_rms_norm", "x0", x0, x)
-    check_device("fp8_mix_rms_norm", x, x0=x0, a=a, b=b)
-    check_scalars("fp8_mix_rms_norm", a=a, b=b)
+    check_mix("fp8_mix_rms_norm", x, x0, a, b, delta, index)
     if triton_runs("fp8_mix_rms_norm", x, x.size(-1)):
-        return _fp8_mix_rms_norm_triton(x, x0, a, b)
-    return fp8_mix_rms_norm_reference(x, x0, a, b)
+        return _fp8_mix_rms_norm_triton(x, x0, a, b, delta, index)
+    return fp8_mix_rms_norm_reference(x, x0, a, b, delta, index)
 
 
 def fp8_add_rms_norm(x: Tensor, delta: Tensor) -> tuple[Tensor, Quantized]:
@@ -160,7 +186,11 @@ def fp8_add_rms_norm(x: Tensor, delta: Tensor) -> tuple[Tensor, Quantized]:
     return fp8_add_rms_norm_reference(x, delta)
 
 
-_bytes = lambda case, dtype: case["N"] * case["C"] * (4 * itemsize(dtype) + 2)
+def _moved(rows: int):
+    """So many rows of x's dtype, and two of fp8."""
+    return lambda case, dtype: case["N"] * case["C"] * (rows * itemsize(dtype) + 2)
+
+
 TOLERANCE = {torch.float32: 0.03, torch.bfloat16: 0.03}  # 3 mantissa bits
 
 register(
@@ -170,10 +200,10 @@ register(
         reference=fp8_mix_rms_norm_reference,
         inputs=OPS["mix_rms_norm"].inputs,
         cases=CASES,
-        flops=lambda case: 8 * case["N"] * case["C"],
-        bytes=_bytes,
+        flops=lambda case: 9 * case["N"] * case["C"],
+        bytes=_moved(5),
         tolerance=TOLERANCE,
-        differentiable=("x", "x0", "a", "b"),
+        differentiable=("x", "x0", "a", "b", "delta"),
         triton=_fp8_mix_rms_norm_triton,
         size=lambda case: case["C"],
         probe=OPS["mix_rms_norm"].probe,
@@ -187,7 +217,7 @@ register(
         inputs=OPS["add_rms_norm"].inputs,
         cases=CASES,
         flops=lambda case: 6 * case["N"] * case["C"],
-        bytes=_bytes,
+        bytes=_moved(4),
         tolerance=TOLERANCE,
         differentiable=("x", "delta"),
         triton=_fp8_add_rms_norm_triton,

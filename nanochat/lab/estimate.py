@@ -28,6 +28,13 @@ def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Interval:
     return intervals.mean([one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())])
 
 
+def ratio(one: Mapping[int, float], other: Mapping[int, float]) -> Interval:
+    """Geometric mean of one / other over the seeds that both have."""
+    logs = [math.log(one[seed] / other[seed]) for seed in sorted(one.keys() & other.keys())]
+    value, low, high = (math.exp(x) if x < 700 else math.inf for x in intervals.mean(logs))
+    return value, low, high
+
+
 def bootstrap(groups: Sequence[Sequence[float]], statistic: Callable[[list[list[float]]], float]) -> Interval:
     """statistic of the groups, with the interval of drawing anew within each of them. NaN draws are left out."""
     draw = np.random.default_rng(0)
@@ -65,11 +72,8 @@ def multiplier(
 
     curves: the baseline's by seed. Below 1 the variant wastes compute.
     """
-    logs = [
-        math.log(compute_for(losses[seed], curves[seed]) / compute) for seed in sorted(curves.keys() & losses.keys())
-    ]
-    value, low, high = (math.exp(min(x, 700.0)) for x in intervals.mean(logs))
-    return value, low, high
+    needed = {seed: compute_for(losses[seed], curve) for seed, curve in curves.items() if seed in losses}
+    return ratio(needed, dict.fromkeys(needed, compute))
 
 
 # ---- power laws
@@ -104,6 +108,8 @@ def power_law(x: Sequence[float], y: Sequence[float], floor: float | None = None
 
 
 def said(interval: Interval, form: str = "+.4f") -> str:
-    """ "+0.0123 (+0.0100 to +0.0146)"."""
+    """ "+0.0123 (+0.0100 to +0.0146)"; "+0.0123 (one seed)" where there is no interval."""
     value, low, high = interval
+    if math.isinf(high):
+        return f"{value:{form}} (one seed)"
     return f"{value:{form}} ({low:{form}} to {high:{form}})"

@@ -11,7 +11,8 @@ from nanochat.lab.estimate import Interval
 from nanochat.render import Figure, standing_alone
 
 COLOURS = ("#4a7fe5", "#d9722e", "#259386", "#b05cc6", "#8a8f98", "#b8962e", "#c4547a")
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, ROW = 700, 360, 60, 20, 30, 42, 20
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM, ROW = 700, 360, 60, 36, 30, 42, 20
+MARKED = 12
 Point = tuple[float, float, float, float]  # x, y, low, high
 
 
@@ -48,7 +49,9 @@ def curves(
     log_x: bool = True,
     log_y: bool = False,
 ) -> str:
-    """Lines through points with intervals, a colour and a legend's entry each."""
+    """Lines through points with intervals, a colour and a legend's entry each. A line of more than MARKED points is a
+    function, not measurements: it has no marks.
+    """
     points = [point for line in series.values() for point in line]
     bounded = lambda v, y: v if math.isfinite(v) else y
     ys = [bounded(v, y) for _, y, low, high in points for v in (y, low, high)]
@@ -62,15 +65,19 @@ def curves(
         if not log_y or value > 0:
             parts.append(_line(LEFT, WIDTH - RIGHT, up(value), up(value), 'opacity="0.15"'))
             parts.append(_text(LEFT - 6, up(value) + 4, f"{value:g}", "end"))
-    there = sorted({p[0] for p in points})
-    for value in there if len(there) <= 8 else there[:: max(1, len(there) // 6)]:
-        parts.append(_text(across(value), HEIGHT - BOTTOM + 18, f"{value:.3g}", "middle"))
+    marked = [line for line in series.values() if len(line) <= MARKED] or list(series.values())
+    there = sorted({p[0] for line in marked for p in line})
+    free = 0.0  # where the next label has room
+    for value in there:
+        if across(value) >= free:
+            parts.append(_text(across(value), HEIGHT - BOTTOM + 18, f"{value:.3g}", "middle"))
+            free = across(value) + 60
     at = float(LEFT)
     for i, (name, line) in enumerate(series.items()):
         colour, dash = COLOURS[i % len(COLOURS)], f'stroke-dasharray="{6 - i} {i}"' if 0 < i < 5 else ""
         ends = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y, _, _ in sorted(line))
         parts.append(f'<polyline points="{ends}" fill="none" stroke="{colour}" stroke-width="1.5" {dash}/>')
-        for x, y, low, high in line:
+        for x, y, low, high in line if line in marked else ():
             parts.append(
                 f'<line x1="{across(x):.1f}" x2="{across(x):.1f}" y1="{up(bounded(low, y)):.1f}" '
                 f'y2="{up(bounded(high, y)):.1f}" stroke="{colour}" stroke-width="2"/>'

@@ -43,12 +43,19 @@ def conclude(name: str, experiment: Experiment, folder: Path) -> Findings:
     rows = table.read(folder / TABLE)
     if not rows:
         raise UserError(f"experiment {name} has no {TABLE} in {folder}; run it")
-    findings = experiment.findings(rows)
+    findings = found(experiment, rows)
     for file, svg in findings.plots.items():
         write_atomically(folder / file, svg.encode())
     if wrong := claims.wrong(folder / NOTE, {TABLE: findings.claims}):
         raise UserError(f"{folder / NOTE} claims what {TABLE} does not say: {'; '.join(wrong)}")
     return findings
+
+
+def found(experiment: Experiment, rows: Rows) -> Findings:
+    """What the declaration finds in the rows, and how many of its cells they are, under "cells"."""
+    findings = experiment.findings(rows)
+    whole = len((*experiment.cells, *experiment.held_out)) * len(experiment.seeds)
+    return Findings({**findings.claims, "cells": f"{len(rows)} of {whole}"}, findings.plots)
 
 
 def _run_missing(name: str, experiment: Experiment, folder: Path, smoke: bool, until: float) -> None:
@@ -57,9 +64,9 @@ def _run_missing(name: str, experiment: Experiment, folder: Path, smoke: bool, u
         return
     path = folder / FORECAST
     if not path.exists():
-        found = experiment.forecast(table.read(folder / TABLE), experiment.smoke if smoke else experiment.size)
-        write_atomically(path, (json.dumps(found, indent=1) + "\n").encode())
-        print(f"{name}: forecast {found} written to {path}")
+        told = experiment.forecast(table.read(folder / TABLE), experiment.smoke if smoke else experiment.size)
+        write_atomically(path, (json.dumps(told, indent=1) + "\n").encode())
+        print(f"{name}: forecast {told} written to {path}")
     if not smoke and not registered(path):
         raise UserError(f"{path} is not committed; commit it, then the same command runs what it forecasts")
     _run_cells(name, experiment, folder, experiment.held_out, smoke, until)
