@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from . import tuned
 from .dispatch import mode, triton_runs
 from .registry import Case, Op, check_device, itemsize, randn, register
-from .triton_utils import cdiv, launch, operator, power_of_two, tl, triton
+from .triton_utils import capturing, cdiv, launch, operator, power_of_two, tl, triton
 
 Scalar = float | Tensor
 
@@ -245,7 +245,7 @@ def _tile(op: str, x: Tensor) -> dict[str, int]:
 def _adamw(
     param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: Sequence[Tensor], skip: Tensor
 ) -> None:
-    if isinstance(param, FakeTensor):
+    if isinstance(param, FakeTensor) and not capturing():
         return
     beta1, rest1, beta2, rest2, rate, unbias, eps, keep = _values(factors)
     config = tuned.config("adamw_", param.dtype, param.numel(), param.device)
@@ -259,7 +259,7 @@ def _adamw(
 # not aligned, and reads it 2 bytes at a time.
 @operator(mutates=("momentum_buffer", "out"))
 def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, out: Tensor, momentum: Tensor, skip: Tensor) -> None:
-    if isinstance(grad, FakeTensor):
+    if isinstance(grad, FakeTensor) and not capturing():
         return
     k, m, n = grad.shape
     squares = grad.new_empty((k, m, 1), dtype=torch.float32)
@@ -278,7 +278,7 @@ def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, out: Tensor, momentum:
 def _muon_update(
     param: Tensor, update: Tensor, second_moment: Tensor, lr: Tensor, weight_decay: Tensor, beta2: float, skip: Tensor
 ) -> None:
-    if isinstance(param, FakeTensor):
+    if isinstance(param, FakeTensor) and not capturing():
         return
     rate, decay = _values([lr, weight_decay])
     k, m, n = param.shape
