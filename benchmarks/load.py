@@ -39,6 +39,7 @@ from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 ROOT = Path(__file__).parent.parent
 HEALTH_EVERY = 0.05  # seconds
 BODY_LIMIT = 2 << 20  # bytes; the server's own
+# As large as a small speedrun's.
 BATCH_MODEL = dict(sequence_len=512, vocab_size=32768, n_layer=6, n_head=6, n_kv_head=6, n_embd=384)
 BATCH_ROUNDS = 3
 
@@ -282,15 +283,15 @@ async def soak(server: Server, flags: Flags) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def random_run(base_dir: Path) -> str:
-    """A run of untrained weights, as large as a small speedrun's; the vocabulary's merges are pairs of bytes."""
+def random_run(base_dir: Path, sizes: dict[str, int]) -> str:
+    """A run of untrained weights of a GPTConfig of these sizes; the vocabulary's merges are pairs of bytes."""
     made = Run("random", base_dir / "runs" / "random")
     single = [bytes([i]) for i in range(256)]
     pairs = (first + second for first in single for second in single)
-    tokenizer = Tokenizer([*single, *islice(pairs, BATCH_MODEL["vocab_size"] - len(SPECIAL_TOKENS) - 256)])
+    tokenizer = Tokenizer([*single, *islice(pairs, sizes["vocab_size"] - len(SPECIAL_TOKENS) - 256)])
     tokenizer.save(made.stage("tokenizer"))
     torch.manual_seed(0)
-    model = GPT(GPTConfig(**BATCH_MODEL))
+    model = GPT(GPTConfig(**sizes))
     model.init_weights()
     torch.nn.init.normal_(model.lm_head.weight, std=0.02)  # it begins with zeros: every draw would be a tie
     meta = dict(stage="base", step=0, finished=True, tokenizer=tokenizer.fingerprint)
@@ -303,7 +304,7 @@ async def batch(flags: Flags) -> dict[str, Any]:
     rates: dict[int, list[float]] = {1: [], flags.batch: []}
     asked = 0
     with TemporaryDirectory() as folder:
-        server = Server(random_run(Path(folder)), NANOCHAT_BASE_DIR=folder)
+        server = Server(random_run(Path(folder), BATCH_MODEL), NANOCHAT_BASE_DIR=folder)
         try:
             await server.ready()
             for _ in range(BATCH_ROUNDS):

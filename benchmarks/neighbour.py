@@ -1,10 +1,11 @@
-"""What is left of our speed on a CPU beside one other program: training, evaluation and decoding, idle and beside it.
+"""What is left of our speed on a CPU beside one other program, of training, evaluation, decoding and the server.
 
     python -m benchmarks.neighbour            # by each way in which OpenMP's threads can wait for each other
     python -m benchmarks.neighbour --ways ours
 
 Each way has a process of its own; all are measured in turns, idle and beside the busy loop. `ours` is what scripts set
-(nanochat/threads.py), `libraries` what torch's OpenMP does by itself.
+(nanochat/threads.py), `libraries` what torch's OpenMP does by itself. With libiomp5.so or libomp.so in LD_PRELOAD those
+are measured; their variables are among the same.
 """
 
 import json
@@ -35,6 +36,9 @@ WAYS = {
     "libraries": {},
     "passive": {"OMP_WAIT_POLICY": "passive"},
 }
+WORKERS = dict(
+    train="train_worker.py", evaluate="train_worker.py", decode="decode_worker.py", server="server_worker.py"
+)
 BUSY = [sys.executable, "-c", "while True: pass"]
 STEPS = 4  # of training or evaluation, of a measurement
 PROMPT = 16  # tokens; what is decoded fills the context
@@ -43,13 +47,13 @@ WARM = 2  # measurements before the first that counts
 
 @dataclass
 class Flags:
-    what: str = flag("train,evaluate,decode", "which of them, comma-separated")
+    what: str = flag(",".join(WORKERS), "which of them, comma-separated")
     ways: str = flag("ours,libraries", f"how threads wait, comma-separated: {', '.join(WAYS)}")
     depth: int = number(6, 1, 1000, "layers of the model")
     width: int = number(384, 1, 1 << 16, "channels; heads are of 128")
     vocab_size: int = number(4096, 1, 1 << 24, "words of the vocabulary")
     sequence_len: int = number(256, 64, 1 << 20, "tokens of context")
-    batch: int = number(8, 1, 1 << 16, "rows of a training step, and sequences decoded at a time")
+    batch: int = number(8, 1, 1 << 16, "rows of a training step, sequences decoded and streams read at a time")
     rounds: int = number(5, 1, 10_000, "measurements of each, in turns")
     compile: bool = flag(True, "torch.compile, as scripts do by default")
 
@@ -67,13 +71,22 @@ def neighbour() -> Iterator[None]:
 
 def worker(what: str, way: str, settings: dict[str, Any]) -> subprocess.Popen:
     others = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
-    program = HERE / ("decode_worker.py" if what == "decode" else "train_worker.py")
-    return start(str(HERE.parent), {**settings, "evaluate": what == "evaluate"}, program, {**others, **WAYS[way]})
+    environment = {**others, **WAYS[way]}
+    return start(str(HERE.parent), {**settings, "evaluate": what == "evaluate"}, HERE / WORKERS[what], environment)
+
+
+def end(process: subprocess.Popen) -> None:
+    """By the end of its input, so that it ends what it has started; or at once, where it does not."""
+    try:
+        process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def rates(flags: Flags, what: str, ways: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
     """A row a way: medians of tokens per second, idle and beside, and the second's share of the first."""
-    order = flags.batch if what == "decode" else STEPS
+    order = flags.batch if what in ("decode", "server") else STEPS
     rows = [dict(what=what, way=way, idle=[], beside=[]) for way in ways]
     processes = [worker(what, way, settings) for way in ways]
     try:
@@ -88,8 +101,7 @@ def rates(flags: Flags, what: str, ways: list[str], settings: dict[str, Any]) ->
                     row["beside"].append(measure(process, order)["tok_per_s"])
     finally:
         for process in processes:
-            process.kill()
-            process.wait()
+            end(process)
     for row in rows:
         row["idle"], row["beside"] = statistics.median(row["idle"]), statistics.median(row["beside"])
         row["share"] = row["beside"] / row["idle"]
@@ -99,10 +111,9 @@ def rates(flags: Flags, what: str, ways: list[str], settings: dict[str, Any]) ->
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
     asked, ways = flags.what.split(","), flags.ways.split(",")
-    if unknown := {*asked} - {"train", "evaluate", "decode"} | {*ways} - {*WAYS}:
-        raise UserError(
-            f"there is no {', '.join(sorted(unknown))}; --what has train, evaluate and decode, --ways {', '.join(WAYS)}"
-        )
+    if unknown := {*asked} - {*WORKERS} | {*ways} - {*WAYS}:
+        said = f"--what has {', '.join(WORKERS)}, --ways {', '.join(WAYS)}"
+        raise UserError(f"there is no {', '.join(sorted(unknown))}; {said}")
     if flags.width % 128:
         raise UserError(f"--width is {flags.width}, wanted a multiple of 128")
     rows = []

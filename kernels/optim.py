@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from . import tuned
 from .dispatch import mode, triton_runs
 from .registry import Case, Op, check_device, itemsize, randn, register
-from .triton_utils import cdiv, launch, operator, power_of_two, tl, triton
+from .triton_utils import capturing, cdiv, launch, operator, power_of_two, tl, triton
 
 Scalar = float | Tensor
 
@@ -245,7 +245,7 @@ def _tile(op: str, x: Tensor) -> dict[str, int]:
 def _adamw(
     param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: Sequence[Tensor], skip: Tensor
 ) -> None:
-    if isinstance(param, FakeTensor):
+    if isinstance(param, FakeTensor) and not capturing():
         return
     beta1, rest1, beta2, rest2, rate, unbias, eps, keep = _values(factors)
     config = tuned.config("adamw_", param.dtype, param.numel(), param.device)
@@ -255,13 +255,14 @@ def _adamw(
     )  # fmt: skip
 
 
-@operator(mutates=("momentum_buffer",))
-def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, momentum: Tensor, dtype: torch.dtype, skip: Tensor) -> Tensor:
-    out = torch.empty_like(grad, dtype=dtype)
+# `out` is given and not returned: of an operator that takes a CPU's scalar the compiler assumes that what it returns is
+# not aligned, and reads it 2 bytes at a time.
+@operator(mutates=("momentum_buffer", "out"))
+def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, out: Tensor, momentum: Tensor, skip: Tensor) -> None:
+    if isinstance(grad, FakeTensor) and not capturing():
+        return
     k, m, n = grad.shape
     squares = grad.new_empty((k, m, 1), dtype=torch.float32)
-    if isinstance(grad, FakeTensor):
-        return out
     config = _tile("muon_momentum_", grad)
     launch(
         _momentum_kernel, (cdiv(k * m, config["BLOCK_M"]),), grad, momentum_buffer, out, squares, skip, k * m, n,
@@ -271,14 +272,13 @@ def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, momentum: Tensor, dtyp
     factor = whole * m**-0.5 / squares.sqrt().clamp_min(1e-6)
     grid = (cdiv(k * m, config["BLOCK_M"]), cdiv(n, config["BLOCK_N"]))
     launch(_scale_rows_kernel, grid, out, factor, k * m, n, **config)
-    return out
 
 
 @operator(mutates=("param", "second_moment"))
 def _muon_update(
     param: Tensor, update: Tensor, second_moment: Tensor, lr: Tensor, weight_decay: Tensor, beta2: float, skip: Tensor
 ) -> None:
-    if isinstance(param, FakeTensor):
+    if isinstance(param, FakeTensor) and not capturing():
         return
     rate, decay = _values([lr, weight_decay])
     k, m, n = param.shape
@@ -409,7 +409,10 @@ def _adamw_triton(
 def _muon_momentum_triton(
     grad: Tensor, momentum_buffer: Tensor, momentum: Scalar, dtype: torch.dtype, skip: Tensor | None = None
 ) -> Tensor:
-    return _muon_momentum(grad.contiguous(), momentum_buffer, *_held([momentum]), dtype, _flag(skip, grad))
+    grad = grad.contiguous()
+    out = torch.empty_like(grad, dtype=dtype)
+    _muon_momentum(grad, momentum_buffer, out, *_held([momentum]), _flag(skip, grad))
+    return out
 
 
 def _muon_update_triton(

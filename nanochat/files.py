@@ -99,13 +99,23 @@ def json_of(text: str | bytes, parse_float: Callable[[str], Any] = float) -> Any
         return json.loads(text, parse_float=parse_float)
     except json.JSONDecodeError as error:
         where = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"{error.msg} at {where}") from None
+        raise ValueError(f"{error.msg.removesuffix(' at')} at {where}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 text at byte {error.start}") from None
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     except ValueError:
         raise ValueError("a number has more digits than Python reads") from None
+
+
+def once(text: str, key: str) -> None:
+    """Raises ValueError where an object of a JSON text has a key twice, of which readers take one or the other."""
+
+    def seen(pairs: list[tuple[str, Any]]) -> None:
+        if sum(name == key for name, _ in pairs) > 1:
+            raise ValueError(f'an object has "{key}" twice')
+
+    json.loads(text.removeprefix("\ufeff"), object_pairs_hook=seen)
 
 
 def encodable(text: str) -> None:

@@ -2,7 +2,8 @@
 
 A field made by `flag(default, help)` or `number(default, least, most, help)` becomes `--field-name`. `run_script` turns
 a UserError into one sentence and exit code 2, and what the operating system refuses likewise: a full disk, a file that
-may not be read. What a terminal, a pipe or a locale may do to the streams is in nanochat/streams.py.
+may not be read, more memory than there is. What a terminal, a pipe or a locale may do to the streams is in
+nanochat/streams.py.
 """
 
 import argparse
@@ -76,10 +77,12 @@ def parse(cls: type[T], description: str, argv: list[str] | None = None, default
     return cls(**found)
 
 
-def wanted(meta: Any) -> str:
-    """A number's range in words; "" for other flags."""
+def wanted(meta: Any, value: float = 0) -> str:
+    """A number's range in words, both ends where the value is beyond the second; "" for other flags."""
     least, most = meta.get("range", (None, None))
-    return "" if least is None else f"at least {least:g}" if most >= NO_LIMIT else f"{least:g} to {most:.10g}"
+    if least is None:
+        return ""
+    return f"at least {least:g}" if value <= most and most >= NO_LIMIT else f"{least:g} to {most:.10g}"
 
 
 def check(name: str, value: Any, meta: Any) -> None:
@@ -88,7 +91,7 @@ def check(name: str, value: Any, meta: Any) -> None:
     if "range" in meta and value is not None and value not in meta["also"]:
         least, most = meta["range"]
         if not least <= value <= most:  # NaN too
-            raise UserError(f"{shown} is {value}, wanted {' or '.join([wanted(meta), *map(str, meta['also'])])}")
+            raise UserError(f"{shown} is {value}, wanted {' or '.join([wanted(meta, value), *map(str, meta['also'])])}")
     if meta["kind"] is str and meta["choices"] is None and value is not None and meta["needed"] and not value.strip():
         raise UserError(f"{shown} is empty, wanted {meta['help']}")
 
@@ -111,8 +114,8 @@ def run_script(main: Callable[[], None], goes_on: bool = False) -> NoReturn:
             same = "The same command without --fresh" if "--fresh" in sys.argv else "The same command again"
             print(f"\nStopped. {same} goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except OSError as error:
-        if not (said := oserrors.sentence(error)):
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not (said := oserrors.sentence(error) if isinstance(error, OSError) else oserrors.memory(error)):
             raise
         sys.exit(fail(said))
     finally:

@@ -1,4 +1,4 @@
-"""What the operating system refuses, in one sentence: which file, why, and what to do. Scripts end with it."""
+"""What the operating system refuses, a file or memory, in one sentence: why, and what to do. Scripts end with it."""
 
 import errno
 import os
@@ -26,6 +26,17 @@ OF_PATHS = {
     errno.ENAMETOOLONG: "the path {where} is longer than this file system allows; take a shorter one",
     errno.ENOENT: "{where} is not there, or not any more; put it back, or look at the path",
 }
+
+SHORT = ("can't allocate memory", "not enough memory")  # as torch has it, of the CPU
+
+
+def memory(error: Exception) -> str:
+    """About the machine's own memory that ran out (a card's: flags.run_script); "" for other errors."""
+    said = next((line for line in str(error).splitlines() if any(word in line for word in SHORT)), "")
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and said):
+        return ""
+    more = f" ({said[:200]})" if said else ""
+    return f"memory is short{more}; take fewer rows or tokens at a time, or a smaller model, or end other programs"
 
 
 def sentence(error: OSError) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -13,10 +14,11 @@ import torch
 
 from kernels import dispatch, use
 from kernels.fp8.quantize import has_units
-from nanochat import checkpoint, fresh, measure, trainer
+from nanochat import checkpoint, fresh, measure, optional, trainer
 from nanochat.cadence import MFU, PEAK, between, compiling_pays, validated
 from nanochat.chat import answers, visible_text
 from nanochat.cost import flops_per_token, parameter_counts
+from nanochat.data.conversations import ConversationFiles
 from nanochat.data.loader import Batch, Encode, Rows, batches, one_pass
 from nanochat.data.source import Source
 from nanochat.engine import Engine, Request, Sampling
@@ -125,7 +127,7 @@ def _run_stage(setup: Setup) -> None:
         scaler=_scaler(hardware, settings) if setup.model.dtype == torch.float16 else None,
     )
     setup.adapt(stage)
-    _check(setup, stage)
+    _check(setup, stage, rows)
     if hardware.is_main:
         _begin_again_or_go_on(setup, stage.folder)
     resumed = trainer.resume(stage)
@@ -169,12 +171,20 @@ def conclude(setup: Setup, stage: Stage, meta: dict[str, Any]) -> None:
     print("\n".join(f"  {text}" for text in said), flush=True)
 
 
-def _check(setup: Setup, stage: Stage) -> None:
+def _check(setup: Setup, stage: Stage, rows: Rows) -> None:
     """Raises UserError for what would stop the stage later: before anything is compiled, moved or written."""
     setup.settings.accumulation(setup.hardware.world)
+    if isinstance(setup.source, ConversationFiles):  # of other sources there is always something
+        alone = replace(rows, B=1, rank=0, world=1, pin=False)  # the same on all ranks
+        found = one_pass(setup.source, "val", setup.encode, alone, 1 << 30, setup.tokenizer.bos)
+        if not any((stage.token_bytes[batch.targets[batch.targets >= 0]] > 0).any() for batch in found):
+            raise UserError(
+                f"{setup.source.name} has nothing to validate on: in its validation split no answer of the assistant "
+                f"with any text begins within {rows.T} tokens"
+            )
     if setup.wandb:
         try:
-            import wandb  # noqa: F401
+            optional.package("wandb", "init")
         except ImportError as problem:
             raise UserError(f"--wandb: {problem}; pip install wandb, or leave the flag out") from None
     if (
@@ -262,18 +272,26 @@ def _log(setup: Setup, stage: Stage) -> Callable[[dict[str, Any]], None]:
     write = json_log(stage.folder / LOG, state.step, state.evaluated_step, state.evaluations)
     if not setup.wandb:
         return write
-    import wandb
-
     name, place = f"{setup.run.name}-{setup.name}", stage.folder / WANDB  # --fresh moves it aside with the stage
     if not (state.step and place.exists()):
         write_atomically(place, secrets.token_hex(8).encode())
-    board = wandb.init(
-        project="nanochat-kernels", name=name, config=setup.plan, id=place.read_text("utf-8").strip(), resume="allow"
-    )
+    given = dict(project="nanochat-kernels", name=name, id=place.read_text("utf-8").strip(), resume="allow")
+    try:
+        board = optional.package("wandb", "init").init(config=setup.plan, **given)
+    except Exception as problem:  # no key, no network, a service that does not start: each an error of its own
+        why = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
+        todo = "log in (wandb login), set WANDB_MODE=offline, or leave the flag out"
+        raise UserError(f"--wandb: Weights & Biases cannot be used ({why}); {todo}") from None
 
     def both(row: dict[str, Any]) -> None:
+        nonlocal board
         write(row)
-        board.log(row, step=row["step"])
+        try:
+            if board is not None:
+                board.log(row, step=row["step"])
+        except Exception as problem:  # its service has ended, say: no reason to end a training
+            print(f"note: Weights & Biases gets no more rows ({type(problem).__name__}: {problem})", file=sys.stderr)
+            board = None
 
     return both
 

@@ -28,12 +28,21 @@ def prepare(goes_on: bool = False) -> None:
     codecs.register_error(PLAIN, _in_ascii)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
-        if stream is None:
+        if stream is None or (type(stream) is io.TextIOWrapper and not _open_for(mode, stream)):
             setattr(sys, name, open(os.devnull, mode))
         elif mode == "r" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8-sig", errors=LATIN)
         elif type(stream) is io.TextIOWrapper and not _pipe(stream):  # not what tests put there
             setattr(sys, name, _outliving(stream, goes_on or name == "stderr"))
+
+
+def _open_for(mode: str, stream: io.TextIOWrapper) -> bool:
+    """Whether a descriptor can be read or written at all: a shell may open it the other way round (`0> file`)."""
+    try:
+        os.read(stream.fileno(), 0) if mode == "r" else os.write(stream.fileno(), b"")
+    except OSError as error:
+        return error.errno not in (errno.EBADF, errno.EISDIR)
+    return True
 
 
 def finish() -> None:

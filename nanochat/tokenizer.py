@@ -12,6 +12,7 @@ checkpoints and ids carry over.
 import base64
 import hashlib
 import json
+import re
 import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import tiktoken
 import torch
 
+from nanochat import optional
 from nanochat.errors import UserError
 from nanochat.files import encodable, json_of, write_atomically
 
@@ -40,6 +42,8 @@ SPECIAL_TOKENS = (  # in this order after the merges
 LEAST = 256 + len(SPECIAL_TOKENS)  # tokens of a vocabulary: the bytes
 FILE = "tokenizer.json"
 SHORT = 2000  # characters of a text on average, below which threads take longer than they save
+BLANKS = 100_000
+STRETCH = re.compile(rf"\s{{{BLANKS}}}")
 AGAIN = "put a copy in its place, or delete it, and python -m scripts.tok_train, called as before, makes it again"
 
 Conversation = dict[str, Any]  # {"messages": [{"role": …, "content": …}, …]}
@@ -115,13 +119,17 @@ class Tokenizer:
     # ---- text and ids
 
     def encode(self, text: str) -> list[int]:
-        return self.encoding.encode_ordinary(text)
+        first, *more = splittable(text)
+        ids = self.encoding.encode_ordinary(first)
+        for part in more:
+            ids += self.encoding.encode_ordinary(part)
+        return ids
 
     def encode_documents(self, texts: list[str], threads: int = 4) -> list[list[int]]:
         """Each text's ids with <|bos|> before. Short texts are encoded here: handing one to a thread takes longer."""
-        short = sum(map(len, texts)) < SHORT * len(texts)
+        here = sum(map(len, texts)) < SHORT * len(texts) or any(len(splittable(text)) > 1 for text in texts)
         batch = lambda: self.encoding.encode_ordinary_batch(texts, num_threads=threads)
-        return [[self.bos, *ids] for ids in (map(self.encode, texts) if short else batch())]
+        return [[self.bos, *ids] for ids in (map(self.encode, texts) if here else batch())]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.encoding.decode(list(ids))
@@ -186,6 +194,14 @@ class Tokenizer:
         return [*ids, self.special["<|assistant_start|>"]]
 
 
+def splittable(text: str) -> list[str]:
+    """The text, in several parts where it has a stretch of BLANKS blanks: at a million the splitter's stack is full."""
+    if len(text) < BLANKS:
+        return [text]
+    cuts = [0, *(found.end() for found in STRETCH.finditer(text)), len(text)]
+    return [text[start:end] for start, end in zip(cuts, cuts[1:]) if start < end]
+
+
 PART_TYPES = ("text", "python", "python_output")
 
 
@@ -212,7 +228,8 @@ def check_conversation(conversation: Any) -> list[dict]:
         role, content = message["role"], message["content"]
         wanted = ("user", "assistant")[i % 2]
         if role != wanted:
-            raise ValueError(f"message {i + 1} is from {role!r} but should be from {wanted!r}: turns must alternate")
+            said = f"message {i + 1} is from {reprlib.repr(role)} but should be from {wanted!r}"
+            raise ValueError(f"{said}: turns must alternate")
         if isinstance(content, str):
             encodable(content)
             continue
@@ -240,11 +257,12 @@ def merge_system(messages: list[dict]) -> list[dict]:
 def _learn(texts: Iterable[str], size: int) -> list[bytes]:
     """Byte strings by id, `size` of them or as many as the text has pairs for."""
     try:
-        import rustbpe
+        rustbpe = optional.package("rustbpe", "Tokenizer")
     except ImportError:
         from nanochat.bpe import learn
 
         return learn(texts, size, SPLIT_PATTERN)
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), size, pattern=SPLIT_PATTERN)
+    parts = (part for text in texts for part in splittable(text))
+    trainer.train_from_iterator(parts, size, pattern=SPLIT_PATTERN)
     return [bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda item: item[1])]

@@ -5,7 +5,8 @@ diff A B           what got slower or faster between two profile.json
 static             every kernel compiled for cards that are not here: machine code, bound, predicted time
 compiled           the training step as compiled for a card that is not here: every launch, byte and allocation
 memory             what a compiled training step allocates on a card that is not here
-simulate           a training step predicted, and what each lever would save
+counts             lowers the steps that simulate predicts from
+simulate           a training step predicted, and what our ops save
 points             the predictions beside published measurements
 calibrate          on a GPU: measures it, and all predictions use that
 ledger             writes profiling/LEDGER.md
@@ -24,6 +25,7 @@ COMMANDS = {
     "static": "profiling.static.report",
     "compiled": "profiling.compiled.report",
     "memory": "profiling.compiled.memory",
+    "counts": "profiling.compiled.count",
     "simulate": "profiling.predicted.simulate",
     "points": "profiling.predicted.points",
     "calibrate": "profiling.predicted.calibrate",

@@ -28,6 +28,7 @@ THROTTLE = {
     0x200: "board limit",
     0x400: "reliability",
 }
+PATIENCE = 10.0  # seconds: a driver whose card is gone may never answer, and the measurement is not to wait for it
 NUMBERS = ("sm_clock_mhz", "memory_clock_mhz", "power_w", "temperature_c", "memory_used_bytes")
 
 
@@ -61,7 +62,7 @@ def _open(index: int) -> tuple[Any, Any]:
         nvml.nvmlInit, nvml.nvmlDeviceGetHandleByIndex, nvml.NVMLError  # noqa: B018
     except ImportError:
         raise Unavailable(f"{unknown}: pip install nvidia-ml-py") from None
-    except Exception as problem:  # some other module of that name
+    except (Exception, SystemExit) as problem:  # some other module of that name, or a program
         said = f"the `pynvml` that Python finds is not NVIDIA's ({type(problem).__name__}: {problem})"
         raise Unavailable(f"{unknown}: {said}; pip install nvidia-ml-py") from None
     try:
@@ -108,7 +109,8 @@ def _read(nvml: Any, handle: Any) -> dict[str, Any]:
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
+    """What can be written to a file, whatever the driver's bytes and who has decoded them."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value).encode(errors="replace").decode()
 
 
 class Sampler:
@@ -131,7 +133,7 @@ class Sampler:
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(PATIENCE)
 
     def _work(self) -> None:
         while True:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from nanochat import optional
 from nanochat.errors import UserError
 from nanochat.render import Figure
 
@@ -18,7 +19,7 @@ def drawn(plot: Callable[..., Figure]) -> Callable[..., Figure | str]:
     @wraps(plot)
     def made(*args: Any) -> Figure | str:
         try:
-            import matplotlib  # noqa: F401
+            optional.package("matplotlib", "rcParams")
         except ImportError:
             return NOT_DRAWN
         return plot(*args)
@@ -29,7 +30,7 @@ def drawn(plot: Callable[..., Figure]) -> Callable[..., Figure | str]:
 def new_figure(width: float = 8.0, height: float = 4.0) -> tuple[Any, Any]:
     """(figure, axes), inches; black is drawn in the page's text colour. Raises UserError without matplotlib."""
     try:
-        import matplotlib
+        matplotlib = optional.package("matplotlib", "rcParams")
     except ImportError:
         raise UserError("drawing needs matplotlib: pip install '.[lab]'") from None
     matplotlib.use("Agg")

@@ -48,6 +48,10 @@ def here(flags: Flags) -> str:
         if stage not in planning.STAGES:
             raise UserError(f"--stages names {stage!r}; the stages are {', '.join(planning.STAGES)}")
     stages = [stage for stage in planning.STAGES if stage in stages]
+    if not stages:
+        raise UserError(f"--stages is {flags.stages!r} and names none; the stages are {', '.join(planning.STAGES)}")
+    if flags.data not in (None, "embedded", "hub") and not Path(flags.data).exists():  # before the speed is measured
+        raise UserError(f"--data {flags.data} does not exist; give embedded, hub or a path to your own")
     run = Run.open(flags.run)
     names = ("data", "depth", "device", "max_minutes", "seed")
     asked = {name: value for name in names if (value := getattr(flags, name)) is not None}

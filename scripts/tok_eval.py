@@ -13,6 +13,7 @@ from nanochat.errors import UserError
 from nanochat.flags import flag, parse, run_script
 from nanochat.one_writer import only_writer
 from nanochat.run import Run
+from nanochat.tokenizer import splittable
 
 OTHER_TEXT = {
     "news": "The river rose by two metres overnight, the mayor said, and by noon the old bridge had been closed. "
@@ -55,7 +56,8 @@ def main() -> None:
     table = {}
     for kind, text in texts.items():
         size = len(text.encode())
-        table[kind] = {title: size / len(encode(text)) for title, encode in encoders.items()}
+        parts = splittable(text)
+        table[kind] = {title: size / sum(len(encode(part)) for part in parts) for title, encode in encoders.items()}
         print(f"{kind:12}" + "".join(f"{ratio:18.2f}" for ratio in table[kind].values()))
     with only_writer(run):
         summary = run.summary("tokenizer")

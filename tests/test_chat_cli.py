@@ -51,5 +51,6 @@ def test_a_terminal_is_never_commanded():
     )
     assert printable(kept) == kept
     assert printable("\u2028\u2029\U0001fae8\U0001faea") == "\u2028\u2029\U0001fae8\U0001faea"  # new emoji, old Python
-    assert printable("a\ud800b\x7f\x85\u2066c\u202a") == "abc"
+    assert printable("a\ud800b\x7f\x85\u2066c\u202a") == "ab c"
+    assert printable("10\x0bkm\x0cand\x1cmore\rto come") == "10 km and more to come"
     assert printable("a\x1b]0;title\x07b\tc\nd\x9b31m\u202e é 春 🙂") == "a]0;titleb\tc\nd31m é 春 🙂"

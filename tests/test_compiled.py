@@ -21,6 +21,8 @@ def test_categories():
     for name, wanted in {
         "mm": launches.PRODUCTS,
         "linear_relu2: _product_kernel": launches.PRODUCTS,
+        "symmetric_product: _symmetric_kernel": launches.PRODUCTS,
+        "baddbmm": launches.PRODUCTS,
         "flash_attention: _attention_fwd_kernel": launches.ATTENTION,
         "cross_entropy: _cross_entropy_kernel": launches.LOSS,
         "triton_poi_fused__to_copy_1": launches.COPIES,

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -145,12 +146,156 @@ def test_hidden_files_and_editors_copies_are_left_out_and_said(tmp_path, capsys)
     once = Documents(tmp_path).fingerprint
     assert not capsys.readouterr().err
     for name in (".ipynb_checkpoints/a-checkpoint.jsonl", "._a.jsonl", ".DS_Store", "a.jsonl~", "#a.jsonl#",
-                 ".a.jsonl.swp", "__MACOSX/a.jsonl", "~$a.txt", "deep/.cache/more/b.txt", "a~.txt"):  # fmt: skip
+                 ".a.jsonl.swp", "__MACOSX/a.jsonl", "~$a.txt", "deep/.cache/more/b.txt", "a~.txt",
+                 "_delta_log/1.parquet", "@eaDir/a.jsonl", "$RECYCLE.BIN/a.txt", "lost+found/a.txt"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"\x00\xff no text")
     source = Documents(tmp_path)
     assert source.fingerprint == once and len(everything(source, "train")) == 98
-    assert f"note: 10 files are left out of {tmp_path}: hidden, or an editor's copies" in capsys.readouterr().err
+    assert f"note: 14 files or folders are left out of {tmp_path}: hidden, a system's, " in capsys.readouterr().err
+
+
+def test_files_of_other_kinds_are_left_out_and_said(tmp_path, capsys):
+    write_jsonl(tmp_path / "a.jsonl", [dict(text=t) for t in TEXTS[:100]])
+    for name in ("b.jsonl.gz", "c.txt.zst", "d.csv"):
+        (tmp_path / name).write_bytes(b"x")
+    assert len(everything(Documents(tmp_path), "train")) == 98
+    wanted = "note: 3 files or folders are left out of {}: not .parquet, .jsonl, .txt (b.jsonl.gz, …)\n"
+    assert capsys.readouterr().err == wanted.format(tmp_path)
+
+
+def test_what_a_user_means_is_not_passed_over(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [dict(text=t) for t in TEXTS[:100]])
+    (tmp_path / "b.txt").symlink_to(tmp_path / "none.txt")
+    with pytest.raises(UserError, match="b.txt is a link to nothing"):
+        Documents(tmp_path)
+    (tmp_path / "b.txt").unlink()
+    os.mkfifo(tmp_path / "b.txt")
+    with pytest.raises(UserError, match="b.txt is no file"):
+        Documents(tmp_path)
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        Documents(tmp_path / "b.txt")
+
+
+def test_a_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
+    write_jsonl(tmp_path / "a.jsonl", [dict(text=t) for t in TEXTS[:100]])
+    (tmp_path / "closed").mkdir()
+    plain = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="closed"):
+        Documents(tmp_path)
+    (tmp_path / "closed").rename(tmp_path / ".closed")
+    assert len(everything(Documents(tmp_path), "train")) == 98
+
+
+def test_links_are_followed_and_a_file_is_read_once(tmp_path, capsys):
+    folder, other = tmp_path / "data", tmp_path / "other"
+    for place in (folder, other):
+        place.mkdir()
+    write_jsonl(folder / "a.jsonl", [dict(text=t) for t in TEXTS[:100]])
+    write_jsonl(other / "b.jsonl", [dict(text=t) for t in TEXTS[100:200]])
+    (folder / "more").symlink_to(other)
+    (folder / "loop").symlink_to(folder)
+    (folder / "again.jsonl").symlink_to(folder / "a.jsonl")
+    os.link(folder / "a.jsonl", folder / "twice.jsonl")
+    assert len(everything(Documents(folder), "train")) == 196
+    assert "2 files or folders are left out" in capsys.readouterr().err
+
+
+VALIDATION = ("val.jsonl", "VAL_0.jsonl", "valid-1.jsonl", "validation-00000-of-00001.jsonl", "val/b.jsonl",
+              "data/validation/b.jsonl", "val2.jsonl", "val.en.jsonl")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VALIDATION)
+def test_what_is_called_validation_validates(tmp_path, name):
+    write_jsonl(tmp_path / "a.jsonl", [dict(text=t) for t in TEXTS[:100]])
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(tmp_path / name, [dict(text=TEXTS[100])])
+    assert everything(Documents(tmp_path), "val") == [TEXTS[100]]
+    write_jsonl(tmp_path / name, [exchange(1)])
+    write_jsonl(tmp_path / "a.jsonl", [exchange(0)] * 3)
+    assert len(everything(ConversationFiles(tmp_path), "train")) == 3
+
+
+@pytest.mark.parametrize("name", ["Valencia.jsonl", "values.jsonl", "valéry.jsonl", "valley/a.jsonl", "eval.jsonl"])
+def test_what_begins_with_these_letters_otherwise_does_not(tmp_path, name):
+    write_jsonl(tmp_path / "a.jsonl", [dict(text=t) for t in TEXTS[:100]])
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    write_jsonl(tmp_path / name, [dict(text=TEXTS[100])])
+    source = Documents(tmp_path)
+    assert len(everything(source, "val")) == 3 and len(everything(source, "train")) == 98
+
+
+def test_the_path_above_the_data_names_no_split(tmp_path):
+    folder = tmp_path / "val"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", [dict(text=t) for t in TEXTS[:100]])
+    assert len(everything(Documents(folder), "train")) == len(everything(Documents(folder / "a.jsonl"), "train")) == 98
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.txt"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
+    path = bad(tmp_path, name, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n")
+    with pytest.raises(UserError, match="a pointer of git LFS"):
+        Documents(path)
+
+
+# ---- text without blank lines, and text that is none
+
+
+LONG = {"lines": "\n".join(f"name{i}" for i in range(20_000)), "old Mac": "x" * 3000 + "\r" + "y" * 200_000,
+        "words": "word " * 60_000, "nothing": "é春🙂" * 60_000}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_long_paragraphs_are_cut_and_nothing_is_lost(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("nanochat.data.documents.TEXT_UNIT", 10_001)
+    path = bad(tmp_path, "a.txt", LONG[kind].encode())
+    source = Documents(path)
+    train, val = everything(source, "train"), everything(source, "val")
+    assert max(map(len, train + val)) <= 8000 and len(val) == -(-(len(val) + len(train)) // 50)
+    if kind in ("lines", "words"):
+        assert sum(document[-1] in "\n " for document in train + val) >= 0.8 * len(train + val)
+    assert sum(map(len, train + val)) == len(LONG[kind])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-16", "utf-32", "nul"])
+def test_what_is_no_text_is_named(tmp_path, encoding):
+    text = "one\n\ntwo\n" * 3
+    content = (text + "\0" * 100).encode() if encoding == "nul" else text.encode(encoding)
+    line = 10 if encoding == "nul" else 1
+    with pytest.raises(UserError, match=f"line {line}: .*UTF-16"):
+        Documents(bad(tmp_path, "a.txt", content))
+
+
+def test_a_key_that_is_there_twice_is_named(tmp_path):
+    path = bad(tmp_path, "a.jsonl", GOOD * 5 + '{"text": "a", "text": "b"}\n')
+    with pytest.raises(UserError, match='line 6: .*"text" twice'):
+        Documents(path)
+    twice = f'{{"messages": [], "messages": {json.dumps(exchange(0))}}}\n'
+    with pytest.raises(UserError, match='line 1: .*"messages" twice'):
+        ConversationFiles(bad(tmp_path, "b.jsonl", twice))
+    path = bad(tmp_path, "c.jsonl", GOOD * 5 + '{"text": "\\"text\\": \\"text\\"", "more": {"text": "b"}}\n')
+    assert len(everything(Documents(path), "train")) == 5
+
+
+def test_a_byte_order_mark_before_a_text_is_not_of_it(tmp_path):
+    texts = ["\ufeffone", "\ufeff\ufefftwo", "\ufeff"] + ["x"] * 3
+    for path in (
+        write_jsonl(tmp_path / "a.jsonl", [dict(text=t) for t in texts]), write_parquet(tmp_path / "a.parquet", texts)
+    ):  # fmt: skip
+        source = Documents(path)
+        assert everything(source, "val") + everything(source, "train") == ["one", "two", "x", "x", "x"]
+    answer = dict(role="assistant", content=[dict(type="text", text="\ufeffa")])
+    row = [dict(role="user", content="\ufeffq"), answer]
+    found = everything(ConversationFiles(write_jsonl(tmp_path / "b.jsonl", [row, row])), "train")
+    assert "\ufeff" not in str(found) and found[0]["messages"][0]["content"] == "q"
 
 
 def test_a_folder_may_itself_be_hidden_and_a_file_that_is_named_is_read(tmp_path, capsys):

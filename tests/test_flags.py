@@ -95,7 +95,8 @@ WRONG = {
     "tok_train": ["--vocab-size=264", "--max-chars=0", "--doc-cap=0", "--data="],
     "base_train": ["--depth=0", f"--seed={HUGE}", "--embedding-lr=nan", "--data=",
                    "--target-param-data-ratio=0", "--max-seq-len=1"],
-    "plan": ["--depth=0", "--max-minutes=0", "--max-minutes=nan", "--seed=-1", "--data=", "--device=", "--stages="],
+    "plan": ["--depth=0", "--max-minutes=0", "--max-minutes=nan", "--seed=-1", "--data=", "--device=", "--stages=",
+             "--stages=,", "--data=/no/where", "--data=nowhere.txt"],
     "infer_bench": ["--batch-sizes=", "--batch-sizes=0", "--batch-sizes=1,,2", "--repeats=0", "--width=100"],
     "launch": ["--gpus=0", "--gpus=-1", f"--gpus={HUGE}"],
 }  # fmt: skip
@@ -108,6 +109,16 @@ def test_a_script_says_so_in_one_sentence(script, capsys, monkeypatch, tmp_path)
         assert tiny.call(script, words, *(["scripts.base_train"] if script == "launch" else [])) == 2, words
         said = capsys.readouterr()
         assert said.err.startswith("error: ") and said.err.count("\n") == 1 and not said.out, (words, said)
+
+
+@pytest.mark.parametrize("value, said", [("4294967296", "0 to 4294967295"), ("-1", "at least 0"), ("2000000000", "")])
+def test_what_is_beyond_an_end_is_told_of_that_end(value, said):
+    """`--seed is 4294967296, wanted at least 0` would be no help."""
+    if said:
+        with pytest.raises(UserError, match=f"--seed is {value}, wanted {said}$"):
+            flags.parse(SCRIPTS["scripts.plan"], "", [f"--seed={value}"])
+    else:
+        assert flags.parse(SCRIPTS["scripts.plan"], "", [f"--seed={value}"]).seed == int(value)
 
 
 @pytest.mark.parametrize("gpus", ["0", "-1", HUGE, "1" * 5000, "nan", "", "²"])

@@ -13,17 +13,18 @@ from scripts import infer_bench
 
 
 class Process:
-    def kill(self):
-        self.killed = True
+    def communicate(self, timeout):
+        ended.append(timeout)
 
-    def wait(self):
-        return 0
+
+ended = []
 
 
 def test_idle_and_beside_are_measured_in_turns(monkeypatch):
     """A stand-in that makes 100 tokens a second, 40 while somebody computes beside it."""
     busy = lambda: any("while True" in " ".join(one.args) for one in started if one.poll() is None)
     started, plain = [], subprocess.Popen
+    ended.clear()
 
     def start(*given, **named):
         started.append(plain(*given, **named))
@@ -35,7 +36,7 @@ def test_idle_and_beside_are_measured_in_turns(monkeypatch):
     rows = neighbour.rates(neighbour.Flags(rounds=3), "train", ["ours", "libraries"], {})
     assert [row["way"] for row in rows] == ["ours", "libraries"]
     assert all((row["idle"], row["beside"], row["share"]) == (100, 40, 0.4) for row in rows)
-    assert len(started) == 6 and all(one.poll() is not None for one in started)
+    assert len(ended) == 2 and len(started) == 6 and all(one.poll() is not None for one in started)
 
 
 @pytest.mark.parametrize("way, wanted", [("ours", threads.BRIEFLY), ("libraries", {})])
@@ -67,6 +68,6 @@ def test_a_small_one_is_measured():
     )
     rows = json.loads(made.stdout.splitlines()[-1])["rows"]
     assert [(row["what"], row["way"]) for row in rows] == [
-        (what, way) for what in ("train", "evaluate", "decode") for way in ("ours", "libraries")
+        (what, way) for what in neighbour.WORKERS for way in ("ours", "libraries")
     ]
     assert all(row["idle"] > 0 and row["share"] > 0 for row in rows)

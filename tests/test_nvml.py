@@ -2,6 +2,7 @@
 
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -186,6 +187,36 @@ def test_a_pynvml_that_cannot_be_imported_is_one_sentence(monkeypatch, tmp_path)
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     assert "is not NVIDIA's (SyntaxError: " in snapshot()["unavailable"]
+
+
+@pytest.mark.parametrize(
+    "program", ["raise SystemExit(2)", "import argparse; argparse.ArgumentParser().parse_args(['x'])"]
+)
+def test_nor_one_that_is_a_program(monkeypatch, tmp_path, program):
+    (tmp_path / "pynvml.py").write_text(program)
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with Sampler() as sampler:
+        pass
+    assert "is not NVIDIA's (SystemExit: 2)" in sampler.summary()["unavailable"]
+
+
+@pytest.mark.parametrize("name", ["RTX\udce9", b"RTX\xff\xfe", 4090])
+def test_a_name_can_be_written_to_a_file(plug, name):
+    card = plug(Card())
+    card.nvmlDeviceGetName = lambda handle: name
+    snapshot()["name"].encode()
+
+
+def test_a_driver_that_never_answers_holds_nobody_up(plug, monkeypatch):
+    card, told = plug(Card()), threading.Event()
+    card.nvmlDeviceGetPowerUsage = lambda handle: told.wait(60)
+    monkeypatch.setattr(nvml, "PATIENCE", 0.05)
+    began = time.monotonic()
+    with Sampler():
+        pass
+    assert time.monotonic() - began < 30
+    told.set()
 
 
 def test_the_sampler_collects_and_sums_up(plug):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -33,6 +34,17 @@ def test_one_sentence_with_the_path_and_exit_code_2(capsys, name):
     assert tiny.called(main) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "/some/where" in error
+
+
+def no_memory_for(allocate):
+    return lambda: allocate(1 << 50)
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty, bytearray])
+def test_memory_that_runs_out_is_one_sentence_too(capsys, allocate):
+    assert tiny.called(no_memory_for(allocate)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: memory is short") and error.count("\n") == 1
 
 
 FULL = "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.20 GiB is free"
@@ -72,6 +84,7 @@ class Library(OSError):
         Library(errno.EACCES, "forbidden", "https://example.org"),
         PermissionError(errno.EACCES, "Permission denied"),  # of a socket: no path
         ValueError("a mistake in the code"),
+        RuntimeError("a mistake in the code, not of memory"),
     ],
 )
 def test_other_errors_keep_their_meaning(error):
@@ -173,6 +186,7 @@ def test_every_script_runs_in_the_frame():
         "compiled/report.py",
         "benchmarks/core_worker.py",
         "benchmarks/decode_worker.py",
+        "benchmarks/server_worker.py",
         "benchmarks/train_worker.py",
         "benchmarks/test_attention.py",
     }

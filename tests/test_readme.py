@@ -35,6 +35,9 @@ REFUSED = {
     "TRITON_INTERPRET=1": "no tokenizer",
     "python -m scripts.base_train --profile": "no tokenizer",
     "python -m scripts.chat_eval --profile": "nothing is finished",
+    "python -m scripts.export --run mine": "nothing is finished",  # and is done after the run's block
+    "python -m scripts.export --to parquet": "--data PATH does not exist",
+    "python -m scripts.import_model PATH": "PATH is no folder",
 }
 HAND = COMMANDS.index("source .venv/bin/activate") + 1
 BY_HAND = COMMANDS[HAND : HAND + 8]
@@ -103,8 +106,11 @@ def test_what_can_be_done_here_is_done(command, tmp_path):
 
 @pytest.mark.slow
 def test_by_hand(tmp_path, shared):
-    """The whole block, as it stands: about a quarter of an hour on 2 cores."""
-    for command in BY_HAND:
+    """The whole block, as it stands, and what its run goes out and in with: about 20 minutes on 2 cores."""
+    plain, upstream = (command for command in COMMANDS if command.startswith("python -m scripts.export --run mine"))
+    exports = [f"{plain} --out {tmp_path}/hf", upstream.replace("DIR", f"{tmp_path}/out")]
+    theirs = f"python -m scripts.import_model {tmp_path}/hf --run theirs"
+    for command in [*BY_HAND, *exports, theirs]:
         ended = run(command, tmp_path, NANOCHAT_HUB_ROOT=str(shared / "data" / "hub"))
         assert ended.returncode == 0, (command, ended.stdout[-1000:], ended.stderr[-2000:])
         assert ended.stdout, command

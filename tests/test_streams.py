@@ -96,13 +96,15 @@ def test_another_broken_pipe_is_no_end(tmp_path):
     assert b"BrokenPipeError" in script("raise BrokenPipeError(32, 'of a socket')").stderr
 
 
-@pytest.mark.parametrize("shell", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "shell", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "0> /dev/null", "1< /dev/null", "2< /dev/null", "0> here 1< here"]
+)
 def test_closed_streams_are_empty_ones(tmp_path, shell):
     body = (
         "print('out'); print('err', file=sys.stderr, flush=True); sys.stdin.isatty()\n"
         f"assert sys.stdin.read() == ''\nopen('{tmp_path}/done', 'w').write('whole')"
     )
-    ended = script(body, shell)
+    ended = script(body, shell.replace("here", str(tmp_path / "file")))
     assert ended.returncode == 0 and (tmp_path / "done").read_text() == "whole", ended.stderr
     assert b"Traceback" not in ended.stderr
 

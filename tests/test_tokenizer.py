@@ -147,3 +147,17 @@ def test_completion_ends_with_assistant_start():
 def test_a_malformed_conversation_is_told_apart(conversation, complaint):
     with pytest.raises(ValueError, match=complaint):
         check_conversation(conversation)
+
+
+@pytest.mark.parametrize("blank", [" ", "\t", "\u00a0", "\n \n", "\x1c"])
+def test_a_million_blanks_do_not_end_it(blank):
+    """The splitter's stack is full then, and what it raises is no Exception."""
+    made, text = tiny.tokenizer(), "the house" + blank * 1_200_000 + "the dog"
+    ids = made.encode(text)
+    assert made.decode(ids) == text
+    assert made.encode_documents(["the " * 3000, text])[1] == [made.bos, *ids]
+    assert made.encode_documents(["the", "a"]) == [[made.bos, *made.encode(word)] for word in ("the", "a")]
+
+
+def test_nor_the_training():
+    assert Tokenizer.train([" " * 1_200_000, *tiny.sentences(200)], 300).vocab_size == 300

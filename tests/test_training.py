@@ -263,10 +263,10 @@ def test_told_twice_to_stop_it_does_not_wait_for_the_thread(home, monkeypatch):
 
 def test_an_evaluation_that_fails_loses_no_checkpoint(home, monkeypatch):
     def failing(*args):
-        raise RuntimeError("out of memory")
+        raise RuntimeError("device lost")
 
     monkeypatch.setattr(trainer, "bits_per_byte", failing)
-    with writing(monkeypatch, lambda meta: time.sleep(0.3)), pytest.raises(RuntimeError, match="out of memory"):
+    with writing(monkeypatch, lambda meta: time.sleep(0.3)), pytest.raises(RuntimeError, match="device lost"):
         train(home, "a")
     assert checkpoint.latest(Run.open("a").stage("base")).step == 4
 
@@ -439,3 +439,19 @@ def test_nothing_stays_frozen_after_training(home):
     """Or Triton's bindings print 25 lines about leaks when the process ends."""
     assert train(home, "a") == 0
     assert gc.get_freeze_count() == 0
+
+
+def test_a_validation_split_without_an_answer_is_named_before_training(home, capsys):
+    """Or it would be said at the end that the model has nan bits per byte."""
+    assert train(home, "a", "base", "--num-iterations=1") == 0
+    (home / "talks").mkdir()
+    (home / "chat.jsonl").rename(home / "talks" / "chat.jsonl")
+    output = [dict(type="python_output", text="5")]
+    for question, *answer in ("the dog",), ("the dog", ""), (" x" * 200, "a cat"), ("the dog", output):
+        row = [dict(role="user", content=question), *(dict(role="assistant", content=text) for text in answer)]
+        (home / "talks" / "val.jsonl").write_text(json.dumps(row) + "\n")
+        capsys.readouterr()
+        assert train(home, "a", "sft", f"--data={home / 'talks'}") == 2
+        assert "has nothing to validate on" in capsys.readouterr().err and not Run.open("a").stage("sft").exists()
+    (home / "talks" / "val.jsonl").write_text(json.dumps([*row[:1], dict(role="assistant", content="a cat")]) + "\n")
+    assert train(home, "a", "sft", f"--data={home / 'talks'}", "--num-iterations=1") == 0

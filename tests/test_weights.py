@@ -142,16 +142,16 @@ def test_int8_takes_no_other_weights():
     "rows, seconds, wanted",
     [
         (8, [1.0, 3.0, 2.0], "integers"),
-        (8, [1.0, 3.0, 0.95], "integers"),  # nearly as fast with half of the bytes
+        (8, [1.0, 3.0, 0.85], "integers"),  # nearly as fast with a quarter of the bytes
         (8, [1.0, 1.1, 1.0], "turned back"),
-        (8, [1.0, 3.0, 0.8], "unrounded"),
-        (8, [3.0, 1.0, 0.8], "unrounded"),
+        (8, [1.0, 3.0, 0.7], "unrounded"),
+        (8, [3.0, 1.0, 0.7], "unrounded"),
         (1, [1.0, 3.0], "integers"),
     ],
 )
 def test_which_product_pays_is_measured(monkeypatch, rows, seconds, wanted):
     left = iter(seconds)
-    monkeypatch.setattr("nanochat.engine.weights.fastest", lambda call: call() is not None and next(left))
+    monkeypatch.setattr("nanochat.engine.weights.fastest", lambda call, tries: call() is not None and next(left))
     assert fastest_product(rows, 64, torch.float32) == wanted and not [*left]
 
 

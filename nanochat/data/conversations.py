@@ -5,8 +5,11 @@ one is named by file and line. Splits as for documents: files named val…, or t
 """
 
 from pathlib import Path
+from typing import Any
 
-from nanochat.data.documents import HELD_OUT, find_files, fingerprint, json_lines
+from nanochat.data.documents import HELD_OUT, json_lines
+from nanochat.data.folder import check_content, find_files, fingerprint, validates
+from nanochat.data.source import BOM
 from nanochat.errors import UserError
 from nanochat.tokenizer import check_conversation
 
@@ -20,7 +23,7 @@ class ConversationFiles:
         self.name = str(path)
         files = find_files(path, (".jsonl",))
         self.fingerprint = fingerprint(files)
-        val = [f for f in files if f.stem.lower().startswith("val")]
+        val = [f for f in files if validates(f, path)]
         rows = {f: load(f) for f in files}
         train_rows = [row for f in files if f not in val for row in rows[f]]
         if val:
@@ -40,12 +43,21 @@ class ConversationFiles:
 
 def load(path: Path) -> list[dict]:
     """The conversations of a JSONL file. Raises UserError naming file and line of a malformed one."""
+    check_content(path)
     conversations = []
-    for number, row in json_lines(path, path.read_bytes(), 1):
+    for number, row in json_lines(path, path.read_bytes(), 1, "messages"):
         try:
-            conversations.append(dict(messages=check_conversation(row)))
+            conversations.append(dict(messages=[_unmarked(message) for message in check_conversation(row)]))
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}") from None
     if not conversations:
         raise UserError(f"{path} is empty")
     return conversations
+
+
+def _unmarked(message: dict[str, Any]) -> dict[str, Any]:
+    """The message without byte-order marks before its text."""
+    content = message["content"]
+    if isinstance(content, str):
+        return dict(message, content=content.lstrip(BOM))
+    return dict(message, content=[dict(part, text=part["text"].lstrip(BOM)) for part in content])

@@ -1,22 +1,24 @@
 """Your own text for pretraining: parquet with a `text` column, JSONL with a "text" field, or plain text.
 
 A path is one file or a folder of them. Everything is looked at before training begins: a broken line, a missing column,
-a null or an empty file is named with its place and nothing is trained. Files whose name begins with "val" are the
-validation split; without any, the first of every 50 documents is held out, counted through all files. A plain text
-file is cut at blank lines into documents of about 4,000 characters. nanochat/data/parquet.py reads the parquet files.
+a null or an empty file is named with its place and nothing is trained. Files called val, valid or validation, or in a
+folder of that name, are the validation split; without any, the first of every 50 documents is held out, counted through
+all files. A plain text file is cut into documents of about 4,000 characters: at blank lines, and where there are none
+at the ends of lines or of words. nanochat/data/folder.py finds the files, parquet.py reads those of that kind.
 """
 
-import hashlib
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from nanochat.data import parquet
+from nanochat.data.folder import check_content, find_files, fingerprint, validates
+from nanochat.data.source import BOM, texts_of
 from nanochat.errors import UserError
-from nanochat.files import encodable, json_of
+from nanochat.files import encodable, json_of, once
 from nanochat.progress import Count
 
 SUFFIXES = (".parquet", ".jsonl", ".txt")
@@ -24,7 +26,6 @@ HELD_OUT = 50  # one document in so many
 LINES_PER_UNIT = 512
 TEXT_DOCUMENT = 4_000  # characters
 TEXT_UNIT = 1 << 20  # bytes of plain text read at a time
-BOM = "\ufeff"  # the byte-order mark that Windows puts before a text
 MUCH = 1 << 28  # bytes to look at, from which on progress is shown
 
 
@@ -56,11 +57,11 @@ class Documents:
         known = list(train or []) + list(val or [])
         files = known or find_files(path, SUFFIXES)
         if val is None:
-            val = [f for f in files if f.stem.lower().startswith("val")]
+            val = [f for f in files if validates(f, path)]
         train_files = [f for f in files if f not in val]
         if not train_files:
             raise UserError(
-                f"{path} has validation files only; a file whose name does not begin with val is for training"
+                f"{path} has validation files only; a file whose name does not begin with val… is for training"
             )
         self._held_out = not val
         self.fingerprint = fingerprint(files, f"1 in {HELD_OUT} of all" if self._held_out else "")
@@ -100,53 +101,6 @@ def numbered(units: list[Unit]) -> list[Unit]:
     return found
 
 
-def find_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files at a path, sorted. What no user means as data is left out, and said on stderr.
-
-    Raises UserError when there are none of a kind that can be read.
-    """
-    wanted = ", ".join(suffixes)
-    if not path.exists():
-        raise UserError(f"--data {path} does not exist; give a file or a folder of {wanted} files")
-    if path.is_file():
-        if path.suffix.lower() not in suffixes:
-            raise UserError(f"--data {path} is not of a kind that can be read here; wanted {wanted}")
-        return [path]
-    every = sorted(f for f in path.rglob("*") if f.is_file())
-    out = [f.relative_to(path) for f in every if by_the_way(f.relative_to(path))]
-    if out and os.environ.get("RANK", "0") == "0":
-        said = f"{len(out)} files are" if len(out) > 1 else "1 file is"
-        print(f"note: {said} left out of {path}: hidden, or an editor's copies ({out[0]}"
-              f"{', …' if len(out) > 1 else ''})", file=sys.stderr, flush=True)  # fmt: skip
-    files = [f for f in every if f.suffix.lower() in suffixes and not by_the_way(f.relative_to(path))]
-    if not files:
-        raise UserError(f"--data {path} has no {wanted} file in it")
-    return files
-
-
-def by_the_way(path: Path) -> bool:
-    """Whether a file lies in a folder because of a system or an editor: hidden, a copy, a lock, an archive's shadow.
-
-    path: within the folder.
-    """
-    name = path.name
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return hidden or name.startswith(("~", "#")) or name.endswith(("~", "#")) or path.stem.endswith("~")
-
-
-def fingerprint(files: Sequence[Path], rule: str = "") -> str:
-    """Of names, sizes, and the first and last 64 KB of each file, and of a rule by which they are split."""
-    digest = hashlib.sha256(rule.encode())
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode(errors="surrogateescape"))
-        with open(path, "rb") as f:
-            digest.update(f.read(1 << 16))
-            f.seek(max(0, size - (1 << 16)))
-            digest.update(f.read())
-    return digest.hexdigest()[:16]
-
-
 def index_all(files: Sequence[Path], thorough: bool) -> dict[Path, list[Unit]]:
     """The units of each file, with progress where there is much to look at."""
     megabytes = {path: path.stat().st_size >> 20 for path in files}
@@ -164,8 +118,7 @@ def index(path: Path, thorough: bool = True) -> list[Unit]:
 
     thorough: of parquet read all texts, not only what is noted about them; without it documents are not counted.
     """
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty")
+    check_content(path)
     if path.suffix.lower() == ".parquet":
         counts = parquet.check(path, thorough)
         units = [Unit(path, row_group=group, documents=count) for group, count in enumerate(counts) if count]
@@ -181,19 +134,31 @@ def index(path: Path, thorough: bool = True) -> list[Unit]:
     return units
 
 
-def blocks(path: Path, lines_per_block: int | None):
-    """Yields (offset, bytes, lines) of whole lines: so many a block, or where None about TEXT_UNIT bytes."""
+def blocks(path: Path, lines_per_block: int | None) -> Iterator[tuple[int, bytes, int]]:
+    """Yields (offset, bytes, lines) of whole lines: so many a block, or where None about TEXT_UNIT bytes.
+
+    Of these a block ends with a blank line, or, where there is none for long, wherever a character ends.
+    """
     with open(path, "rb") as f:
-        offset, block = 0, []
-        size = 0
-        for line in f:
+        offset, block, size = 0, [], 0
+        for line in _lines(f, -1 if lines_per_block else TEXT_UNIT):
             block.append(line)
             size += len(line)
-            if len(block) == lines_per_block or (lines_per_block is None and size >= TEXT_UNIT and not line.strip()):
-                yield offset, b"".join(block), len(block)
+            full = not line.strip() if size < 2 * TEXT_UNIT else True
+            if len(block) == lines_per_block or (lines_per_block is None and size >= TEXT_UNIT and full):
+                yield offset, b"".join(block), sum(part.endswith(b"\n") for part in block)
                 offset, block, size = offset + size, [], 0
         if block:
-            yield offset, b"".join(block), len(block)
+            yield offset, b"".join(block), sum(part.endswith(b"\n") for part in block)
+
+
+def _lines(f: BufferedReader, most: int) -> Iterator[bytes]:
+    """Lines; those of more than `most` bytes in parts, each of whole characters."""
+    while line := f.readline(most):
+        for _ in range(0 if line.endswith(b"\n") else 3):  # a character has four bytes at most
+            if (following := f.peek(1)[:1]) and following[0] & 0xC0 == 0x80:
+                line += f.read(1)
+        yield line
 
 
 def read_unit(unit: Unit) -> list[str]:
@@ -207,7 +172,7 @@ def read_unit(unit: Unit) -> list[str]:
 
 def _parse(unit: Unit, block: bytes) -> list[str]:
     if unit.path.suffix.lower() == ".txt":
-        return _cut(_decode(block, unit.path, unit.line))
+        return _cut(_plain(_decode(block, unit.path, unit.line), unit))
     documents = []
     for number, row in json_lines(unit.path, block, unit.line):
         text = row.get("text") if isinstance(row, dict) else None
@@ -217,18 +182,21 @@ def _parse(unit: Unit, block: bytes) -> list[str]:
             encodable(text)
         except ValueError as problem:
             raise UserError(f"{unit.path}, line {number}: {problem}") from None
-        if text.strip():
-            documents.append(text)
-    return documents
+        documents.append(text)
+    return texts_of(documents)
 
 
-def json_lines(path: Path, block: bytes, first_line: int) -> list[tuple[int, Any]]:
-    """(line number, parsed JSON) of every line that is not blank. Raises UserError with the line that is no JSON."""
+def json_lines(path: Path, block: bytes, first_line: int, key: str = "text") -> list[tuple[int, Any]]:
+    """(line number, parsed JSON) of every line that is not blank. Raises UserError with the line that is no JSON, or
+    that has `key` twice.
+    """
     rows = []
     for number, line in enumerate(block.split(b"\n"), first_line):
         if (text := _decode(line, path, number)).strip():
             try:
                 rows.append((number, json_of(text)))
+                if text.count(f'"{key}"') > 1:  # rarely, so that others are parsed once
+                    once(text, key)
             except ValueError as problem:
                 raise UserError(f"{path}, line {number}: not valid JSON ({problem})") from None
     return rows
@@ -237,21 +205,43 @@ def json_lines(path: Path, block: bytes, first_line: int) -> list[tuple[int, Any
 def _decode(block: bytes, path: Path, line: int) -> str:
     """Text without the byte-order marks that begin its lines: of a file, or of several that were joined."""
     try:
-        return block.decode("utf-8").removeprefix(BOM).replace(f"\n{BOM}", "\n")
+        return block.decode("utf-8").lstrip(BOM).replace(f"\n{BOM}", "\n")
     except UnicodeDecodeError as error:
         line += block[: error.start].count(b"\n")
         what = f"not UTF-8 text (byte 0x{block[error.start]:02x})"
         if block[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            what = "UTF-16, not UTF-8 text; save it as UTF-8"
+            what = "UTF-16 or UTF-32, not UTF-8 text; save it as UTF-8"
         raise UserError(f"{path}, line {line}: {what}") from None
 
 
+def _plain(text: str, unit: Unit) -> str:
+    """The text. Raises UserError for one with zero bytes: UTF-16 without its mark, and what is no text, have them."""
+    if (at := text.find("\0")) >= 0:
+        line = unit.line + text.count("\n", 0, at)
+        raise UserError(f"{unit.path}, line {line}: a zero byte, so it is no UTF-8 text; UTF-16, perhaps, or damaged")
+    return text
+
+
 def _cut(text: str) -> list[str]:
-    """Paragraphs joined into documents of about TEXT_DOCUMENT characters."""
+    """Paragraphs joined, and long ones cut, into documents of about TEXT_DOCUMENT characters."""
     documents, current = [], ""
     for paragraph in text.replace("\r\n", "\n").split("\n\n"):
         if current and len(current) + len(paragraph) > TEXT_DOCUMENT:
             documents.append(current)
             current = ""
+        if len(paragraph) > 2 * TEXT_DOCUMENT:
+            *whole, paragraph = _pieces(paragraph)
+            documents += whole
         current = f"{current}\n\n{paragraph}" if current else paragraph
-    return [document for document in (*documents, current) if document.strip()]
+    return texts_of([*documents, current])
+
+
+def _pieces(paragraph: str) -> Iterator[str]:
+    """What a long paragraph is made of, in parts that end with a line, else with a word, else anywhere."""
+    start = 0
+    while len(paragraph) - start > TEXT_DOCUMENT:
+        whole = paragraph[start : start + TEXT_DOCUMENT]
+        end = max(whole.rfind("\n"), whole.rfind("\r")) + 1 or whole.rfind(" ") + 1 or len(whole)
+        yield whole[:end]
+        start += end
+    yield paragraph[start:]

@@ -14,6 +14,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from nanochat import optional
 from nanochat.data.documents import Documents
 from nanochat.errors import UserError
 from nanochat.progress import Count
@@ -157,7 +158,7 @@ def has(repo: str, subset: str | None, split: str) -> bool:
 def dataset(repo: str, subset: str | None, split: str) -> Any:
     """One split of a data set, as `datasets` gives it. Raises UserError when it cannot be had."""
     try:
-        import datasets
+        datasets = optional.package("datasets", "load_dataset")
     except ImportError as missing:
         raise UserError(f"{repo} is read with the package datasets ({missing}): pip install datasets") from None
     datasets.disable_progress_bars()

@@ -6,6 +6,7 @@
 from pathlib import Path
 from typing import Any
 
+from nanochat.data.source import texts_of
 from nanochat.errors import UserError
 
 
@@ -16,13 +17,17 @@ def check(path: Path, thorough: bool = True) -> list[int]:
     """
     pa = pyarrow_module()
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: pyarrow opens no file whose path is not UTF-8; rename it") from None
+    try:
         with pa.parquet.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
             rows = [metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} is no readable parquet file ({_first_line(error)})") from None
     if "text" not in schema.names:
-        raise UserError(f"{path} has no `text` column; its columns are {', '.join(schema.names)}")
+        raise UserError(f"{path} has no `text` column; its columns are {', '.join(schema.names) or 'none'}")
     if schema.names.count("text") > 1:
         raise UserError(f"{path} has several columns called `text`; leave one")
     kind = schema.field("text").type
@@ -66,7 +71,7 @@ def _texts(pa: Any, file: Any, path: Path, group: int) -> list[str]:
                 texts[row] = text.decode()
             except UnicodeDecodeError as error:
                 raise UserError(f"{where(row)}: not UTF-8 text (byte 0x{text[error.start]:02x})") from None
-    return [text for text in texts if text.strip()]
+    return texts_of(texts)
 
 
 def _nulls(group: Any) -> int:

@@ -13,6 +13,8 @@ import numpy as np
 from nanochat.data import ahead
 from nanochat.errors import UserError
 
+BOM = "\ufeff"  # the byte-order mark that Windows puts before a text
+
 
 class Source(Protocol):
     """Where training data comes from. The splits are "train" and "val"."""
@@ -68,3 +70,8 @@ def first_items(source: Source, split: str, count: int) -> list[Any]:
         if len(items) >= count:
             break
     return items[:count]
+
+
+def texts_of(documents: list[str]) -> list[str]:
+    """Those that are not blank, without byte-order marks before them."""
+    return [text for document in documents if (text := document.lstrip(BOM)).strip()]

@@ -27,6 +27,7 @@ from nanochat.hardware import fastest
 
 HELP = "int8: round the weights to 8 bits, on a CPU: less memory, faster (default: in the compute dtype)"
 LARGEST = 127
+TRIES = 30  # of each product: the machine may be busy with something else
 ROWS = 2048  # of a matrix or table that are in float32 or turned back at a time
 
 
@@ -216,16 +217,18 @@ def fastest_product(rows: int, width: int, dtype: torch.dtype) -> str:
     """How so many rows are multiplied fastest on this machine: "integers", "turned back" or, with weights of the
     compute dtype, "unrounded".
 
-    The first must win clearly over the second, which is more exact, and the third over both, as it is twice the memory;
-    one row is never multiplied faster by more bytes. Where the processor has no products of integers, they are slower
+    The first must win clearly over the second, which is more exact, and the third over both, as it is four times the
+    memory (two layouts of two bytes); one row is never multiplied faster by more bytes. Of the first the product alone
+    is measured: compiled code rounds rows on the way. Where the processor has no products of integers, they are slower
     by far.
     """
     draw = torch.Generator().manual_seed(0)
     matrix = torch.randn((2 * ROWS, width), generator=draw)  # small ones would measure the cost of starting operations
     x = torch.randn((max(rows, 2), width), generator=draw).to(dtype)
     weight, scale = rounded(matrix)
-    integers, turned, plain = Int8(weight, scale, True), Int8(weight, scale, False), Dense(matrix.to(dtype), pack=True)
-    whole, back = fastest(lambda: integers(x)), fastest(lambda: turned(x))
-    if rows > 1 and fastest(lambda: plain(x)) < 0.9 * min(whole, back):
+    taken, _ = quantized(x)
+    turned, plain = Int8(weight, scale, False), Dense(matrix.to(dtype), pack=True)
+    whole, back = fastest(lambda: torch._int_mm(taken, weight.t()), TRIES), fastest(lambda: turned(x), TRIES)
+    if rows > 1 and fastest(lambda: plain(x), TRIES) < 0.8 * min(whole, back):
         return "unrounded"
     return "integers" if whole < 0.8 * back else "turned back"

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanochat import optional
 from nanochat.data import hub
 from nanochat.errors import UserError
 from nanochat.files import base_dir, encodable, json_of, sha256
@@ -71,8 +72,8 @@ class Bundle:
 def load(folder: Path) -> Bundle:
     """Reads core.yaml and the baselines. Raises UserError for what is damaged."""
     try:
-        import yaml
-    except ModuleNotFoundError:
+        yaml = optional.package("yaml", "safe_load")
+    except ImportError:
         raise UserError("an evaluation bundle is described in YAML: pip install pyyaml") from None
 
     config, baselines, tasks = folder / "core.yaml", _baselines(folder / "eval_meta_data.csv"), []
@@ -129,7 +130,7 @@ def download(folder: Path, url: str = URL, digest: str = SHA256) -> None:
     """
     try:
         from huggingface_hub.file_download import http_get
-    except ModuleNotFoundError:
+    except ImportError:
         raise UserError(
             "downloading the evaluation bundle needs huggingface_hub: pip install huggingface_hub"
         ) from None

@@ -2,8 +2,8 @@
 which line of the model. Look at `Launch`, then at `recorded`.
 
 lower.py runs the step's generated code on fake tensors; here each launch of it is noted: a kernel that Inductor wrote
-(its source says how many bytes it moves), one of ours (all its tensors once), a library's product, what is left of
-ATen. Nothing of it is measured.
+(its source says how many bytes it moves), one of ours (its tensors once, or twice where it changes them), a library's
+product, what is left of ATen. Nothing of it is measured.
 """
 
 import re
@@ -29,6 +29,7 @@ COPIES, COMMUNICATION = "casts, copies, fills", "communication"
 # Kernels of Inductor that compute nothing: all that is fused in them is one of these.
 MOVES = re.compile(r"(?:_?(?:to_copy|copy|clone|zeros_like|zeros|full_like|full|fill|empty|t|view|permute|transpose|"
                    r"slice|select|expand|squeeze|unsqueeze|reshape|as_strided|detach|cat|split|unbind))+$")  # fmt: skip
+FILLS = re.compile(r"new_|(zeros|ones|full)_like")  # write what they return, and read nothing of what it is like
 NO_LAUNCH = re.compile(r"empty|new_empty|as_strided|detach|set_|resize_|alias|record_stream|lift|_unsafe_view")
 
 
@@ -66,7 +67,8 @@ def category(name: str) -> str:
     if re.search(r"attention", name):
         return ATTENTION
     streams = name.startswith("triton_") and not name.startswith("triton_tem_")
-    if not streams and re.search(r"(^|_)(mm|addmm|bmm|scaled_mm|product|linear_relu2)(_|$)|_scaled_mm", name):
+    products = r"(^|_)(mm|addmm|bmm|baddbmm|scaled_mm|product|linear_relu2)(_|:|$)|_scaled_mm"
+    if not streams and re.search(products, name):
         return PRODUCTS
     if re.search(r"cross_entropy|nll_loss|log_softmax|logsumexp", name):
         return LOSS
@@ -103,21 +105,26 @@ class Recorder:
             self.found.generated[name] = text
             self.add(INDUCTOR, name, moved, 0, kernel=name)
         else:
-            factors = tensors[-3:] if name == "addmm" else tensors  # (bias, a, b, out)
+            factors = tensors[-3:] if "add" in name else tensors  # (bias, a, b, out)
             fp8 = tensors[0].dtype.itemsize == 1
             self.add(LIBRARY, name, sum(x.nbytes for x in tensors), product_flops(factors), fp8)
 
     def called(self, func: Any, args: Sequence[Any], out: Any, launches: list[OurLaunch]) -> None:
         """An operator that ran as such: ours with its launches, or ATen's."""
         name = func._schema.name.split("::")[1]
-        tensors = [x for x in tree_leaves((args, out)) if isinstance(x, Tensor)]
+        tensors = [x for x in tree_leaves(out if FILLS.match(name) else (args, out)) if isinstance(x, Tensor)]
         if not any(x.device.type == self.device for x in tensors):
             return
         if func.namespace == "c10d":
             self.add(NCCL, name, sent(name, args, self.world), 0)
             return
+        changed = {
+            x.untyped_storage()._cdata
+            for argument, value in zip(func._schema.arguments, args)
+            for x in tree_leaves(value if argument.is_write else ())
+        }
         for i, launch in enumerate(launches):  # an operator's FLOPs are its first kernel's
-            self.ours(name, launch, 0 if i else our_flops(name, args))
+            self.ours(name, launch, 0 if i else our_flops(name, args), changed)
         if func.namespace == NAMESPACE and self.device == "cpu":
             self.add(OURS, name, sum(x.nbytes for x in tensors), our_flops(name, args))
         if func.namespace != "aten" or func.is_view or NO_LAUNCH.match(name):
@@ -126,8 +133,10 @@ class Recorder:
         flops = product_flops(tensors[1:] if name == "addmm" else tensors) if product else attention_flops(name, args)
         self.add(ATEN, name, sum(x.nbytes for x in tensors), flops, tensors[0].dtype.itemsize == 1)
 
-    def ours(self, op: str, launch: OurLaunch, flops: int) -> None:
-        moved = sum(x.nbytes for x in {id(x): x for x in launch.args if isinstance(x, Tensor)}.values())
+    def ours(self, op: str, launch: OurLaunch, flops: int, changed: set[int]) -> None:
+        """changed: storages that the operator changes in place, which are read and written."""
+        tensors = {id(x): x for x in launch.args if isinstance(x, Tensor)}.values()
+        moved = sum(x.nbytes * (1 + (x.untyped_storage()._cdata in changed)) for x in tensors)
         key = repr((source(launch), sorted((k, repr(v)) for k, v in launch.constants.items())))
         if key not in self.found.ours:
             self.found.ours[key] = replace(launch, args=tuple(map(on_meta, launch.args)))

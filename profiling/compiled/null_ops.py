@@ -18,15 +18,19 @@ def _wanted(condition: bool, sentence: str) -> None:
         raise RuntimeError(f"{sentence} (a condition of CUDA's, on the null device)")
 
 
-def mm_out_dtype(a: "Tensor", b: "Tensor", out_dtype: Any) -> "Tensor":
-    """mm with float32 results of 16-bit factors."""
+def addmm_out_dtype(
+    total: "Tensor", a: "Tensor", b: "Tensor", out_dtype: Any, *, beta: float = 1, alpha: float = 1, out: "Tensor"
+) -> "Tensor":
+    """addmm of 16-bit factors added to a float32 total."""
     import torch
 
     sixteen = a.dtype in (torch.float16, torch.bfloat16)
-    _wanted(a.dtype == b.dtype, "mm: both factors must have the same dtype")
+    _wanted(a.dtype == b.dtype, "addmm: both factors must have the same dtype")
     allowed = out_dtype == a.dtype or (sixteen and out_dtype == torch.float32)
-    _wanted(allowed, "mm: out_dtype must be the factors', or float32 where they have 16 bits")
-    return torch.mm(a.float(), b.float()).to(out_dtype)
+    _wanted(allowed, "addmm: out_dtype must be the factors', or float32 where they have 16 bits")
+    _wanted(out_dtype == out.dtype, "addmm: out must have out_dtype")
+    _wanted(total.dtype in (out_dtype, a.dtype), "addmm: what is added to must have out_dtype, or the factors' dtype")
+    return out.copy_(beta * total.float() + alpha * (a.float() @ b.float()))
 
 
 def scaled_mm(
@@ -60,7 +64,7 @@ def register(torch: Any, library: ctypes.CDLL) -> None:
     """Real tensors on the device, once torch is imported; torch.compile stops at AOTAutograd's graphs."""
     library.null_compute()
     aten = torch.library.Library("aten", "IMPL")
-    aten.impl("mm.dtype", mm_out_dtype, "CUDA")
+    aten.impl("addmm.dtype_out", addmm_out_dtype, "CUDA")
     aten.impl("_scaled_mm", scaled_mm, "CUDA")
     _kept.append(aten)
     plain = torch.compile

@@ -1,7 +1,6 @@
-"""Writes profiling/LEDGER.md: what each lever should save, and what it did: `python -m profiling ledger`.
+"""Writes profiling/LEDGER.md: what each change should save, and what it did: `python -m profiling ledger`.
 
-Predictions come from simulate.py as the file is written. A GPU measurement goes into MEASURED with the file
-that holds it; a lever without one says so.
+Predictions come from simulate.py as the file is written, measurements from result files; a change without one says so.
 """
 
 from pathlib import Path
@@ -11,26 +10,22 @@ from nanochat import records
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
 from nanochat.recipe import model_config
+from profiling.predicted import by_hand
 from profiling.predicted.cards import card
-from profiling.predicted.simulate import BAND, LEVERS, Job, step, what_if
+from profiling.predicted.counts import LOSS
+from profiling.predicted.simulate import BAND, Job, moved, seconds, step, streamed, what_if
 
 ROOT = Path(__file__).parents[2]
 CPU = "benchmarks/results/vs-upstream-cpu.json"
 STEP = "benchmarks/results/h100-second-run.json"
 SINGLE = "benchmarks/results/nvidia-h100-80gb-hbm3.json"
-ON = frozenset({"norms", "weights", "embeddings", "optimizer", "head"})  # levers that the measured step ran with
-
-# Lever → where it is in the code.
+# Variant of the step → where in the code is what it has beyond the one before it.
 BUILT = {
+    "ours": "[optim](../nanochat/optim.py), [kernels/](../kernels/)",
     "relu2": "[linear_relu2](../kernels/linear_relu2.py)",
-    "norms": "[rms_norm](../kernels/rms_norm.py), [rotary](../kernels/rotary.py)",
-    "weights": "[MuonAdamW.shadow](../nanochat/optim.py), on GPUs",
-    "embeddings": "[embedding](../kernels/embedding.py), on GPUs",
-    "optimizer": "[MuonAdamW](../nanochat/optim.py)",
-    "head": "[linear_cross_entropy](../kernels/linear_cross_entropy.py)",
-    "fp8_glue": "[fp8](../kernels/fp8/)",
+    "fp8 ours": "[fp8](../kernels/fp8/), [kernels/](../kernels/)",
 }
-# Lever, or part of one → why it is not built.
+# Change → why it is not built.
 NOT_BUILT = {
     "weight gradients added to float32 inside the product": "needs a product with a float32 result and an addend for "
     "every op that has a weight; as it is built, the sum is a pass of its own",
@@ -49,46 +44,97 @@ UNSEEN = {
 HEAD = """# The ledger: what each change should save, and what it did
 
 Predicted by `python -m profiling simulate` for depth 24 on 8 H100, 524,288 tokens a step, windows SSSL of a quarter of
-the context. Of all this one H100 has run a step of depth 12 (below) and single ops. The whole step is within
-±{band:.0%} of what was published (`python -m profiling points`); a lever's own saving is less certain. Each row has
-all rows above it switched on.
+the context, from the launches and bytes of the compiled step (`python -m profiling counts`). Of all this one H100 has
+run a step of depth 12 (below) and single ops. The whole step is within ±{band:.0%} of what was published
+(`python -m profiling points`); what a change saves is less certain. Each row has all rows above it.
+Streamed: bytes of a forward and a backward that are of no matrix product or attention.
 What no part explains is fitted, so that the whole meets one published step: that it does says nothing of the parts.
 
 """
 
 
-def measured(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """Lever → what was measured of it on a GPU. rows: of a result of `python -m benchmarks run`."""
-    ms = {
+def mlp(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Who → measured ms of a layer's MLP, forward and backward. rows: of a result of `python -m benchmarks run`."""
+    return {
         row["contender"]: row["median_ms"] for row in rows
         if (row["op"], row["case"], row["way"], row["status"]) == ("mlp_relu2", "d24", "both", "timed")
     }  # fmt: skip
-    text = f"a layer's MLP on one H100, in bfloat16: ours {ms['triton']:.2f} ms, torch.compile's {ms['compiled']:.2f}"
-    return {"relu2": f"{text} ([ops](../{SINGLE}))"}
 
 
-def predicted(fp8: bool, known: dict[str, str]) -> str:
-    """The table of one precision; known: by lever, what was measured."""
-    changes = what_if(Job(model_config(24, 32768), card("H100"), fp8=fp8))
-    names = {text: lever for lever, text in LEVERS.items()}
-    text = f"## {'fp8' if fp8 else 'bf16'}\n\n| change | predicted step | saves | measured | in the code |\n"
-    text += "|---|---|---|---|---|\n"
-    for i, (what, now) in enumerate(changes):
-        lever = names.get(what.removeprefix("+ "), "")
-        saves = f"{1e3 * (changes[i - 1][1] - now):.1f} ms" if i else ""
-        found = known.get(lever, "not measured") if i else ""
-        text += f"| {what} | {1e3 * now:.1f} ms | {saves} | {found} | {BUILT.get(lever, 'not built') if i else ''} |\n"
+def job(variant: str) -> Job:
+    """What is predicted for all tables but the measured step's."""
+    return Job(model_config(24, 32768), card("H100"), variant=variant)
+
+
+def predicted(first: str, known: dict[str, str]) -> str:
+    """The table of one precision, from its first variant on; known: by variant, what was measured."""
+    text = f"## {'fp8' if job(first).fp8 else 'bf16'}\n\n"
+    text += "| change | predicted step | saves | streamed | launches | measured | in the code |\n"
+    text += "|---|---|---|---|---|---|---|\n"
+    before = 0.0
+    for what, now in what_if(job(first)):
+        took, (size, launches) = seconds(now), streamed(now)
+        saves = f"{1e3 * (before - took):.1f} ms" if before else ""
+        found = known.get(now.variant, "not measured") if before else ""
+        text += f"| {what} | {1e3 * took:.1f} ms | {saves} | {size / 1e9:.1f} GB | {launches:.0f} "
+        text += f"| {found} | {BUILT.get(now.variant, '')} |\n"
+        before = took
     return text + "\n"
+
+
+def checked(variant: str) -> str:
+    """Bytes by part as compiled, and as they were counted by hand."""
+    now = job(variant)
+    mine = by_hand.moved(now.config, now.tokens, now.micro, ours=variant == "ours", fp8=False)
+    text = f"## A step's bytes on one GPU, as compiled and as counted by hand: {variant}\n\n"
+    text += "| part | compiled | by hand | why they differ |\n|---|---|---|---|\n"
+    for name, size in moved(now).items():
+        hand = f"{mine[name] / 1e9:.1f} GB" if name in mine else ""
+        text += f"| {name} | {size / 1e9:.1f} GB | {hand} | {by_hand.DIFFERENCES.get(name, '')} |\n"
+    return text + "\n"
+
+
+def not_yet(ms: dict[str, float]) -> str:
+    """Changes that are predicted and not built: (what, ms it would save of `ours` on 8 H100, how that is counted)."""
+    now, chip = job("ours"), card("H100")
+    config, layers = now.config, now.config.n_layer * now.micro
+    tokens = now.tokens * now.micro
+    inside = seconds(job("relu2"))
+    today = seconds(now) + 1e-3 * (ms["triton"] - ms["compiled"]) * layers  # with the kernel as it was measured
+    passes = 4 * layers * now.tokens * config.n_embd * 2 / chip.stream
+    loss = step(now)[LOSS] - 2 * tokens * config.n_embd * config.vocab_size / chip.products()
+    rows = (
+        (
+            "TMA and warp specialization in the product behind linear_relu2",
+            today - inside,
+            f"at the library's rate relu² inside it makes a step of {1e3 * inside:.1f} ms, at the rate measured in one "
+            f"layer's MLP ({ms['triton']:.2f} ms, torch.compile's {ms['compiled']:.2f}) one of {1e3 * today:.1f}",
+        ),
+        (
+            "QK norm and rotary in the epilogue of the products that make q and k",
+            passes,
+            "q and k are not read and written again: 4 passes of tokens x width a layer (quack does it in CUTLASS), if "
+            "the backward starts from what was turned",
+        ),
+        (
+            "the head without ever writing a chunk's logits",
+            loss,
+            "the loss reads and writes no logits, and the backward makes them a second time: one more product of the "
+            "head (Liger-Kernel's SM90 path, its pull request 1334); and a chunk's logits need no memory",
+        ),
+    )
+    text = "## Predictions only: not built\n\n| change | would save | how it is counted |\n|---|---|---|\n"
+    return text + "".join(f"| {what} | {1e3 * saved:+.1f} ms | {how} |\n" for what, saved, how in rows) + "\n"
 
 
 def on_gpu(result: dict[str, Any]) -> str:
     """A step's parts, predicted and measured."""
     found, where = result["training_step"], result["environment"]
-    job = Job(
+    taken = Job(
         model_config(found["depth"], found["vocab_size"], found["sequence_len"]), card("H100"), gpus=1,
-        batch=found["rows"], total=found["rows"] * found["sequence_len"], levers=ON,
+        batch=found["rows"], total=found["rows"] * found["sequence_len"], variant="relu2",
     )  # fmt: skip
-    parts = {name: 1e3 * took for name, took in step(job).items()}
+    parts = {name: 1e3 * took for name, took in step(taken).items()}
     text = f"## One H100: depth {found['depth']}, {found['rows']} rows, our kernels, without FlashAttention\n\n"
     text += f"{where['machine']}, torch {where['torch']}, Triton {where['triton']} ([numbers](../{STEP})): "
     text += f"{found['tok_per_s']:,.0f} tokens/s, {found['peak_gib']:.2f} GiB allocated at most (predicted: "
@@ -133,8 +179,12 @@ def read(name: str) -> dict[str, Any]:
 def written() -> str:
     """The whole file. Raises UserError where a result file is missing or damaged."""
     results = {name: read(name) for name in (CPU, STEP, SINGLE)}
-    known = measured(results[SINGLE]["rows"])
-    text = HEAD.format(band=BAND) + predicted(False, known) + predicted(True, {})
+    ms = mlp(results[SINGLE]["rows"])
+    said = (
+        f"a layer's MLP on one H100: {ms['triton']:.2f} ms, torch.compile's {ms['compiled']:.2f} ([ops](../{SINGLE}))"
+    )
+    text = HEAD.format(band=BAND) + predicted("plain", {"relu2": said}) + predicted("fp8 loop", {}) + not_yet(ms)
+    text += checked("plain") + checked("ours")
     text += on_gpu(results[STEP]) + on_cpu(results[CPU])
     text += listed("Built, between the parts: nothing of it is predicted", UNSEEN)
     return text + listed("Not built, and why", NOT_BUILT)

@@ -67,9 +67,9 @@ ROWS = 4096 * 32768 * 2
 POINTS = [
     Point(H8, "d24 bf16, short windows 1024", 655.5, "ms", lambda: 1e3 * trained("H100", 24, short=1024), 0.15,
           fitted=True),
-    Point(H8, "d26 fp8, 0.5M tokens", 705, "ms", lambda: 1e3 * trained("H100", 26, fp8=True), 0.15),
+    Point(H8, "d26 fp8, 0.5M tokens", 705, "ms", lambda: 1e3 * trained("H100", 26, variant="fp8 loop"), 0.15),
     Point(H8, "d26 fp8, 1M tokens", 1373, "ms",
-          lambda: 1e3 * trained("H100", 26, fp8=True, total=1 << 20), 0.15),
+          lambda: 1e3 * trained("H100", 26, variant="fp8 loop", total=1 << 20), 0.15),
     Point("8 x A100", "d20, taken as today's architecture", 990, "ms",
           lambda: 1e3 * trained("A100", 20, short=1024), 0.15),
     Point("RTX 4070", "d12", 55.7, "K tok/s", lambda: 524.288 / trained("RTX 4070", 12, gpus=1, batch=4), 0.15,

@@ -1,43 +1,48 @@
-"""A training step predicted from shapes: `python -m profiling simulate --depth 24 --card H100 --gpus 8`.
+"""A training step predicted: `python -m profiling simulate --depth 24 --card H100 --gpus 8`.
 
-Nothing is run. The time of a step is the sum of its parts, each FLOPs or bytes over what the card reaches of its peak
-(cards.py; as measured where the card was calibrated): matrix products, attention, passes over activations
-and weights, the optimizer, and what of the communication is not hidden. `levers` are the things that can be done about
-a part; the table at the end switches them on one after the other: which change saves how much. Every figure is
-PREDICTED, ±15% for a step where nothing was measured on the card (see points.py for the comparison with
-published steps).
+Nothing is run. Each part's launches, bytes and FLOPs are those of the compiled step (counts.py); its time is bytes or
+FLOPs over what the card reaches of its peak (cards.py; as measured where the card was calibrated). Attention's is of
+the pairs that a window leaves; communication is what is not hidden. The table at the end goes from a plain nanochat to
+our step. Every time is PREDICTED, ±15% for a step where nothing was measured on the card (points.py has the comparison
+with published steps).
 """
 
 import json
 from dataclasses import dataclass, replace
 
-from nanochat.cost import attended, flops_per_token, linear_params, meta_model, parameter_counts, training_bytes
+from nanochat.cost import attended, flops_per_token, meta_model, training_bytes
 from nanochat.errors import UserError
 from nanochat.flags import MANY, flag, number, parse
 from nanochat.gpt import GPTConfig
 from nanochat.recipe import model_config
+from profiling.predicted import by_hand, counts
 from profiling.predicted.cards import Card, all_reduce, card
+from profiling.predicted.counts import (
+    ATTENTION,
+    FIRST,
+    FP8_PRODUCTS,
+    LATER,
+    ORTHOGONAL,
+    PRODUCTS,
+    UPDATE,
+    VARIANTS,
+    Sums,
+    counted,
+)
 
 BAND = 0.15
 
-# Passes over the activations, in units of tokens x width x 2 bytes, forward and backward together, per layer, as
-# torch.compile writes them: counted from nanochat's graph at depth 24.
-NORMS = 38  # norms, residual mix, rotary, QK norm, and their backwards
-RELU2 = 22  # relu² forward and backward as passes of their own, over 4 x width
-FP8_GLUE, FP8_GLUE_FUSED = 60, 17  # amax, rounding, transposes: passes of their own, or in the producers
-
 # What no part explains (gaps between kernels, clocks below the data sheet's, the host), as a share of the rest: fitted
 # on one published step, nanochat's d24 in bf16 on 8 H100 (points.py).
-REST = 0.098
+REST = 0.105
 
-LEVERS = {
-    "relu2": "relu² inside the products",
-    "norms": "norm kernels at full bandwidth instead of 75% of it",
-    "weights": "weights cast once a step, gradients added where they are kept",
-    "embeddings": "embedding gradients by the rows that occur",
-    "optimizer": "optimizer banks without copies",
-    "head": "the head and its loss in chunks",
-    "fp8_glue": "fp8's amax, rounding and transposes in the kernels that make the values",
+# What the step of a variant has beyond the one before it.
+STEPS = {
+    "plain": "a plain nanochat under torch.compile",
+    "ours": "+ our training loop and kernels: what runs where nothing was measured",
+    "relu2": "+ relu² inside our products, if they are as fast as the library's",
+    "fp8 loop": "our training loop in fp8, with PyTorch's ops under torch.compile",
+    "fp8 ours": "+ our kernels: what runs where nothing was measured",
 }
 
 
@@ -50,47 +55,65 @@ class Job:
     gpus: int = 8
     batch: int = 16
     total: int = 524288
-    fp8: bool = False
-    levers: frozenset[str] = frozenset()
+    variant: str = "plain"  # of counts.VARIANTS
     short: int | None = None  # tokens of a short window, where it is not the config's quarter of the context
+
+    @property
+    def fp8(self) -> bool:
+        return bool(VARIANTS[self.variant][1])
+
+    @property
+    def tokens(self) -> int:
+        """Of a micro-batch on a GPU."""
+        return self.batch * self.config.sequence_len
+
+    @property
+    def micro(self) -> int:
+        """Micro-batches of a step."""
+        return max(1, self.total // self.gpus // self.tokens)
+
+    @property
+    def sums(self) -> Sums:
+        return counted(self.variant, self.config, self.tokens)
+
+    @property
+    def times(self) -> dict[str, float]:
+        """How often a step has each phase of `sums`; the update is shared by the GPUs."""
+        return {FIRST: 1, LATER: self.micro - 1, UPDATE: 1 / self.gpus}
 
 
 def step(job: Job) -> dict[str, float]:
     """Seconds by part of an optimizer step; their sum is the step."""
     config, chip = job.config, job.card
-    T, C, L = config.sequence_len, config.n_embd, config.n_layer
-    share = job.total // job.gpus  # tokens of a GPU
-    micro = max(1, share // (job.batch * T))
-    counts = parameter_counts(config)
-    linears = linear_params(config)
-    stream = chip.stream
-    unit = share * C * 2 / stream
-    on = job.levers
-    tables = counts["wte"] + counts["value_embeds"]
-    matrices = counts["transformer_matrices"]
-    parts = {"products": 6 * share * linears / chip.products(job.fp8)}
-    forward = 4 * config.n_head * config.head_dim * attended(config, job.short) * share
-    parts["attention"] = forward / (chip.attention * chip.bf16) * (1 + 2.5 / 0.8)  # backward: 2.5 times the FLOPs
-    parts["norms, rotary"] = NORMS * L * unit / (1.0 if "norms" in on else 0.75)
-    parts["relu²"] = (4 if "relu2" in on else RELU2) * L * unit
-    if job.fp8:
-        parts["fp8 glue"] = (FP8_GLUE_FUSED if "fp8_glue" in on else FP8_GLUE) * L * unit
-    parts["loss"] = share * config.vocab_size * (6 if "head" in on else 10) / stream
-    # Bytes a parameter and micro-step: cast (6), gradient widened (6), added to those before it (12); or one cast a
-    # step (6), and the gradient written (6) or added (10) where it is kept.
-    casts = (6 + 6 + 10 * (micro - 1)) / micro if "weights" in on else (12 * micro + 12 * (micro - 1)) / micro
-    parts["weights, gradients"] = micro * casts * (matrices + counts["lm_head"]) / stream
-    # Of a table: zeros and sums in float32 (4 + 4 bytes an entry), cast (2), added to those before (6); or the rows of
-    # the incoming gradient once, a third as many again for those that occur, and a table of zeros a step; no sorting.
-    looked_up = share * tables / config.padded_vocab_size * 2 * 1.33 + 2 * tables
-    dense = tables * (10 * micro + 6 * (micro - 1))
-    parts["embedding gradients"] = (looked_up if "embeddings" in on else dense) / stream
-    parts["optimizer"] = optimizer(job, matrices, counts["lm_head"], tables)
+    parts: dict[str, float] = {}
+    for phase, cells in job.sums.items():
+        for name, (_, moved, flops) in cells.items():
+            shown = {FP8_PRODUCTS: PRODUCTS, ORTHOGONAL: counts.OPTIMIZER}.get(name, name)
+            took = max(moved / chip.stream, flops / chip.products(name == FP8_PRODUCTS))
+            parts[shown] = parts.get(shown, 0.0) + job.times[phase] * took
+    forward = 4 * config.n_head * config.head_dim * attended(config, job.short) * job.tokens * job.micro
+    parts[ATTENTION] = forward / (chip.attention * chip.bf16) * (1 + 2.5 / 0.8)  # backward: 2.5 times the FLOPs
     if job.gpus > 1:
         wire = sum(all_reduce(chip, size, job.gpus) for size in messages(config))
         parts["communication, exposed"] = 0.7 * wire  # reductions run beside the updates
     parts["gaps, clocks, the rest"] = REST * sum(parts.values())
     return parts
+
+
+def moved(job: Job) -> dict[str, float]:
+    """Bytes by part of a step on one GPU, with the update of all parameters."""
+    found: dict[str, float] = {}
+    for phase, cells in job.sums.items():
+        for name, (_, size, _) in cells.items():
+            found[name] = found.get(name, 0.0) + (1 if phase == UPDATE else job.times[phase]) * size
+    return found
+
+
+def streamed(job: Job) -> tuple[float, float]:
+    """(bytes, launches) of a micro-batch; bytes of what is no product or attention."""
+    cells = job.sums[LATER]
+    skip = (PRODUCTS, FP8_PRODUCTS, ATTENTION)
+    return sum(cell[1] for name, cell in cells.items() if name not in skip), sum(cell[0] for cell in cells.values())
 
 
 def messages(config: GPTConfig) -> list[int]:
@@ -108,15 +131,6 @@ def messages(config: GPTConfig) -> list[int]:
     return [*stacks.values(), *alone]
 
 
-def optimizer(job: Job, matrices: int, head: int, tables: int) -> float:
-    """Muon's products (five steps of three products per matrix, shared by the GPUs) and the passes over all state."""
-    C = job.config.n_embd
-    flops = 5 * 2 * matrices * C * 2 + 5 * 2 * C * matrices / 2  # X·Xᵀ and A·X see every entry; A·A the small side
-    passes = 40 * matrices + 28 * head + 12 * tables  # bytes: momentum, variance, weights, products' operands
-    copies = 0 if "optimizer" in job.levers else 24 * matrices
-    return (flops / job.card.products() + (passes + copies) / job.card.stream) / job.gpus
-
-
 def seconds(job: Job) -> float:
     return sum(step(job).values())
 
@@ -126,17 +140,10 @@ def mfu(job: Job, took: float) -> float:
     return flops_per_token(job.config) * job.total / took / (job.card.bf16 * job.gpus)
 
 
-def what_if(job: Job) -> list[tuple[str, float]]:
-    """(what, predicted seconds of the step) with the levers switched on one after the other, most saving first."""
-    found = [("as torch.compile does it", seconds(job))]
-    other = "weights" if job.fp8 else "fp8_glue"  # fp8 rounds the float32 weights themselves
-    left = [lever for lever in LEVERS if lever not in job.levers and lever != other]
-    while left:
-        best = min(left, key=lambda lever: seconds(replace(job, levers=job.levers | {lever})))
-        left.remove(best)
-        job = replace(job, levers=job.levers | {best})
-        found.append((f"+ {LEVERS[best]}", seconds(job)))
-    return found
+def what_if(job: Job) -> list[tuple[str, Job]]:
+    """(what a step has beyond the one before it, the step) of all variants in the job's precision."""
+    same = [name for name in STEPS if bool(VARIANTS[name][1]) == job.fp8]
+    return [(STEPS[name], replace(job, variant=name)) for name in same]
 
 
 @dataclass
@@ -149,14 +156,14 @@ class Flags:
     max_seq_len: int = number(2048, 1, 1 << 20, "tokens of context")
     window_pattern: str = flag("SSSL", "attention windows: L full, S a quarter")
     fp8: bool = flag(False, "multiply in fp8")
-    levers: str = flag("", f"switched on from the start, comma-separated: {', '.join(LEVERS)}")
+    variant: str = flag("ours", f"which step: {', '.join(name for name in VARIANTS if name[:3] != 'fp8')}")
 
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
-    on = frozenset(filter(None, flags.levers.split(",")))
-    if unknown := on - set(LEVERS):
-        raise UserError(f"--levers: none is called {', '.join(sorted(unknown))}; there are {', '.join(LEVERS)}")
+    variant = f"fp8 {flags.variant}" if flags.fp8 else flags.variant
+    if variant not in VARIANTS:
+        raise UserError(f"--variant {flags.variant!r}: there is no {variant!r}; there are {', '.join(VARIANTS)}")
     chip = card(flags.card)
     if flags.fp8 and not chip.fp8:
         raise UserError(f"--fp8: a {chip.name} has no fp8 units")
@@ -173,20 +180,23 @@ def main() -> None:
             f"--device-batch-size {flags.device_batch_size} at depth {flags.depth} is predicted to need "
             f"{needed / 2**30:.0f} GiB, and a {chip.name} has {chip.capacity / 2**30:.0f}; take fewer rows or layers"
         )
-    job = Job(config, chip, flags.gpus, flags.device_batch_size, flags.total_batch_size, flags.fp8, on)
+    job = Job(config, chip, flags.gpus, flags.device_batch_size, flags.total_batch_size, variant)
     parts = step(job)
     took = sum(parts.values())
     print(
         f"PREDICTED, ±{BAND:.0%}: d{flags.depth} on {flags.gpus} x {chip.name}, {'fp8' if flags.fp8 else 'bf16'}, "
-        f"{job.total // rows} x {flags.device_batch_size} rows a GPU; {chip.constants}\n"
+        f"{variant}, {job.micro} x {flags.device_batch_size} rows a GPU; {chip.constants}\n"
     )
     for name, part in sorted(parts.items(), key=lambda item: -item[1]):
         print(f"  {name:24} {1e3 * part:8.1f} ms  {part / took:6.1%}  {'#' * round(50 * part / took)}")
     print(f"  {'step':24} {1e3 * took:8.1f} ms, {job.total / took:,.0f} tokens/s, MFU {mfu(job, took):.1%}\n")
-    changes = what_if(job)
-    for (name, now), (_, before) in zip(changes, [changes[0], *changes]):
-        print(f"  {name:78} {1e3 * now:8.1f} ms  {1e3 * (now - before):+7.1f}")
-    steps = [dict(what=name, seconds=value) for name, value in changes]
+    checked = by_hand.against(variant, config, tokens, job.micro, moved(job))
+    print("\n".join(checked), "\n")
+    table = [(what, seconds(other), *streamed(other)) for what, other in what_if(job)]
+    print(f"  {'':74} {'step':>11}  of a micro-batch: streamed, launches")
+    for what, now, size, launches in table:
+        print(f"  {what:74} {1e3 * now:8.1f} ms  {size / 1e9:8.2f} GB  {launches:6.0f}")
+    steps = [dict(what=what, seconds=now, streamed_bytes=size) for what, now, size, _ in table]
     print(
         json.dumps(
             dict(

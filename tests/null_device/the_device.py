@@ -40,7 +40,9 @@ assert torch.empty(3, device="cuda").isnan().all()  # never written
 
 # What is only on GPUs.
 a, b = torch.randn(16, 16, device="cuda").bfloat16(), torch.randn(16, 16, device="cuda").bfloat16()
-assert torch.equal(torch.mm(a, b, out_dtype=torch.float32), a.float() @ b.float())
+total = torch.ones(a.size(0), b.size(1), device=a.device)
+torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+assert torch.equal(total, 1 + a.float() @ b.float())
 small, one = a.to(torch.float8_e4m3fn), torch.ones((), device="cuda")
 torch._scaled_mm(small, small.t(), one, one, out_dtype=torch.bfloat16)
 refused(lambda: torch._scaled_mm(small, small, one, one, out_dtype=torch.bfloat16), "column-major")

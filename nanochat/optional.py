@@ -1,0 +1,16 @@
+"""Packages that not everybody has installed, imported when they are asked for."""
+
+import importlib
+from typing import Any
+
+
+def package(name: str, needed: str) -> Any:
+    """The package. Raises ImportError where it is missing, and where something else has its name, without `needed`.
+
+    A folder is enough for that: wandb makes one called wandb/, and many call theirs datasets/.
+    """
+    found = importlib.import_module(name)
+    if not hasattr(found, needed):
+        at = getattr(found, "__file__", None) or ", ".join(getattr(found, "__path__", [])) or "nowhere"
+        raise ImportError(f"what Python finds by the name {name} is something else, at {at}", name=name)
+    return found

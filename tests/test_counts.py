@@ -1,0 +1,89 @@
+"""Counts of compiled steps: between what was lowered nothing is lost, beyond it parts grow as they should."""
+
+from dataclasses import replace
+
+import pytest
+
+from nanochat.errors import UserError
+from nanochat.recipe import model_config
+from profiling.compiled import count, null_device
+from profiling.compiled.launches import Launch
+from profiling.predicted import counts
+from profiling.predicted.counts import LATER, LAYERS, ROWS, UPDATE, VARIANTS, T, counted
+
+CONFIG, TOKENS = model_config(counts.DEPTH, counts.VOCABULARY, T), ROWS * T
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_was_lowered_is_met_exactly(variant):
+    for layers in LAYERS:
+        found = counted(variant, replace(CONFIG, n_layer=layers), TOKENS)
+        for phase, cells in counts.lowered(variant, layers).items():
+            for name, cell in cells.items():
+                assert found[phase][name] == pytest.approx(cell), (phase, name)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two layers move 10 bytes each of activations and 4 of weights; 6 and 2 more are moved whatever the layers."""
+    sums = lambda layers: {
+        LATER: {"relu²": [layers, 10.0 * layers + 6, 0.0], counts.PRODUCTS: [layers, 0.0, 3.0 * layers + 5]},
+        UPDATE: {counts.OPTIMIZER: [1.0, 4.0 * layers + 2, 0.0], counts.ORTHOGONAL: [1.0, 0.0, 7.0 * layers]},
+    }  # fmt: skip
+    steps = {counts.key("plain", layers): dict(sums=sums(layers)) for layers in LAYERS}
+    monkeypatch.setattr(counts, "table", lambda: dict(steps=steps))
+
+
+def test_parts_grow_by_hand(small):
+    def numbers(depth, layers, tokens):
+        found = counted("plain", replace(model_config(depth, counts.VOCABULARY, T), n_layer=layers), tokens)
+        return (
+            found[LATER]["relu²"][1], found[LATER][counts.PRODUCTS][2],
+            found[UPDATE][counts.OPTIMIZER][1], found[UPDATE][counts.ORTHOGONAL][2],
+        )  # fmt: skip
+
+    assert numbers(24, 10, TOKENS) == pytest.approx((106, 35, 42, 70))
+    assert numbers(24, 10, TOKENS // 2) == pytest.approx((53, 17.5, 42, 70))
+    assert numbers(12, 10, TOKENS) == pytest.approx((53, 30 / 4 + 5 / 2, 40 / 4 + 2 / 2, 70 / 8))
+
+
+def test_every_launch_has_a_part():
+    def of(name, category="streaming", phase="forward 2", fp8=False):
+        known = dict(phase=phase, name=name, category=category, fp8=fp8)
+        return count.part(Launch(**{field: known.get(field, "") for field in Launch.__dataclass_fields__}))
+
+    assert of("mm", "matrix products") == counts.PRODUCTS and of("mm", "matrix products", fp8=True) == "fp8 products"
+    assert of("mm", "matrix products", "optimizer") == counts.ORTHOGONAL and of("x", phase="optimizer") == "optimizer"
+    assert of("triton_poi_fused_mul_sqrt_view_4") == of("triton_poi_fused_pow_relu_3") == counts.RELU2
+    assert of("triton_red_fused_mean_rsqrt_1") == of("mix_rms_norm: _rms_norm_fwd_kernel") == counts.NORMS
+    assert of("triton_poi_fused__to_copy_1", "casts, copies, fills") == of("add_") == counts.SUMS
+    assert of("embedding_backward: _embedding_bwd_kernel") == counts.TABLES
+    assert of("fp8_add_rms_norm: _kernel") == counts.GLUE and of("triton_poi_fused_tanh_0") == "loss"
+
+
+def test_what_is_missing_is_one_sentence(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="vocabulary of 32768"):
+        counted("plain", model_config(2, 4096), TOKENS)
+    monkeypatch.setattr(counts, "FILE", tmp_path / "counts.json")
+    counts.table.cache_clear()
+    for text in "{", '{"steps": 1, "code": {}}', '{"steps": {}, "code": {}}':
+        counts.FILE.write_text(text)
+        with pytest.raises(UserError, match=r"python -m profiling counts"):
+            counted("plain", CONFIG, TOKENS)
+    counts.table.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["plain", "ours", "fp8 ours"])
+def test_the_code_as_it_is_now_has_these_counts(variant):
+    """And twelve layers of another width have what is said of them."""
+    if reason := null_device.obstacle():
+        pytest.skip(reason)
+    made = count.lowered(*VARIANTS[variant], LAYERS[0])
+    assert made["sums"] == counts.lowered(variant, LAYERS[0])
+    whole = count.lowered(*VARIANTS[variant], 12, depth=12)["sums"]
+    found = counted(variant, model_config(12, counts.VOCABULARY, T), TOKENS)
+    for phase in (LATER, UPDATE):
+        for which in (1, 2):
+            together = [sum(cell[which] for cell in sums[phase].values()) for sums in (found, whole)]
+            assert together[0] == pytest.approx(together[1], rel=0.05), (phase, which)
