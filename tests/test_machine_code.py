@@ -308,7 +308,8 @@ def test_one_launch_for_one_row_is_another_kernel_than_for_many():
         "for c in (dict(N=64, C=128), dict(N=1, C=128), dict(N=37, C=100)):\n"
         "    launch = targets.launches(OPS['rms_norm'], c, torch.bfloat16)[0]\n"
         "    name, signature, constants, attributes = targets.source(launch)\n"
-        "    print(signature['N'], signature['x_ptr'], (list(signature).index('N'),) in attributes, (0,) in attributes)\n"
+        "    n = list(signature).index('N')\n"
+        "    print(signature['N'], signature['x_ptr'], (n,) in attributes, (0,) in attributes)\n"
     )
     made = run("-c", code)
     assert made.stdout.split("\n")[:3] == ["i32 *bf16 True True", "constexpr *bf16 False True", "i32 *bf16 False True"]
