@@ -135,7 +135,7 @@ threading.Thread(target=lambda: subprocess.run(["sleep", "61"])).start()  # as a
 while True:
     try:
         print("ready", flush=True)  # in here: the signal may come before the print is over
-        time.sleep(60)
+        time.sleep(1)  # not longer: a signal that comes just before Python sleeps is heard when it wakes
     except KeyboardInterrupt:  # as in a collector's callback, where it is only printed
         pass
 """
