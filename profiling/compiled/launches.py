@@ -26,6 +26,7 @@ from profiling.compiled.lower import Case, Graph, Prepared
 INDUCTOR, OURS, LIBRARY, ATEN, NCCL = "inductor", "ours", "library", "aten", "nccl"
 PRODUCTS, ATTENTION, LOSS, STREAMING = "matrix products", "attention", "loss", "streaming"
 COPIES, COMMUNICATION = "casts, copies, fills", "communication"
+NOT_STREAMING = (PRODUCTS, ATTENTION)
 # Kernels of Inductor that compute nothing: all that is fused in them is one of these.
 MOVES = re.compile(r"(?:_?(?:to_copy|copy|clone|zeros_like|zeros|full_like|full|fill|empty|t|view|permute|transpose|"
                    r"slice|select|expand|squeeze|unsqueeze|reshape|as_strided|detach|cat|split|unbind))+$")  # fmt: skip

@@ -6,6 +6,8 @@ The exceptions, each with its reason, are in `EXCEPTIONS`, and nowhere else.
 import re
 from typing import Any
 
+from profiling.compiled.launches import NOT_STREAMING
+
 STREAMS = 32e6  # bytes: a launch that moves so many is bound by the memory, if it does not multiply
 # (kernel's name, fault): regular expressions → why that is accepted.
 EXCEPTIONS: dict[tuple[str, str], str] = {
@@ -32,7 +34,7 @@ def broken(found: dict[str, Any]) -> dict[str, tuple[str, int, int]]:
 def faults(launch: dict[str, Any], kernel: dict[str, Any]) -> list[str]:
     """Of a launch, by what its kernel is on the card (keys of targets.UNREAD; empty: a library's)."""
     found = []
-    streams = launch["category"] not in ("matrix products", "attention") and launch["bytes"] >= STREAMS
+    streams = launch["category"] not in NOT_STREAMING and launch["bytes"] >= STREAMS
     if streams and kernel.get("access_bytes") and kernel["access_bytes"] < 16:
         found.append(f"{kernel['access_bytes']} bytes at a time")
     if kernel.get("spill_bytes") and not kernel.get("spill_reason"):

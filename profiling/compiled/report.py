@@ -22,6 +22,7 @@ from nanochat.flags import flag, number, parse
 from nanochat.recipe import model_config
 from nanochat.render import page
 from profiling.compiled import null_cards, sections
+from profiling.compiled.launches import ATTENTION, COMMUNICATION
 from profiling.compiled.lower import PARTS, PLAIN, Case, ask, child_case, prepared
 from profiling.compiled.null_device import torch_version
 from profiling.predicted.cards import Card, all_reduce, card
@@ -52,12 +53,12 @@ def measured(case: Case, chip: Card) -> dict[str, Any]:
 
 def predicted(row: dict[str, Any], case: Case, chip: Card) -> dict[str, Any]:
     """Seconds of a launch with their bands, and what bounds it."""
-    if row["category"] == "communication":
+    if row["category"] == COMMUNICATION:
         whole = row["bytes"] * case.gpus // (case.gpus - 1)
         seconds = all_reduce(chip, whole / 2 if row["name"] == "allreduce_" else whole, case.gpus)
         seconds /= 1 if row["name"] == "allreduce_" else 2
         return dict(predicted_s=seconds, usual=FITTED[0], band=FITTED[1], bound="link", lower_bound=False)
-    bare = "fp8_" if row["fp8"] else "attention" if row["category"] == "attention" else ""
+    bare = "fp8_" if row["fp8"] else ATTENTION if row["category"] == ATTENTION else ""
     said = predict(chip, bare, row["bytes"], row["flops"])
     return dict(predicted_s=said.seconds, usual=said.usual, band=said.band, bound=said.bound,
                 lower_bound=said.lower_bound)  # fmt: skip

@@ -4,11 +4,11 @@ from collections import Counter
 from typing import Any
 
 from nanochat.render import Curve, Section, Table
+from profiling.compiled.launches import COMMUNICATION, COPIES, NOT_STREAMING
 from profiling.compiled.promises import STREAMS, broken, excused
 from profiling.predicted.cards import Card
 from profiling.predicted.predict import time_text
 
-COPIES, COMMUNICATION, NOT_STREAMING = "casts, copies, fills", "communication", ("matrix products", "attention")
 LINES = 40  # rows of a table of sums
 Found = dict[str, Any]  # what report.py's `measured` gives
 
@@ -77,7 +77,8 @@ def summary(variants: dict[str, Found], chip: Card) -> Section:
         if most < chip.capacity / 2**30
         else [f"That does not fit: the {chip.name} has {chip.capacity / 2**30:.0f} GiB."]
     )
-    of = "A forward and a backward, and the updates" if rows[-2][0].startswith("optimizer") else "All of it"
+    updates = any("optimizer_launches" in side for side in sides.values())
+    of = "A forward and a backward, and the updates" if updates else "All of it"
     return Section(of, [
         f"Inductor's own code for the {chip.name}, run on fake tensors; no card was involved. Times are PREDICTED "
         f"({chip.constants}): bytes over bandwidth or FLOPs over the rate of products, and a launch each; what runs "
