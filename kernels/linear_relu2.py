@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from . import tuned
 from .dispatch import mode, triton_runs
 from .registry import Case, Op, check_device, itemsize, randn, register, without_autocast
-from .triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
+from .triton_utils import INTERPRETED, cdiv, launch, operator, product_tile, tl, triton
 
 
 class _Relu2(torch.autograd.Function):
@@ -72,20 +72,7 @@ def _product_kernel(
     inside = tl.program_id(0) % (GROUP_M * right)
     rows = (group * GROUP_M + inside % height) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = (inside // height) * BLOCK_N + tl.arange(0, BLOCK_N)
-    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    x_at = rows.to(tl.int64)[:, None] * R
-    for start in range(0, R, BLOCK_R):
-        r = start + tl.arange(0, BLOCK_R)
-        x = tl.load(x_ptr + x_at + r[None, :], mask=(rows < M)[:, None] & (r < R)[None, :], other=0.0)
-        if TURNED:
-            w_at = r.to(tl.int64)[:, None] * N + cols[None, :]
-            w = tl.load(w_ptr + w_at, mask=(r < R)[:, None] & (cols < N)[None, :], other=0.0)
-        else:
-            w_at = cols.to(tl.int64)[:, None] * R + r[None, :]
-            w = tl.load(w_ptr + w_at, mask=(cols < N)[:, None] & (r < R)[None, :], other=0.0).trans()
-        if UPCAST:  # the interpreter multiplies bfloat16 wrongly
-            x, w = x.to(tl.float32), w.to(tl.float32)
-        total = tl.dot(x, w, total, input_precision="ieee")
+    total = product_tile(x_ptr, w_ptr, rows, cols, M, N, R, False, TURNED, UPCAST, BLOCK_R)
     at = rows.to(tl.int64)[:, None] * N + cols[None, :]
     mask = (rows < M)[:, None] & (cols < N)[None, :]
     if BACKWARD:
