@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from math import isqrt
 from typing import Any
 
 import torch
@@ -83,6 +84,13 @@ def product_flops(tensors: Sequence[Tensor]) -> int:
     return 2 * a.numel() * b.shape[-1]
 
 
+def template_flops(tensors: Sequence[Tensor]) -> int:
+    """2·M·N·K of a template of Inductor's: two factors, what its epilogue reads and the result, each as it lies in
+    memory, turned or not; all that are of the result's size.
+    """
+    return 2 * isqrt(tensors[0].numel() * tensors[1].numel() * tensors[-1].numel())
+
+
 def sent(name: str, args: Sequence[Any], world: int) -> int:
     """Bytes that a rank sends in a collective over a ring: an all-reduce is a reduce-scatter and an all-gather."""
     whole = max(x.nbytes for x in tree_leaves(args) if isinstance(x, Tensor))
@@ -102,9 +110,10 @@ class Recorder:
         tensors = [x for x in args if isinstance(x, Tensor)]
         if text:
             said = re.search(r"'kernel_num_gb': ([\d.e+-]+)", text)
-            moved = round(float(said[1]) * 1e9) if said else sum(x.nbytes for x in tensors)
+            template = name.startswith("triton_tem_")  # of which the source counts no reads of its epilogue
+            moved = round(float(said[1]) * 1e9) if said and not template else sum(x.nbytes for x in tensors)
             self.found.generated[name] = text
-            self.add(INDUCTOR, name, moved, 0, kernel=name)
+            self.add(INDUCTOR, name, moved, template_flops(tensors) if template else 0, kernel=name)
         else:
             factors = tensors[-3:] if "add" in name else tensors  # (bias, a, b, out)
             fp8 = tensors[0].dtype.itemsize == 1
