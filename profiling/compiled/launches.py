@@ -68,7 +68,7 @@ def category(name: str) -> str:
     """
     if re.search(r"attention", name):
         return ATTENTION
-    streams = name.startswith("triton_") and not name.startswith("triton_tem_")
+    streams = name.startswith("triton_") and not is_template(name)
     products = r"(^|_)(mm|addmm|bmm|baddbmm|scaled_mm|product|linear_relu2)(_|:|$)|_scaled_mm"
     if not streams and re.search(products, name):
         return PRODUCTS
@@ -76,6 +76,10 @@ def category(name: str) -> str:
         return LOSS
     fused = re.sub(r"_\d+$", "", re.sub(r"^triton_[a-z]+_fused_", "", name)).strip("_")
     return COPIES if MOVES.match(fused) else STREAMING
+
+
+def is_template(name: str) -> bool:
+    return name.startswith("triton_tem_")
 
 
 def product_flops(tensors: Sequence[Tensor]) -> int:
@@ -110,7 +114,7 @@ class Recorder:
         tensors = [x for x in args if isinstance(x, Tensor)]
         if text:
             said = re.search(r"'kernel_num_gb': ([\d.e+-]+)", text)
-            template = name.startswith("triton_tem_")  # of which the source counts no reads of its epilogue
+            template = is_template(name)  # of which the source counts no reads of its epilogue
             moved = round(float(said[1]) * 1e9) if said and not template else sum(x.nbytes for x in tensors)
             self.found.generated[name] = text
             self.add(INDUCTOR, name, moved, template_flops(tensors) if template else 0, kernel=name)
