@@ -56,7 +56,7 @@ class Launch:
 @dataclass
 class Recorded:
     launches: list[Launch]
-    generated: dict[str, str]  # name → Inductor's source
+    generated: dict[str, str]  # key → Inductor's source: a kernel's name, which is its graph's, and a number
     ours: dict[str, OurLaunch]  # key → a launch whose tensors are on meta
 
 
@@ -95,6 +95,7 @@ class Recorder:
     def __init__(self, graphs: list[Graph], case: Case) -> None:
         self.phase, self.world, self.device = "", case.gpus, case.device
         self.found = Recorded([], {}, {})
+        self.keys: dict[str, str] = {}  # Inductor's source → key
         self.graphs = {graph.path: (graph, graph.code.splitlines()) for graph in graphs}
 
     def generated(self, name: str, text: str, args: Sequence[Any]) -> None:
@@ -103,8 +104,9 @@ class Recorder:
         if text:
             said = re.search(r"'kernel_num_gb': ([\d.e+-]+)", text)
             moved = round(float(said[1]) * 1e9) if said else sum(x.nbytes for x in tensors)
-            self.found.generated[name] = text
-            self.add(INDUCTOR, name, moved, 0, kernel=name)
+            key = self.keys.setdefault(text, f"{name}:{len(self.keys)}")
+            self.found.generated[key] = text
+            self.add(INDUCTOR, name, moved, 0, kernel=key)
         else:
             factors = tensors[-3:] if "add" in name else tensors  # (bias, a, b, out)
             fp8 = tensors[0].dtype.itemsize == 1
