@@ -39,7 +39,13 @@ def test_an_op_is_taken_where_the_step_moves_or_holds_or_multiplies_less_with_it
         cells = own if len(own) > 1 else ablate.of_like(own[""], program, COUNTS)
         for op in set(cells) - {"", *tuned.UNPROVEN}:
             less = any(cells[""][what] < (1 - 5e-4) * cells[op][what] for what in tuned.COUNTED)
-            assert tuned.verdict(op, torch.float64, 64, torch.device("cuda", 0), True)[0] == less, op
+            taken, _ = tuned.verdict(op, torch.float64, 64, torch.device("cuda", 0), True)
+            assert taken == (less or op in tuned.KEPT), op
+
+
+def test_what_is_kept_all_the_same_costs_less_than_a_hundredth():
+    found = [row[op] for row in ablate.rows(COUNTS).values() for op in tuned.KEPT if op in row]
+    assert found and all(1 <= value < 1.01 for row in found for value in row.values())
 
 
 def test_rows_by_hand():

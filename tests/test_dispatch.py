@@ -295,8 +295,12 @@ def test_where_nothing_was_measured_the_counts_of_the_compiled_step_decide(count
         "counts of the compiled step: 1.000 of its streaming bytes, 1.000 of its memory, 1.000 of its FLOPs, "
         "with our kernels"
     )
+    counts.setattr(tuned, "KEPT", dict(rotary="its reference spills"))
+    dispatch.forget()
+    assert refusal("rotary", True) == ""
     assert "no measurement" in refusal("mlp_relu2", True)  # bytes do not tell how fast a product is
     assert refusal("embedding", True) == ""  # not counted
+    counts.setattr(tuned, "KEPT", {})
     counts.setattr(tuned, "architecture", lambda index: "sm_75")
     dispatch.forget()
     assert refusal("rotary", True) == ""  # nor is this kind of card

@@ -23,6 +23,8 @@ from ..architectures import LIKE
 FOLDER = Path(__file__).parent
 Row = dict[str, Any]
 COUNTED = dict(streaming="streaming bytes", peak="memory", flops="FLOPs")  # columns of counts.json
+# By less than a hundredth the counts are for the reference of these; its generated code breaks a promise of ours.
+KEPT = {"fp8_add_rms_norm": "the compiled reference touches memory 8 bytes at a time"}
 FASTER, FASTER_MS = 0.95, 0.002  # by so much less the reference's time must be to count: two medians, an event's step
 UNPROVEN = ("linear_relu2", "mlp_relu2")  # faster only if our GEMM comes near cuBLAS's: to be shown first
 
@@ -135,7 +137,7 @@ def verdict(op: str, dtype: torch.dtype, size: int, device: torch.device, compil
     """Whether an op's kernels are taken on a GPU on which they are right, and by which rule.
 
     Measured beside the compiled reference on such a card, the times decide; else, in code that torch.compile traces,
-    the counts of the compiled step; else they are taken, but those of UNPROVEN.
+    the counts of the compiled step, but for KEPT; else they are taken, but those of UNPROVEN.
     """
     if row := measured(op, dtype, size, device):
         least = row["ms"] if op in UNPROVEN else min(FASTER * row["ms"], row["ms"] - FASTER_MS)
@@ -146,5 +148,6 @@ def verdict(op: str, dtype: torch.dtype, size: int, device: torch.device, compil
         return False, "default: torch.compile where no measurement says that our products are as fast as the vendor's"
     if compiled and (row := counted(op, device)):
         shares = ", ".join(f"{row[what]:.3f} of its {said}" for what, said in COUNTED.items())
-        return pays(row), f"counts of the compiled step: {shares}, with our kernels"
+        kept = f"; kept all the same: {KEPT[op]}" if op in KEPT and not pays(row) else ""
+        return pays(row) or bool(kept), f"counts of the compiled step: {shares}, with our kernels{kept}"
     return True, "default: our kernels where nothing else is known"

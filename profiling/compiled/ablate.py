@@ -26,7 +26,7 @@ from profiling.compiled.lower import Case, ask, child_case, prepared
 
 FILE = Path(__file__).with_name("ablations.json")
 DEPTH, LAYERS, ROWS, T, VOCABULARY = 24, 4, 16, 2048, 32768  # the width of a depth; rows of T tokens
-CARDS = ("h100", "a100", "4090", "b200", "5090")  # one of each architecture
+CARDS = ("h100", "a100", "4090", "b200", "5090", "mi300x")  # one of each architecture
 SAME = 1e-4  # by so much of a card's bytes another's may differ for its counts to be the first one's
 Counts = dict[str, dict[str, dict[str, dict[str, int]]]]  # card → program → op, or "" → sums
 # All kernels of ours, but the products that must be measured to be faster.
