@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import tuned
-from .dispatch import mode, triton_runs
-from .registry import Case, Op, check_device, itemsize, randn, register, without_autocast
+from .dispatch import Refused, mode, triton_runs
+from .registry import Case, Op, as_rows, check_device, itemsize, randn, register, without_autocast
 from .triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
 
 
@@ -124,6 +124,7 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(*inputs, output)
 
 
+@once_differentiable
 def _gradients(ctx, dy):
     x, weight, y = ctx.saved_tensors
     dh = dy * (2 * y.sqrt())
@@ -143,6 +144,7 @@ class _Pair(torch.autograd.Function):
         return y @ w2.mT
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dout):
         x, w1, w2, y = ctx.saved_tensors
         dout = dout.contiguous()
@@ -183,21 +185,19 @@ def mlp_relu2(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
 
 
 def _linear_relu2_triton(x: Tensor, weight: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.size(-1)).contiguous()
-    return _linear_relu2(rows, weight.to(x.dtype).contiguous()).view(*x.shape[:-1], weight.size(0))
+    return _linear_relu2(as_rows(x), weight.to(x.dtype).contiguous()).view(*x.shape[:-1], weight.size(0))
 
 
 def _mlp_relu2_triton(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.size(-1)).contiguous()
     with without_autocast(x):
-        out = _Pair.apply(rows, w1.to(x.dtype).contiguous(), w2.to(x.dtype).contiguous())
+        out = _Pair.apply(as_rows(x), w1.to(x.dtype).contiguous(), w2.to(x.dtype).contiguous())
     return out.view(*x.shape[:-1], w2.size(0))
 
 
 def _runs(op: str, x: Tensor) -> bool:
-    """As triton_runs, but never in float16. Raises ValueError where Triton is forced."""
+    """As triton_runs, but never in float16. Raises Refused where Triton is forced."""
     if x.dtype == torch.float16 and mode(op) == "triton":
-        raise ValueError(f"{op}: Triton is asked for, but x is torch.float16, in which relu² underflows; use bfloat16")
+        raise Refused(f"{op}: Triton is asked for, but x is torch.float16, in which relu² underflows; use bfloat16")
     return x.dtype != torch.float16 and triton_runs(op, x, x.size(-1))
 
 
