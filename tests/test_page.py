@@ -141,6 +141,23 @@ def test_keyboard_alone_and_slash_commands(page):
     assert answers(page).count() == 0 and page.evaluate("document.activeElement.id") == "composer"
 
 
+def test_who_pressed_a_button_that_is_gone_types_on_in_the_composer(page):
+    focused = lambda: page.evaluate("document.activeElement.id")
+    page.get_by_test_id("example").first.click()
+    assert focused() == "composer"
+    page.get_by_test_id("stats").wait_for()
+    page.get_by_test_id("regenerate").click()
+    assert focused() == "composer"
+    page.get_by_test_id("stats").wait_for()
+    page.get_by_test_id("edit").click()
+    page.get_by_test_id("edit-send").click()
+    assert focused() == "composer"
+    page.get_by_test_id("stats").wait_for()
+    for _ in range(2):
+        page.get_by_test_id("conversation-delete").click()
+    assert focused() == "composer" and answers(page).count() == 0
+
+
 def test_a_word_with_a_slash_that_is_no_command_is_asked(page):
     for count, word in enumerate(("/usr/bin/python", "/dance", "/Help"), 1):
         page.keyboard.type(word)

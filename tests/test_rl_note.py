@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from test_figures import numbers
 
 ROOT = Path(__file__).parent.parent
 NOTE = (ROOT / "experiments" / "rl.md").read_text("utf-8")
@@ -71,12 +72,6 @@ def figures():
     yield f"{max(step['ratio_largest'] for step in steps):.3f}"
     yield f"{statistics.fmean(step['ratio_mean'] for step in steps):.1e}"
     yield percent(statistics.fmean(step["ratio_truncated"] for step in steps))
-
-
-def numbers(text):
-    prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
-    found = re.findall(r"(?<![\w.])\+?\d+(?:\.\d+)?(?:e-\d+)?%?(?![\w]|\.\d)", prose)
-    return [number.replace("e-0", "e-") for number in found if "." in number or "%" in number]
 
 
 def test_every_number_of_the_note_is_one_of_the_results():

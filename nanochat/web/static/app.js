@@ -87,7 +87,7 @@ async function ask(fresh = false) {
 }
 
 function retry(event) {
-  event.target.closest("article").remove();
+  keepFocus(() => event.target.closest("article").remove());
   ask();
 }
 
@@ -168,7 +168,13 @@ function onlyLastRegenerates() {
   for (const one of all.slice(0, -1)) one.remove();
 }
 
-function draw() {
+function keepFocus(redraw) { // a button that was pressed and is gone leaves it to the composer; not where that opens a keyboard
+  const focused = document.activeElement;
+  redraw();
+  if (!focused.isConnected && !matchMedia("(pointer: coarse)").matches) composer.focus();
+}
+
+const draw = () => keepFocus(() => {
   list.replaceChildren();
   for (const [i, message] of current.messages.entries()) {
     if (message.role === "user") list.append(userMessage(message, (text) => edited(i, text)));
@@ -182,9 +188,9 @@ function draw() {
   if (!current.messages.length) list.append(welcome(say, card));
   drawHistory();
   follow(true);
-}
+});
 
-function drawHistory() {
+const drawHistory = () => keepFocus(() => {
   const entries = conversations.map((conversation) => {
     const chosen = conversation === current ? "page" : undefined;
     const open = button(titleOf(conversation), "conversation", () => start(conversation), { "aria-current": chosen });
@@ -193,7 +199,7 @@ function drawHistory() {
     return make("li", {}, open, remove);
   });
   byId("conversations").replaceChildren(...entries);
-}
+});
 
 // ---- conversations
 
