@@ -143,8 +143,9 @@ class Recorder:
             self.add(OURS, name, sum(x.nbytes for x in tensors), our_flops(name, args))
         if func.namespace != "aten" or func.is_view or NO_LAUNCH.match(name):
             return
-        product = name in ("mm", "addmm", "bmm", "_scaled_mm")
-        flops = product_flops(tensors[1:] if name == "addmm" else tensors) if product else attention_flops(name, args)
+        product = name in ("mm", "addmm", "addmm_", "bmm", "_scaled_mm")
+        factors = tensors[1:] if name.startswith("addmm") else tensors
+        flops = product_flops(factors) if product else attention_flops(name, args)
         self.add(ATEN, name, sum(x.nbytes for x in tensors), flops, tensors[0].dtype.itemsize == 1)
 
     def ours(self, op: str, launch: OurLaunch, flops: int, changed: set[int]) -> None:
