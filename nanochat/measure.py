@@ -65,12 +65,13 @@ Choice = dict[str, Any]
 def choose(
     config: GPTConfig, rows: int, hardware: Hardware, fp8: str, say: Say = print, wanted: bool = True
 ) -> Choice | None:
-    """What training of this model, with so many rows at a time, is to run: as known for this card, or measured now.
+    """What training of this model, with so many rows at a time, is to run: as known for this card, measured now, or,
+    where that is not wanted or fails, as by default, with the block sizes in force now.
 
     fp8: "", "current" or "delayed"; wanted: whether to measure what is not known (on rank 0, whose `say` it is).
-    Returns a dict of `setting` (for kernels.use), `rows` (what was measured), `left` (groups for which no time was
-    left), `blocks`, `card`, `when` and `seconds`; None where there is nothing to choose: no CUDA device, or
-    NANOCHAT_KERNELS says it. Collective: every rank calls it.
+    Returns a dict of `setting` (for kernels.use), `rows` (what was measured; none: nothing was), `left` (groups for
+    which no time was left), `blocks`, `card`, `when` and `seconds`; None where there is nothing to choose: no CUDA
+    device, or NANOCHAT_KERNELS says it. Collective: every rank calls it.
     """
     if hardware.device.type != "cuda" or not dispatch.is_default():
         return None
@@ -82,9 +83,17 @@ def choose(
         if found[0] is None and wanted and (made := _measured(config, rows, hardware, fp8, say)):
             measured.store(index, steps={**measured.load(index).get("steps", {}), key: made})
             found = [made]
+        found[0] = found[0] or dict(unmeasured(hardware), blocks=measured.blocks(index))
     if hardware.world > 1:
         dist.broadcast_object_list(found, src=0)
     return found[0]
+
+
+def unmeasured(hardware: Hardware) -> Choice:
+    """As `auto` decides, with the block sizes of the code."""
+    return dict(
+        setting="auto", rows=[], left=[], blocks={}, card=hardware.name, when=date.today().isoformat(), seconds=0.0
+    )
 
 
 def known(choice: Any, say: Say) -> Choice | None:
@@ -216,7 +225,7 @@ def measure(
         changes[TEMPLATE] = "mlp_relu2=inductor", False
     # AMD's compiler may end the process on a block size that nobody has tried: there the static ones stay.
     to_tune = {name: shapes[name] for name in TUNED if fit(name)} if not torch.version.hip else {}
-    result = dict(setting="auto", rows=[], left=[], blocks={}, card=hardware.name, when=date.today().isoformat())
+    result = unmeasured(hardware)
     if not any(change for change, _ in changes.values()):
         return dict(result, seconds=clock() - started)  # no kernel of ours is for this card
     say(

@@ -100,9 +100,14 @@ def test_it_counts_again_only_where_the_code_differs(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program, op", [("step", ""), ("step", "rms_norm"), ("fp8", "")])
-def test_the_code_as_it_is_now_has_these_counts(program, op):
+@pytest.mark.parametrize("program, op", [("step", "rms_norm"), ("step", "mix_rms_norm"), ("update", "adamw_")])
+def test_the_code_as_it_is_now_says_the_same(program, op):
+    """Shares within a hundredth, and the same choice: other parts of the step may have changed since it was counted."""
     if reason := null_device.obstacle():
         pytest.skip(reason)
-    found = ablate.ask("profiling.compiled.ablate", ablate.case(program, ablate.settings(program)[op]), "h100")
-    assert found == COUNTS["h100"][program][op], "python -m profiling ablate"
+    lowered = lambda which: ablate.ask(
+        "profiling.compiled.ablate", ablate.case(program, ablate.settings(program)[which]), "b200"
+    )
+    found = ablate.rows(dict(b200={program: {"": lowered(""), op: lowered(op)}}))["sm_100"][op]
+    row = tuned.table("counts")["sm_100"][op]
+    assert tuned.pays(found) == tuned.pays(row) and found == pytest.approx(row, abs=0.01), "python -m profiling ablate"

@@ -175,8 +175,20 @@ def test_a_failure_leaves_the_defaults_and_is_said(card, monkeypatch):
 
     monkeypatch.setattr(measure, "shallow_step", failing)
     said = []
-    assert measure.choose(CONFIG, 4, H100, "", said.append) is None
+    choice = measure.choose(CONFIG, 4, H100, "", said.append)
+    assert (choice["setting"], choice["rows"]) == ("auto", []) and "steps" not in measured.load(0)
     assert any("CUDA out of memory" in line for line in said)
+
+
+def test_what_was_not_measured_goes_on_with_the_block_sizes_that_it_began_with(card):
+    """Else a resumed stage would take those that `kernels tune` has found meanwhile."""
+    row = dict(dtype="*", config=dict(elements=3, num_warps=1))
+    measured.store(0, blocks={"adamw_": [row]})
+    choice = measure.choose(CONFIG, 4, H100, "", print, wanted=False)
+    assert not card.made and choice["blocks"] == {"adamw_": [row]}
+    measured.store(0, blocks={"adamw_": [dict(row, config=dict(elements=7, num_warps=1))]})
+    measure.adopt(choice)
+    assert measured.blocks(0) == {"adamw_": [row]}
 
 
 def test_block_sizes_of_a_choice_are_in_force_after_it_was_adopted(card):
