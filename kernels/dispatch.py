@@ -32,6 +32,10 @@ FULL = "OutOfMemoryError"  # a reason that begins so is asked for again
 PROBING = threading.RLock()  # one probe at a time, whichever thread's
 
 
+class Refused(ValueError):
+    """A setting, NANOCHAT_KERNELS or use(), asks for what cannot run this call here."""
+
+
 def parse(setting: str) -> dict[str, str]:
     """From "auto,rotary=torch" to {"*": "auto", "rotary": "torch"}. Raises ValueError for what it cannot read."""
     modes = {"*": "auto"}
@@ -96,7 +100,7 @@ def check_setting() -> None:
 def triton_runs(op: str, x: Tensor, size: int, limit: int = 1 << 62) -> bool:
     """Whether `op` on x goes to Triton. `size` is what its tuned table is keyed by, at most `limit`.
 
-    Raises ValueError when Triton is forced and cannot run this call.
+    Raises Refused when Triton is forced and cannot run this call.
     """
     wanted = mode(op)
     if wanted == "torch":
@@ -104,7 +108,7 @@ def triton_runs(op: str, x: Tensor, size: int, limit: int = 1 << 62) -> bool:
     if wanted == "triton":
         reason = _obstacle(x, size, limit)
         if reason:
-            raise ValueError(f"{op}: Triton is asked for (NANOCHAT_KERNELS or use()), but {reason}")
+            raise Refused(f"{op}: Triton is asked for (NANOCHAT_KERNELS or use()), but {reason}")
         return True
     if not x.is_cuda or x.dtype not in DTYPES or size > limit:
         return False

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import tuned
-from .dispatch import mode, triton_runs
+from .dispatch import Refused, mode, triton_runs
 from .inductor_template import template_blocks, template_product
-from .registry import Case, Op, check_device, itemsize, randn, register, without_autocast
+from .registry import Case, Op, as_rows, check_device, itemsize, randn, register, without_autocast
 from .triton_utils import INTERPRETED, cdiv, launch, operator, product_tile, specialized, tl, triton
 
 
@@ -113,6 +113,7 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(*inputs, output)
 
 
+@once_differentiable
 def _gradients(ctx, dy):
     x, weight, y = ctx.saved_tensors
     dh = dy * (2 * y.sqrt())
@@ -136,6 +137,7 @@ class _Pair(torch.autograd.Function):
         return y @ w2.mT
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dout):
         x, w1, w2, y = ctx.saved_tensors
         dout, blocks = dout.contiguous(), ctx.blocks
@@ -178,14 +180,12 @@ def mlp_relu2(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
 
 
 def _linear_relu2_triton(x: Tensor, weight: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.size(-1)).contiguous()
-    return _linear_relu2(rows, weight.to(x.dtype).contiguous()).view(*x.shape[:-1], weight.size(0))
+    return _linear_relu2(as_rows(x), weight.to(x.dtype).contiguous()).view(*x.shape[:-1], weight.size(0))
 
 
 def _mlp_relu2_triton(x: Tensor, w1: Tensor, w2: Tensor, blocks: tuple[int, ...] = ()) -> Tensor:
-    rows = x.reshape(-1, x.size(-1)).contiguous()
     with without_autocast(x):
-        out = _Pair.apply(rows, w1.to(x.dtype).contiguous(), w2.to(x.dtype).contiguous(), blocks)
+        out = _Pair.apply(as_rows(x), w1.to(x.dtype).contiguous(), w2.to(x.dtype).contiguous(), blocks)
     return out.view(*x.shape[:-1], w2.size(0))
 
 
@@ -194,9 +194,9 @@ def _mlp_relu2_inductor(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
 
 
 def _compiles(x: Tensor) -> bool:
-    """Whether torch.compile is at work, for which Inductor's template is asked. Raises ValueError where it cannot."""
+    """Whether torch.compile is at work, for which Inductor's template is asked. Raises Refused where it cannot."""
     if not x.is_cuda or x.dtype == torch.float16:
-        raise ValueError(
+        raise Refused(
             f"mlp_relu2: Inductor's template is asked for (NANOCHAT_KERNELS or use()), but x is {x.dtype} on "
             f"{x.device.type}, wanted bfloat16 or float32 on cuda"
         )
@@ -204,9 +204,9 @@ def _compiles(x: Tensor) -> bool:
 
 
 def _runs(op: str, x: Tensor) -> bool:
-    """As triton_runs, but never in float16. Raises ValueError where Triton is forced."""
+    """As triton_runs, but never in float16. Raises Refused where Triton is forced."""
     if x.dtype == torch.float16 and mode(op) == "triton":
-        raise ValueError(f"{op}: Triton is asked for, but x is torch.float16, in which relu² underflows; use bfloat16")
+        raise Refused(f"{op}: Triton is asked for, but x is torch.float16, in which relu² underflows; use bfloat16")
     return x.dtype != torch.float16 and triton_runs(op, x, x.size(-1))
 
 
