@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .dispatch import mode
-from .registry import without_autocast
+from .registry import as_rows, without_autocast
 from .triton_utils import operator
 
 
@@ -52,6 +52,5 @@ def linears(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
 
 
 def _linears(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    rows = x.reshape(-1, x.size(-1)).contiguous()
     with without_autocast(x):
-        return tuple(y.view(*x.shape[:-1], -1) for y in _Linears.apply(rows, *weights))
+        return tuple(y.view(*x.shape[:-1], y.size(1)) for y in _Linears.apply(as_rows(x), *weights))
