@@ -68,6 +68,7 @@ def findings(rows: Rows) -> Findings:
         means = {epochs: sum(one.values()) / len(one) for epochs, one in losses.items()}
         best[unique] = min(means, key=lambda epochs: means[epochs])
         claims[f"{unique}: best"] = str(best[unique])
+        claims[f"{unique}: best to most"] = said(paired(losses[there[-1]], losses[best[unique]]))
         first = min(means.keys() & set(EPOCHS), key=lambda epochs: means[epochs])
         claims[f"{unique}: best of the first"] = str(first)
     lengths = sorted({int(row["unique"]) for row in rows if row["epochs"] in (FRESH, 1)})
