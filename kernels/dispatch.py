@@ -22,7 +22,8 @@ from .registry import OPS, Case
 from .triton_utils import INSTALLED, INTERPRETED, capturing, specialized
 
 MODES = ("auto", "torch", "triton")
-FLASH = ("fa4", "fa3", "fa2")  # further modes of flash_attention: see attention/backends.py
+# Further modes of single ops: see attention/backends.py, inductor_template.py.
+FURTHER = {"flash_attention": ("fa4", "fa3", "fa2"), "mlp_relu2": ("inductor",)}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST = (8, 0)  # compute capability; below it our kernels run where a measurement says that they pay
 # (op, dtype, size, GPU) → why `auto` leaves such calls to PyTorch, "" where Triton runs them
@@ -31,16 +32,21 @@ FULL = "OutOfMemoryError"  # a reason that begins so is asked for again
 PROBING = threading.RLock()  # one probe at a time, whichever thread's
 
 
+class Refused(ValueError):
+    """A setting, NANOCHAT_KERNELS or use(), asks for what cannot run this call here."""
+
+
 def parse(setting: str) -> dict[str, str]:
     """From "auto,rotary=torch" to {"*": "auto", "rotary": "torch"}. Raises ValueError for what it cannot read."""
     modes = {"*": "auto"}
     for part in setting.split(","):
         name, found, mode = part.strip().rpartition("=")
-        known = mode in MODES or (name == "flash_attention" and mode in FLASH)
+        known = mode in MODES or mode in FURTHER.get(name, ())
         if not known or (found and OPS and name not in OPS):
             raise ValueError(
                 f"NANOCHAT_KERNELS: {part!r} in {setting!r} is not understood; wanted auto, torch, triton, or OP=MODE "
-                f"with OP one of {', '.join(OPS)}; flash_attention also takes {', '.join(FLASH)}"
+                f"with OP one of {', '.join(OPS)}; "
+                + "; ".join(f"{op} also takes {', '.join(more)}" for op, more in FURTHER.items())
             )
         if found and mode == "triton" and name not in tuned.ops():
             raise ValueError(
@@ -94,7 +100,7 @@ def check_setting() -> None:
 def triton_runs(op: str, x: Tensor, size: int, limit: int = 1 << 62) -> bool:
     """Whether `op` on x goes to Triton. `size` is what its tuned table is keyed by, at most `limit`.
 
-    Raises ValueError when Triton is forced and cannot run this call.
+    Raises Refused when Triton is forced and cannot run this call.
     """
     wanted = mode(op)
     if wanted == "torch":
@@ -102,7 +108,7 @@ def triton_runs(op: str, x: Tensor, size: int, limit: int = 1 << 62) -> bool:
     if wanted == "triton":
         reason = _obstacle(x, size, limit)
         if reason:
-            raise ValueError(f"{op}: Triton is asked for (NANOCHAT_KERNELS or use()), but {reason}")
+            raise Refused(f"{op}: Triton is asked for (NANOCHAT_KERNELS or use()), but {reason}")
         return True
     if not x.is_cuda or x.dtype not in DTYPES or size > limit:
         return False
@@ -209,6 +215,8 @@ def describe() -> list[tuple[str, str, str]]:
         wanted = mode(name)
         if wanted == "torch":
             rows.append((name, "torch", "asked for"))
+        elif wanted == "inductor":
+            rows.append((name, wanted if cuda else "error", "asked for" if cuda else "asked for: wanted a CUDA device"))
         elif op.triton is None:
             rows.append((name, "torch", "has no Triton kernel yet"))
         elif wanted == "triton":
