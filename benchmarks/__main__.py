@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import compare, ops, pages, profiles, training_step
 from benchmarks.contenders import CONTENDERS
 from benchmarks.environment import environment
@@ -23,7 +21,7 @@ from kernels import OPS
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
 from nanochat.flags import flag, number, parse, run_script
-from nanochat.hardware import setup
+from nanochat.hardware import pick, setup
 from nanochat.render import markdown, page
 from profiling.nvml import Sampler
 
@@ -94,10 +92,11 @@ def said(rows: list[dict[str, Any]], bench: ops.Bench) -> str:
 
 def run() -> None:
     flags = parse(Flags, __doc__ or "", sys.argv[2:])
-    flags.profile = flags.profile or ("quick" if torch.cuda.is_available() else "smoke")
+    usable = flags.profile != "smoke" and pick("", 0) == "cuda"  # raises where torch cannot use a card
+    flags.profile = flags.profile or ("quick" if usable else "smoke")
     if flags.profile not in profiles.PROFILES:
         raise UserError(f"--profile is {flags.profile!r}, wanted one of {', '.join(profiles.PROFILES)}")
-    if flags.profile != "smoke" and not torch.cuda.is_available():
+    if flags.profile != "smoke" and not usable:
         raise UserError(
             f"--profile {flags.profile} has shapes for a GPU, and torch sees none here; smoke runs on a CPU"
         )

@@ -28,7 +28,7 @@ from nanochat import threads
 from nanochat.errors import UserError
 from nanochat.flags import flag, number, parse, run_script
 from nanochat.hardware import device_name
-from scripts.infer_bench import measure, start
+from scripts.infer_bench import Worker, measure, start
 
 HERE = Path(__file__).parent
 WAYS = {
@@ -69,7 +69,7 @@ def neighbour() -> Iterator[None]:
         busy.wait()
 
 
-def worker(what: str, way: str, settings: dict[str, Any]) -> subprocess.Popen:
+def worker(what: str, way: str, settings: dict[str, Any]) -> Worker:
     others = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
     environment = {**others, **WAYS[way]}
     return start(str(HERE.parent), {**settings, "evaluate": what == "evaluate"}, HERE / WORKERS[what], environment)

@@ -98,7 +98,7 @@ class _Lookup(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):
         (tokens,), (shape, dtype) = ctx.saved_tensors, ctx.table
-        tokens, dy = tokens.flatten(), dy.reshape(-1, shape[1])
+        tokens, dy = tokens.flatten(), dy.reshape(tokens.numel(), shape[1])
         gradient = dy.new_zeros(shape, dtype=dtype) if ctx.gradient is None else ctx.gradient
         if ctx.fused:
             _embedding_backward(gradient, *tokens.sort(stable=True), dy.contiguous())

@@ -9,6 +9,7 @@ when compiled, keeps h beside it, 9.7 GB more for 24 layers of d24 at 32,768 tok
 
 When it does not pay: the product here is Triton's, not cuBLAS's. It breaks even at 77% of cuBLAS's speed; below, the
 compiler's separate passes win. So `auto` takes it only where `python -m kernels tune` has measured that it is faster.
+The pair can also be had in Inductor's template, "auto,mlp_relu2=inductor" (inductor_template.py).
 
 How the kernel is made: the usual GEMM. Programs walk over groups of GROUP_M row blocks, so that neighbours share tiles
 of both factors in L2; sums in float32; the epilogue acts on them before they are rounded, once.
@@ -23,9 +24,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import tuned
-from .dispatch import mode, triton_runs
-from .registry import Case, Op, check_device, itemsize, randn, register, without_autocast
-from .triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
+from .dispatch import Refused, mode, triton_runs
+from .inductor_template import template_blocks, template_product
+from .registry import Case, Op, as_rows, check_device, itemsize, randn, register, without_autocast
+from .triton_utils import INTERPRETED, cdiv, launch, operator, product_tile, specialized, tl, triton
 
 
 class _Relu2(torch.autograd.Function):
@@ -72,20 +74,7 @@ def _product_kernel(
     inside = tl.program_id(0) % (GROUP_M * right)
     rows = (group * GROUP_M + inside % height) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = (inside // height) * BLOCK_N + tl.arange(0, BLOCK_N)
-    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    x_at = rows.to(tl.int64)[:, None] * R
-    for start in range(0, R, BLOCK_R):
-        r = start + tl.arange(0, BLOCK_R)
-        x = tl.load(x_ptr + x_at + r[None, :], mask=(rows < M)[:, None] & (r < R)[None, :], other=0.0)
-        if TURNED:
-            w_at = r.to(tl.int64)[:, None] * N + cols[None, :]
-            w = tl.load(w_ptr + w_at, mask=(r < R)[:, None] & (cols < N)[None, :], other=0.0)
-        else:
-            w_at = cols.to(tl.int64)[:, None] * R + r[None, :]
-            w = tl.load(w_ptr + w_at, mask=(cols < N)[:, None] & (r < R)[None, :], other=0.0).trans()
-        if UPCAST:  # the interpreter multiplies bfloat16 wrongly
-            x, w = x.to(tl.float32), w.to(tl.float32)
-        total = tl.dot(x, w, total, input_precision="ieee")
+    total = product_tile(x_ptr, w_ptr, rows, cols, M, N, R, False, TURNED, UPCAST, BLOCK_R)
     at = rows.to(tl.int64)[:, None] * N + cols[None, :]
     mask = (rows < M)[:, None] & (cols < N)[None, :]
     if BACKWARD:
@@ -124,6 +113,7 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(*inputs, output)
 
 
+@once_differentiable
 def _gradients(ctx, dy):
     x, weight, y = ctx.saved_tensors
     dh = dy * (2 * y.sqrt())
@@ -134,20 +124,25 @@ _linear_relu2.register_autograd(_gradients, setup_context=_save)
 
 
 class _Pair(torch.autograd.Function):
-    """The pair: y is the only thing of size (N, F) that forward stores, dh the only one that backward makes."""
+    """The pair: y is the only thing of size (N, F) that forward stores, dh the only one that backward makes.
+
+    blocks: of Inductor's template, which is to be the product; empty: ours is.
+    """
 
     @staticmethod
-    def forward(ctx, x, w1, w2):
-        y = _linear_relu2(x, w1)
+    def forward(ctx, x, w1, w2, blocks):
+        y = F.relu(template_product(x, w1.mT, blocks)).square() if blocks else _linear_relu2(x, w1)
         ctx.save_for_backward(x, w1, w2, y)
+        ctx.blocks = blocks
         return y @ w2.mT
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dout):
         x, w1, w2, y = ctx.saved_tensors
-        dout = dout.contiguous()
-        dh = _relu2_backward(dout, w2, y)
-        return dh @ w1, dh.mT @ x, dout.mT @ y
+        dout, blocks = dout.contiguous(), ctx.blocks
+        dh = template_product(dout, w2, blocks) * (2 * y.sqrt()) if blocks else _relu2_backward(dout, w2, y)
+        return dh @ w1, dh.mT @ x, dout.mT @ y, None
 
 
 # ---- the public functions
@@ -177,27 +172,41 @@ def mlp_relu2(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
             "wanted (F, C) and (E, F)"
         )
     check_device("mlp_relu2", x, w1=w1, w2=w2)
-    if _runs("mlp_relu2", x):
+    if mode("mlp_relu2") == "inductor" and _compiles(x):
+        return _mlp_relu2_inductor(x, w1, w2)
+    if mode("mlp_relu2") != "inductor" and _runs("mlp_relu2", x):
         return _mlp_relu2_triton(x, w1, w2)
     return mlp_relu2_reference(x, w1, w2)
 
 
 def _linear_relu2_triton(x: Tensor, weight: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.size(-1)).contiguous()
-    return _linear_relu2(rows, weight.to(x.dtype).contiguous()).view(*x.shape[:-1], weight.size(0))
+    return _linear_relu2(as_rows(x), weight.to(x.dtype).contiguous()).view(*x.shape[:-1], weight.size(0))
 
 
-def _mlp_relu2_triton(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.size(-1)).contiguous()
+def _mlp_relu2_triton(x: Tensor, w1: Tensor, w2: Tensor, blocks: tuple[int, ...] = ()) -> Tensor:
     with without_autocast(x):
-        out = _Pair.apply(rows, w1.to(x.dtype).contiguous(), w2.to(x.dtype).contiguous())
+        out = _Pair.apply(as_rows(x), w1.to(x.dtype).contiguous(), w2.to(x.dtype).contiguous(), blocks)
     return out.view(*x.shape[:-1], w2.size(0))
 
 
+def _mlp_relu2_inductor(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+    return _mlp_relu2_triton(x, w1, w2, template_blocks("mlp_relu2", x.dtype, specialized(x.size(-1)), x.device))
+
+
+def _compiles(x: Tensor) -> bool:
+    """Whether torch.compile is at work, for which Inductor's template is asked. Raises Refused where it cannot."""
+    if not x.is_cuda or x.dtype == torch.float16:
+        raise Refused(
+            f"mlp_relu2: Inductor's template is asked for (NANOCHAT_KERNELS or use()), but x is {x.dtype} on "
+            f"{x.device.type}, wanted bfloat16 or float32 on cuda"
+        )
+    return torch.compiler.is_compiling()
+
+
 def _runs(op: str, x: Tensor) -> bool:
-    """As triton_runs, but never in float16. Raises ValueError where Triton is forced."""
+    """As triton_runs, but never in float16. Raises Refused where Triton is forced."""
     if x.dtype == torch.float16 and mode(op) == "triton":
-        raise ValueError(f"{op}: Triton is asked for, but x is torch.float16, in which relu² underflows; use bfloat16")
+        raise Refused(f"{op}: Triton is asked for, but x is torch.float16, in which relu² underflows; use bfloat16")
     return x.dtype != torch.float16 and triton_runs(op, x, x.size(-1))
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from . import tuned
 from .dispatch import triton_runs
 from .registry import Case, Op, itemsize, randn, register
-from .triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
+from .triton_utils import INTERPRETED, cdiv, launch, operator, product_tile, tl, triton
 
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -99,23 +99,7 @@ def _symmetric_kernel(
     x_ptr += batch * S * R
     rows = i * BLOCK_S + tl.arange(0, BLOCK_S)
     cols = j * BLOCK_S + tl.arange(0, BLOCK_S)
-    total = tl.zeros((BLOCK_S, BLOCK_S), dtype=tl.float32)
-    for start in range(0, R, BLOCK_R):
-        inner = start + tl.arange(0, BLOCK_R)
-        if TURNED:
-            at = inner.to(tl.int64)[:, None] * S
-            left = tl.load(
-                x_ptr + at + rows[None, :], mask=(inner < R)[:, None] & (rows < S)[None, :], other=0.0
-            ).trans()
-            right = tl.load(x_ptr + at + cols[None, :], mask=(inner < R)[:, None] & (cols < S)[None, :], other=0.0)
-        else:
-            inside = (inner < R)[None, :]
-            at_rows, at_cols = rows.to(tl.int64)[:, None] * R, cols.to(tl.int64)[:, None] * R
-            left = tl.load(x_ptr + at_rows + inner[None, :], mask=(rows < S)[:, None] & inside, other=0.0)
-            right = tl.load(x_ptr + at_cols + inner[None, :], mask=(cols < S)[:, None] & inside, other=0.0).trans()
-        if UPCAST:  # the interpreter multiplies bfloat16 wrongly
-            left, right = left.to(tl.float32), right.to(tl.float32)
-        total = tl.dot(left, right, total, input_precision="ieee")  # (BLOCK_S, BLOCK_S)
+    total = product_tile(x_ptr, x_ptr, rows, cols, S, S, R, TURNED, TURNED, UPCAST, BLOCK_R)
     total = total * tl.cast(alpha, tl.float32)
     add_ptr += batch * S * S
     out_ptr += batch * S * S

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from . import tuned
-from .dispatch import mode, triton_runs
+from .dispatch import Refused, mode, triton_runs
 from .registry import Case, Op, check_device, itemsize, randn, register
 from .triton_utils import capturing, cdiv, launch, operator, power_of_two, tl, triton
 
@@ -87,7 +87,7 @@ def muon_momentum_reference_(
     wide = _wide(g)
     row = torch.linalg.vector_norm(g, dim=-1, keepdim=True, dtype=wide)  # (K, m, 1)
     whole = torch.linalg.vector_norm(row, dim=-2, keepdim=True)  # (K, 1, 1)
-    return (g * (whole * g.size(-2) ** -0.5 / row.clamp_min(1e-6))).to(dtype)
+    return (g * (whole * (g.size(-2) or 1) ** -0.5 / row.clamp_min(1e-6))).to(dtype)
 
 
 def _normuon_factor(
@@ -269,7 +269,7 @@ def _muon_momentum(grad: Tensor, momentum_buffer: Tensor, out: Tensor, momentum:
         *_values([momentum]), **config,
     )  # fmt: skip
     whole = squares.sum(dim=-2, keepdim=True).sqrt()
-    factor = whole * m**-0.5 / squares.sqrt().clamp_min(1e-6)
+    factor = whole * (m or 1) ** -0.5 / squares.sqrt().clamp_min(1e-6)
     grid = (cdiv(k * m, config["BLOCK_M"]), cdiv(n, config["BLOCK_N"]))
     launch(_scale_rows_kernel, grid, out, factor, k * m, n, **config)
 
@@ -430,10 +430,10 @@ def _muon_update_triton(
 
 
 def _contiguous(op: str, *tensors: Tensor) -> bool:
-    """Whether tensors that are changed in place are contiguous. Raises ValueError if not, where Triton is forced."""
+    """Whether tensors that are changed in place are contiguous. Raises Refused if not, where Triton is forced."""
     found = all(tensor.is_contiguous() for tensor in tensors)
     if not found and mode(op) == "triton":
-        raise ValueError(f"{op}: Triton is asked for, but a tensor to be changed in place is not contiguous")
+        raise Refused(f"{op}: Triton is asked for, but a tensor to be changed in place is not contiguous")
     return found
 
 

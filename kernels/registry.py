@@ -73,6 +73,11 @@ def tensors(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else [tensor for part in result for tensor in tensors(part)]
 
 
+def as_rows(x: Tensor) -> Tensor:
+    """(..., C) as contiguous (N, C), also where C is 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.size(-1)).contiguous()
+
+
 def check_device(op: str, x: Tensor, **others: Tensor) -> None:
     """Raises ValueError naming the first of `others` that is not where x, the op's first argument, is."""
     for name, tensor in others.items():

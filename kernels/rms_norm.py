@@ -29,7 +29,7 @@ from torch import Tensor
 
 from . import tuned
 from .dispatch import triton_runs
-from .registry import Case, Op, check_device, itemsize, randn, register
+from .registry import Case, Op, as_rows, check_device, itemsize, randn, register
 from .triton_utils import cdiv, launch, operator, power_of_two, programs, tl, triton
 
 LARGEST_ROW = 16384  # elements that one program holds in registers
@@ -277,26 +277,21 @@ _add_rms_norm.register_autograd(_add_gradients, setup_context=_save_sum)
 _mix_rms_norm.register_autograd(_mix_gradients, setup_context=_save_mix)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """(..., C) as contiguous (N, C)."""
-    return x.reshape(-1, x.size(-1)).contiguous()
-
-
 def _rms_norm_triton(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     weight = weight if weight is None else weight.contiguous()
-    return _rms_norm(_rows(x), weight, default_eps(x.dtype) if eps is None else eps).view(x.shape)
+    return _rms_norm(as_rows(x), weight, default_eps(x.dtype) if eps is None else eps).view(x.shape)
 
 
 def _mix_rms_norm_triton(
     x: Tensor, x0: Tensor, a: Tensor, b: Tensor, delta: Tensor | None = None, index: int = 0
 ) -> tuple[Tensor, Tensor]:
-    delta = delta if delta is None else _rows(delta)
-    mixed, normed = _mix_rms_norm(_rows(x), _rows(x0), a.contiguous(), b.contiguous(), delta, index)
+    delta = delta if delta is None else as_rows(delta)
+    mixed, normed = _mix_rms_norm(as_rows(x), as_rows(x0), a.contiguous(), b.contiguous(), delta, index)
     return mixed.view(x.shape), normed.view(x.shape)
 
 
 def _add_rms_norm_triton(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    summed, normed = _add_rms_norm(_rows(x), _rows(delta))
+    summed, normed = _add_rms_norm(as_rows(x), as_rows(delta))
     return summed.view(x.shape), normed.view(x.shape)
 
 

@@ -1,4 +1,4 @@
-"""The guarded import of Triton, how a kernel is launched, and how a launcher becomes a PyTorch operator. A leaf.
+"""The guarded import of Triton, how a kernel is launched and becomes a PyTorch operator; the loop of products. A leaf.
 
 Every op's file imports `triton` and `tl` from here, so that it loads without Triton too (Windows, macOS). A launcher is
 a plain function that allocates its results and calls `launch`; `@operator` makes it a PyTorch operator whose shape
@@ -102,6 +102,32 @@ def operator(mutates: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]
         return op
 
     return register
+
+
+@triton.jit
+def product_tile(
+    x_ptr, w_ptr, rows, cols, M, N, R, X_TURNED: tl.constexpr, W_TURNED: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """(rows, cols) of X·Wᵀ in float32, for what follows in a kernel; X and W as in `_factor`, contiguous."""
+    total = tl.zeros((rows.shape[0], cols.shape[0]), dtype=tl.float32)
+    for start in range(0, R, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R)
+        x, w = _factor(x_ptr, rows, r, M, R, X_TURNED), _factor(w_ptr, cols, r, N, R, W_TURNED).trans()
+        if UPCAST:  # the interpreter multiplies bfloat16 wrongly
+            x, w = x.to(tl.float32), w.to(tl.float32)
+        total = tl.dot(x, w, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def _factor(ptr, rows, r, M, R, TURNED: tl.constexpr):
+    """(rows, r) of a matrix (M, R), or (R, M) if TURNED."""
+    if TURNED:
+        at, mask = r.to(tl.int64)[:, None] * M + rows[None, :], (r < R)[:, None] & (rows < M)[None, :]
+        return tl.load(ptr + at, mask=mask, other=0.0).trans()
+    at, mask = rows.to(tl.int64)[:, None] * R + r[None, :], (rows < M)[:, None] & (r < R)[None, :]
+    return tl.load(ptr + at, mask=mask, other=0.0)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from nanochat import oserrors
 from nanochat.errors import EXIT_AFTER, UserError
-from nanochat.hardware import PATIENCE
+from nanochat.world import PATIENCE
 
 if TYPE_CHECKING:
     from nanochat.checkpoint import Checkpoint

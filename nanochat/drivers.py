@@ -64,7 +64,9 @@ DRIVERS = {13: 580, 12: 525, 11: 450}  # CUDA's major version: the driver's
 BUILDS = {"2.13": (Build("cu130", DRIVERS[13], (7, 5), (99, 9)), Build("cu126", DRIVERS[12], (5, 0), (9, 0)))}
 ROCM_BUILDS = {"2.13": "rocm7.2"}
 INDEX = "https://download.pytorch.org/whl/"
-INSIST = "insist on the CPU with --device-type cpu (speedrun.sh and scripts.plan: --device cpu)"
+INSIST = (
+    "insist on the CPU with --device-type cpu (speedrun.sh and scripts.plan: --device cpu; benchmarks: --profile smoke)"
+)
 
 
 def unusable(root: Path = Path("/")) -> tuple[str, bool]:

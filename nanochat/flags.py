@@ -103,9 +103,9 @@ def run_script(main: Callable[[], None], goes_on: bool = False) -> NoReturn:
     wanted without that: a training, a server.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    processes.end_with_launcher()
     streams.prepare(goes_on)
     try:
+        processes.end_with_launcher()
         _first(main)
     except UserError as error:
         sys.exit(fail(str(error)))
@@ -128,15 +128,18 @@ def run_script(main: Callable[[], None], goes_on: bool = False) -> NoReturn:
 
 
 def _first(main: Callable[[], None]) -> None:
-    """Runs main; of several ranks that fail, only the first says why. A full memory of a GPU is said in a sentence."""
+    """Runs main; of several ranks that fail, only the first says why. A full memory of a GPU is said in a sentence, and
+    what NANOCHAT_KERNELS asks for in vain."""
     try:
         main()
     except Exception as error:
         if isinstance(error, RuntimeError) and "out of memory" in str(error):  # torch's, whatever its class
             error = UserError(f"{'. '.join(str(error).splitlines()[0].split('. ')[:3])}; {LESS}")
         if "torch" in sys.modules:
+            from kernels.dispatch import Refused
             from nanochat.consensus import tell_first
 
+            error = UserError(str(error)) if isinstance(error, Refused) else error
             tell_first(error)
         raise error
 

@@ -36,6 +36,7 @@ from kernels import (
     rms_norm,
 )
 from kernels.fp8 import Quantized, new_history, plain
+from kernels.linears import linears
 from nanochat import optim
 
 
@@ -128,6 +129,14 @@ class Linear(nn.Linear):
         return self.weight.to(dtype) if self.shadow is None else self.shadow
 
 
+def together(x: Tensor | Quantized, *layers: Linear) -> tuple[Tensor, ...]:
+    """What each of the layers makes of one input."""
+    if layers[0].fp8 and layers[0].training:
+        return tuple(layer(x) for layer in layers)
+    x = plain(x)
+    return linears(x, *(layer.cast(x.dtype) for layer in layers))
+
+
 class Embedding(nn.Embedding):
     """A table of rows by token."""
 
@@ -157,9 +166,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         B, T, _ = plain(h).shape
         D, window = self.config.head_dim, self.config.window(self.layer)
-        q = self.c_q(h).view(B, T, -1, D)  # (B, T, H, D)
-        k = self.c_k(h).view(B, T, -1, D)  # (B, T, K, D)
-        v = self.c_v(h).view(B, T, -1, D)
+        q, k, v = (y.view(B, T, -1, D) for y in together(h, self.c_q, self.c_k, self.c_v))  # (B, T, H or K, D)
         if self.ve_gate is not None and ve is not None:
             gate = 3 * torch.sigmoid(self.ve_gate(plain(h)[..., :VE_GATE_CHANNELS]))  # (B, T, K), range (0, 3)
             v = v + gate[..., None] * ve.view(B, T, -1, D)

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -22,12 +21,9 @@ from nanochat.cards import PEAKS, Peak
 from nanochat.errors import UserError
 from nanochat.locks import Lock
 from nanochat.processes import identity
+from nanochat.world import meet, place
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-# How long a rank waits for another before it gives up: rank 0 may be compiling, measuring or writing a checkpoint
-# meanwhile, each of which takes minutes, and torch's default for NCCL is ten.
-PATIENCE = timedelta(minutes=30)
 
 
 def fastest(call: Callable[[], object], repeats: int = 10) -> float:
@@ -96,7 +92,7 @@ def setup(device_type: str = "") -> Hardware:
     device_type: "cuda", "cpu", "mps", or "" for the best there is. Raises UserError for one that is not there or cannot
     be used, and rather than pass over a GPU of 8 GB or more in silence.
     """
-    rank, local_rank, world = (int(os.environ.get(k, d)) for k, d in RANK_VARIABLES)
+    rank, local_rank, world = place()
     set_allocator()
     device_type = pick(device_type, local_rank)
     try:
@@ -111,7 +107,7 @@ def setup(device_type: str = "") -> Hardware:
         repeat_bitwise()
     if world > 1 and not dist.is_initialized():
         backend, own = ("nccl", device) if device_type == "cuda" else ("gloo", None)
-        dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
+        meet(backend, own, rank, world)
     name = device_name(device)
     dtype, reason = compute_dtype(device)
     return Hardware(device, name, dtype, reason, memory(device), rank, local_rank, world, PEAKS.get(name))
@@ -167,9 +163,6 @@ def repeat_bitwise() -> None:
     """
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-RANK_VARIABLES = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
 
 
 def has_mps() -> bool:

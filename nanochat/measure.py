@@ -55,6 +55,7 @@ GROUPS = {
     "embeddings": ("embedding",),
     "optimizer": ("polar_express", "muon_momentum_", "muon_update_", "adamw_"),
 }
+TEMPLATE = "MLP in Inductor's template"  # comes after the groups: what it gains over our product is the least sure
 # Of ops that share rows one is named that training runs; the rows are searched with it.
 TUNED = ("flash_attention", "polar_express", "embedding", "mix_rms_norm", "qk_norm_rotary", "cross_entropy")
 Say = Callable[[str], None]
@@ -64,12 +65,13 @@ Choice = dict[str, Any]
 def choose(
     config: GPTConfig, rows: int, hardware: Hardware, fp8: str, say: Say = print, wanted: bool = True
 ) -> Choice | None:
-    """What training of this model, with so many rows at a time, is to run: as known for this card, or measured now.
+    """What training of this model, with so many rows at a time, is to run: as known for this card, measured now, or,
+    where that is not wanted or fails, as by default, with the block sizes in force now.
 
     fp8: "", "current" or "delayed"; wanted: whether to measure what is not known (on rank 0, whose `say` it is).
-    Returns a dict of `setting` (for kernels.use), `rows` (what was measured), `left` (groups for which no time was
-    left), `blocks`, `card`, `when` and `seconds`; None where there is nothing to choose: no CUDA device, or
-    NANOCHAT_KERNELS says it. Collective: every rank calls it.
+    Returns a dict of `setting` (for kernels.use), `rows` (what was measured; none: nothing was), `left` (groups for
+    which no time was left), `blocks`, `card`, `when` and `seconds`; None where there is nothing to choose: no CUDA
+    device, or NANOCHAT_KERNELS says it. Collective: every rank calls it.
     """
     if hardware.device.type != "cuda" or not dispatch.is_default():
         return None
@@ -81,9 +83,17 @@ def choose(
         if found[0] is None and wanted and (made := _measured(config, rows, hardware, fp8, say)):
             measured.store(index, steps={**measured.load(index).get("steps", {}), key: made})
             found = [made]
+        found[0] = found[0] or dict(unmeasured(hardware), blocks=measured.blocks(index))
     if hardware.world > 1:
         dist.broadcast_object_list(found, src=0)
     return found[0]
+
+
+def unmeasured(hardware: Hardware) -> Choice:
+    """As `auto` decides, with the block sizes of the code."""
+    return dict(
+        setting="auto", rows=[], left=[], blocks={}, card=hardware.name, when=date.today().isoformat(), seconds=0.0
+    )
 
 
 def known(choice: Any, say: Say) -> Choice | None:
@@ -211,9 +221,11 @@ def measure(
     started, index, shapes = clock(), hardware.device.index or 0, cases(config, rows)
     changes = {group: _change(ops, shapes, hardware, fp8) for group, ops in GROUPS.items()}
     fit = lambda name: not dispatch.unfit(name, hardware.dtype, OPS[name].size(shapes[name][0]), index)
+    if fit("mlp_relu2") and not fp8 and hardware.dtype != torch.float16:
+        changes[TEMPLATE] = "mlp_relu2=inductor", False
     # AMD's compiler may end the process on a block size that nobody has tried: there the static ones stay.
     to_tune = {name: shapes[name] for name in TUNED if fit(name)} if not torch.version.hip else {}
-    result = dict(setting="auto", rows=[], left=[], blocks={}, card=hardware.name, when=date.today().isoformat())
+    result = unmeasured(hardware)
     if not any(change for change, _ in changes.values()):
         return dict(result, seconds=clock() - started)  # no kernel of ours is for this card
     say(
@@ -253,7 +265,7 @@ def measure(
             with_ours, without = (then, now) if running else (now, then)
             row = dict(group=group, of=kind, on_ms=1e3 * with_ours, off_ms=1e3 * without, on=taken != running)
             table.append(row)
-            say(f"{group}: {1e3 * with_ours:.1f} ms of {kind} with our kernels, {1e3 * without:.1f} without")
+            say(f"{group}: {1e3 * with_ours:.1f} ms of {kind} with it, {1e3 * without:.1f} without")
             setting = other.setting if taken else setting
             if kind == "step":
                 compiled.append(first)
@@ -274,20 +286,26 @@ def _change(ops: tuple[str, ...], shapes: dict[str, list[Case]], hardware: Hardw
     return ",".join(f"{name}=torch" for name in running) or _untaken(ops, shapes, hardware, fp8), bool(running)
 
 
+def _in_step(name: str, fp8: str) -> bool:
+    """Whether such a step has this op, or the one of it in the other precision."""
+    both = (*GROUPS["fp8"], "mix_rms_norm", "add_rms_norm", "mlp_relu2")
+    return name not in both or name.startswith("fp8") == bool(fp8)
+
+
 def _runs(name: str, case: Case, hardware: Hardware, fp8: str) -> bool:
-    """Whether `auto` runs an op's kernels in such a step."""
-    if name.startswith("fp8") != bool(fp8) and name in (*GROUPS["fp8"], "mix_rms_norm", "add_rms_norm", "mlp_relu2"):
-        return False  # the step has the other one
-    return dispatch.refusal(name, hardware.dtype, OPS[name].size(case), hardware.device.index or 0) == ""
+    """Whether `auto` runs an op's kernels in such a compiled step."""
+    index, size = hardware.device.index or 0, OPS[name].size(case)
+    return _in_step(name, fp8) and dispatch.refusal(name, hardware.dtype, size, index, compiled=True) == ""
 
 
 def _untaken(ops: tuple[str, ...], shapes: dict[str, list[Case]], hardware: Hardware, fp8: str) -> str:
     """A setting that takes kernels which `auto` leaves until they are measured, if they are right here; else ""."""
-    if fp8 or hardware.dtype == torch.float16:
-        return ""
     index = hardware.device.index or 0
-    found = [name for name in ops if name in dispatch.tuned.UNPROVEN]
-    right = [name for name in found if not dispatch.obstacle(name, hardware.dtype, shapes[name][0], index)]
+    right = [
+        name
+        for name in ops
+        if _in_step(name, fp8) and not dispatch.obstacle(name, hardware.dtype, shapes[name][0], index)
+    ]
     return ",".join(f"{name}=triton" for name in right)
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nanochat.errors import UserError
+
 PROC = Path("/proc")
 # Fields of /proc/PID/stat, counted from after the command's name, which may hold spaces and brackets.
 PARENT, BEGUN = 1, 19
@@ -48,13 +50,16 @@ def end(pids: set[int]) -> None:
 
 
 def end_with_launcher() -> None:
-    """A rank gets SIGTERM once its launcher has ended, however that was: it saves and ends too. Linux only."""
+    """A rank gets SIGTERM once its launcher has ended, however that was: it saves and ends too. Linux only.
+
+    Raises UserError where the launcher is not its parent, or not any more.
+    """
     parent = os.environ.pop(LAUNCHER, "")
     if not parent or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(1, *map(ctypes.c_ulong, (signal.SIGTERM, 0, 0, 0)))  # PR_SET_PDEATHSIG
-    if os.getppid() != int(parent):  # it has ended already
-        os.kill(os.getpid(), signal.SIGTERM)
+    if str(os.getppid()) != parent:
+        raise UserError(f"the launcher of this rank, process {parent}, is gone; call it again, or unset {LAUNCHER}")
 
 
 def _stat(pid: int) -> list[str]:

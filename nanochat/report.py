@@ -225,8 +225,8 @@ def conversations(run: Run) -> Section:
 
 
 def kernel_choices(run: Run) -> Section:
-    """Which kernels each stage ran, where that was measured: milliseconds of a shallow step or its update, with and
-    without ours.
+    """Which kernels each stage ran, where that was measured: milliseconds of a shallow step or its update, with each
+    group of them and without.
     """
     rows = []
     for stage in STAGES:
@@ -234,8 +234,8 @@ def kernel_choices(run: Run) -> Section:
         for row in choice.get("rows", []):
             times = (f"{row[key]:.1f} ms" for key in ("on_ms", "off_ms"))
             what = row["group"] + (" (the update alone)" if row.get("of") == "update" else "")
-            rows.append((stage, what, *times, "ours" if row["on"] else "PyTorch's", choice["when"]))
-    titles = ("stage", "ops", "a step with our kernels", "without", "taken", "measured")
+            rows.append((stage, what, *times, "yes" if row["on"] else "no", choice["when"]))
+    titles = ("stage", "kernels of", "a step with them", "without", "taken", "measured")
     return Section("Kernels, as measured on this card", [Table(titles, rows)] if rows else [])
 
 

@@ -205,7 +205,7 @@ def _kernels(setup: Setup, stage: Stage, resumed: bool) -> measure.Choice | None
     """Which kernels the stage runs: those it began with, or what is known or measured now for this card.
 
     None: as `auto` decides. Block sizes are in force when it returns, and the choice goes into every checkpoint. A
-    choice that another card was measured for is made anew, and so is none where the training is too short to pay.
+    choice that another card was measured for is made anew. Nothing is measured where the training is too short to pay.
     """
     card = (stage.meta.get("kernels") or {}).get("card", setup.hardware.name)
     elsewhere = card != setup.hardware.name
@@ -217,7 +217,10 @@ def _kernels(setup: Setup, stage: Stage, resumed: bool) -> measure.Choice | None
         tokens = setup.settings.num_iterations * setup.settings.total_batch_size / setup.hardware.world
         peak = setup.hardware.peak.bf16 * 1e12 if setup.hardware.peak else PEAK
         seconds = tokens * flops_per_token(config) / (MFU * peak)
-        wanted = setup.tune and stage.compile and seconds > PAYS * measure.SECONDS
+        pays = seconds > PAYS * measure.SECONDS
+        if setup.tune and stage.compile and not pays and setup.hardware.device.type == "cuda":
+            say(setup, f"{setup.name}: too short to measure first which kernels pay; taken is what is known")
+        wanted = setup.tune and stage.compile and pays
         chosen = measure.choose(config, rows, setup.hardware, fp8, lambda line: say(setup, f"  {line}"), wanted)
         stage.meta["kernels"] = chosen
     choice = stage.meta["kernels"] if dispatch.is_default() else None

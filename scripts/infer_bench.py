@@ -12,7 +12,8 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen
+from subprocess import PIPE, Popen
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -47,13 +48,20 @@ class Flags:
     profile: int = number(0, 0, 10_000, "warm steps of ours to record in $NANOCHAT_BASE_DIR/infer_bench/ (0: none)")
 
 
-def start(folder: str, settings: dict[str, Any], worker: Path = WORKER, env: dict[str, str] | None = None) -> Popen:
-    """A process that imports `nanochat` from a folder, and measures when told to. env: its environment, if not ours."""
-    words = [sys.executable, str(worker), folder, json.dumps(settings)]
-    return Popen(words, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True, env=env)
+class Worker(Popen):
+    """A process that imports `nanochat` from a folder, and measures when told to; what it says of errors is kept."""
+
+    def __init__(self, folder: str, words: list[str], env: dict[str, str] | None):
+        self.folder, self.log = folder, TemporaryFile("w+", errors="replace")
+        super().__init__(words, stdin=PIPE, stdout=PIPE, stderr=self.log, text=True, env=env)
 
 
-def measure(worker: Popen, order: int) -> dict[str, Any]:
+def start(folder: str, settings: dict[str, Any], worker: Path = WORKER, env: dict[str, str] | None = None) -> Worker:
+    """env: the process's environment, if not ours."""
+    return Worker(folder, [sys.executable, str(worker), folder, json.dumps(settings)], env)
+
+
+def measure(worker: Worker, order: int) -> dict[str, Any]:
     """One run, told a number: of ours negative where it is to be recorded. Raises UserError if the process has died."""
     assert worker.stdin and worker.stdout
     time.sleep(PAUSE)
@@ -62,12 +70,14 @@ def measure(worker: Popen, order: int) -> dict[str, Any]:
         worker.stdin.flush()
     line = worker.stdout.readline()
     if not line:
-        folder, code = str(worker.args[2]), worker.wait()  # type: ignore[index]
-        raise UserError(f"the process that runs {folder} ended ({code}); is it a whole clone, or was memory short?")
+        code = worker.wait()
+        worker.log.seek(0)
+        last = (worker.log.read().strip().splitlines() or ["it said nothing: was memory short?"])[-1]
+        raise UserError(f"the process that runs {worker.folder} ended ({code}); {last.removeprefix('error: ')}")
     return json.loads(line)
 
 
-def profile(worker: Popen, batch: int) -> None:
+def profile(worker: Worker, batch: int) -> None:
     try:
         print(measure(worker, -batch)["said"], flush=True)
     except UserError as problem:  # what was measured stays

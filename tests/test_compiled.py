@@ -59,6 +59,9 @@ def test_the_module_is_the_models_whose_work_is_done():
 def test_flops_by_hand():
     a, b = torch.empty(6, 4, device="meta"), torch.empty(4, 5, device="meta")
     assert launches.product_flops([a, b]) == 2 * 6 * 4 * 5
+    turned, out = b.mT.contiguous(), torch.empty(6, 5, device="meta")
+    for read in ((), (out,)):  # by an epilogue
+        assert launches.template_flops([a, turned, *read, out]) == launches.template_flops([a, b, *read, out]) == 240
     q = torch.empty(2, 8, 3, 16, device="meta")  # (B, T, H, D)
     pairs = sum(min(i + 1, 3) for i in range(8))
     assert launches.attention_flops("flash_attention", [q, q, q, 2]) == 4 * 2 * 3 * 16 * pairs
@@ -111,6 +114,8 @@ def test_the_page_has_both_sides_and_says_what_is_predicted():
     text = page("x", sections.sections(dict(auto=made(), torch=two), card("H100")))
     assert "PREDICTED" in text and "auto: GB" in text and "torch: GB" in text and "gpt.py:1 › gpt.py:2" in text
     assert "auto / torch" in text and "GB, auto − torch" in text
+    assert "nothing was searched" not in text
+    assert "nothing was searched" in page("x", sections.sections(dict(x=made(name="triton_tem_fused_0")), card("H100")))
     assert sections.totals(made())["streaming_gigabytes"] == 2 and sections.totals(two)["streaming_gigabytes"] == 0
 
 

@@ -6,8 +6,10 @@ import pytest
 import standins
 import torch
 
+import benchmarks.__main__
 from nanochat import drivers, hardware
 from nanochat.errors import UserError
+from profiling.predicted import calibrate
 
 H100 = "NVIDIA H100 80GB HBM3, 81559, {driver}, 9.0, Disabled"
 V100 = "Tesla V100-SXM2-16GB, 16384, {driver}, 7.0, [N/A]"
@@ -121,6 +123,17 @@ def test_the_scripts_stop_and_may_be_told_to_use_the_cpu(smi, capsys):
 
 
 CUDA = "CUDA_VISIBLE_DEVICES"
+
+
+def test_benchmarks_and_calibration_say_it_too(smi, monkeypatch, tmp_path):
+    """Else the CPU's smoke test would be taken for the card's result."""
+    smi(H100, driver="550.54.15")
+    monkeypatch.setattr("sys.argv", ["benchmarks", "run", "--out", str(tmp_path / "first.json")])
+    with pytest.raises(UserError, match="driver 550.54.15.*--profile smoke"):
+        benchmarks.__main__.run()
+    monkeypatch.setattr("sys.argv", ["calibrate"])
+    with pytest.raises(UserError, match="driver 550.54.15"):
+        calibrate.main()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ By default Dynamo traces and eager runs what it found; AOTAutograd and Inductor 
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import kernels
 from kernels import OPS, triton_utils
@@ -81,6 +82,19 @@ def test_one_graph_takes_every_size(name):
 def test_a_vocabulary_may_change_in_linear_cross_entropys_kernels():
     name = "linear_cross_entropy"
     check(name, f"torch,{name}=triton", "eager", SIZES[name][:1])
+
+
+@pytest.mark.parametrize("name", ["fp8_mix_rms_norm", "fp8_add_rms_norm"])
+def test_a_width_stays_a_symbol_when_traced_without_dynamo(name):
+    op, (small, large) = OPS[name], SIZES[name][:2]
+
+    def values(case):
+        return [value for value in op.inputs(case, torch.float32, DEVICE).values() if torch.is_tensor(value)]
+
+    with kernels.use("torch"):
+        traced = make_fx(lambda *args: tensors(op.fn(*args)), tracing_mode="symbolic")(*values(small))
+        for a, b in zip(traced(*values(large)), tensors(op.fn(*values(large)))):
+            assert torch.equal(a.double(), b.double())
 
 
 @pytest.mark.slow

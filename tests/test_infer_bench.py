@@ -99,6 +99,12 @@ def test_wrong_use_is_one_sentence(capsys, flags, words):
     assert words in capsys.readouterr().err
 
 
+def test_what_a_worker_said_of_its_end_is_said():
+    worker = infer_bench.start(str(ROOT), dict(no="flags"))
+    with pytest.raises(infer_bench.UserError, match=r"ended \(1\); .*Error"):
+        infer_bench.measure(worker, 1)
+
+
 def test_a_process_is_not_charged_with_the_memory_of_the_one_that_started_it():
     """As getrusage would: here more than 2 GB."""
     program = "import sys; sys.path.insert(0, 'benchmarks'); import worker; print(worker.peak())"

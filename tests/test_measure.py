@@ -31,6 +31,7 @@ def card(tmp_path, monkeypatch):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     monkeypatch.setattr(dispatch, "_modes", {"*": "auto"})
     monkeypatch.setattr(dispatch, "_DECIDED", {})
+    monkeypatch.setattr(dispatch, "_TRIED", {})
     monkeypatch.setattr(dispatch, "INSTALLED", True)
     monkeypatch.setattr(dispatch.probing, "check", lambda *_: None)
     monkeypatch.setattr(tuned, "architecture", lambda index: "sm_100")  # a kind of card that nobody has measured
@@ -88,8 +89,9 @@ def test_what_makes_the_step_faster_is_taken_and_kept(card):
     assert not rows["norms"]["on"] and rows["MLP"]["on"] and rows["head"]["on"]
     assert rows["norms"]["on_ms"] == pytest.approx(100) and rows["norms"]["off_ms"] == pytest.approx(97)
     assert rows["MLP"]["off_ms"] == pytest.approx(97) and rows["MLP"]["on_ms"] == pytest.approx(95)
-    assert list(rows) == [group for group in measure.GROUPS if group != "fp8"] and rows["optimizer"]["of"] == "update"
-    assert [kind for kind, _ in card.made] == ["step"] * len(rows) + ["update"] * 2 and not choice["left"]
+    assert list(rows) == [*(group for group in measure.GROUPS if group != "fp8"), measure.TEMPLATE]
+    assert rows["optimizer"]["of"] == "update" and not choice["left"] and not rows[measure.TEMPLATE]["on"]
+    assert [kind for kind, _ in card.made] == ["step"] * (len(rows) - 1) + ["update"] * 2 + ["step"]
     assert choice["seconds"] < measure.SECONDS
     assert all(limit >= 2 * len(card.made) for _, limit in card.made)  # delayed fp8 compiles for two shapes each
     assert any("about 3 minutes" in line for line in said)
@@ -99,13 +101,22 @@ def test_what_makes_the_step_faster_is_taken_and_kept(card):
     assert card.compiled > 2 + len(rows)  # another step
 
 
+def test_the_template_is_taken_where_it_is_faster(card, monkeypatch):
+    """Over our product too, which was taken before it."""
+    monkeypatch.setitem(GAINS, "mlp_relu2=inductor", -5.0)
+    choice = measure.choose(CONFIG, 4, H100, "", lambda line: None)
+    assert dispatch.parse(choice["setting"])["mlp_relu2"] == "inductor"
+    row = choice["rows"][-1]
+    assert row["group"] == measure.TEMPLATE and row["on"] and row["off_ms"] - row["on_ms"] == pytest.approx(3)
+
+
 def test_it_ends_in_time_and_says_what_keeps_its_default(card):
     card.first_seconds = card.compile_seconds = 50.0
     said = []
     choice = measure.choose(CONFIG, 4, H100, "", said.append)
     assert choice["seconds"] <= measure.SECONDS
     assert [row["group"] for row in choice["rows"]] == ["norms", "attention"]
-    assert choice["left"] == ["MLP", "head", "embeddings", "optimizer"]
+    assert choice["left"] == ["MLP", "head", "embeddings", "optimizer", measure.TEMPLATE]
     assert any(line.startswith("no time was left to measure") for line in said)
 
 
@@ -114,7 +125,7 @@ def test_how_long_a_compilation_takes_is_learnt_from_those_after_the_first(card)
     card.first_seconds = 60.0
     choice = measure.choose(CONFIG, 4, H100, "", lambda line: None)
     assert choice["left"] == ["optimizer"] and choice["seconds"] <= measure.SECONDS
-    assert len(choice["rows"]) == 5
+    assert len(choice["rows"]) == 6 and choice["rows"][-1]["group"] == measure.TEMPLATE
 
 
 def cpu_step(monkeypatch, make):
@@ -164,8 +175,20 @@ def test_a_failure_leaves_the_defaults_and_is_said(card, monkeypatch):
 
     monkeypatch.setattr(measure, "shallow_step", failing)
     said = []
-    assert measure.choose(CONFIG, 4, H100, "", said.append) is None
+    choice = measure.choose(CONFIG, 4, H100, "", said.append)
+    assert (choice["setting"], choice["rows"]) == ("auto", []) and "steps" not in measured.load(0)
     assert any("CUDA out of memory" in line for line in said)
+
+
+def test_what_was_not_measured_goes_on_with_the_block_sizes_that_it_began_with(card):
+    """Else a resumed stage would take those that `kernels tune` has found meanwhile."""
+    row = dict(dtype="*", config=dict(elements=3, num_warps=1))
+    measured.store(0, blocks={"adamw_": [row]})
+    choice = measure.choose(CONFIG, 4, H100, "", print, wanted=False)
+    assert not card.made and choice["blocks"] == {"adamw_": [row]}
+    measured.store(0, blocks={"adamw_": [dict(row, config=dict(elements=7, num_warps=1))]})
+    measure.adopt(choice)
+    assert measured.blocks(0) == {"adamw_": [row]}
 
 
 def test_block_sizes_of_a_choice_are_in_force_after_it_was_adopted(card):

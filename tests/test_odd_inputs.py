@@ -99,6 +99,24 @@ def test_autocast_changes_nothing_within_an_op(setting, name):
         assert (a.float() - b).norm() <= allowed * b.norm()
 
 
+@needs_triton
+@pytest.mark.parametrize("name", [op.name for op in kernels.OPS.values() if op.triton and op.differentiable])
+def test_no_kernel_gives_a_second_derivative(name):
+    """None is promised; what autograd would make of the pieces is wrong (of linear_relu2: NaN where relu is 0)."""
+    op = kernels.OPS[name]
+    inputs = op.inputs(next(iter(op.cases.values())), torch.float32, DEVICE)
+    for key in op.differentiable:
+        inputs[key].requires_grad_()
+    with kernels.use(f"torch,{name}=triton"):
+        outputs = [output for output in tensors(op.fn(**inputs)) if output.requires_grad]
+    first = torch.autograd.grad(
+        sum(output.square().sum() for output in outputs), [inputs[key] for key in op.differentiable], create_graph=True
+    )
+    for gradient in first:
+        with pytest.raises(RuntimeError, match="differentiate twice|no autograd formula was registered"):
+            gradient.sum().backward(retain_graph=True)
+
+
 @pytest.mark.parametrize("setting", BOTH)
 @pytest.mark.parametrize("name", ["cross_entropy", "linear_cross_entropy"])
 def test_a_batch_without_targets_has_no_gradient(setting, name):
@@ -127,6 +145,22 @@ def test_no_rows_and_no_columns(setting):
         y = kernels.flash_attention(q, none, none)
     y.sum().backward()
     assert (y == 0).all() and (q.grad == 0).all()
+
+
+@pytest.mark.parametrize("setting", BOTH)
+def test_rows_of_no_channels_and_matrices_without_rows(setting):
+    none, scalar = randn(2, 3, 0), randn(1)
+    with kernels.use(setting):
+        mixing = (none, none, scalar, scalar)
+        found = [kernels.rms_norm(none), *kernels.add_rms_norm(none, none), *kernels.mix_rms_norm(*mixing)]
+        found += [kernels.fp8_add_rms_norm(none, none)[1].x, kernels.fp8_mix_rms_norm(*mixing)[1].x]
+        assert all(tensor.numel() == 0 for tensor in found)
+        for op in (kernels.linear_relu2, kernels.fp8_linear):
+            assert (op(none, randn(5, 0)) == 0).all()
+        table = randn(4, 0).requires_grad_()
+        kernels.embedding(torch.zeros(2, 3, dtype=torch.int64, device=DEVICE), table).sum().backward()
+        assert table.grad.shape == (4, 0)
+        kernels.muon_momentum_(randn(2, 0, 5), randn(2, 0, 5), 0.9, torch.float32)
 
 
 @pytest.mark.parametrize("name", ["polar_express", "newton_schulz"])

@@ -274,7 +274,7 @@ def test_a_known_gpu(run, gpus, capsys, cards, count, preset, depth, dtype):
     plan.show(made, run, list(plan.STAGES))
     shown = capsys.readouterr().out
     for words in (f"{count} x {name}", f"preset    {preset}", f"dtype     {dtype}", "% of its ",
-                  "for base training", "predicted, at 40% of the peak"):  # fmt: skip
+                  "for base and rl", "predicted, at 40% of the peak"):  # fmt: skip
         assert words in shown
     assert ("  gpus      " in shown) == (count < len(cards))
 

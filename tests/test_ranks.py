@@ -184,7 +184,7 @@ def test_ranks_wait_long_for_one_that_compiles_or_saves(monkeypatch):
     standins.gpus(monkeypatch, "H100", "H100")
     asked = []
     monkeypatch.setattr(dist, "init_process_group", lambda *args, **more: asked.append((args, more)))
-    for name, value in dict(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2").items():
+    for name, value in dict(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2", MASTER_ADDR="first", MASTER_PORT="29500").items():
         monkeypatch.setenv(name, value)
     setup()
     own = torch.device("cuda:1")

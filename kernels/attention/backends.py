@@ -125,14 +125,16 @@ def _try(backend: Backend, dtype: torch.dtype, head: int, device: torch.device) 
 
 @torch.compiler.assume_constant_result
 def pick(dtype: torch.dtype, head: int, device: torch.device, mode: str) -> str:
-    """The backend for such a call, or "" for ours and PyTorch. Raises ValueError when `mode` names one that cannot."""
+    """The backend for such a call, or "" for ours and PyTorch. Raises Refused when `mode` names one that cannot."""
     for backend in BACKENDS.values():
         if mode in ("auto", backend.name):
             reason = obstacle(backend, dtype, head, device)
             if not reason:
                 return backend.name
             if mode == backend.name:
-                raise ValueError(f"flash_attention: {mode} is asked for (NANOCHAT_KERNELS or use()), but {reason}")
+                raise dispatch.Refused(
+                    f"flash_attention: {mode} is asked for (NANOCHAT_KERNELS or use()), but {reason}"
+                )
     return ""
 
 

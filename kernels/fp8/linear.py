@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from ..dispatch import triton_runs
 from ..linear_relu2 import _inputs
-from ..registry import Case, Op, check_device, itemsize, register, without_autocast
+from ..registry import Case, Op, as_rows, check_device, itemsize, register, without_autocast
 from .quantize import E4M3, E5M2, HISTORY, Quantized, plain, product, quantize, taken
 
 ROLES = ("x", "weight", "gradient")  # rows of a delayed history
@@ -71,9 +71,8 @@ def _fp8_linear_triton(x: Tensor | Quantized, weight: Tensor, history: Tensor | 
 def _apply(x: Tensor | Quantized, weight: Tensor, history: Tensor | None, fused: bool) -> Tensor:
     made = x.fp8 if isinstance(x, Quantized) else (None, None, None)
     x = plain(x)
-    rows = x.reshape(-1, x.size(-1)).contiguous()
     with without_autocast(x):
-        out = _Fp8Linear.apply(rows, weight.contiguous(), *made, history, fused)
+        out = _Fp8Linear.apply(as_rows(x), weight.contiguous(), *made, history, fused)
     return out.view(*x.shape[:-1], weight.size(0))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..linear_relu2 import _pair_inputs
-from ..registry import Op, check_device, itemsize, register, without_autocast
+from ..registry import Op, as_rows, check_device, itemsize, register, without_autocast
 from .linear import CASES, check_history, probe, runs
 from .quantize import E4M3, E5M2, RELU2, RELU2_BACKWARD, Quantized, plain, product, quantize, taken
 
@@ -61,9 +61,8 @@ def _fp8_mlp_relu2_triton(x: Tensor | Quantized, w1: Tensor, w2: Tensor, history
 def _apply(x: Tensor | Quantized, w1: Tensor, w2: Tensor, history: Tensor | None, fused: bool) -> Tensor:
     made = x.fp8 if isinstance(x, Quantized) else (None, None, None)
     x = plain(x)
-    rows = x.reshape(-1, x.size(-1)).contiguous()
     with without_autocast(x):
-        out = _Fp8Mlp.apply(rows, w1.contiguous(), w2.contiguous(), *made, history, fused)
+        out = _Fp8Mlp.apply(as_rows(x), w1.contiguous(), w2.contiguous(), *made, history, fused)
     return out.view(*x.shape[:-1], w2.size(0))
 
 

@@ -13,19 +13,16 @@ rows and walks over it twice, a few channels at a time: for the sum of squares, 
 When it does not pay: where the products are not in fp8. Source: rms_norm.py, quantize.py.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from .. import tuned
 from ..dispatch import triton_runs
-from ..registry import OPS, Op, check_device, itemsize, register
+from ..registry import OPS, Op, as_rows, check_device, itemsize, register
 from ..rms_norm import (
     CASES,
     _add_gradients,
     _mix_gradients,
-    _rows,
     _save_mix,
     _save_sum,
     add_rms_norm_reference,
@@ -51,13 +48,12 @@ def fp8_add_rms_norm_reference(x: Tensor, delta: Tensor) -> tuple[Tensor, Quanti
 
 
 def _quantized(normed: Tensor) -> Quantized:
-    rows = normed.detach().reshape(-1, normed.size(-1))
-    return Quantized(normed, quantize_reference(rows, _bound(normed), E4M3))
+    return Quantized(normed, quantize_reference(as_rows(normed.detach()), _bound(normed), E4M3))
 
 
 def _bound(x: Tensor) -> Tensor:
     """√C, the largest that a channel of a normed row can be."""
-    return torch.full((), math.sqrt(x.size(-1)), device=x.device)
+    return torch.full((), x.size(-1) ** 0.5, device=x.device)  # not math's: a width may be a symbol
 
 
 # ---- Triton
@@ -109,7 +105,7 @@ def _norm(
     values, transposed = x.new_empty((n, c), dtype=E4M3), x.new_empty((c, n), dtype=E4M3)
     launch(
         _fp8_norm_kernel, (cdiv(n, config["BLOCK_N"]),), x, x if delta is None else delta, x0, a, b, mixed, normed,
-        values, transposed, n, c, index, default_eps(x.dtype), LARGEST[E4M3] / math.sqrt(c), ADD=delta is not None,
+        values, transposed, n, c, index, default_eps(x.dtype), LARGEST[E4M3] * (c or 1) ** -0.5, ADD=delta is not None,
         MIX=mix, LARGEST=LARGEST[E4M3], EMULATE=INTERPRETED, **config,
     )  # fmt: skip
     return mixed, normed, values, transposed
@@ -150,12 +146,12 @@ def _with_copies(x: Tensor, made: tuple[Tensor, Tensor, Tensor, Tensor]) -> tupl
 def _fp8_mix_rms_norm_triton(
     x: Tensor, x0: Tensor, a: Tensor, b: Tensor, delta: Tensor | None = None, index: int = 0
 ) -> tuple[Tensor, Quantized]:
-    delta = delta if delta is None else _rows(delta)
-    return _with_copies(x, _fp8_mix_rms_norm(_rows(x), _rows(x0), a.contiguous(), b.contiguous(), delta, index))
+    delta = delta if delta is None else as_rows(delta)
+    return _with_copies(x, _fp8_mix_rms_norm(as_rows(x), as_rows(x0), a.contiguous(), b.contiguous(), delta, index))
 
 
 def _fp8_add_rms_norm_triton(x: Tensor, delta: Tensor) -> tuple[Tensor, Quantized]:
-    return _with_copies(x, _fp8_add_rms_norm(_rows(x), _rows(delta)))
+    return _with_copies(x, _fp8_add_rms_norm(as_rows(x), as_rows(delta)))
 
 
 # ---- the public functions

@@ -53,7 +53,7 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
             else f"from steps measured on {MEASURED_LAYERS} of its layers: no peak is known for this GPU"
         )
         whole = sum(s or 0 for s in plan.seconds.values()) + (OTHER_SECONDS + plan.evaluation if small else 0)
-        part = "all stages" if small else "base training"
+        part = "all stages" if small else " and ".join(stage for stage, s in plan.seconds.items() if s)
         print(f"  time      about {duration(whole)} for {part}, at {plan.rate:,.0f} tokens/s ({source})")
     if "eval_tokens_between" in plan.flags["base"]:  # a plan stored by an older version has no cadence
         print(f"  validate  {cadence_line(plan, config)}")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from math import isqrt
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class Launch:
 @dataclass
 class Recorded:
     launches: list[Launch]
-    generated: dict[str, str]  # name → Inductor's source
+    generated: dict[str, str]  # key → Inductor's source: a kernel's name, which is its graph's, and a number
     ours: dict[str, OurLaunch]  # key → a launch whose tensors are on meta
 
 
@@ -67,7 +68,7 @@ def category(name: str) -> str:
     """
     if re.search(r"attention", name):
         return ATTENTION
-    streams = name.startswith("triton_") and not name.startswith("triton_tem_")
+    streams = name.startswith("triton_") and not is_template(name)
     products = r"(^|_)(mm|addmm|bmm|baddbmm|scaled_mm|product|linear_relu2)(_|:|$)|_scaled_mm"
     if not streams and re.search(products, name):
         return PRODUCTS
@@ -77,10 +78,21 @@ def category(name: str) -> str:
     return COPIES if MOVES.match(fused) else STREAMING
 
 
+def is_template(name: str) -> bool:
+    return name.startswith("triton_tem_")
+
+
 def product_flops(tensors: Sequence[Tensor]) -> int:
     """2·M·N·K of a product (.., M, K) × (K, N) or (.., K, N), the last two of these factors and results: a, b, out."""
     a, b = tensors[0], tensors[1]
     return 2 * a.numel() * b.shape[-1]
+
+
+def template_flops(tensors: Sequence[Tensor]) -> int:
+    """2·M·N·K of a template of Inductor's: two factors, what its epilogue reads and the result, each as it lies in
+    memory, turned or not; all that are of the result's size.
+    """
+    return 2 * isqrt(tensors[0].numel() * tensors[1].numel() * tensors[-1].numel())
 
 
 def sent(name: str, args: Sequence[Any], world: int) -> int:
@@ -95,6 +107,7 @@ class Recorder:
     def __init__(self, graphs: list[Graph], case: Case) -> None:
         self.phase, self.world, self.device = "", case.gpus, case.device
         self.found = Recorded([], {}, {})
+        self.keys: dict[str, str] = {}  # Inductor's source → key
         self.graphs = {graph.path: (graph, graph.code.splitlines()) for graph in graphs}
 
     def generated(self, name: str, text: str, args: Sequence[Any]) -> None:
@@ -102,9 +115,11 @@ class Recorder:
         tensors = [x for x in args if isinstance(x, Tensor)]
         if text:
             said = re.search(r"'kernel_num_gb': ([\d.e+-]+)", text)
-            moved = round(float(said[1]) * 1e9) if said else sum(x.nbytes for x in tensors)
-            self.found.generated[name] = text
-            self.add(INDUCTOR, name, moved, 0, kernel=name)
+            template = is_template(name)  # of which the source counts no reads of its epilogue
+            moved = round(float(said[1]) * 1e9) if said and not template else sum(x.nbytes for x in tensors)
+            key = self.keys.setdefault(text, f"{name}:{len(self.keys)}")
+            self.found.generated[key] = text
+            self.add(INDUCTOR, name, moved, template_flops(tensors) if template else 0, kernel=key)
         else:
             factors = tensors[-3:] if "add" in name else tensors  # (bias, a, b, out)
             fp8 = tensors[0].dtype.itemsize == 1
@@ -130,8 +145,9 @@ class Recorder:
             self.add(OURS, name, sum(x.nbytes for x in tensors), our_flops(name, args))
         if func.namespace != "aten" or func.is_view or NO_LAUNCH.match(name):
             return
-        product = name in ("mm", "addmm", "bmm", "_scaled_mm")
-        flops = product_flops(tensors[1:] if name == "addmm" else tensors) if product else attention_flops(name, args)
+        product = name in ("mm", "addmm", "addmm_", "bmm", "_scaled_mm")
+        factors = tensors[1:] if name.startswith("addmm") else tensors
+        flops = product_flops(factors) if product else attention_flops(name, args)
         self.add(ATEN, name, sum(x.nbytes for x in tensors), flops, tensors[0].dtype.itemsize == 1)
 
     def ours(self, op: str, launch: OurLaunch, flops: int, changed: set[int]) -> None:

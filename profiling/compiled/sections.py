@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from nanochat.render import Curve, Section, Table
-from profiling.compiled.launches import COMMUNICATION, COPIES, NOT_STREAMING
+from profiling.compiled.launches import COMMUNICATION, COPIES, NOT_STREAMING, is_template
 from profiling.compiled.promises import STREAMS, broken, excused
 from profiling.predicted.cards import Card
 from profiling.predicted.predict import time_text
@@ -77,6 +77,12 @@ def summary(variants: dict[str, Found], chip: Card) -> Section:
         if most < chip.capacity / 2**30
         else [f"That does not fit: the {chip.name} has {chip.capacity / 2**30:.0f} GiB."]
     )
+    names = (row["name"] for found in variants.values() for row in found["launches"])
+    searched = (
+        ["Inductor's templates have the block sizes of kernels/tuned: nothing was searched."]
+        if any(map(is_template, names))
+        else []
+    )
     updates = any("optimizer_launches" in side for side in sides.values())
     of = "A forward and a backward, and the updates" if updates else "All of it"
     return Section(of, [
@@ -85,6 +91,7 @@ def summary(variants: dict[str, Found], chip: Card) -> Section:
         "beside something else, as communication does, is counted as if it did not.",
         Table(("", *sides, *([" / ".join(sides)] if parts else [])), rows),
         *fits,
+        *searched,
     ])  # fmt: skip
 
 

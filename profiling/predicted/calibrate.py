@@ -19,6 +19,7 @@ import torch
 from kernels import OPS
 from kernels.triton_utils import INSTALLED, triton
 from kernels.tuning import timed
+from nanochat import drivers
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
 from nanochat.flags import parse
@@ -133,7 +134,8 @@ class Flags:
 def main() -> None:
     parse(Flags, __doc__ or "")
     if not torch.cuda.is_available():
-        raise UserError("calibrating measures a GPU, and torch sees no CUDA device here; fitted constants are used")
+        why = drivers.unusable()[0] or "torch sees no CUDA device here"
+        raise UserError(f"calibrating measures a GPU, and {why}; fitted constants are used")
     name = torch.cuda.get_device_name()
     before = nvml.snapshot()
     dtype, _ = compute_dtype(torch.device("cuda"))

@@ -21,13 +21,15 @@ PRODUCTS, FP8_PRODUCTS, RELU2, GLUE, TABLES, SUMS, NORMS, OPTIMIZER, ORTHOGONAL 
     "optimizer", "optimizer's products",
 )  # fmt: skip
 # What is counted: name → (setting of the kernels, fp8). Attention is ours in all, so that no difference depends on it;
-# relu² inside our product is not in `ours`, because a measurement on the card decides it.
+# relu² inside a product is not in `ours`, because a measurement on the card decides it.
 OURS = "auto,flash_attention=triton,mlp_relu2=torch"
 VARIANTS = {
     "plain": ("plain", ""),
     "ours": (OURS, ""),
     "relu2": (OURS.replace("mlp_relu2=torch", "mlp_relu2=triton"), ""),
+    "template": (OURS.replace("mlp_relu2=torch", "mlp_relu2=inductor"), ""),
     "fp8 loop": ("torch,flash_attention=triton", "current"),
+    "fp8 torch-mlp": (f"{OURS},fp8_mlp_relu2=torch", "current"),
     "fp8 ours": (OURS, "current"),
 }
 DEPTH, LAYERS, ROWS, T, VOCABULARY = 24, (2, 4), 16, 2048, 32768  # lowered: the width of a depth, rows of T tokens

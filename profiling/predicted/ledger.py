@@ -13,7 +13,7 @@ from nanochat.recipe import model_config
 from profiling.predicted import by_hand
 from profiling.predicted.cards import card
 from profiling.predicted.counts import LOSS
-from profiling.predicted.simulate import BAND, Job, moved, seconds, step, streamed, what_if
+from profiling.predicted.simulate import BAND, STEPS, Job, moved, seconds, step, streamed, what_if
 
 ROOT = Path(__file__).parents[2]
 CPU = "benchmarks/results/vs-upstream-cpu.json"
@@ -23,7 +23,9 @@ SINGLE = "benchmarks/results/nvidia-h100-80gb-hbm3.json"
 BUILT = {
     "ours": "[optim](../nanochat/optim.py), [kernels/](../kernels/)",
     "relu2": "[linear_relu2](../kernels/linear_relu2.py)",
-    "fp8 ours": "[fp8](../kernels/fp8/), [kernels/](../kernels/)",
+    "template": "[inductor_template](../kernels/inductor_template.py)",
+    "fp8 torch-mlp": "[fp8](../kernels/fp8/), [kernels/](../kernels/)",
+    "fp8 ours": "[fp8_mlp_relu2](../kernels/fp8/mlp.py)",
 }
 # Change → why it is not built.
 NOT_BUILT = {
@@ -46,7 +48,8 @@ HEAD = """# The ledger: what each change should save, and what it did
 Predicted by `python -m profiling simulate` for depth 24 on 8 H100, 524,288 tokens a step, windows SSSL of a quarter of
 the context, from the launches and bytes of the compiled step (`python -m profiling counts`). Of all this one H100 has
 run a step of depth 12 (below) and single ops. The whole step is within ±{band:.0%} of what was published
-(`python -m profiling points`); what a change saves is less certain. Each row has all rows above it.
+(`python -m profiling points`); what a change saves is less certain. A row has all rows above it; one that begins with
+"or" stands in place of the row above.
 Streamed: bytes of a forward and a backward that are of no matrix product or attention.
 What no part explains is fitted, so that the whole meets one published step: that it does says nothing of the parts.
 
@@ -71,14 +74,12 @@ def predicted(first: str, known: dict[str, str]) -> str:
     text = f"## {'fp8' if job(first).fp8 else 'bf16'}\n\n"
     text += "| change | predicted step | saves | streamed | launches | measured | in the code |\n"
     text += "|---|---|---|---|---|---|---|\n"
-    before = 0.0
     for what, now in what_if(job(first)):
-        took, (size, launches) = seconds(now), streamed(now)
-        saves = f"{1e3 * (before - took):.1f} ms" if before else ""
+        took, (size, launches), before = seconds(now), streamed(now), STEPS[now.variant][1]
+        saves = f"{1e3 * (seconds(job(before)) - took):.1f} ms" if before else ""
         found = known.get(now.variant, "not measured") if before else ""
         text += f"| {what} | {1e3 * took:.1f} ms | {saves} | {size / 1e9:.1f} GB | {launches:.0f} "
         text += f"| {found} | {BUILT.get(now.variant, '')} |\n"
-        before = took
     return text + "\n"
 
 

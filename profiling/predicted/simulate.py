@@ -36,13 +36,15 @@ BAND = 0.15
 # on one published step, nanochat's d24 in bf16 on 8 H100 (points.py).
 REST = 0.105
 
-# What the step of a variant has beyond the one before it.
+# Variant → what its step has beyond another's, and which that is.
 STEPS = {
-    "plain": "a plain nanochat under torch.compile",
-    "ours": "+ our training loop and kernels: what runs where nothing was measured",
-    "relu2": "+ relu² inside our products, if they are as fast as the library's",
-    "fp8 loop": "our training loop in fp8, with PyTorch's ops under torch.compile",
-    "fp8 ours": "+ our kernels: what runs where nothing was measured",
+    "plain": ("a plain nanochat under torch.compile", ""),
+    "ours": ("+ our training loop and kernels: what runs where nothing was measured", "plain"),
+    "relu2": ("+ relu² inside our products, if they are as fast as the library's", "ours"),
+    "template": ("or relu² inside Inductor's templates, if those are", "ours"),
+    "fp8 loop": ("our training loop in fp8, with PyTorch's ops under torch.compile", ""),
+    "fp8 torch-mlp": ("+ our kernels, but the MLP's", "fp8 loop"),
+    "fp8 ours": ("+ the MLP's: relu² made where it is rounded, in fp8 only", "fp8 torch-mlp"),
 }
 
 
@@ -143,7 +145,7 @@ def mfu(job: Job, took: float) -> float:
 def what_if(job: Job) -> list[tuple[str, Job]]:
     """(what a step has beyond the one before it, the step) of all variants in the job's precision."""
     same = [name for name in STEPS if bool(VARIANTS[name][1]) == job.fp8]
-    return [(STEPS[name], replace(job, variant=name)) for name in same]
+    return [(STEPS[name][0], replace(job, variant=name)) for name in same]
 
 
 @dataclass
