@@ -102,7 +102,7 @@ def test_it_counts_again_only_where_the_code_differs(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("program, op", [("step", "rms_norm"), ("step", "mix_rms_norm"), ("update", "adamw_")])
 def test_the_code_as_it_is_now_says_the_same(program, op):
-    """Shares within two hundredths, and the same choice: other parts of the step may have changed since it was counted."""
+    """Shares within two hundredths, and the same choice: other parts of the step may have changed since then."""
     if reason := null_device.obstacle():
         pytest.skip(reason)
     lowered = lambda which: ablate.ask(
