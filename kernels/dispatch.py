@@ -2,9 +2,9 @@
 
 The setting is NANOCHAT_KERNELS, or `use(...)` around a piece of code: `auto`, `torch` or `triton`, and exceptions by
 op, as in "auto,cross_entropy=torch". `auto` takes Triton on a GPU where small real launches of the op, in the dtype and
-size at hand, gave the right answer (probing.py) and no measured table shows the compiled reference faster; everywhere
-else the reference, which `torch.compile` then traces and fuses. `triton` means it: what cannot run is an error, never
-another implementation.
+size at hand, gave the right answer (probing.py) and it pays: as measured on such a card, else, in compiled code, by the
+counts of the compiled step (tuned.verdict). Everywhere else the reference, which `torch.compile` then traces and fuses.
+`triton` means it: what cannot run is an error, never another implementation.
 """
 
 import os
@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,8 +27,9 @@ MODES = ("auto", "torch", "triton")
 FURTHER = {"flash_attention": ("fa4", "fa3", "fa2"), "mlp_relu2": ("inductor",)}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST = (8, 0)  # compute capability; below it our kernels run where a measurement says that they pay
-# (op, dtype, size, GPU) → why `auto` leaves such calls to PyTorch, "" where Triton runs them
-_DECIDED: dict[tuple[str, torch.dtype, int, int], str] = {}
+# (op, dtype, size, GPU, whether torch.compile traces) → why `auto` leaves such calls to PyTorch, "" where Triton runs
+_DECIDED: dict[tuple[str, torch.dtype, int, int, bool], str] = {}
+_TRIED: dict[tuple[str, torch.dtype, int, int], str] = {}  # the same of what a machine can run
 FULL = "OutOfMemoryError"  # a reason that begins so is asked for again
 PROBING = threading.RLock()  # one probe at a time, whichever thread's
 
@@ -112,7 +114,8 @@ def triton_runs(op: str, x: Tensor, size: int, limit: int = 1 << 62) -> bool:
         return True
     if not x.is_cuda or x.dtype not in DTYPES or size > limit:
         return False
-    return refusal(op, x.dtype, specialized(size), x.device.index or 0) == ""
+    compiled = torch.compiler.is_compiling()
+    return refusal(op, x.dtype, specialized(size), x.device.index or 0, compiled) == ""
 
 
 def _obstacle(x: Tensor, size: int, limit: int) -> str:
@@ -131,28 +134,37 @@ def _obstacle(x: Tensor, size: int, limit: int) -> str:
 
 
 @torch.compiler.assume_constant_result
-def refusal(op: str, dtype: torch.dtype, size: int, index: int) -> str:
-    """Why `auto` leaves calls of this dtype and size on a GPU to PyTorch; "" where Triton runs them. Found out once."""
-    key = op, dtype, size, index
+def refusal(op: str, dtype: torch.dtype, size: int, index: int, compiled: bool = False) -> str:
+    """Why `auto` leaves calls of this dtype and size on a GPU to PyTorch; "" where Triton runs them. Found out once.
+
+    compiled: of calls in code that torch.compile traces.
+    """
+    key = op, dtype, size, index, compiled
     if key not in _DECIDED:
         with PROBING:
             if key not in _DECIDED:
-                reason = _not_wanted(*key) or probe(*key)
+                pays, rule = tuned.verdict(op, dtype, size, torch.device("cuda", index), compiled)
+                reason = _tried(*key[:-1]) if pays else rule
                 if reason.startswith(FULL):  # of the moment, not of the kernel
                     return reason
                 _DECIDED[key] = reason
     return _DECIDED[key]
 
 
+def _tried(*key: Any) -> str:
+    """Why an op's kernels do not run on a GPU, found out once; "" where they do."""
+    if key not in _TRIED:
+        reason = unfit(*key) or probe(*key)
+        if reason.startswith(FULL):
+            return reason
+        _TRIED[key] = reason
+    return _TRIED[key]
+
+
 def obstacle(op: str, dtype: torch.dtype, case: Case, index: int) -> str:
     """Why an op that `auto` leaves until it is measured cannot be tried on a GPU; "" where its kernels are right."""
     with PROBING:
         return unfit(op, dtype, OPS[op].size(case), index) or probe(op, dtype, OPS[op].size(case), index)
-
-
-def _not_wanted(op: str, dtype: torch.dtype, size: int, index: int) -> str:
-    """What is known without a launch against an op's kernels on a GPU, or ""."""
-    return tuned.slower(op, dtype, size, torch.device("cuda", index)) or unfit(op, dtype, size, index)
 
 
 def unfit(op: str, dtype: torch.dtype, size: int, index: int) -> str:
@@ -202,12 +214,14 @@ def with_memory(call: Callable[[], None]) -> None:
 def forget() -> None:
     """What `auto` decided is found out again: after a table has changed."""
     _DECIDED.clear()
+    _TRIED.clear()
 
 
 def describe() -> list[tuple[str, str, str]]:
     """(op, implementation, why) on this machine, for a call at the sizes of d24 on its best device.
 
-    In bfloat16, or in float16 on a GPU that has no bfloat16. Probes what was not probed yet.
+    In bfloat16, or in float16 on a GPU that has no bfloat16, in compiled code: `why` says which rule decided. Probes
+    what was not probed yet.
     """
     cuda = torch.cuda.is_available()
     rows = []
@@ -228,6 +242,11 @@ def describe() -> list[tuple[str, str, str]]:
             index = torch.cuda.current_device()
             new = torch.version.hip or torch.cuda.get_device_capability(index) >= LEAST
             size = op.size(op.cases.get("d24") or max(op.cases.values(), key=lambda c: op.bytes(c, torch.bfloat16)))
-            reason = refusal(name, torch.bfloat16 if new else torch.float16, size, index)
-            rows.append((name, "torch" if reason else "triton", reason or "the probe launches gave the right answers"))
+            dtype = torch.bfloat16 if new else torch.float16
+            reason = refusal(name, dtype, size, index, compiled=True)
+            _, rule = tuned.verdict(name, dtype, size, torch.device("cuda", index), compiled=True)
+            if reason == rule and not refusal(name, dtype, size, index):
+                reason += "; uncompiled calls run Triton"
+            why = reason or f"{rule}; the probe launches gave the right answers"
+            rows.append((name, "torch" if reason else "triton", why))
     return rows

@@ -155,8 +155,8 @@ def content(events: list[Event]) -> str | list[dict]:
 def printable(text: str) -> str:
     """Without what a terminal would obey (a model may write any bytes): escapes, and what turns the line around.
 
-    All else stays, spaces that do not break and the joiners of emoji and of Indic and Persian words too. Other line
-    ends and tabulators become a space, so that words stay apart.
+    All else stays, spaces that do not break and the joiners of emoji and of Indic and Persian words too. Control
+    characters that end lines, and tabulators, become a space, so that words stay apart.
     """
     return "".join(c if not obeyed(c) else " " if c.isspace() else "" for c in text)
 

@@ -286,20 +286,26 @@ def _change(ops: tuple[str, ...], shapes: dict[str, list[Case]], hardware: Hardw
     return ",".join(f"{name}=torch" for name in running) or _untaken(ops, shapes, hardware, fp8), bool(running)
 
 
+def _in_step(name: str, fp8: str) -> bool:
+    """Whether such a step has this op, or the one of it in the other precision."""
+    both = (*GROUPS["fp8"], "mix_rms_norm", "add_rms_norm", "mlp_relu2")
+    return name not in both or name.startswith("fp8") == bool(fp8)
+
+
 def _runs(name: str, case: Case, hardware: Hardware, fp8: str) -> bool:
-    """Whether `auto` runs an op's kernels in such a step."""
-    if name.startswith("fp8") != bool(fp8) and name in (*GROUPS["fp8"], "mix_rms_norm", "add_rms_norm", "mlp_relu2"):
-        return False  # the step has the other one
-    return dispatch.refusal(name, hardware.dtype, OPS[name].size(case), hardware.device.index or 0) == ""
+    """Whether `auto` runs an op's kernels in such a compiled step."""
+    index, size = hardware.device.index or 0, OPS[name].size(case)
+    return _in_step(name, fp8) and dispatch.refusal(name, hardware.dtype, size, index, compiled=True) == ""
 
 
 def _untaken(ops: tuple[str, ...], shapes: dict[str, list[Case]], hardware: Hardware, fp8: str) -> str:
     """A setting that takes kernels which `auto` leaves until they are measured, if they are right here; else ""."""
-    if fp8 or hardware.dtype == torch.float16:
-        return ""
     index = hardware.device.index or 0
-    found = [name for name in ops if name in dispatch.tuned.UNPROVEN]
-    right = [name for name in found if not dispatch.obstacle(name, hardware.dtype, shapes[name][0], index)]
+    right = [
+        name
+        for name in ops
+        if _in_step(name, fp8) and not dispatch.obstacle(name, hardware.dtype, shapes[name][0], index)
+    ]
     return ",".join(f"{name}=triton" for name in right)
 
 

@@ -4,6 +4,7 @@ trace FILE         the page about a trace that torch.profiler recorded; scripts 
 diff A B           what got slower or faster between two profile.json
 static             every kernel compiled for cards that are not here: machine code, bound, predicted time
 compiled           the training step as compiled for a card that is not here: every launch, byte and allocation
+ablate             which of our ops move fewer bytes in the compiled step, which decides where nothing was measured
 memory             what a compiled training step allocates on a card that is not here
 counts             lowers the steps that simulate predicts from
 simulate           a training step predicted, and what our ops save
@@ -25,6 +26,7 @@ COMMANDS = {
     "static": "profiling.static.report",
     "compiled": "profiling.compiled.report",
     "memory": "profiling.compiled.memory",
+    "ablate": "profiling.compiled.ablate",
     "counts": "profiling.compiled.count",
     "simulate": "profiling.predicted.simulate",
     "points": "profiling.predicted.points",

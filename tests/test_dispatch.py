@@ -153,6 +153,7 @@ def test_wrong_use_names_op_argument_found_and_wanted(message, setting):
 def h100(monkeypatch):
     """A card of compute capability 9.0 on which nothing was tried yet, and nothing runs: probes are stand-ins."""
     monkeypatch.setattr(dispatch, "_DECIDED", {})
+    monkeypatch.setattr(dispatch, "_TRIED", {})
     monkeypatch.setattr(dispatch, "INSTALLED", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
     monkeypatch.setattr(tuned, "architecture", lambda index: "sm_90")
@@ -249,15 +250,88 @@ def test_a_measured_table_decides(tmp_path, monkeypatch):
     monkeypatch.setattr(measured, "_adopted", {})
     tuned.table.cache_clear()
     device = torch.device("cuda", 0)
-    assert "faster when measured (1 against 2 ms)" in tuned.slower("rms_norm", torch.bfloat16, 512, device)
-    assert not tuned.slower("rms_norm", torch.bfloat16, 2048, device)
-    assert not tuned.slower("rms_norm", torch.float32, 512, device)  # not measured
-    assert tuned.slower("mlp_relu2", torch.float32, 512, device)  # nor is this one, which must be
+    verdict = lambda op, dtype, size, compiled=True: tuned.verdict(op, dtype, size, device, compiled)
+    assert verdict("rms_norm", torch.bfloat16, 512) == (
+        False,
+        "measured on this kind of card: 2 ms, 1 by torch.compile",
+    )
+    assert verdict("rms_norm", torch.bfloat16, 2048) == (
+        True,
+        "measured on this kind of card: 1 ms, 2 by torch.compile",
+    )
+    taken, rule = verdict("rms_norm", torch.float32, 512)  # not measured
+    assert taken and rule.startswith("default")
+    taken, rule = verdict("mlp_relu2", torch.float32, 512)  # nor is this one, which must be
+    assert not taken and rule.startswith("default")
     assert tuned.config("rms_norm", torch.bfloat16, 2048, device)["elements"] == 2
     assert tuned.config("rms_norm", torch.bfloat16, 8192, device)["elements"] == 16384  # the static row
     with pytest.raises(ValueError, match="no row of kernels/tuned/default.json"):
         tuned.config("rms_norm", torch.bfloat16, 10**6, device)
     tuned.table.cache_clear()
+
+
+COUNTS = dict(
+    sm_90=dict(
+        rms_norm=dict(streaming=1.01, peak=0.99, flops=1.0),  # less memory
+        rotary=dict(streaming=1.0, peak=1.0, flops=1.0),  # a tie
+        mlp_relu2=dict(streaming=0.9, peak=1.0, flops=1.0),
+    )
+)
+
+
+@pytest.fixture
+def counts(h100):
+    """Such counts beside the tables that are there; nothing was measured."""
+    table = tuned.table
+    h100.setattr(tuned, "table", lambda name: dict(default=table("default"), counts=COUNTS).get(name, {}))
+    h100.setattr(dispatch.probing, "check", lambda *_: None)
+    return h100
+
+
+def test_where_nothing_was_measured_the_counts_of_the_compiled_step_decide(counts):
+    refusal = lambda op, compiled: dispatch.refusal(op, torch.bfloat16, 512, 0, compiled)
+    assert refusal("rms_norm", True) == refusal("rms_norm", False) == refusal("rotary", False) == ""
+    assert refusal("rotary", True) == (
+        "counts of the compiled step: 1.000 of its streaming bytes, 1.000 of its memory, 1.000 of its FLOPs, "
+        "with our kernels"
+    )
+    counts.setattr(tuned, "KEPT", dict(rotary="its reference spills"))
+    dispatch.forget()
+    assert refusal("rotary", True) == ""
+    assert "no measurement" in refusal("mlp_relu2", True)  # bytes do not tell how fast a product is
+    assert refusal("embedding", True) == ""  # not counted
+    counts.setattr(tuned, "KEPT", {})
+    counts.setattr(tuned, "architecture", lambda index: "sm_75")
+    dispatch.forget()
+    assert refusal("rotary", True) == ""  # nor is this kind of card
+
+
+def test_a_measurement_overrules_the_counts(counts):
+    row = lambda ms, reference: [dict(dtype="*", config={}, ms=ms, reference_ms=reference)]
+    measured.adopt(dict(rotary=row(1.0, 2.0), rms_norm=row(2.0, 1.0)))
+    try:
+        assert dispatch.refusal("rotary", torch.bfloat16, 64, 0, True) == ""
+        assert "2 ms, 1 by torch.compile" in dispatch.refusal("rms_norm", torch.bfloat16, 64, 0, True)
+    finally:
+        measured.adopt({})
+
+
+def test_the_table_says_which_rule_decided(counts):
+    counts.setattr(dispatch, "_modes", {"*": "auto"})
+    counts.setattr(torch.cuda, "is_available", lambda: True)
+    counts.setattr(torch.cuda, "current_device", lambda: 0)
+    measured.adopt(dict(cross_entropy=[dict(dtype="*", config={}, ms=1.0, reference_ms=2.0)]))
+    try:
+        rows = {name: (runs, why) for name, runs, why in dispatch.describe()}
+    finally:
+        measured.adopt({})
+    assert rows["rms_norm"][0] == "triton" and "counts of the compiled step: 1.010 of" in rows["rms_norm"][1]
+    assert rows["rotary"][0] == "torch" and rows["rotary"][1].endswith("; uncompiled calls run Triton")
+    assert rows["mlp_relu2"][0] == "torch" and not rows["mlp_relu2"][1].endswith("Triton")
+    assert rows["cross_entropy"][1].startswith("measured on this kind of card: 1 ms, 2 by torch.compile")
+    assert rows["embedding"] == (
+        "triton", "default: our kernels where nothing else is known; the probe launches gave the right answers"
+    )  # fmt: skip
 
 
 # ---- without Triton, and beside Hugging Face's package of the same name
@@ -319,12 +393,15 @@ def test_a_full_card_is_no_kernels_fault(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(dispatch, "_DECIDED", {})
-    monkeypatch.setattr(dispatch, "_not_wanted", lambda *key: "")
+    monkeypatch.setattr(dispatch, "_TRIED", {})
+    monkeypatch.setattr(dispatch, "unfit", lambda *key: "")
+    monkeypatch.setattr(tuned, "verdict", lambda *call: (True, ""))
     monkeypatch.setattr(dispatch.probing, "check", check)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
     full = 1
     assert dispatch.refusal("rms_norm", torch.bfloat16, 8, 0) == "" and len(tries) == 2 and emptied == [1]
-    full, dispatch._DECIDED = 4, {}
+    full = 4
+    dispatch.forget()
     with pytest.warns(UserWarning, match="OutOfMemoryError"):
         assert dispatch.refusal("rms_norm", torch.bfloat16, 8, 0).startswith("OutOfMemoryError")
     assert dispatch.refusal("rms_norm", torch.bfloat16, 8, 0) == "" and len(tries) == 5

@@ -31,6 +31,7 @@ def card(tmp_path, monkeypatch):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
     monkeypatch.setattr(dispatch, "_modes", {"*": "auto"})
     monkeypatch.setattr(dispatch, "_DECIDED", {})
+    monkeypatch.setattr(dispatch, "_TRIED", {})
     monkeypatch.setattr(dispatch, "INSTALLED", True)
     monkeypatch.setattr(dispatch.probing, "check", lambda *_: None)
     monkeypatch.setattr(tuned, "architecture", lambda index: "sm_100")  # a kind of card that nobody has measured

@@ -250,7 +250,7 @@ def healthy(port: int) -> bool:
 def test_auto_on_an_h100_ends_with_our_attention(run):
     out = run("kernels", NANOCHAT_KERNELS="torch,flash_attention=auto,qk_norm_rotary=auto")
     for op in ("flash_attention", "qk_norm_rotary"):
-        assert re.search(rf"{op} +triton +the probe launch", out), out
+        assert re.search(rf"{op} +triton .*the probe launch", out), out
 
 
 @pytest.mark.slow

@@ -415,6 +415,8 @@ def test_a_trace_in_which_nothing_took_time_is_refused():
     [
         (None, "cannot be read"),
         (b"", "is cut off or no JSON"),
+        (b"[" * 100_000, "is cut off or no JSON \\(it is nested too deep"),
+        (b'{"traceEvents": ' + b"9" * 5000 + b"}", "is cut off or no JSON \\(a number has more digits than"),
         (b'{"traceEvents": [{"ph": "X", "na', "is cut off or no JSON"),
         (gzip.compress(b'{"traceEvents": []}' * 99, mtime=0)[:-20], "is cut off or no JSON"),
         (b"\xff\xfe\x00", "is cut off or no JSON"),

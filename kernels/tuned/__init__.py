@@ -22,6 +22,9 @@ from ..architectures import LIKE
 
 FOLDER = Path(__file__).parent
 Row = dict[str, Any]
+COUNTED = dict(streaming="streaming bytes", peak="memory", flops="FLOPs")  # columns of counts.json
+# By less than a hundredth the counts are for the reference of these; its generated code breaks a promise of ours.
+KEPT = {"fp8_add_rms_norm": "the compiled reference touches memory 8 bytes at a time"}
 FASTER, FASTER_MS = 0.95, 0.002  # by so much less the reference's time must be to count: two medians, an event's step
 UNPROVEN = ("linear_relu2", "mlp_relu2")  # faster only if our GEMM comes near cuBLAS's: to be shown first
 
@@ -119,12 +122,32 @@ def measured(op: str, dtype: torch.dtype, size: int, device: torch.device) -> Ro
     return next((row for row in rows(op, dtype, size, device) if "reference_ms" in row), None)
 
 
-def slower(op: str, dtype: torch.dtype, size: int, device: torch.device) -> str:
-    """Why the compiled reference is faster than an op's kernels, or must be taken to be; "" where it is not known."""
-    row = measured(op, dtype, size, device)
-    if row is None:
-        return "torch.compile is taken where no measurement says that the kernel is faster" if op in UNPROVEN else ""
-    least = row["ms"] if op in UNPROVEN else min(FASTER * row["ms"], row["ms"] - FASTER_MS)
-    if row["reference_ms"] < least:
-        return f"torch.compile was faster when measured ({row['reference_ms']:.3g} against {row['ms']:.3g} ms)"
-    return ""
+def counted(op: str, device: torch.device) -> Row | None:
+    """What the compiled step is with an op's kernels, in shares of what it is without, as counted for such a card."""
+    arch, found = architecture(device.index or 0), table("counts")
+    return found.get(arch, found.get(LIKE.get(arch, ""), {})).get(op)
+
+
+def pays(row: Row) -> bool:
+    """Whether a step with an op's kernels moves fewer bytes, holds less memory or multiplies less; not at a tie."""
+    return min(row[what] for what in COUNTED) < 1
+
+
+def verdict(op: str, dtype: torch.dtype, size: int, device: torch.device, compiled: bool) -> tuple[bool, str]:
+    """Whether an op's kernels are taken on a GPU on which they are right, and by which rule.
+
+    Measured beside the compiled reference on such a card, the times decide; else, in code that torch.compile traces,
+    the counts of the compiled step, but for KEPT; else they are taken, but those of UNPROVEN.
+    """
+    if row := measured(op, dtype, size, device):
+        least = row["ms"] if op in UNPROVEN else min(FASTER * row["ms"], row["ms"] - FASTER_MS)
+        return row["reference_ms"] >= least, (
+            f"measured on this kind of card: {row['ms']:.3g} ms, {row['reference_ms']:.3g} by torch.compile"
+        )
+    if op in UNPROVEN:
+        return False, "default: torch.compile where no measurement says that our products are as fast as the vendor's"
+    if compiled and (row := counted(op, device)):
+        shares = ", ".join(f"{row[what]:.3f} of its {said}" for what, said in COUNTED.items())
+        kept = f"; kept all the same: {KEPT[op]}" if op in KEPT and not pays(row) else ""
+        return pays(row) or bool(kept), f"counts of the compiled step: {shares}, with our kernels{kept}"
+    return True, "default: our kernels where nothing else is known"

@@ -143,7 +143,7 @@ def chosen(asked: str, data: str) -> tuple[list[str], bool]:
     if asked and asked != "all":
         for name in asked.split(","):
             if name not in TASKS:
-                raise UserError(f"--tasks names {name!r}; the tasks are {', '.join(TASKS)}")
+                raise UserError(f"--tasks names {name!r}; the tasks are {', '.join(TASKS)}, or all, which stands alone")
         return asked.split(","), True
     fitting = MICROWORLD if data.startswith("microworld") else CHATCORE
     names = [name for name in TASKS if asked == "all" or name in fitting]

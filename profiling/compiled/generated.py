@@ -63,7 +63,10 @@ def collect(found: Recorded, target: str, folder: Path, jobs: int) -> dict[str, 
         else:
             missing[name] = path
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(compile_generated, name, found.generated[name], target): name for name in missing}
+        futures = {
+            pool.submit(compile_generated, name.partition(":")[0], found.generated[name], target): name
+            for name in missing
+        }
         for name, launch in found.ours.items():
             path = folder / f"{static_launches.key(launch, target)}.json"
             row = static_launches.load(path) or targets.build("", "", launch, target)

@@ -57,7 +57,7 @@ class Launch:
 @dataclass
 class Recorded:
     launches: list[Launch]
-    generated: dict[str, str]  # name → Inductor's source
+    generated: dict[str, str]  # key → Inductor's source: a kernel's name, which is its graph's, and a number
     ours: dict[str, OurLaunch]  # key → a launch whose tensors are on meta
 
 
@@ -107,6 +107,7 @@ class Recorder:
     def __init__(self, graphs: list[Graph], case: Case) -> None:
         self.phase, self.world, self.device = "", case.gpus, case.device
         self.found = Recorded([], {}, {})
+        self.keys: dict[str, str] = {}  # Inductor's source → key
         self.graphs = {graph.path: (graph, graph.code.splitlines()) for graph in graphs}
 
     def generated(self, name: str, text: str, args: Sequence[Any]) -> None:
@@ -116,8 +117,9 @@ class Recorder:
             said = re.search(r"'kernel_num_gb': ([\d.e+-]+)", text)
             template = is_template(name)  # of which the source counts no reads of its epilogue
             moved = round(float(said[1]) * 1e9) if said and not template else sum(x.nbytes for x in tensors)
-            self.found.generated[name] = text
-            self.add(INDUCTOR, name, moved, template_flops(tensors) if template else 0, kernel=name)
+            key = self.keys.setdefault(text, f"{name}:{len(self.keys)}")
+            self.found.generated[key] = text
+            self.add(INDUCTOR, name, moved, template_flops(tensors) if template else 0, kernel=key)
         else:
             factors = tensors[-3:] if "add" in name else tensors  # (bias, a, b, out)
             fp8 = tensors[0].dtype.itemsize == 1

@@ -13,11 +13,10 @@ STREAMS = 32e6  # bytes: a launch that moves so many is bound by the memory, if 
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("_momentum_kernel|_symmetric_kernel", r"spills \d\d bytes"): "of the gates' banks alone, whose launches move "
     "kilobytes: blocks made for wide matrices hold few of their columns",
-    (
-        "triton_red_fused.*mul_neg_sum",
-        "8 bytes at a time",
-    ): "the gradient of backout's lambda in narrow models, one sum "
-    "over a tensor: Inductor chooses its block; at the width of depth 24 it reads 16 bytes",
+    ("triton_red_fused.*mul_neg_sum", "[28] bytes at a time"): "the gradient of backout's lambda, one sum over a "
+    "tensor: Inductor cuts it by the card's multiprocessors, into parts that are short or no multiple of 16 bytes",
+    ("triton_poi_fused.*cat_mul_sigmoid_slice", "4 bytes at a time"): "the smear after an embedding's norm that "
+    "Inductor fuses: what streams is touched 16 bytes at a time; beside it an element loads its row's root from cache",
 }
 
 

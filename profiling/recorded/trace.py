@@ -108,8 +108,10 @@ def read(path: Path) -> Trace:
         raise UserError(
             f"{path} cannot be read ({problem.strerror or problem}); give a .json or .json.gz trace"
         ) from None
-    except (EOFError, zlib.error, ValueError):
+    except (EOFError, zlib.error):
         raise UserError(f"{path} is cut off or no JSON; record it again, or copy it again") from None
+    except ValueError as problem:  # json_of says what is wrong
+        raise UserError(f"{path} is cut off or no JSON ({problem}); record it again, or copy it again") from None
     return parse(content, str(path))
 
 
