@@ -65,6 +65,8 @@ def main() -> None:
     names = [name for name in flags.runs.split(",") if name]
     if not names:
         raise UserError(f"--runs is {flags.runs!r}, wanted names of runs, comma-separated")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--runs names {twice[0]!r} twice; a run beside itself says nothing of its spread: name others")
     content = two(names) if flags.paired else several(names)
     if flags.write:
         write_atomically(Path(flags.write), json.dumps(content, indent=1).encode())

@@ -86,3 +86,5 @@ def test_runs_side_by_side(write, tmp_path, capsys):
     assert "| facts_taught | 50.0% (50.0% to 50.0%) |" in capsys.readouterr().out
     assert tiny.call("compare", "--runs=one,nobody") == 2
     assert "nobody" in capsys.readouterr().err
+    assert tiny.call("compare", "--runs=one,two,one") == 2  # would have an interval of no width
+    assert "--runs names 'one' twice" in capsys.readouterr().err

@@ -69,6 +69,7 @@ def findings(rows: Rows) -> Findings:
         "best AdamW": best,
         "largest": largest,
         "tricks": str(len(others)),
+        "comparisons": str(len(found)),
         "clear": str(len(clear)),
         "clear ones": ", ".join(clear) or "none",
         "harmful": ", ".join(harmful) or "none",

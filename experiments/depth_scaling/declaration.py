@@ -13,7 +13,7 @@ from experiments import training
 from nanochat.cost import flops_per_token
 from nanochat.evaluate.intervals import mean
 from nanochat.lab.declaration import Experiment, Findings, Rows
-from nanochat.lab.estimate import bootstrap, power_law, said
+from nanochat.lab.estimate import of_groups, power_law, said
 from nanochat.lab.plot import curves
 from nanochat.lab.table import Value, Values
 from nanochat.recipe import horizon, model_config
@@ -51,15 +51,16 @@ def planned_flops(depth: int, size: Mapping[str, Any]) -> float:
 def forecast(rows: Rows, size: Mapping[str, Any]) -> dict[str, float]:
     """Of the held-out depth: a power law in FLOPs with a floor, fitted to the seeds' means, and its interval.
 
-    The interval is the bootstrap's over seeds, widened at both ends by the largest miss of the fit on a depth that it
-    was fitted to: a bootstrap knows nothing of a law that is wrong.
+    The interval is the seeds', widened at both ends by the largest miss of the fit on a depth that it was fitted to:
+    seeds know nothing of a law that is wrong. The committed forecast.json was made by an older method, which drew the
+    seeds again with replacement and is too narrow: it stays as it was registered.
     """
     fitted = [one for depth, one in by_depth(rows).items() if depth != HELD_OUT]
     flops, groups = [one for one, _ in fitted], [group for _, group in fitted]
     at = planned_flops(HELD_OUT, size)
     law = lambda drawn: power_law(flops, [statistics.fmean(group) for group in drawn])
     fit = law(groups)
-    value, low, high = bootstrap(groups, lambda drawn: law(drawn)(at))
+    value, low, high = of_groups(groups, lambda drawn: law(drawn)(at))
     miss = max(abs(fit(x) - statistics.fmean(group)) for x, group in zip(flops, groups))
     numbers = dict(value=value, low=low - miss, high=high + miss, floor=fit.floor, exponent=fit.exponent)
     return dict(depth=HELD_OUT, flops=at, **{name: round(number, 4) for name, number in numbers.items()})
@@ -74,7 +75,9 @@ def findings(rows: Rows, folder: Path = Path(__file__).parent) -> Findings:
     fit = power_law([flops for flops, _ in known], [statistics.fmean(group) for _, group in known])
     ends = [flops for flops, _ in found.values()]
     line = [(x, *3 * (fit(x),)) for x in np.geomspace(min(ends), max(ends), 30)]
+    read = sorted({int(row["tokens"]) for row in rows})
     claims |= {"floor": f"{fit.floor:.3f}", "exponent": f"{fit.exponent:.3f}"}
+    claims |= {"fewest tokens": f"{read[0]:,}", "most tokens": f"{read[-1]:,}"}
     picture = curves(
         "Depths at one ratio of tokens to parameters",
         "training FLOPs",
@@ -88,12 +91,12 @@ def missed(found: Mapping[int, tuple[float, list[float]]], folder: Path) -> dict
     """The held-out depth against what was forecast."""
     path = folder / "forecast.json"
     told = json.loads(path.read_text("utf-8")) if path.exists() else dict(value=math.nan, low=math.nan, high=math.nan)
-    came = statistics.fmean(found[HELD_OUT][1])
+    came, low, high = mean(found[HELD_OUT][1])
     held = told["low"] <= came <= told["high"]
     return {
         "forecast": said((told["value"], told["low"], told["high"]), ".4f"),
-        "measured": f"{came:.4f}",
-        "miss": f"{came - told['value']:+.4f}",
+        "measured": said((came, low, high), ".4f"),
+        "miss": said((came - told["value"], low - told["value"], high - told["value"])),
         "verdict": "held" if held else "refuted",
     }
 

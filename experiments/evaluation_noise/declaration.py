@@ -14,9 +14,10 @@ import torch
 from experiments import training
 from nanochat.data.microworld import Documents, World
 from nanochat.data.microworld.dice import Dice
-from nanochat.evaluate.intervals import McNemar, Z
+from nanochat.evaluate.intervals import McNemar, Z, mean, wilson
 from nanochat.gpt import GPT
 from nanochat.lab.declaration import Experiment, Findings, Rows
+from nanochat.lab.estimate import Interval, said
 from nanochat.lab.plot import curves
 from nanochat.lab.table import Value, Values, matches
 from nanochat.tokenizer import Tokenizer
@@ -92,15 +93,18 @@ def outcomes(rows: Rows, steps: int) -> np.ndarray:
     return np.array([[[int(c) for c in str(row[f"wording_{w}"])[1:]] for w in range(WORDINGS)] for row in cells])
 
 
-def spreads(found: np.ndarray) -> dict[str, float]:
+def spreads(found: np.ndarray) -> dict[str, Interval]:
     """Standard deviations of a score in one wording, by what changes alone: the seed or the wording, all facts asked
-    each time; or 500 questions, drawn from a world without end.
+    each time; or 500 questions, drawn from a world without end. Means with Student's t, no lower than 0: of the seeds'
+    over the wordings, of the others over the seeds.
     """
-    seeds = float(np.mean(np.std(found.mean(-1), axis=0, ddof=1)))
-    wordings = float(np.mean(np.std(found.mean(-1), axis=1, ddof=1)))
     p = found.mean(-1)  # (seeds, wordings)
-    questions = float(np.mean(np.sqrt(p * (1 - p) / QUESTIONS)))
-    return dict(seeds=seeds, wordings=wordings, questions=questions)
+    each = dict(
+        seeds=np.std(p, axis=0, ddof=1), wordings=np.std(p, axis=1, ddof=1),
+        questions=np.sqrt(p * (1 - p) / QUESTIONS).mean(1),
+    )  # fmt: skip
+    means = {name: mean(values.tolist()) for name, values in each.items()}
+    return {name: (value, max(0.0, low), high) for name, (value, low, high) in means.items()}
 
 
 def seen_apart(one: np.ndarray, other: np.ndarray) -> float:
@@ -121,15 +125,18 @@ def findings(rows: Rows) -> Findings:
     p, whole = float(found.mean()), found.shape[-1]
     apart = lambda one, other: float((one != other).mean())
     disagree = statistics.fmean(apart(found[0, 0], found[s, 0]) for s in range(1, len(found)))
-    unpaired = Z * (2 * p * (1 - p) / QUESTIONS) ** 0.5
+    by_model = mean(found.mean((1, 2)).tolist())
+    unpaired = lambda p: 100 * Z * (2 * p * (1 - p) / QUESTIONS) ** 0.5
+    same = lambda share: 100 * Z * (share / QUESTIONS) ** 0.5
+    apart_bounds = wilson(disagree * whole, whole)
     claims = {f"recall at {steps}": f"{float(one.mean()):.1%}" for steps, one in by_length.items()}
-    claims |= {name: f"{100 * value:.1f}" for name, value in spread.items()}
+    claims |= {name: said((100 * value, 100 * low, 100 * high), ".1f") for name, (value, low, high) in spread.items()}
     claims |= {
         "steps": str(middle),
         "facts": f"{whole:,}",
-        "disagree": f"{disagree:.1%}",
-        "shown apart": f"{100 * unpaired:.1f}",
-        "shown paired": f"{100 * Z * (disagree / QUESTIONS) ** 0.5:.1f}",
+        "disagree": said((disagree, *apart_bounds), ".1%"),
+        "shown apart": said((unpaired(p), *sorted(unpaired(min(0.5, max(0.0, q))) for q in by_model[1:])), ".1f"),
+        "shown paired": said((same(disagree), *map(same, apart_bounds)), ".1f"),
         "best wording": f"{float(found.mean((0, 2)).max()):.1%}",
         "worst wording": f"{float(found.mean((0, 2)).min()):.1%}",
     }
@@ -142,9 +149,9 @@ def findings(rows: Rows) -> Findings:
             middle_gap = statistics.fmean(gap for gap, _ in powers if low <= gap < high)
             points.append((middle_gap, statistics.fmean(some), min(some), max(some)))
             claims[f"told apart, {low} to {high}"] = f"{statistics.fmean(some):.0%}"
-    held = spread["wordings"] > spread["questions"] > spread["seeds"]
+    held = spread["wordings"][0] > spread["questions"][0] > spread["seeds"][0]
     claims["verdict"] = "held" if held else "refuted"
-    claims["order"] = ", ".join(sorted(spread, key=lambda name: -spread[name]))
+    claims["order"] = ", ".join(sorted(spread, key=lambda name: -spread[name][0]))
     title = "Pairs of models told apart by 500 questions"
     drawn = {"mean of pairs (lowest to highest)": points}
     picture = curves(title, "real difference, percentage points", "share of samples with p < 0.05", drawn, log_x=False)

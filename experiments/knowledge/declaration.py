@@ -14,13 +14,21 @@ from experiments.knowledge import variants
 from experiments.knowledge.measures import GROUPS, WARM, asked_all, completed
 from experiments.knowledge.reading import calibration, kept, risks, selective
 from experiments.knowledge.variants import NO_REFUSALS, REMEDY, USUAL
-from nanochat.evaluate.intervals import mean
 from nanochat.lab.declaration import Experiment, Findings, Rows
-from nanochat.lab.estimate import by_seed, paired, said
+from nanochat.lab.estimate import by_seed, paired, rate, said
 from nanochat.lab.plot import curves, forest
 from nanochat.lab.table import Value, Values
 from nanochat.run import Run
 
+DIFFERENCES = {  # of two rates of one variant, paired by seed
+    "completed, most told against least": (USUAL, "base_completed_3", "base_completed_0"),
+    "answered, most told against least": (USUAL, "sft_read_right_3", "sft_read_right_0"),
+    "answered without refusals, most told against least": (NO_REFUSALS, "sft_read_right_3", "sft_read_right_0"),
+    "silent against read: refused": (USUAL, "sft_silent_refused", "sft_read_refused"),
+    "silent against read, without refusals: right": (NO_REFUSALS, "sft_silent_right", "sft_read_right"),
+    "unknown, greedy against 1.0: refused": (USUAL, "sft_unknown_refused", "t1.0_unknown_refused"),
+    "completed against answered: read": (USUAL, "sft_completed_read", "sft_read_right"),
+}
 COMPARED = ("sft_silent_right", "sft_silent_refused", "sft_unknown_refused", "sft_read_right")
 
 
@@ -70,8 +78,16 @@ def findings(rows: Rows) -> Findings:
         claims[f"{variant}: said sure"] = f"{statistics.fmean(sure for sure, _, _ in found):.1%}"
         claims[f"{variant}: is right"] = f"{statistics.fmean(right for _, right, _ in found):.1%}"
         claims[f"{variant}: calibration error"] = f"{statistics.fmean(error for _, _, error in found):.1%}"
-    share = kept(rows) if NO_REFUSALS in there else (0.0, 0.0)
+    both = kept(rows) if NO_REFUSALS in there else {0: (0.0, 0.0)}
+    share = tuple(statistics.fmean(column) for column in zip(*both.values()))
     claims |= {"kept by refusals": f"{share[0]:.1%}", "kept by confidence": f"{share[1]:.1%}"}
+    claims["kept: seeds"] = ", ".join(f"{100 * one:.0f} → {100 * other:.0f}" for one, other in both.values())
+    refused, confident = ({seed: pair[i] for seed, pair in both.items()} for i in (0, 1))
+    claims["kept: difference"] = said(paired(confident, refused), "+.1%")
+    for name, (variant, one, other) in DIFFERENCES.items():
+        if variant in there:
+            values = [by_seed(rows, dict(variant=variant), what) for what in (one, other)]
+            claims[f"difference: {name}"] = said(paired(*values), "+.1%")
     denied = of(USUAL, "sft_silent_refused") > 0.5
     cured = lambda: of(REMEDY, "sft_silent_right") >= 2 * of(USUAL, "sft_silent_right")
     verdicts = {
@@ -85,7 +101,7 @@ def findings(rows: Rows) -> Findings:
     claims |= {name: words[held] for name, held in verdicts.items()}
     at = lambda name, g: (
         of(USUAL, f"exposures_{g}"),
-        *mean(list(by_seed(rows, dict(variant=USUAL), name(g)).values())),
+        *rate(list(by_seed(rows, dict(variant=USUAL), name(g)).values())),
     )
     lines = {
         "completed, base": [at("base_completed_{}".format, g) for g in GROUPS],

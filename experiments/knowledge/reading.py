@@ -8,8 +8,8 @@ probability of the answer's text: `ranked`, two letters an answer (the kind's fi
 import statistics
 
 from experiments.knowledge.variants import NO_REFUSALS, USUAL
-from nanochat.evaluate.intervals import mean
 from nanochat.lab.declaration import Rows
+from nanochat.lab.estimate import rate
 from nanochat.lab.plot import Point
 from nanochat.lab.table import Values
 
@@ -42,17 +42,17 @@ def tenths(given: list[tuple[float, float]]) -> list[list[tuple[float, float]]]:
     return [given[a:b] for a, b in zip(ends, ends[1:]) if b > a]
 
 
-def kept(rows: Rows) -> tuple[float, float]:
-    """Share of the facts only read that are answered right: (by the model with taught refusals; by the one without,
-    that stays silent below the confidence at which it answers as many unknown names). Mean over the seeds of both.
+def kept(rows: Rows) -> dict[int, tuple[float, float]]:
+    """By seed, the share of the facts only read that are answered right: (by the model with taught refusals; by the one
+    without, that stays silent below the confidence at which it answers as many unknown names).
     """
     by = {
-        variant: {row["seed"]: pool(row) for row in rows if row["variant"] == variant}
+        variant: {int(row["seed"]): pool(row) for row in rows if row["variant"] == variant}
         for variant in (USUAL, NO_REFUSALS)
     }
-    pairs = [(one, by[NO_REFUSALS][seed]) for seed, one in by[USUAL].items() if seed in by[NO_REFUSALS]]
-    both = []
-    for one, other in pairs:
+    both = {}
+    for seed in by[USUAL].keys() & by[NO_REFUSALS].keys():
+        one, other = by[USUAL][seed], by[NO_REFUSALS][seed]
         allowed = sum(kind == "u" and outcome != "x" for kind, outcome, _ in one)
         through, right = 0, 0
         for kind, outcome, _ in other:
@@ -61,8 +61,8 @@ def kept(rows: Rows) -> tuple[float, float]:
                 break
             right += kind == "r" and outcome == "r"
         asked = max(1, sum(kind == "r" for kind, _, _ in one))
-        both.append((sum(kind == outcome == "r" for kind, outcome, _ in one) / asked, right / asked))
-    return statistics.fmean(a for a, _ in both), statistics.fmean(b for _, b in both)
+        both[seed] = sum(kind == outcome == "r" for kind, outcome, _ in one) / asked, right / asked
+    return dict(sorted(both.items()))
 
 
 def risks(rows: Rows) -> list[Point]:
@@ -78,13 +78,15 @@ def risks(rows: Rows) -> list[Point]:
                 some.append(sum(outcome == "w" for outcome in first) / len(first))
                 given.append(len(first) / len(answers))
         if some:
-            points.append((statistics.fmean(given), *mean(some)))
+            points.append((statistics.fmean(given), *rate(some)))
     return list(dict.fromkeys(points))
 
 
 def selective(rows: Rows) -> dict[str, list[Point]]:
-    """By variant, share right against confidence in tenths of the answers about people who exist, of all seeds."""
-    found: dict[str, list[Point]] = {"perfect": [(i / 20,) * 4 for i in range(21)]}
+    """By variant, share right against confidence in tenths of the answers about people who exist, of all seeds; and
+    where both are alike, as far as the answers reach.
+    """
+    found: dict[str, list[Point]] = {}
     for variant in dict.fromkeys(str(row["variant"]) for row in rows):
         every = [one for row in rows if row["variant"] == variant for one in pool(row)]
         given = sorted((p, float(outcome == "r")) for kind, outcome, p in every if kind != "u" and outcome != "x")
@@ -93,4 +95,5 @@ def selective(rows: Rows) -> dict[str, list[Point]]:
             sure, right = (statistics.fmean(column) for column in zip(*part))
             points.append((sure, right, right, right))
         found[variant] = points
-    return found
+    end = max(value for points in found.values() for point in points for value in point[:2])
+    return {"perfect": [(end * i / 20,) * 4 for i in range(21)], **found}

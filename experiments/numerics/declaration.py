@@ -11,6 +11,7 @@ from experiments.ablations.paths import without
 from nanochat.data import choose
 from nanochat.data.loader import Rows as Shape
 from nanochat.data.loader import document_encoder, one_pass
+from nanochat.evaluate.intervals import mean
 from nanochat.gpt import GPT
 from nanochat.lab.declaration import Experiment, Findings, Rows
 from nanochat.lab.estimate import by_seed, multiplier, paired, said
@@ -83,6 +84,7 @@ def findings(rows: Rows) -> Findings:
         claims |= {f"{way}: compute": said(factor, ".2f") for way, factor in factors.items()}
     claims |= {f"{way}: logit": f"{of(way, 'logit'):.1f}" for way in ways}
     claims |= {f"{way}: jump": f"{of(way, 'jump'):.2f}" for way in ways}
+    claims |= {f"{way}: jump, 95%": said(mean([*by_seed(rows, dict(way=way), "jump").values()]), ".2f") for way in ways}
     for way in ways:
         back = [int(value) for value in by_seed(rows, dict(way=way), "recovered").values()]
         claims[f"{way}: jump at"] = ", ".join(str(int(at)) for at in by_seed(rows, dict(way=way), "jump_step").values())

@@ -64,13 +64,13 @@ def curves(
     for value in _ticks(min(ys), max(ys)):
         if not log_y or value > 0:
             parts.append(_line(LEFT, WIDTH - RIGHT, up(value), up(value), 'opacity="0.15"'))
-            parts.append(_text(LEFT - 6, up(value) + 4, f"{value:g}", "end"))
+            parts.append(_text(LEFT - 6, up(value) + 4, short(value), "end"))
     marked = [line for line in series.values() if len(line) <= MARKED] or list(series.values())
-    there = sorted({p[0] for line in marked for p in line})
+    there = sorted({p[0] for line in marked for p in line}) if log_x else _ticks(x0, x1)
     free = 0.0  # where the next label has room
     for value in there:
         if across(value) >= free:
-            parts.append(_text(across(value), HEIGHT - BOTTOM + 18, f"{value:.3g}", "middle"))
+            parts.append(_text(across(value), HEIGHT - BOTTOM + 18, short(value), "middle"))
             free = across(value) + 60
     at = float(LEFT)
     for i, (name, line) in enumerate(series.items()):
@@ -88,6 +88,14 @@ def curves(
         )
         at += 30 + 7.2 * len(name)
     return _whole(title, HEIGHT, parts)
+
+
+def short(value: float) -> str:
+    """As a person would write it: 6,144 and 262,144, then 1.05 M and 5.64 G."""
+    for unit, name in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(value) >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _ticks(low: float, high: float) -> list[float]:
