@@ -24,7 +24,7 @@ from nanochat.evaluate import bundle
 from nanochat.flags import MANY, flag, number, parse, run_script
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
-from scripts.infer_bench import measure, start
+from nanochat.turns import measure, start
 
 ROOT = Path(__file__).parent.parent
 WORKER = Path(__file__).parent / "core_worker.py"

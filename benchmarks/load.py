@@ -4,8 +4,9 @@
 
 `stream`: many clients read answers for a while. `leave`: clients disconnect in mid-answer; how long are slots taken?
 `soak`: slow, huge, misdirected and idle connections, while an honest client goes on asking. `batch`: the same requests
-one after the other and all at once, of a larger model of random weights. During the first and the third, /health is
-asked all the time. Clients are bare sockets: they must leave the machine to the server.
+one after the other and all at once, of a larger model of random weights. `long`, where it is named: bodies of two
+megabytes, a conversation and masses of mistakes. During `stream`, `soak` and `long`, /health is asked all the time.
+Clients are bare sockets: they must leave the machine to the server.
 """
 
 import asyncio
@@ -283,6 +284,35 @@ async def soak(server: Server, flags: Flags) -> dict[str, Any]:
     )  # fmt: skip
 
 
+LONG_BODIES: dict[str, dict[str, Any]] = dict(
+    conversation=dict(
+        messages=[dict(role=("user", "assistant")[i % 2], content="the dog sees a cat, " * 200) for i in range(499)],
+        truncation="auto", max_tokens=8,
+    ),
+    parts=dict(messages=[dict(role="user", content=[{}] * 500_000)]),
+    messages=dict(messages=[None] * 340_000),
+)  # fmt: skip
+
+
+async def long(server: Server, flags: Flags) -> dict[str, Any]:
+    """Each body 40 times, two at once: statuses, the seconds of the slowest, and how long /health took meanwhile."""
+    seen: dict[str, Any] = {}
+    for name, body in LONG_BODIES.items():
+        content, found, took = post(json.dumps(body).encode()), [], []
+
+        async def often(content: bytes = content, took: list[float] = took) -> list[int]:
+            statuses = []
+            for _ in range(20):
+                started = time.perf_counter()
+                statuses.append((await server.exchange(content))[0])
+                took.append(time.perf_counter() - started)
+            return statuses
+
+        statuses = Counter(sum(await during(asyncio.gather(often(), often()), health(server, found)), []))
+        seen[name] = dict(bytes=len(content), statuses=dict(statuses), slowest_s=max(took), **waits(found))
+    return seen
+
+
 def random_run(base_dir: Path, sizes: dict[str, int]) -> str:
     """A run of untrained weights of a GPTConfig of these sizes; the vocabulary's merges are pairs of bytes."""
     made = Run("random", base_dir / "runs" / "random")
@@ -330,7 +360,7 @@ async def batch(flags: Flags) -> dict[str, Any]:
     )  # fmt: skip
 
 
-SCENES = dict(stream=stream, leave=leave, soak=soak)  # on one server, of --run
+SCENES = dict(stream=stream, leave=leave, soak=soak, long=long)  # on one server, of --run
 NAMES = (*SCENES, "batch")
 
 

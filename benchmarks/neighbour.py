@@ -28,7 +28,7 @@ from nanochat import threads
 from nanochat.errors import UserError
 from nanochat.flags import flag, number, parse, run_script
 from nanochat.hardware import device_name
-from scripts.infer_bench import Worker, measure, start
+from nanochat.turns import Worker, measure, start
 
 HERE = Path(__file__).parent
 WAYS = {

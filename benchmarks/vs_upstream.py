@@ -21,8 +21,8 @@ from benchmarks.worker import sizes
 from nanochat.errors import UserError
 from nanochat.flags import flag, number, parse, run_script
 from nanochat.hardware import cpu_has_bf16, device_name
+from nanochat.turns import measure, start
 from scripts import infer_bench
-from scripts.infer_bench import measure, start
 
 ROOT = Path(__file__).parent.parent
 WORKER = Path(__file__).parent / "train_worker.py"

@@ -37,11 +37,11 @@ class _Linears(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *dys):
         x, first, *others = ctx.saved_tensors
-        dys = [dy.contiguous() for dy in dys]
-        dx = dys[0] @ first
-        for dy, weight in zip(dys[1:], others):
+        gradients = [dy.contiguous() for dy in dys]
+        dx = gradients[0] @ first
+        for dy, weight in zip(gradients[1:], others):
             _add_input_gradient(dx, dy, weight)
-        return dx, *(dy.mT @ x for dy in dys)
+        return dx, *(dy.mT @ x for dy in gradients)
 
 
 def linears(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:

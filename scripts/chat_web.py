@@ -19,8 +19,8 @@ from nanochat.sandbox import tool as tools
 try:
     from nanochat.web import metrics, mock, suggestions
     from nanochat.web.app import make_app
-    from nanochat.web.asking import Served
     from nanochat.web.limits import EVERYWHERE, Limits, called, checked_origin
+    from nanochat.web.served import Served
     from nanochat.web.server import Door, address, listen, listening, until_told_to_end
     from nanochat.web.worker import Pool, Worker
 except ModuleNotFoundError as missing:

@@ -7,13 +7,8 @@ medians are reported.
 
 import json
 import statistics
-import sys
-import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from subprocess import PIPE, Popen
-from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -26,8 +21,8 @@ from nanochat.flags import flag, number, parse, run_script
 from nanochat.gpt import GPTConfig
 from nanochat.hardware import DTYPES, device_name, setup
 from nanochat.run import Run
+from nanochat.turns import Worker, measure, start
 
-PAUSE = 0.5  # seconds: the other engine's threads still spin for a while after its run
 WORKER = Path(__file__).parent.parent / "benchmarks" / "decode_worker.py"
 
 
@@ -46,35 +41,6 @@ class Flags:
     run: str = flag("", "with --weights int8: scores of this run's model with and without, kept for its report")
     upstream: str = flag("", "a clone of karpathy/nanochat to run beside ours")
     profile: int = number(0, 0, 10_000, "warm steps of ours to record in $NANOCHAT_BASE_DIR/infer_bench/ (0: none)")
-
-
-class Worker(Popen):
-    """A process that imports `nanochat` from a folder, and measures when told to; what it says of errors is kept."""
-
-    def __init__(self, folder: str, words: list[str], env: dict[str, str] | None):
-        self.folder, self.log = folder, TemporaryFile("w+", errors="replace")
-        super().__init__(words, stdin=PIPE, stdout=PIPE, stderr=self.log, text=True, env=env)
-
-
-def start(folder: str, settings: dict[str, Any], worker: Path = WORKER, env: dict[str, str] | None = None) -> Worker:
-    """env: the process's environment, if not ours."""
-    return Worker(folder, [sys.executable, str(worker), folder, json.dumps(settings)], env)
-
-
-def measure(worker: Worker, order: int) -> dict[str, Any]:
-    """One run, told a number: of ours negative where it is to be recorded. Raises UserError if the process has died."""
-    assert worker.stdin and worker.stdout
-    time.sleep(PAUSE)
-    with suppress(BrokenPipeError):
-        worker.stdin.write(f"{order}\n")
-        worker.stdin.flush()
-    line = worker.stdout.readline()
-    if not line:
-        code = worker.wait()
-        worker.log.seek(0)
-        last = (worker.log.read().strip().splitlines() or ["it said nothing: was memory short?"])[-1]
-        raise UserError(f"the process that runs {worker.folder} ended ({code}); {last.removeprefix('error: ')}")
-    return json.loads(line)
 
 
 def profile(worker: Worker, batch: int) -> None:
@@ -114,7 +80,7 @@ def run(flags: Flags) -> dict[str, Any]:
     result: dict[str, Any] = dict(machine=device_name(device), torch=torch.__version__, rows=[])
     result["flags"] = given | dict(upstream=bool(flags.upstream))
     for batch in batches:
-        workers = {name: start(*hows[name]) for name in names}  # anew: its memory is that of this batch alone
+        workers = {name: start(*hows[name], WORKER) for name in names}  # anew: its memory is that of this batch alone
         try:
             turns = [{name: measure(worker, batch) for name, worker in workers.items()} for _ in range(flags.repeats)]
             for name in names:

@@ -102,7 +102,7 @@ def test_it_counts_again_only_where_the_code_differs(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("program, op", [("step", "rms_norm"), ("step", "mix_rms_norm"), ("update", "adamw_")])
 def test_the_code_as_it_is_now_says_the_same(program, op):
-    """Shares within a hundredth, and the same choice: other parts of the step may have changed since it was counted."""
+    """Shares within two hundredths, and the same choice: other parts of the step may have changed since then."""
     if reason := null_device.obstacle():
         pytest.skip(reason)
     lowered = lambda which: ablate.ask(
@@ -110,4 +110,4 @@ def test_the_code_as_it_is_now_says_the_same(program, op):
     )
     found = ablate.rows(dict(b200={program: {"": lowered(""), op: lowered(op)}}))["sm_100"][op]
     row = tuned.table("counts")["sm_100"][op]
-    assert tuned.pays(found) == tuned.pays(row) and found == pytest.approx(row, abs=0.01), "python -m profiling ablate"
+    assert tuned.pays(found) == tuned.pays(row) and found == pytest.approx(row, abs=0.02), "python -m profiling ablate"

@@ -1,8 +1,8 @@
 """What real clients send and rely on beyond the plain requests of test_web.py; clients themselves: test_clients.py."""
 
+import gc
 import json
 import threading
-import time
 from itertools import pairwise
 
 import httpx
@@ -10,15 +10,24 @@ import openai
 import pytest
 import tiny
 import torch
+from pydantic import ValidationError
 from test_web import HOSTS, client, parrot, real, say, serving  # noqa: F401 (parrot and real are fixtures)
 
 from nanochat import chat
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
-from nanochat.web import mock
+from nanochat.web import answers, asking, mock, reading
 from nanochat.web.conversation import conversation
 from nanochat.web.limits import Limits, called, checked_origin
-from nanochat.web.schema import ApiError, Message
+from nanochat.web.schema import (
+    ApiError,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Message,
+    OldRequest,
+    TokenizeRequest,
+)
 
 TEXT = "the dog sees a cat"
 
@@ -178,10 +187,10 @@ def system(text):
         ),
         ([user("a"), assistant("b"), assistant("c"), user("d")], [user("a"), assistant("b\n\nc"), user("d")]),
         (
-            [user("a"), assistant([dict(type="python", text="1")]), assistant("c"), user("d")],
+            [user("a"), assistant([dict(type="python", text="1")]), assistant("c"), assistant("d"), user("d")],
             [
                 user("a"),
-                assistant([dict(type=k, text=t) for k, t in (("python", "1"), ("text", "\n\n"), ("text", "c"))]),
+                assistant([dict(type=k, text=t) for k, t in (("python", "1"), ("text", "\n\n"), ("text", "c\n\nd"))]),
                 user("d"),
             ],
         ),
@@ -253,6 +262,10 @@ def test_a_seed_of_minus_one_is_none(real):  # noqa: F811
         ("/v1/completions", dict(prompt=[[10**6]]), "prompt: token"),
         ("/v1/completions", dict(prompt=["a"] * 30, n=5), "answers, wanted at most 64"),
         ("/v1/completions", dict(prompt="dog " * 200), "leaves no room"),
+        ("/v1/completions", dict(prompt=[5] * 64), "leaves no room"),
+        ("/v1/completions", dict(prompt=[5] * 65, max_tokens=0, echo=True), "65 tokens, which is more than"),
+        ("/v1/chat/completions", dict(messages=[dict(role="user", content=[{}] * 4097)]), "4097 parts in all"),
+        ("/v1/chat/completions", dict(messages=[dict(role="user", content=[{}] * 9)] * 456), "4104 parts in all"),
     ],
 )
 def test_the_rest_stays_a_clear_refusal(real, path, body, words):  # noqa: F811
@@ -278,40 +291,118 @@ def test_a_long_conversation_is_read_from_its_end_and_no_further(monkeypatch):
     assert sum(read) < 2 * 8 * 500 + 200
 
 
-def test_two_megabytes_are_answered_while_health_is(monkeypatch):
+def in_threads(monkeypatch, *named):
+    """Notes who calls these functions of modules or classes: a list of (name, thread's name)."""
+    seen = []
+
+    def noted(name, work):
+        return lambda *args: seen.append((name, threading.current_thread().name)) or work(*args)
+
+    for owner, name in named:
+        monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
+    return seen
+
+
+READ = ((reading, "json_of"), (reading, "validated"), (Tokenizer, "encode"), (Tokenizer, "decode"))
+WRITTEN = ((asking, "written"), (asking, "long_lines"))
+
+
+def test_two_megabytes_are_read_aside_and_one_after_the_other(monkeypatch):
     """499 messages of 4,000 characters, all of which must be counted, or only the last of which are read."""
-    seen = []  # in which thread texts become ids
-    encode = Tokenizer.encode
-    note = lambda self, text: seen.append(threading.current_thread().name) or encode(self, text)
     tokenizer, words = tiny.tokenizer(), (TEXT + " ") * 300
     messages = [dict(role=("user", "assistant")[i % 2], content=words[:4000]) for i in range(499)]
-    health: list[float] = []
     with serving(mock.Parrot(tokenizer, 2), tokenizer, 500, limits=Limits(HOSTS)) as server:
-        monkeypatch.setattr(Tokenizer, "encode", note)
-        ended = threading.Event()
+        seen = in_threads(monkeypatch, *READ)
+        for truncation, status in (("auto", 200), ("disabled", 400)):
+            sent = dict(messages=messages, truncation=truncation, max_tokens=4)
+            answer = httpx.post(server[0] + "/v1/chat/completions", timeout=60, json=sent)
+            assert answer.status_code == status
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+        assert len(seen) > 499 and len({thread for name, thread in seen if "long body" in thread}) == 1
+        assert {name for name, thread in seen if "long body" not in thread} <= {"decode", "encode"}  # the engine's
+        assert not any("server" in thread for _, thread in seen)
 
-        def watch():
-            with httpx.Client() as one:
-                while not ended.is_set():
-                    before = time.perf_counter()
-                    assert one.get(server[0] + "/health", timeout=60).status_code == 200
-                    health.append(time.perf_counter() - before)
 
-        watching = threading.Thread(target=watch)
-        watching.start()
-        started = time.perf_counter()
-        found = [
-            httpx.post(server[0] + "/v1/chat/completions", timeout=60,
-                       json=dict(messages=messages, truncation=truncation, max_tokens=4))
-            for truncation in ("auto", "disabled")
-        ]  # fmt: skip
-        seconds = time.perf_counter() - started
-        ended.set()
-        watching.join()
-    print(f"answered in {seconds:.2f} s, /health {len(health)} times, at most {1e3 * max(health):.0f} ms")
-    assert [answer.status_code for answer in found] == [200, 400]
-    assert found[1].json()["error"]["code"] == "context_length_exceeded"
-    assert len(seen) > 499 and not any("server" in name or "Main" in name for name in seen)
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        ("/v1/chat/completions", dict(messages=[user("a")], max_tokens=2)),
+        ("/chat/completions", dict(messages=[user("a")], max_tokens=2)),
+        ("/chat/completions", dict(messages=[user("a")], model="tiny", max_tokens=2)),
+        ("/v1/completions", dict(prompt=["a", "b"], echo=True, logprobs=2, max_tokens=0)),
+        ("/v1/completions", dict(prompt=[[5, 6], [7]], echo=True, logprobs=2, max_tokens=1, stream=True)),
+        ("/tokenize", dict(prompt="a")), ("/detokenize", dict(tokens=[5])),
+    ],
+)  # fmt: skip
+def test_the_event_loop_reads_no_body_and_writes_no_long_answer(real, monkeypatch, path, body):  # noqa: F811
+    seen = in_threads(monkeypatch, *READ, *WRITTEN)
+    assert post(real, path, **body).status_code == 200
+    assert {"json_of", "validated"} <= {name for name, _ in seen} and not any("server" in where for _, where in seen)
+    if "echo" in body:
+        assert ("long_lines" if body.get("stream") else "written") in {name for name, _ in seen}
+
+
+FORMS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, OldRequest)
+
+
+def lists_of(schema):
+    """All lists in a core schema of pydantic's whose items can be wrong."""
+    inner = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list | tuple) else ()
+    items = schema.get("items_schema", {}) if isinstance(schema, dict) and schema.get("type") == "list" else {}
+    return [schema] * (items.get("type", "any") != "any") + [found for one in inner for found in lists_of(one)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_list_of_a_body_fails_at_its_first_mistake(form):
+    """Two megabytes of mistakes took pydantic 20 seconds to collect, in which no other thread ran."""
+    assert all(one.get("fail_fast") for one in lists_of(form.__pydantic_core_schema__))
+    assert lists_of(form.__pydantic_core_schema__) or form is TokenizeRequest
+    for wrong in (-1, None, {}, []):
+        many = [wrong] * 3000
+        turns = dict(role="user", content=many)
+        for sent in (dict(messages=many), dict(messages=[turns]), dict(prompt=many), dict(prompt=[many]),
+                     dict(tokens=many), dict(messages=[user("a")], prompt="a", tokens=[1], stop=many)):  # fmt: skip
+            try:
+                form.model_validate(sent)
+            except ValidationError as error:
+                assert error.error_count() < 12
+
+
+def test_a_body_of_many_lists_is_read_without_looking_for_garbage():
+    looked = []
+    watch = lambda phase, _: looked.append(phase)
+    gc.callbacks.append(watch)
+    try:
+        assert len(reading.parsed(b"[" + b"[]," * 20_000 + b"[]]")) == 20_001
+    finally:
+        gc.callbacks.remove(watch)
+    assert len(looked) <= 2 and gc.isenabled()  # one after it
+
+
+def test_long_answers_are_written_in_pieces():
+    row = {f"né {i}": -0.1 * i for i in range(20)}
+    whole = dict(
+        id="x", none=None, choices=[dict(index=i, logprobs=dict(top=[row] * 950, at=[]), t="é") for i in (0, 1)]
+    )
+    pieces = list(answers.dumped(whole))
+    assert json.loads("".join(pieces)) == whole and max(map(len, pieces)) < len(json.dumps(row)) * 110
+
+
+def test_a_prompt_may_fill_the_context_where_no_answer_is_asked_for(real):  # noqa: F811
+    choice = post(real, "/v1/completions", prompt=[5] * 64, max_tokens=0, echo=True, logprobs=1).json()["choices"][0]
+    assert len(choice["logprobs"]["token_logprobs"]) == 64 and choice["finish_reason"] == "length"
+
+
+def test_a_stream_repeats_a_prompt_as_the_whole_answer_does(real):  # noqa: F811
+    asked = dict(prompt=[[5, 6, 7], [8, 9]], echo=True, logprobs=2, max_tokens=3, temperature=0, ignore_eos=True)
+    whole = post(real, "/v1/completions", **asked).json()["choices"]
+    lines = post(real, "/v1/completions", **asked, stream=True).text.split("\n\n")
+    found = [dict(text="", tokens=[]) for _ in whole]
+    for line in lines[:-2]:
+        [choice] = json.loads(line[6:])["choices"]
+        found[choice["index"]]["text"] += choice["text"]
+        found[choice["index"]]["tokens"] += (choice["logprobs"] or dict(tokens=[]))["tokens"]
+    assert found == [dict(text=one["text"], tokens=one["logprobs"]["tokens"]) for one in whole]
 
 
 # ---- the way there

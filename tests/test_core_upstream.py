@@ -22,7 +22,7 @@ from nanochat.evaluate.core_batches import OurModel
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
-from scripts.infer_bench import measure, start
+from nanochat.turns import measure, start
 
 UPSTREAM = os.environ.get("NANOCHAT_UPSTREAM", "")
 pytestmark = [

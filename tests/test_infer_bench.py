@@ -6,6 +6,7 @@ import pytest
 import tiny
 from test_training import ROOT
 
+from nanochat import turns
 from profiling.recorded import diff
 from scripts import infer_bench
 
@@ -71,9 +72,8 @@ def test_a_process_that_dies_while_recording_costs_no_result(monkeypatch, capsys
         "import sys\nfor line in sys.stdin:\n    if int(line) < 0: sys.exit(7)\n"
         f"    print({json.dumps(answer)!r}, flush=True)"
     )
-    start = infer_bench.start
-    monkeypatch.setattr(infer_bench, "start", lambda folder, settings: start(folder, settings, worker))
-    monkeypatch.setattr(infer_bench, "PAUSE", 0)
+    monkeypatch.setattr(infer_bench, "WORKER", worker)
+    monkeypatch.setattr(turns, "PAUSE", 0)
     flags = infer_bench.Flags(batch_sizes="1,3", width=128, depth=1, vocab_size=256, new_tokens=6, repeats=1, profile=2)
     assert len(infer_bench.run(flags)["rows"]) == 2
     said = capsys.readouterr().out.split("\n")
@@ -100,9 +100,9 @@ def test_wrong_use_is_one_sentence(capsys, flags, words):
 
 
 def test_what_a_worker_said_of_its_end_is_said():
-    worker = infer_bench.start(str(ROOT), dict(no="flags"))
-    with pytest.raises(infer_bench.UserError, match=r"ended \(1\); .*Error"):
-        infer_bench.measure(worker, 1)
+    worker = turns.start(str(ROOT), dict(no="flags"), infer_bench.WORKER)
+    with pytest.raises(turns.UserError, match=r"ended \(1\); .*Error"):
+        turns.measure(worker, 1)
 
 
 def test_a_process_is_not_charged_with_the_memory_of_the_one_that_started_it():

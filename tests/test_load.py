@@ -145,11 +145,14 @@ def found(capsys, *flags):
 
 
 def check(scenes):
-    stream, leave, soak = scenes["stream"], scenes["leave"], scenes["soak"]
+    stream, leave, soak, long = (scenes[name] for name in ("stream", "leave", "soak", "long"))
     assert stream["lost"] == 0 and stream["answers"] >= stream["clients"]
     assert leave["running"] + leave["waiting"] > 0 and leave["then_answered"]
     assert soak["honest"] > 0 and soak["honest_lost"] == 0
     assert soak["health_max_ms"] < float("inf") and stream["health_max_ms"] < float("inf")
+    assert long["conversation"]["statuses"] == {"200": 40}
+    for name in ("parts", "messages"):
+        assert long[name]["statuses"] == {"400": 40} and long[name]["health_max_ms"] < 2000
     seen = soak["statuses"]
     expected = dict(slow_headers="0", huge_body="413", wrong_host="400", wrong_type="415", no_json="400")
     for name, status in expected.items():
@@ -159,7 +162,9 @@ def check(scenes):
 
 @pytest.mark.slow
 def test_load_in_short(served, capsys):
-    check(found(capsys, "--what=stream,leave,soak", "--seconds=2", "--clients=8", "--leavers=20", "--max-tokens=20"))
+    check(
+        found(capsys, "--what=stream,leave,soak,long", "--seconds=2", "--clients=8", "--leavers=20", "--max-tokens=20")
+    )
 
 
 def test_batching_in_short(home, monkeypatch, capsys):  # noqa: F811
@@ -176,7 +181,7 @@ def test_batching_in_short(home, monkeypatch, capsys):  # noqa: F811
 @pytest.mark.slow
 def test_load_in_full(served, monkeypatch, capsys):
     monkeypatch.delenv("TORCH_COMPILE_DISABLE")
-    scenes = found(capsys)
+    scenes = found(capsys, "--what=stream,leave,soak,long,batch")
     check(scenes)
     assert scenes["leave"]["freed_ms"] < 1000 and scenes["batch"]["requests"] == 32
 

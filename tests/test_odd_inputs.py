@@ -143,6 +143,8 @@ def test_no_rows_and_no_columns(setting):
     q, none = randn(1, 3, 2, 16).requires_grad_(), randn(1, 0, 1, 16)
     with kernels.use(f"torch,flash_attention={setting}"):
         y = kernels.flash_attention(q, none, none)
+        flat = randn(1, 3, 2, 0)
+        assert kernels.flash_attention(flat, flat, flat).shape == flat.shape
     y.sum().backward()
     assert (y == 0).all() and (q.grad == 0).all()
 

@@ -129,10 +129,11 @@ def test_a_full_storage_loses_tokens_first_and_says_so(page):  # noqa: F811
 
 
 WRONG = ('{"system": 7}', '{"theme": {"a": 1}, "seed": "x"}', '{"temperature": "hot", "topK": null, "maxTokens": -3}')
+BEYOND = '{"topK": 1000000000, "maxTokens": 1e30, "seed": 1e30, "temperature": 1e30}'  # what the server refuses
 
 
 def test_stored_settings_of_a_wrong_type_are_not_used(page):  # noqa: F811
-    for stored in (*WRONG, "[1]"):
+    for stored in (*WRONG, BEYOND, "[1]"):
         page.evaluate("value => localStorage.setItem('nanochat-settings', value)", stored)
         page.reload()
         page.get_by_test_id("new-chat").click()
@@ -141,6 +142,19 @@ def test_stored_settings_of_a_wrong_type_are_not_used(page):  # noqa: F811
         body = sent.value.post_data_json
         assert answers(page).inner_text() == "ok" and body["messages"][0]["role"] == "user"
         assert (body["temperature"], body["top_k"], body["max_tokens"]) == (0.6, 50, 256) and "seed" not in body
+
+
+def test_settings_that_the_server_refuses_are_not_taken(page):  # noqa: F811
+    page.get_by_test_id("settings-open").click()
+    for field in ("max-tokens", "seed"):
+        page.get_by_test_id(field).fill("9" * 30)
+    page.get_by_test_id("settings-close").click()
+    for line in ("/topk 1000000000", "/temperature 1e30"):
+        send(page, line, wait=False)
+    with page.expect_request("**/v1/chat/completions") as sent:
+        send(page, "say: ok")
+    body = sent.value.post_data_json
+    assert (body["temperature"], body["top_k"], body["max_tokens"]) == (0.6, 50, 256) and "seed" not in body
 
 
 BROKEN = (dict(stats={}), dict(stats="x"), dict(tokens=[{}], stats=None), dict(tokens=7), dict(stats=dict(tokens=1)))

@@ -15,8 +15,8 @@ from nanochat.chat import Reply
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.errors import UserError
 from nanochat.web import metrics, mock
-from nanochat.web.asking import Served
 from nanochat.web.limits import Limits
+from nanochat.web.served import Served
 from nanochat.web.server import Door, listening
 from nanochat.web.worker import Full, Job, Pool, Worker, stats
 from scripts import chat_web

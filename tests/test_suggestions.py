@@ -9,6 +9,7 @@ from test_web import HOSTS, serving
 
 from nanochat.data.microworld import World
 from nanochat.run import Run
+from nanochat.tasks.practice import PRACTICE
 from nanochat.web import mock, suggestions
 from nanochat.web.limits import Limits
 
@@ -25,9 +26,16 @@ def test_the_small_world_shows_one_of_each_kind():
     assert all(one["expect"] for one in shown["suggestions"])
 
 
+PRACTISED = f"{PRACTICE['word_sums'].origin} {PRACTICE['word_sums'].task.name} 1d28"  # as rl_stage.py names it
+
+
 @pytest.mark.parametrize(
-    "data, shown", [("microworld conversations (sft) 1d28", True), ("my.jsonl 1d28", False), (None, False)]
-)
+    "data, shown",
+    [
+        ("microworld conversations (sft) 1d28", True), (PRACTISED, True), ("microworld documents 1d28", False),
+        ("hub gsm8k 1d28", False), ("my.jsonl 1d28", False), (None, False),
+    ],
+)  # fmt: skip
 def test_only_a_model_of_that_world_shows_it(monkeypatch, data, shown, tmp_path):
     monkeypatch.setattr(Run, "summary", lambda self, stage: None if data is None else dict(data=data))
     assert bool(suggestions.of_the_run(Run("a", tmp_path), "sft")) == shown

@@ -16,8 +16,8 @@ import tiny
 from nanochat.engine import Engine
 from nanochat.web import metrics, mock
 from nanochat.web.app import make_app
-from nanochat.web.asking import Served
 from nanochat.web.limits import Limits
+from nanochat.web.served import Served
 from nanochat.web.server import Door, listening
 from nanochat.web.worker import Pool, Worker
 

@@ -90,8 +90,8 @@ def check_shapes(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     check_device(op, q, k=k, v=v)
     if k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(f"{op}: q is {q.dtype}, k {k.dtype}, v {v.dtype}; they must agree")
-    if not k.size(2) or q.size(2) % k.size(2):
-        raise ValueError(f"{op}: q has H={q.size(2)} heads and k K={k.size(2)}; H must be a multiple of K")
+    if not k.size(2) or not q.size(2) or q.size(2) % k.size(2):
+        raise ValueError(f"{op}: q has H={q.size(2)} heads and k K={k.size(2)}; H must be a multiple of K, neither 0")
 
 
 def visible_pairs(T: int, window: int | None) -> int:

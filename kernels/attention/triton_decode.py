@@ -172,6 +172,6 @@ def decode(
 ) -> Tensor:
     """flash_attention_decode by the kernels."""
     k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (k_cache, v_cache))
-    scale = q.size(3) ** -0.5 if scale is None else scale
+    scale = (q.size(3) or 1) ** -0.5 if scale is None else scale
     q, scale = positive(q, scale)
     return _flash_attention_decode(q.contiguous(), k, v, start.contiguous(), window, scale)

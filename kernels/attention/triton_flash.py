@@ -347,6 +347,6 @@ def positive(q: Tensor, scale: float) -> tuple[Tensor, float]:
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, scale: float | None) -> Tensor:
     """flash_attention by the kernels; tensors may have any strides but a last dimension that is contiguous."""
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    scale = q.size(3) ** -0.5 if scale is None else float(scale)
+    scale = (q.size(3) or 1) ** -0.5 if scale is None else float(scale)
     q, scale = positive(q, scale)
     return _flash_attention(q, k, v, causal, window, scale)[0]

@@ -135,12 +135,11 @@ class Engine:
 
     def submit(self, request: Request) -> Request:
         """Queues a request, one that was paused before all others. Raises ValueError when its prompt is empty or
-        leaves no room for a token.
+        leaves no room for a token that is asked for.
         """
-        if not 0 < len(request.prompt) < self.config.sequence_len:
-            raise ValueError(
-                f"Engine: the prompt has {len(request.prompt)} tokens, wanted 1 to {self.config.sequence_len - 1}"
-            )
+        most = self.config.sequence_len - (request.max_tokens > 0)
+        if not 0 < len(request.prompt) <= most:
+            raise ValueError(f"Engine: the prompt has {len(request.prompt)} tokens, wanted 1 to {most}")
         self.scheduler.submit(request)
         return request
 

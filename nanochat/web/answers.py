@@ -8,8 +8,9 @@ see them as they come finds each in `event`, beside the delta of its chunk.
 """
 
 import codecs
+import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from nanochat import chat
@@ -20,6 +21,7 @@ from nanochat.web.worker import Job
 
 Chunk = dict[str, Any]
 Said = tuple[int, LogProbs]
+SLICE = 100  # entries of a list that are written at once
 
 
 class Form(Protocol):
@@ -199,3 +201,25 @@ def named(tokenizer: Tokenizer, token: int) -> str:
 def finite(logprob: float) -> float:
     """JSON has no infinity: OpenAI writes −9999 for it."""
     return max(logprob, -9999.0)
+
+
+def dumped(value: Any) -> Iterator[str]:
+    """JSON in pieces: json.dumps lets no other thread run, and takes tenths of a second of long log-probabilities."""
+    if isinstance(value, dict):
+        yield "{"
+        for i, (name, inner) in enumerate(value.items()):
+            yield f"{',' if i else ''}{json.dumps(name, ensure_ascii=False)}:"
+            yield from dumped(inner)
+        yield "}"
+    elif isinstance(value, list) and len(value) > SLICE:
+        for i in range(0, len(value), SLICE):
+            yield ("," if i else "[") + json.dumps(value[i : i + SLICE], ensure_ascii=False, allow_nan=False)[1:-1]
+        yield "]"
+    elif isinstance(value, list):
+        yield "["
+        for i, inner in enumerate(value):
+            yield "," if i else ""
+            yield from dumped(inner)
+        yield "]"
+    else:
+        yield json.dumps(value, ensure_ascii=False, allow_nan=False)

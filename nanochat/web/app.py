@@ -1,8 +1,7 @@
 """The endpoints: OpenAI's (models, chat completions, completions), nanochat's old one, vLLM's for the tokenizer,
-health, stats, metrics, the page and the run's report. What a request becomes is in asking.py.
+health, stats, metrics, the page and the run's report. What a request becomes: reading.py, then asking.py.
 """
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from nanochat.web import asking, metrics
-from nanochat.web.asking import Served
+from nanochat.web import asking, metrics, reading
 from nanochat.web.limits import Guard, Limits
 from nanochat.web.schema import (
     ApiError,
@@ -26,6 +24,7 @@ from nanochat.web.schema import (
     OldRequest,
     TokenizeRequest,
 )  # fmt: skip
+from nanochat.web.served import Served
 from nanochat.web.worker import stats
 
 STATIC = Path(__file__).parent / "static"
@@ -129,20 +128,20 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
 
     @app.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
     async def chat_completions(request: Request) -> Response:
-        return await asking.chat_completion(served, request, await asking.body(request))
+        return await asking.chat_completion(served, request, await reading.body(request))
 
     @app.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
     @app.post("/completions", include_in_schema=False)
     async def completions(request: Request) -> Response:
-        return await asking.completion(served, request, await asking.body(request))
+        return await asking.completion(served, request, await reading.body(request))
 
     @app.post("/chat/completions", openapi_extra=body_of(OldRequest))
     async def old_chat(request: Request) -> Response:
         """nanochat's own; but who names a model speaks OpenAI's language."""
-        content = await asking.body(request)
+        content = await reading.body(request)
         if isinstance(content, dict) and "model" in content:
             return await asking.chat_completion(served, request, content)
-        return await asking.old_chat(served, content)
+        return await asking.old_chat(served, request, content)
 
     # The tokenizer, as vLLM serves it and lm-evaluation-harness asks for it.
 
@@ -156,21 +155,12 @@ def make_app(served: Served, limits: Limits) -> FastAPI:
         )  # fmt: skip
 
     @app.post("/tokenize", openapi_extra=body_of(TokenizeRequest))
-    async def tokenize(request: Request) -> dict[str, Any]:
-        """A special token's name alone is that token; within a text it is letters, as everywhere."""
-        asked: TokenizeRequest = asking.validated(await asking.body(request), TokenizeRequest)
-        special = served.tokenizer.special.get(asked.prompt)
-        ids = [special] if special is not None else await asyncio.to_thread(served.tokenizer.encode, asked.prompt)
-        if asked.add_special_tokens and special is None:
-            ids = [served.tokenizer.bos, *ids]
-        return dict(tokens=ids, count=len(ids), max_model_len=served.context)
+    async def tokenize(request: Request) -> Response:
+        return await reading.aside(request, reading.tokenized, served, await reading.body(request))
 
     @app.post("/detokenize", openapi_extra=body_of(DetokenizeRequest))
-    async def detokenize(request: Request) -> dict[str, Any]:
-        asked: DetokenizeRequest = asking.validated(await asking.body(request), DetokenizeRequest)
-        if max(asked.tokens, default=0) >= served.tokenizer.vocab_size:
-            raise ApiError(400, f"tokens: {max(asked.tokens)} is not below {served.tokenizer.vocab_size}")
-        return dict(prompt=served.tokenizer.decode(asked.tokens))
+    async def detokenize(request: Request) -> Response:
+        return await reading.aside(request, reading.detokenized, served, await reading.body(request))
 
     return app
 

@@ -1,59 +1,31 @@
-"""From a body to jobs for the engine's thread (worker.py), one for each answer, and from their events to a response.
+"""From what is asked (reading.py) to jobs for the engine's thread (worker.py), one for each answer, and from their
+events to a response.
 
 The events come back through an asyncio queue and leave as JSON or as server-sent events. When the client goes, the jobs
-are cancelled. Texts are turned into ids in a thread: a long conversation takes a while, and the event loop never waits.
+are cancelled. What may be long is written in a thread: the event loop never waits.
 """
 
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ValidationError
+from fastapi.responses import Response, StreamingResponse
 
 from nanochat import chat
-from nanochat.calculator import calculate
 from nanochat.chat import Event, Reply
 from nanochat.engine import Request as EngineRequest
-from nanochat.files import encodable, json_of
-from nanochat.tokenizer import Tokenizer
 from nanochat.web import answers
-from nanochat.web.conversation import conversation
-from nanochat.web.schema import ApiError, ChatRequest, CompletionRequest, Message, OldRequest, Settings, problem
-from nanochat.web.worker import Full, Job, Pool, Worker
+from nanochat.web.reading import aside, chat_asked, few_enough, old_asked, text_asked
+from nanochat.web.schema import ApiError, Settings
+from nanochat.web.served import Served
+from nanochat.web.worker import Full, Job, Worker
 
 UNBUFFERED = {"x-accel-buffering": "no"}  # nginx would keep a stream until it is large
-
-
-@dataclass(frozen=True)
-class Served:
-    """What is served and with which settings where a request leaves them open."""
-
-    pool: Pool
-    tokenizer: Tokenizer
-    model: str
-    context: int
-    stage: str
-    temperature: float = 0.8
-    top_k: int = 50
-    max_tokens: int = 512
-    created: int = 0
-    tool: chat.Tool = calculate
-    card: dict[str, Any] = field(default_factory=dict)  # what else the page is told about the model: suggestions.py
-    report: Path | None = None  # the run's report card, once there is one
-
-    def known(self, name: str | None) -> None:
-        """Raises ApiError for the name of another model."""
-        if name is not None and name != self.model:
-            raise ApiError(
-                404, f"there is no model {name!r} here, only {self.model!r}", param="model", code="model_not_found"
-            )
 
 
 @dataclass
@@ -83,11 +55,7 @@ class Asked:
 
 
 async def chat_completion(served: Served, request: Request, content: Any) -> Response:
-    asked: ChatRequest = validated(content, ChatRequest)
-    served.known(asked.model)
-    asked.check()
-    limit = longest(served, asked.max_completion_tokens or asked.max_tokens, served.max_tokens)
-    prompt = await asyncio.to_thread(chat_prompt, served, asked, limit)
+    asked, limit, prompt = await aside(request, chat_asked, served, content)
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     jobs = start(served, asked, [prompt], limit, chat.ends(served.tokenizer), logprobs, served.tool)
     form = answers.ChatForm(served.tokenizer, identity("chatcmpl"), served.model, bool(asked.logprobs))
@@ -95,11 +63,7 @@ async def chat_completion(served: Served, request: Request, content: Any) -> Res
 
 
 async def completion(served: Served, request: Request, content: Any) -> Response:
-    asked: CompletionRequest = validated(content, CompletionRequest)
-    served.known(asked.model)
-    asked.check()
-    limit = longest(served, asked.max_tokens, 16)
-    texts = await asyncio.to_thread(text_prompts, served, asked)
+    asked, limit, texts = await aside(request, text_asked, served, content)
     with_logprobs, echo = asked.logprobs is not None, bool(asked.echo)
     prompts = [prompt for prompt, _, _ in texts]
     ends = frozenset((served.tokenizer.bos,))
@@ -109,84 +73,12 @@ async def completion(served: Served, request: Request, content: Any) -> Response
     return await respond(request, asked, jobs, form)
 
 
-async def old_chat(served: Served, content: Any) -> Response:
-    asked: OldRequest = validated(content, OldRequest)
-    total = sum(len(message.content) for message in asked.messages)
-    if total > 32_000:
-        raise ApiError(400, f"messages: {total} characters in all, wanted at most 32,000", param="messages")
+async def old_chat(served: Served, request: Request, content: Any) -> Response:
+    asked, limit, prompt = await aside(request, old_asked, served, content)
     settings = Settings.model_validate(dict(temperature=asked.temperature, top_k=asked.top_k))
-    messages = conversation([Message(role=message.role, content=message.content) for message in asked.messages])
-    limit = asked.max_tokens or served.max_tokens
-    prompt = await asyncio.to_thread(chat.prompt_within, served.tokenizer, messages, limit, served.context)
     jobs = start(served, settings, [prompt], limit, chat.ends(served.tokenizer), None, served.tool)
     gpu = served.pool.workers.index(jobs.worker)
     return StreamingResponse(old_stream(jobs, gpu), media_type="text/event-stream", headers=UNBUFFERED)
-
-
-# ---- from a body to jobs
-
-
-async def body(request: Request) -> Any:
-    """What the body says. Raises ApiError when it is no JSON."""
-    try:
-        return json_of(await request.body())
-    except ValueError:
-        raise ApiError(400, "the body is no valid JSON") from None
-
-
-def validated(content: Any, form: type[BaseModel]) -> Any:
-    """A body as a `form`. Raises ApiError when it does not fit."""
-    try:
-        return form.model_validate(content)
-    except ValidationError as error:
-        raise problem(error) from None
-
-
-def longest(served: Served, asked: int | None, usual: int) -> int:
-    """Tokens of an answer; what does not fit is not made. −1: as many as fit."""
-    return served.context if asked == -1 else usual if asked is None else asked
-
-
-def chat_prompt(served: Served, asked: ChatRequest, limit: int) -> list[int]:
-    messages = conversation(asked.messages)
-    try:
-        if asked.truncation == "auto":
-            return chat.prompt_within(served.tokenizer, messages, limit, served.context)
-        prompt = served.tokenizer.render_for_completion(messages)
-    except ValueError as error:
-        raise ApiError(400, f"messages: {error}", param="messages") from None
-    check_length(served, prompt, "messages")
-    return prompt
-
-
-def text_prompts(served: Served, asked: CompletionRequest) -> list[tuple[list[int], str, list[int]]]:
-    """Of each prompt what the model reads, and what is repeated: its text and its ids. A text begins with <|bos|>, as
-    every document does; ids are taken as they are. Raises ApiError.
-    """
-    tokenizer, found = served.tokenizer, []
-    for prompt in asked.prompts():
-        if isinstance(prompt, str):
-            try:
-                encodable(prompt)
-            except ValueError as error:
-                raise ApiError(400, f"prompt: {error}", param="prompt") from None
-            ids = tokenizer.encode(prompt)
-            found.append(([tokenizer.bos, *ids], prompt, ids))
-        elif max(prompt) >= tokenizer.vocab_size:
-            raise ApiError(400, f"prompt: token {max(prompt)} is not below {tokenizer.vocab_size}", param="prompt")
-        else:
-            text = tokenizer.decode([token for token in prompt if token < len(tokenizer.merges)])
-            found.append((prompt, text, prompt))
-        check_length(served, found[-1][0], "prompt")
-    return found
-
-
-def check_length(served: Served, prompt: list[int], param: str) -> None:
-    if len(prompt) >= served.context:
-        raise ApiError(
-            400, f"the prompt has {len(prompt)} tokens, which leaves no room for an answer in the model's context of "
-            f"{served.context}", param=param, code="context_length_exceeded",
-        )  # fmt: skip
 
 
 def start(
@@ -198,8 +90,7 @@ def start(
     loop, n = asyncio.get_running_loop(), settings.n or 1
     events: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue()
     seed = secrets.randbelow(2**62) if settings.seed is None or settings.seed == -1 else settings.seed
-    if n * len(prompts) > served.pool.most:
-        raise ApiError(400, f"these are {n * len(prompts)} answers, wanted at most {served.pool.most} at a time")
+    few_enough(served, n * len(prompts))
     jobs = []
     for i in range(n * len(prompts)):
         sampling = settings.sampling(served.temperature, served.top_k, seed + i % n, logprobs)
@@ -236,22 +127,30 @@ async def respond(request: Request, settings: Settings, asked: Asked, form: answ
         await asyncio.wait((whole, gone), return_when=asyncio.FIRST_COMPLETED)
         if not whole.done():
             return Response(status_code=499)
-        return JSONResponse(form.whole(asked.jobs, await whole))
+        return Response(await asyncio.to_thread(written, form, asked, await whole), media_type="application/json")
     finally:
         asked.cancel()
         whole.cancel()
         gone.cancel()
 
 
+def written(form: answers.Form, asked: Asked, found: list[list[Event]]) -> bytes:
+    return "".join(answers.dumped(form.whole(asked.jobs, found))).encode()
+
+
 async def stream(asked: Asked, form: answers.Form, usage: bool) -> AsyncIterator[str]:
+    begun: set[int] = set()
     try:
         for i in range(len(asked.jobs)):
             for chunk in form.opening(i):
                 yield sse(chunk)
         async for i, event in asked.each():
             job = asked.jobs[i]
-            for chunk in form.ending(i, job) if event is None else form.piece(i, event, job):
-                yield sse(chunk)
+            make = partial(form.ending, i, job) if event is None else partial(form.piece, i, event, job)
+            long = job.request.echo and i not in begun  # the whole prompt is in it
+            begun.add(i)
+            for line in await asyncio.to_thread(long_lines, make) if long else map(sse, make()):
+                yield line
         if usage:
             yield sse(form.usage(asked.jobs))
     except ApiError as error:
@@ -293,6 +192,10 @@ async def left(request: Request) -> None:
     """Returns when the client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def long_lines(make: Callable[[], list[answers.Chunk]]) -> list[str]:
+    return [f"data: {''.join(answers.dumped(chunk))}\n\n" for chunk in make()]
 
 
 def sse(chunk: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ text in their places; turns of the same side that follow each other are one, a b
 without content, as beside the calls of a tool, is none; and a greeting that comes first answers an empty message.
 """
 
+from itertools import groupby
+
 from nanochat.web.schema import ApiError, Message
 
 Content = str | list[dict]
@@ -17,7 +19,7 @@ def conversation(messages: list[Message]) -> list[dict]:
     Raises ApiError for what cannot be meant.
     """
     system: list[str] = []
-    turns: list[dict] = []
+    turns: list[tuple[str, list[Content]]] = []
     for i, message in enumerate(messages):
         content = message.plain(f"messages.{i}")
         if content is None:
@@ -26,21 +28,24 @@ def conversation(messages: list[Message]) -> list[dict]:
             system.append(str(content))
             continue
         side = "assistant" if message.role == "assistant" else "user"
-        if turns and turns[-1]["role"] == side:
-            turns[-1]["content"] = joined(turns[-1]["content"], content)
-        else:
-            turns.append(dict(role=side, content=content))
+        if not turns or turns[-1][0] != side:
+            turns.append((side, []))
+        turns[-1][1].append(content)
     if not turns and system:
-        turns, system = [dict(role="user", content="\n\n".join(system))], []
-    if not turns or turns[-1]["role"] != "user":
+        turns, system = [("user", [*system])], []
+    if not turns or turns[-1][0] != "user":
         raise ApiError(400, "messages: the last one must be the user's", param="messages")
-    if turns[0]["role"] == "assistant":
-        turns.insert(0, dict(role="user", content=""))
-    return [*([dict(role="system", content="\n\n".join(system))] if system else []), *turns]
+    if turns[0][0] == "assistant":
+        turns.insert(0, ("user", [""]))
+    found = [dict(role=side, content=joined(contents)) for side, contents in turns]
+    return [*([dict(role="system", content="\n\n".join(system))] if system else []), *found]
 
 
-def joined(first: Content, second: Content) -> Content:
-    if isinstance(first, str) and isinstance(second, str):
-        return f"{first}\n\n{second}"
-    parts = lambda content: [dict(type="text", text=content)] if isinstance(content, str) else content
-    return [*parts(first), dict(type="text", text="\n\n"), *parts(second)]
+def joined(contents: list[Content]) -> Content:
+    """Contents of the same side as one, a blank line between."""
+    found: list[dict] = []
+    for is_text, group in groupby(contents, lambda content: isinstance(content, str)):
+        for content in ["\n\n".join(map(str, group))] if is_text else group:
+            between = [dict(type="text", text="\n\n")] if found else []
+            found += [*between, *([dict(type="text", text=content)] if isinstance(content, str) else content)]
+    return found if len(found) > 1 or not isinstance(contents[0], str) else found[0]["text"]

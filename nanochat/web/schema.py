@@ -1,12 +1,22 @@
 """What requests look like, and what is wrong with them: OpenAI's bodies, plus a few fields of ours.
 
 Every problem is an `ApiError` with OpenAI's error body. Fields that we do not know are ignored, as clients send many;
-those that would change the answer and that we cannot honour are refused.
+those that would change the answer and that we cannot honour are refused. Two megabytes of errors take pydantic 20
+seconds to collect: every list fails at its first.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from nanochat.engine import Sampling
 
@@ -25,7 +35,8 @@ class ApiError(Exception):
 
 Text = Annotated[str, StringConstraints(max_length=200_000)]
 Stop = Annotated[str, StringConstraints(max_length=256)]
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1_000_000)]
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=1_000_000, fail_fast=True)]
+PARTS = 4096  # of all messages: each takes long to check, and more would hardly be meant
 Longest = Annotated[int, Field(ge=-1)]  # tokens of an answer; -1, or more than fit: as many as fit
 
 
@@ -43,7 +54,7 @@ class Part(BaseModel):
 
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | list[Part] | None = None
+    content: Text | Annotated[list[Part], Field(fail_fast=True)] | None = None
     refusal: Text | None = None
 
     def plain(self, where: str) -> str | list[dict[str, Any]] | None:
@@ -78,7 +89,7 @@ class Settings(BaseModel):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=10)
     n: int | None = Field(None, ge=1, le=16)
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="of the draw; -1: another one each time")
     stream: bool | None = None
     stream_options: Options | None = None
@@ -119,8 +130,21 @@ class Settings(BaseModel):
             raise ApiError(400, "stream_options is only allowed with stream: true", param="stream_options")
 
 
+def few_parts(messages: Any) -> Any:
+    """What a client sent as messages, before it is checked. Raises for too many parts."""
+    contents = [one.get("content") for one in messages if isinstance(one, dict)] if isinstance(messages, list) else []
+    count = sum(len(content) for content in contents if isinstance(content, list))
+    if count > PARTS:
+        raise PydanticCustomError(
+            "too_long", "{count} parts in all, wanted at most {most}", dict(count=count, most=PARTS)
+        )
+    return messages
+
+
 class ChatRequest(Settings):
-    messages: list[Message] = Field(min_length=1, max_length=2000)
+    messages: Annotated[
+        list[Message], Field(min_length=1, max_length=2000, fail_fast=True), BeforeValidator(few_parts)
+    ]  # fmt: skip
     max_tokens: Longest | None = None
     max_completion_tokens: Longest | None = None
     logprobs: bool | None = None
@@ -148,7 +172,7 @@ class ChatRequest(Settings):
 
 
 class CompletionRequest(Settings):
-    prompt: Text | Ids | Annotated[list[Text | Ids], Field(min_length=1, max_length=1024)]
+    prompt: Text | Ids | Annotated[list[Text | Ids], Field(min_length=1, max_length=1024, fail_fast=True)]
     max_tokens: Longest | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
@@ -173,7 +197,7 @@ class TokenizeRequest(BaseModel):
 
 
 class DetokenizeRequest(BaseModel):
-    tokens: list[Annotated[int, Field(ge=0)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 
 
 class OldMessage(BaseModel):
@@ -186,7 +210,7 @@ class OldRequest(BaseModel):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    messages: list[OldMessage] = Field(min_length=1, max_length=500)
+    messages: Annotated[list[OldMessage], Field(min_length=1, max_length=500, fail_fast=True)]
     temperature: float | None = Field(None, ge=0, le=2)
     top_k: int | None = Field(None, ge=0, le=200)
     max_tokens: int | None = Field(None, ge=1, le=4096)

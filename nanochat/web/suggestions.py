@@ -12,6 +12,7 @@ from nanochat.data.microworld.world import ATTRIBUTES, World
 from nanochat.errors import UserError
 from nanochat.run import Run
 
+DATA = ("microworld conversations", "microworld word_sums")  # of SFT; of RL, which practises on top of that
 ABOUT = (
     "It knows an invented world of {people} people, and of this one a few things: capitals, colours, opposites, sums, "
     "how words are spelled. Asked about anything else, it may say that it does not know anyone of that name."
@@ -24,7 +25,7 @@ def of_the_run(run: Run, stage: str) -> dict[str, Any]:
         data = (run.summary(stage) or {}).get("data", "")
     except UserError:  # damaged: the page does without
         data = ""
-    return of_the_world(World()) if data.startswith("microworld conversations") else {}
+    return of_the_world(World()) if data.startswith(DATA) else {}
 
 
 def of_the_world(world: World) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import { answer, models } from "./api.js";
 import { byId, button, isSend, make } from "./dom.js";
 import { assistantMessage, failure, note, textOf, userMessage, welcome } from "./messages.js";
 import { openSettings, startSettings } from "./settings.js";
-import { CONVERSATIONS, key, load, newConversation, save, saveSettings, settings, titleOf } from "./store.js";
+import { CONVERSATIONS, key, load, newConversation, save, saveSettings, settings, titleOf, VALID } from "./store.js";
 
 let conversations = load();
 let current = conversations[0] ?? newConversation();
@@ -125,7 +125,7 @@ function command(line) {
   const number = Number(value);
   if (name === "/help") show(note(HELP));
   else if (name === "/clear") start();
-  else if (name === "/temperature" && value !== undefined && number >= 0 && number <= 2) {
+  else if (name === "/temperature" && value !== undefined && VALID.temperature(number)) {
     saveSettings({ temperature: number });
     show(note(`Temperature is ${number} now.`));
   } else if (name === "/topk" && Number.isInteger(number) && value !== undefined && number >= 0) {

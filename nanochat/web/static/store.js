@@ -77,10 +77,10 @@ export const titleOf = (conversation) =>
 
 const USUAL = { temperature: 0.6, topK: 50, maxTokens: 256, seed: null, system: "", theme: "" };
 
-// Those that were kept, where they are what they should be.
-const VALID = {
-  temperature: (x) => isNumber(x) && x >= 0 && x <= 2, topK: (x) => Number.isInteger(x) && x >= 0,
-  maxTokens: (x) => Number.isInteger(x) && x >= 1, seed: (x) => x === null || Number.isSafeInteger(x),
+// What the server takes (web/schema.py). A number beyond the safe ones is no whole number in JSON.
+export const VALID = {
+  temperature: (x) => isNumber(x) && x >= 0 && x <= 2, topK: (x) => Number.isInteger(x) && x >= 0 && x <= 1e6,
+  maxTokens: (x) => Number.isSafeInteger(x) && x >= 1, seed: (x) => x === null || Number.isSafeInteger(x),
   system: (x) => typeof x === "string", theme: (x) => ["", "dark", "light"].includes(x),
 };
 const stored = read(SETTINGS, {});
@@ -88,8 +88,8 @@ const stored = read(SETTINGS, {});
 export const settings = Object.fromEntries(
   Object.entries(USUAL).map(([name, usual]) => [name, VALID[name](stored[name]) ? stored[name] : usual]));
 
-export function saveSettings(changes) {
-  Object.assign(settings, changes);
+export function saveSettings(changes) { // one that is not valid stays as it was
+  for (const [name, value] of Object.entries(changes)) if (VALID[name](value)) settings[name] = value;
   write(SETTINGS, settings);
 }
 
