@@ -131,7 +131,8 @@ class Linear(nn.Linear):
 
 def together(x: Tensor | Quantized, *layers: Linear) -> tuple[Tensor, ...]:
     """What each of the layers makes of one input."""
-    if layers[0].fp8 and layers[0].training:
+    int8 = not isinstance(layers[0], Linear)  # an engine's
+    if int8 or (layers[0].fp8 and layers[0].training):
         return tuple(layer(x) for layer in layers)
     x = plain(x)
     return linears(x, *(layer.cast(x.dtype) for layer in layers))

@@ -62,6 +62,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow  # of two alike the longer
 def test_at_any_file_operation_of_the_last_save_a_complete_checkpoint_is_left(tmp_path):
     """Of a step that is there already, and mostly alone."""
     checkpoint.write(tmp_path / "before", dict(META, step=5), parts(0))

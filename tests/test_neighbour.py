@@ -8,8 +8,7 @@ import pytest
 import tiny
 
 from benchmarks import neighbour
-from nanochat import threads
-from scripts import infer_bench
+from nanochat import threads, turns
 
 
 class Process:
@@ -44,7 +43,7 @@ def test_a_worker_has_its_way_whatever_is_set_here(monkeypatch, way, wanted):
     for name in threads.VARIABLES:
         monkeypatch.setenv(name, "1")
     seen = {}
-    monkeypatch.setattr(infer_bench, "Popen", lambda words, **given: seen.update(given["env"]))
+    monkeypatch.setattr(turns, "Worker", lambda folder, words, env: seen.update(env))
     neighbour.worker("train", way, {})
     assert {name: seen[name] for name in threads.VARIABLES if name in seen} == wanted
 

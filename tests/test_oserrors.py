@@ -180,6 +180,7 @@ def test_every_script_runs_in_the_frame():
     """Or what the operating system refuses would be a traceback there; kernels has a frame of its own."""
     root = Path(__file__).parent.parent
     children = {
+        "compiled/ablate.py",
         "compiled/count.py",
         "compiled/lower.py",
         "compiled/memory.py",
