@@ -34,21 +34,23 @@ def numbers(text):
 
 def decode():
     results = load("benchmarks/results/decode-cpu.json")
-    ours, theirs = (
-        [of(results["rows"], engine=who, batch=batch) for batch in (1, 8, 32)] for who in ("ours", "upstream")
-    )
     assert results["machine"] == "AMD EPYC, 2 threads" and results["flags"]["depth"] == 6
+    engines = ("ours", "int8", "upstream")
+    found = {who: [of(results["rows"], engine=who, batch=batch) for batch in (1, 8, 32)] for who in engines}
 
-    def times(rows):
-        each = [f"{row['tok_per_s'] / other['tok_per_s']:.1f}" for row, other in zip(rows, theirs)]
-        return f"{each[0]}, {each[1]} and {each[2]} times"
-
-    def list_of(key, rows):
-        each = [f"{row[key]:.0f}" for row in rows]
+    def three(key, who, form="{:.0f}"):
+        each = [form.format(row[key]) for row in found[who]]
         return f"{each[0]}, {each[1]} and {each[2]}"
 
-    yield f"tokens are made {times(ours)} as fast as nanochat's default (float32) at batch 1, 8 and 32"
-    yield f"the first one comes after {list_of('first_ms', ours)} ms instead of {list_of('first_ms', theirs)}"
+    for row, other in zip(found["ours"] + found["int8"], 2 * found["upstream"]):
+        row["times"] = row["tok_per_s"] / other["tok_per_s"]
+    yield (
+        f"tokens are made {three('times', 'ours', '{:.1f}')} times as fast as nanochat's default (float32) at batch 1, "
+        f"8 and 32, with int8 weights {three('times', 'int8', '{:.1f}')} times; the first one comes after "
+        f"{three('first_ms', 'ours')} ms instead of {three('first_ms', 'upstream')}; memory at the peak is "
+        f"{three('peak_mb', 'ours')} MB, with int8 weights {three('peak_mb', 'int8')}, nanochat's "
+        f"{three('peak_mb', 'upstream')}"
+    )
 
 
 def server():
