@@ -172,9 +172,10 @@ def mlp_relu2(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
             "wanted (F, C) and (E, F)"
         )
     check_device("mlp_relu2", x, w1=w1, w2=w2)
-    if mode("mlp_relu2") == "inductor" and _compiles(x):
-        return _mlp_relu2_inductor(x, w1, w2)
-    if mode("mlp_relu2") != "inductor" and _runs("mlp_relu2", x):
+    if mode("mlp_relu2") == "inductor":
+        if _compiles(x):
+            return _mlp_relu2_inductor(x, w1, w2)
+    elif _runs("mlp_relu2", x):
         return _mlp_relu2_triton(x, w1, w2)
     return mlp_relu2_reference(x, w1, w2)
 
