@@ -44,7 +44,7 @@ def input_gradients_from_autograd() -> None:
 MENDS: dict[str, Callable[[], None]] = {
     "weights cast once a step, and all that follows from it": cast_at_every_use,
     "weights' gradients added to in their products": weight_gradients_from_autograd,
-    "the gradients of q, k and v as to their input summed in their products": input_gradients_from_autograd,
+    "gradients of the input of q, k and v summed in their products": input_gradients_from_autograd,
 }
 
 
