@@ -1,4 +1,8 @@
-"""Run on the null device: the graphs that two optimizer steps compile, for each case (JSON); names by case, as JSON."""
+"""Run on the null device: the graphs that two optimizer steps compile, for each case (JSON); names by case, as JSON.
+
+With --count-only Inductor's lowering, most of the time, is left out: it gets the graphs when they are already apart,
+and what stands for its code gives back tensors of the shapes that it would.
+"""
 
 import json
 import sys
@@ -7,16 +11,43 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent.parent.parent)]
 
 import torch  # noqa: E402
+from torch._inductor import compile_fx  # noqa: E402
 
 from profiling.compiled.lower import Case, prepared  # noqa: E402
 
-found = []
-for text in sys.argv[1:]:
+
+def counting(names):
+    """In place of Inductor's lowering of a graph: adds its name."""
+
+    def compile_graph(graph, inputs, is_backward=False, is_inference=False, **options):
+        names.append("backward" if is_backward else "inference" if is_inference else "forward")
+        nodes = next(iter(reversed(graph.graph.nodes))).args[0]
+        outputs = [getattr(node, "meta", {}).get("val") for node in nodes]
+
+        def call(args):
+            args.clear()
+            return [value if value is None else like(value) for value in outputs]
+
+        call._boxed_call = True
+        return call
+
+    return compile_graph
+
+
+def like(value):
+    return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=value.device)
+
+
+def count(case, count_only):
+    """(graphs by name, how many of them only the second step compiled)."""
     torch._dynamo.reset()
-    ready = prepared(Case(**json.loads(text)))
+    ready, names = prepared(case), []
+    if count_only:
+        compile_fx._compile_fx_inner = counting(names)
+    found = lambda: names if count_only else [graph.name for graph in ready.graphs]
     with ready.fake:
         ready.step()
-    first = len(ready.graphs)
+    first = len(found())
     for group in ready.program.optimizer.param_groups:  # what a schedule changes from step to step
         group["lr"] *= 0.9
         group["weight_decay"] *= 0.9
@@ -24,5 +55,9 @@ for text in sys.argv[1:]:
             group["momentum"] = 0.9
     with ready.fake:
         ready.step()
-    found.append(dict(names=[graph.name for graph in ready.graphs], anew=len(ready.graphs) - first))
-print(json.dumps(found))
+    return list(found()), len(found()) - first
+
+
+flags, cases = sys.argv[1:2] == ["--count-only"], [word for word in sys.argv[1:] if word != "--count-only"]
+found = (count(Case(**json.loads(case)), flags) for case in cases)
+print(json.dumps([dict(names=names, anew=anew) for names, anew in found]))
