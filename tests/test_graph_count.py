@@ -57,14 +57,28 @@ def test_a_step_of_two_layers_in_every_precision(tmp_path):
     check([lower.Case(config, 4), *plain], tmp_path)  # the updates are the same but for dtypes: all by name, below
 
 
+ROWS: dict[int, set[int]] = {24: {16, 8}}  # by depth, of all presets
+for size in SIZES:
+    for depth, rows in ((size.depth, size.rows), size.eight):
+        ROWS.setdefault(depth, set()).add(rows)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("depth, rows", sorted({(size.depth, size.rows) for size in SIZES} | {(24, 16), (24, 8)}))
-def test_a_step_of_every_preset(depth, rows, tmp_path):
-    """Without Inductor's lowering, which gets the graphs when they are already apart."""
-    config = asdict(model_config(depth, 32768))
-    settings = itertools.product(PRECISIONS, ("auto", "torch"))
-    cases = [lower.Case(config, rows, dtype, fp8, kernels) for (dtype, fp8), kernels in settings]
-    check(cases, tmp_path, "--count-only")
+@pytest.mark.parametrize("depth", sorted(ROWS))
+def test_a_step_of_every_preset(depth, tmp_path):
+    """Every depth in every precision, with our kernels and without; every number of rows in one.
+
+    Without Inductor, which gets the graphs when they are already apart. In fp8, updates are those of bfloat16, and its
+    references, which take longest to trace, are traced in the fewest layers.
+    """
+    config, fewest = asdict(model_config(depth, 32768)), depth == min(ROWS)
+    rows, *others = sorted(ROWS[depth], reverse=True)
+    cases = [
+        lower.Case(config, rows, dtype, fp8, kernels, optimizer=not fp8 or fewest)
+        for (dtype, fp8), kernels in itertools.product(PRECISIONS, ("auto", "torch"))
+        if fewest or not fp8 or kernels == "auto"
+    ]
+    check([*cases, *(lower.Case(config, fewer, optimizer=False) for fewer in others)], tmp_path, "--count-only")
 
 
 @pytest.mark.slow

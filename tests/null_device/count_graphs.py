@@ -1,26 +1,28 @@
 """Run on the null device: the graphs that two optimizer steps compile, for each case (JSON); names by case, as JSON.
 
-With --count-only Inductor's lowering, most of the time, is left out: it gets the graphs when they are already apart,
-and what stands for its code gives back tensors of the shapes that it would.
+With --count-only Inductor, nearly all of the time, is left out: Dynamo and AOTAutograd have the graphs apart before it
+gets them, and what stands for its code gives back tensors of the shapes that it would.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent.parent)]
 
 import torch  # noqa: E402
+from torch._dynamo.backends.common import aot_autograd  # noqa: E402
 from torch._inductor import compile_fx  # noqa: E402
 
 from profiling.compiled.lower import Case, prepared  # noqa: E402
 
 
 def counting(names):
-    """In place of Inductor's lowering of a graph: adds its name."""
+    """A backend in Inductor's place, which adds a name for every graph."""
 
-    def compile_graph(graph, inputs, is_backward=False, is_inference=False, **options):
-        names.append("backward" if is_backward else "inference" if is_inference else "forward")
+    def compiler(name, graph, inputs):
+        names.append(name)
         nodes = next(iter(reversed(graph.graph.nodes))).args[0]
         outputs = [getattr(node, "meta", {}).get("val") for node in nodes]
 
@@ -31,7 +33,10 @@ def counting(names):
         call._boxed_call = True
         return call
 
-    return compile_graph
+    parts = dict(fw_compiler="forward", bw_compiler="backward", inference_compiler="inference")
+    compilers = {part: partial(compiler, name) for part, name in parts.items()}
+    backend = aot_autograd(**compilers, keep_inference_input_mutations=True)
+    return lambda model, inputs, **options: backend(model, inputs)
 
 
 def like(value):
@@ -43,7 +48,7 @@ def count(case, count_only):
     torch._dynamo.reset()
     ready, names = prepared(case), []
     if count_only:
-        compile_fx._compile_fx_inner = counting(names)
+        compile_fx.compile_fx = counting(names)
     found = lambda: names if count_only else [graph.name for graph in ready.graphs]
     with ready.fake:
         ready.step()
@@ -58,6 +63,7 @@ def count(case, count_only):
     return list(found()), len(found()) - first
 
 
-flags, cases = sys.argv[1:2] == ["--count-only"], [word for word in sys.argv[1:] if word != "--count-only"]
-found = (count(Case(**json.loads(case)), flags) for case in cases)
-print(json.dumps([dict(names=names, anew=anew) for names, anew in found]))
+if __name__ == "__main__":
+    count_only, cases = "--count-only" in sys.argv, [word for word in sys.argv[1:] if word != "--count-only"]
+    found = [count(Case(**json.loads(case)), count_only) for case in cases]
+    print(json.dumps([dict(names=names, anew=anew) for names, anew in found]))
