@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from contextlib import nullcontext
 
 import pytest
 import tiny
@@ -52,26 +51,17 @@ def test_a_worker_has_its_way_whatever_is_set_here(monkeypatch, way, wanted):
     assert {name: seen[name] for name in threads.VARIABLES if name in seen} == wanted
 
 
-def test_what_a_worker_is_told_is_what_it_reads(monkeypatch, capsys):
-    """Each has weights: of a file that was drawn, and the kind that an engine computes with."""
-    told = {}
-
-    def start(folder, settings, program, environment):
-        told[program.name] = settings
-        return Process()
-
-    monkeypatch.setattr(neighbour, "start", start)
-    monkeypatch.setattr(neighbour, "measure", lambda *given: dict(tok_per_s=1.0, about=""))
-    monkeypatch.setattr(neighbour, "neighbour", nullcontext)
-    monkeypatch.setattr(neighbour, "drawn_weights", lambda *given: "a file")
-    assert tiny.call_module("benchmarks.neighbour", "--rounds=1") == 0
-    assert {*told} == {*neighbour.WORKERS.values()}
-    for program, settings in told.items():
-        weights.check(settings["weights"], torch.device("cpu"))
-        text = (neighbour.HERE / program).read_text("utf-8")
-        assert {*re.findall(r'settings\["(\w+)"\]', text)} <= {*settings}
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(result["rows"]) == 8 and result["machine"] and result["flags"]["rounds"] == 1
+def test_a_worker_gets_what_it_reads(monkeypatch, capsys):
+    """The names that the workers' code takes from the settings, with values that they take."""
+    given = {}
+    monkeypatch.setattr(neighbour, "rates", lambda flags, what, ways, settings: given.update({what: settings}) or [])
+    assert tiny.call_module("benchmarks.neighbour", "--width=128", "--depth=1", "--vocab-size=512") == 0
+    assert set(given) == set(neighbour.WORKERS)
+    for what, settings in given.items():
+        text = (neighbour.HERE / neighbour.WORKERS[what]).read_text()
+        assert set(re.findall(r'settings\["(\w+)"\]', text)) <= {*settings, "evaluate"}, what
+    weights.check(given["decode"]["weights"], torch.device("cpu"))
+    assert given["train"]["weights_file"].endswith(".safetensors")
 
 
 WRONG = {"--what=dance": "there is no dance", "--ways=fast": "there is no fast", "--width=100": "multiple of 128",
