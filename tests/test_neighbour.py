@@ -1,14 +1,17 @@
 """benchmarks.neighbour: what is measured of whom, and what is left when it ends."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import tiny
+import torch
 
 from benchmarks import neighbour
 from nanochat import threads, turns
+from nanochat.engine import weights
 
 
 class Process:
@@ -46,6 +49,19 @@ def test_a_worker_has_its_way_whatever_is_set_here(monkeypatch, way, wanted):
     monkeypatch.setattr(turns, "Worker", lambda folder, words, env: seen.update(env))
     neighbour.worker("train", way, {})
     assert {name: seen[name] for name in threads.VARIABLES if name in seen} == wanted
+
+
+def test_a_worker_gets_what_it_reads(monkeypatch, capsys):
+    """The names that the workers' code takes from the settings, with values that they take."""
+    given = {}
+    monkeypatch.setattr(neighbour, "rates", lambda flags, what, ways, settings: given.update({what: settings}) or [])
+    assert tiny.call_module("benchmarks.neighbour", "--width=128", "--depth=1", "--vocab-size=512") == 0
+    assert set(given) == set(neighbour.WORKERS)
+    for what, settings in given.items():
+        text = (neighbour.HERE / neighbour.WORKERS[what]).read_text()
+        assert set(re.findall(r'settings\["(\w+)"\]', text)) <= {*settings, "evaluate"}, what
+    weights.check(given["decode"]["weights"], torch.device("cpu"))
+    assert given["train"]["weights_file"].endswith(".safetensors")
 
 
 WRONG = {"--what=dance": "there is no dance", "--ways=fast": "there is no fast", "--width=100": "multiple of 128",
