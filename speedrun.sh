@@ -21,7 +21,7 @@ for word in "$@"; do
     previous="$word"
 done
 
-cd "$(dirname "${BASH_SOURCE[0]}")"
+CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 # Told to stop, a stage saves and says so by its exit code. A signal may come to this shell alone, so it is handed on.
 STOPPED=""
 CHILD=""
@@ -52,8 +52,15 @@ child() {
     return $code
 }
 
+wrong() { echo "error: $*" >&2; exit 2; }
+
 # Several machines: Slurm (srun) or torchrun's variables say how many there are and which of them this is. The first one
 # plans, and takes the stages of a single process; the others wait for it where the next training begins.
+SET=(SLURM_STEP_NUM_NODES SLURM_JOB_NUM_NODES SLURM_STEP_NUM_TASKS WORLD_SIZE LOCAL_WORLD_SIZE SLURM_NODEID RANK MASTER_PORT)
+for name in "${SET[@]}"; do
+    [[ "${!name:-1}" =~ ^(0|[1-9][0-9]{0,8})$ && ("$name" == *NODEID || "$name" == RANK || "${!name:-1}" != 0) ]] ||
+        wrong "$name is '${!name}', wanted a whole number; a launcher sets it (srun, torchrun); for one machine: unset $name"
+done
 NODES=${SLURM_STEP_NUM_NODES:-${WORLD_SIZE:-1}}
 NODE=0 HEAD=${MASTER_ADDR:-} PORT=${MASTER_PORT:-29500}
 if [ "$NODES" -eq 1 ] && [ -z "${SLURM_STEP_NUM_NODES:-}" ] && [ "${SLURM_JOB_NUM_NODES:-1}" -gt 1 ]; then
@@ -61,16 +68,19 @@ if [ "$NODES" -eq 1 ] && [ -z "${SLURM_STEP_NUM_NODES:-}" ] && [ "${SLURM_JOB_NU
 fi
 if [ "$NODES" -gt 1 ]; then
     NODE=${SLURM_NODEID:-${RANK:-0}} PORT=$((PORT + 1)) # torchrun's own may still be in use
-    wrong() { echo "error: $*" >&2; exit 2; }
+    [ "$NODE" -lt "$NODES" ] || wrong "this is machine $NODE (from 0) of $NODES by RANK or SLURM_NODEID; give each its own"
+    [ "$PORT" -le 65500 ] || wrong "MASTER_PORT is $MASTER_PORT, wanted at most 65499"
     [ -n "$HEAD" ] || wrong "$NODES machines, but MASTER_ADDR does not name the first of them (scripts/slurm.sh sets it)"
     [ "${SLURM_STEP_NUM_TASKS:-$NODES}" -eq "$NODES" ] && [ "${LOCAL_WORLD_SIZE:-1}" -eq 1 ] ||
         wrong "speedrun.sh is started once on each machine, and starts a rank for each GPU itself (srun --ntasks-per-node=1)"
 fi
 unset RANK LOCAL_RANK WORLD_SIZE # they are not those of what we start
+unset PYTHONSAFEPATH # python -m is to find what is in this folder
 
 . scripts/venv.sh
 
-PLAN=$(mktemp)
+PLAN=$(mktemp 2>/dev/null || TMPDIR=/tmp mktemp 2>/dev/null) ||
+    wrong "no file can be made in ${TMPDIR:-/tmp}; set TMPDIR to a folder with space that may be written to"
 trap 'rm -f "$PLAN"' EXIT
 TOGETHER=()
 [ "$NODES" -eq 1 ] || TOGETHER=(--nodes="$NODES" --node="$NODE" --head="$HEAD:$PORT")

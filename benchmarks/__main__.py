@@ -127,7 +127,7 @@ def main() -> None:
     elif words[:1] == ["compare"] and len(words) == 3 and "-h" not in words and "--help" not in words:
         print(json.dumps(compare.report(*words[1:])))
     elif words in ([], ["-h"], ["--help"]):
-        print(__doc__)
+        print(__doc__ or "")
     else:
         raise UserError("wanted: python -m benchmarks run [--profile …], or compare BEFORE.json AFTER.json")
 

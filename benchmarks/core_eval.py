@@ -57,7 +57,7 @@ def drawn(config: GPTConfig, seed: int = 0) -> GPT:
 def run(flags: Flags, weights: str, config: dict[str, Any], names: list[str]) -> list[dict[str, Any]]:
     """A row per task: seconds and memory of both, and the rows on which they differ."""
     home = str(bundle.find(flags.bundle).resolve())
-    settings = dict(asdict(flags), weights=weights, config=config, bundle=home, tokenizer=flags.tokenizer)
+    settings = dict(asdict(flags), weights_file=weights, config=config, bundle=home, tokenizer=flags.tokenizer)
     workers = {
         who: start(folder, settings, WORKER) for who, folder in (("ours", str(ROOT)), ("upstream", flags.upstream))
     }

@@ -33,7 +33,7 @@ def ours() -> tuple[Answer, str]:
     with torch.device("meta"):
         model = GPT(GPTConfig(**settings["config"]))
     model.to_empty(device="cpu")
-    model.load_state_dict(load_file(settings["weights"]))
+    model.load_state_dict(load_file(settings["weights_file"]))
     model.set_dtype(torch.float32)
     asked = OurModel(model, Tokenizer.load(Path(settings["tokenizer"])), settings.get("budget", 2048))
     tasks = bundle.load(Path(settings["bundle"])).tasks
@@ -59,7 +59,7 @@ def upstream() -> tuple[Answer, str]:
         model = GPT(GPTConfig(**settings["config"]))
     model.to_empty(device="cpu")
     model.init_weights()  # the rotary tables
-    model.load_state_dict(load_file(settings["weights"]))
+    model.load_state_dict(load_file(settings["weights_file"]))
     model.eval()
     described = json.loads((Path(settings["tokenizer"]) / "tokenizer.json").read_text())
     merges = [base64.b64decode(token) for token in described["merges"]]

@@ -15,7 +15,7 @@ from profiling import nvml
 def commit() -> str | None:
     """The code's commit, "+" behind it where tracked files were changed; None outside a git checkout."""
     run = lambda *words: subprocess.run(
-        ["git", *words], cwd=Path(__file__).parent.parent, capture_output=True, text=True
+        ["git", *words], cwd=Path(__file__).parent.parent, capture_output=True, text=True, errors="replace"
     )
     try:
         found = run("rev-parse", "--short", "HEAD")

@@ -1,7 +1,9 @@
 """What is left of our speed on a CPU beside one other program, of training, evaluation, decoding and the server.
 
-    python -m benchmarks.neighbour            # by each way in which OpenMP's threads can wait for each other
-    python -m benchmarks.neighbour --ways ours
+    python -m benchmarks.neighbour            # by ours and by OpenMP's own way in which threads wait for each other
+    python -m benchmarks.neighbour | tee all.txt; tail -n 1 all.txt > benchmarks/results/neighbour-cpu.json
+
+The last line is the result as JSON; README.md says what the committed one says (tests/test_figures.py).
 
 Each way has a process of its own; all are measured in turns, idle and beside the busy loop. `ours` is what scripts set
 (nanochat/threads.py), `libraries` what torch's OpenMP does by itself. With libiomp5.so or libomp.so in LD_PRELOAD those
@@ -39,7 +41,7 @@ WAYS = {
 WORKERS = dict(
     train="train_worker.py", evaluate="train_worker.py", decode="decode_worker.py", server="server_worker.py"
 )
-BUSY = [sys.executable, "-c", "while True: pass"]
+BUSY = [sys.executable, "-c", f"import os\nwhile os.getppid() == {os.getpid()}: pass"]  # no longer than we live
 STEPS = 4  # of training or evaluation, of a measurement
 PROMPT = 16  # tokens; what is decoded fills the context
 WARM = 2  # measurements before the first that counts
@@ -91,7 +93,8 @@ def rates(flags: Flags, what: str, ways: list[str], settings: dict[str, Any]) ->
     processes = [worker(what, way, settings) for way in ways]
     try:
         for turn in range(WARM + flags.rounds):
-            for row, process in zip(rows, processes, strict=True):
+            both = list(zip(rows, processes, strict=True))
+            for row, process in both if turn % 2 else both[::-1]:  # who comes last is often a little faster
                 alone = measure(process, order)
                 row["about"] = alone["about"]
                 if turn < WARM:
@@ -119,8 +122,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         weights = drawn_weights(sizes(asdict(flags)), folder)
-        more = dict(weights=weights, dtype="", threads=0, steps=8, prompt_tokens=PROMPT, profile=0)
-        more["new_tokens"] = flags.sequence_len - PROMPT
+        more = dict(weights_file=weights, dtype="", threads=0, steps=8)  # of the training's worker
+        more |= dict(weights="", prompt_tokens=PROMPT, new_tokens=flags.sequence_len - PROMPT, profile=0)  # decoding's
         for what in asked:
             for row in rates(flags, what, ways, {**asdict(flags), **more}):
                 rows.append(row)

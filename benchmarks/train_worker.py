@@ -33,7 +33,7 @@ def ours() -> tuple[Callable[[], float], str]:
 
     hardware = setup()
     compiled = settings["compile"] and can_compile(hardware.device)[0]
-    weights = load_file(settings["weights"])
+    weights = load_file(settings["weights_file"])
     if settings.get("evaluate"):
         step = our_evaluation(sizes(settings), weights, hardware, rows(*DATA))
         return step, f"{str(hardware.dtype)[6:]}, eager"
@@ -52,7 +52,7 @@ def upstream() -> tuple[Callable[[], float], str]:
         model = GPT(GPTConfig(**sizes(settings)))
     model.to_empty(device=device)
     model.init_weights()
-    model.load_state_dict(load_file(settings["weights"]))
+    model.load_state_dict(load_file(settings["weights_file"]))
     optimizer = model.setup_optimizer()
     runs = torch.compile(model, dynamic=False) if settings["compile"] else model
     data = rows(*DATA)

@@ -55,7 +55,7 @@ def contenders(flags: Flags) -> dict[str, tuple[str, str]]:
 def train(flags: Flags) -> list[dict[str, Any]]:
     """A row per contender: median tok/s, peak memory, the mean loss of the last half of the steps."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = {**asdict(flags), "weights": drawn_weights(sizes(asdict(flags)), folder)}
+        settings = {**asdict(flags), "weights_file": drawn_weights(sizes(asdict(flags)), folder)}
         workers = {
             name: start(home, {**settings, "dtype": dtype}, WORKER) for name, (home, dtype) in contenders(flags).items()
         }

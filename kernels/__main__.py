@@ -27,7 +27,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def main() -> None:
     name = f"python -m {__package__}"
-    about = __doc__.replace("python -m kernels", name)
+    about = (__doc__ or "").replace("python -m kernels", name)
     parser = argparse.ArgumentParser(prog=name, description=about, formatter_class=_Formatter)
     commands = parser.add_subparsers(dest="command")
     compile_ = commands.add_parser("compile", help="compile for cards that are not here", formatter_class=_Formatter)

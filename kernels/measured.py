@@ -8,6 +8,7 @@ driver, torch, Triton and this package's code: a change of any of them is anothe
 checkout. A leaf.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -26,8 +27,12 @@ Blocks = dict[str, list[dict[str, Any]]]  # rows by op, as in tuned/default.json
 
 
 def folder() -> Path:
-    base = os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat-kernels"
-    return Path(base).expanduser() / "measured"
+    """Raises FileNotFoundError for a user without a home directory (of a container, say)."""
+    base = os.environ.get("NANOCHAT_BASE_DIR") or "~/.cache/nanochat-kernels"
+    try:
+        return Path(base).expanduser() / "measured"
+    except RuntimeError:
+        raise FileNotFoundError(errno.ENOENT, "no such home directory; set NANOCHAT_BASE_DIR", base) from None
 
 
 @cache
@@ -61,8 +66,9 @@ def path(index: int) -> Path:
 
 def load(index: int) -> dict[str, Any]:
     """All that was measured on a GPU like this one; empty where nothing was, or where the file is damaged (warned)."""
-    file = path(index)
+    file: Path | None = None
     try:
+        file = path(index)
         found = json.loads(file.read_bytes())
         if not _is_table(found):
             raise ValueError("it is no table")

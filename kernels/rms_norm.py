@@ -223,7 +223,7 @@ def _mix_rms_norm_backward(
     """dx, dx0, and those of a and b from each program, (2, P)."""
     n, c = x.shape
     config = _blocks("mix_rms_norm", x, backward=True)
-    grid = min(cdiv(n, config["BLOCK_N"]), programs(x.device))
+    grid = min(cdiv(n, config["BLOCK_N"]), programs(x.device)) if c else 0  # a mean over no channels is NaN
     dx, dx0 = torch.empty_like(x), torch.empty_like(x)
     sums = x.new_empty((2, grid), dtype=torch.float32)
     launch(

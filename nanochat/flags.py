@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from nanochat import oserrors, processes, streams
-from nanochat.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError
+from nanochat.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError, one_line
 
 T = TypeVar("T")
 MANY = 10**15  # of whatever is counted: more are a mistake
@@ -146,5 +146,5 @@ def _first(main: Callable[[], None]) -> None:
 
 def fail(message: str) -> int:
     """Prints one sentence to stderr; returns exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return EXIT_USAGE

@@ -64,14 +64,15 @@ def end_with_launcher() -> None:
 
 def _stat(pid: int) -> list[str]:
     try:
-        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        said = (PROC / str(pid) / "stat").read_bytes()  # with the command's name, which may be cut off within a letter
+        return said.rpartition(b")")[2].decode("ascii").split()
     except (FileNotFoundError, ProcessLookupError):
         return []
 
 
 def _ps(*words: str) -> str:
     try:
-        return subprocess.run(["ps", *words], capture_output=True, text=True).stdout
+        return subprocess.run(["ps", *words], capture_output=True, text=True, errors="replace").stdout
     except FileNotFoundError:  # Windows
         return ""
 

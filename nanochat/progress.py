@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from nanochat import optional
 from nanochat.streams import live
 
 T = TypeVar("T")
@@ -88,9 +89,9 @@ class Count:
 
 
 def live_bar(transient: bool = False) -> Any:
-    """rich's progress bar, not yet started; None where rich is not installed. transient: it is gone at the end."""
+    """rich's progress bar, not yet started; None where there is no rich. transient: it is gone at the end."""
     try:
-        from rich import progress
+        progress = optional.package("rich.progress", "Progress")
     except ImportError:
         return None
     return progress.Progress(

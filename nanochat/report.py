@@ -8,6 +8,7 @@ writes it as Markdown and as one self-contained HTML page. What evaluations foun
 import platform
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,7 +95,9 @@ def git_state() -> str:
     """The commit, and whether files differ from it; a dash outside a checkout."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+        here = Path(__file__).parent
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, errors="replace", check=True)
+        return done.stdout.strip()
 
     try:
         return git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain") else "")

@@ -23,8 +23,9 @@ try:
     from nanochat.web.served import Served
     from nanochat.web.server import Door, address, listen, listening, until_told_to_end
     from nanochat.web.worker import Pool, Worker
-except ModuleNotFoundError as missing:
-    sys.exit(fail(f"{missing.name} is missing: pip install fastapi uvicorn prometheus-client, or use scripts.chat_cli"))
+except Exception as problem:  # missing, or of versions that do not fit each other, which raise whatever comes first
+    wanted = "pip install -U fastapi uvicorn prometheus-client, or use scripts.chat_cli"
+    sys.exit(fail(f"the server's packages cannot be imported ({problem}): {wanted}"))
 
 DRAIN_SECONDS = 30.0  # so long answers may still be written after the server was told to end
 

@@ -22,7 +22,8 @@ class Flags:
 def main() -> None:
     words = sys.argv[1:]
     if not words or words[0].startswith("-"):
-        parse(Flags, f"{__doc__}\nExperiments: {', '.join(declaration.names())}. Usage: experiment NAME [flags]", words)
+        names = ", ".join(declaration.names())
+        parse(Flags, f"{__doc__ or ''}\nExperiments: {names}. Usage: experiment NAME [flags]", words)
         print("\n".join(f"{name}: {declaration.load(name).question}" for name in declaration.names()))
         return
     name, flags = words[0], parse(Flags, __doc__ or "", words[1:])

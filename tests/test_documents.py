@@ -1,4 +1,7 @@
+import bz2
+import gzip
 import json
+import lzma
 import os
 
 import pyarrow as pa
@@ -223,6 +226,43 @@ def test_what_is_called_validation_validates(tmp_path, name):
     assert len(everything(ConversationFiles(tmp_path), "train")) == 3
 
 
+ODD = [
+    b"a\nb.jsonl",
+    b"\xff\xfe.jsonl",
+    b"\x1b[2J.jsonl",
+    b" .jsonl",
+    b"-rf.jsonl",
+    b"'\"$(x)`.jsonl",
+    b"a\xe2\x80\xa8.JSONL",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_file_may_be_called_anything(tmp_path, name, capsys):
+    path = tmp_path / os.fsdecode(name)
+    write_jsonl(path, [dict(text=t) for t in TEXTS[:100]])
+    (tmp_path / os.fsdecode(name + b"~")).write_text("left out")
+    assert len(everything(Documents(tmp_path), "train")) == len(everything(Documents(path), "train")) == 98
+    path.write_text("{")
+
+    def main():
+        Documents(tmp_path)
+
+    assert tiny.called(main) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 3 and not any(letter in said for letter in "\x1b\u2028"), said
+
+
+def test_thousands_of_files_are_sorted_out_at_once(tmp_path, monkeypatch):
+    """Comparing each with each took longer than reading them."""
+    for i in range(400):
+        write_jsonl(tmp_path / f"{'val' if i % 2 else 'a'}_{i}.jsonl", [dict(text=f"text {i}")])
+    compared, plain = [], type(tmp_path).__eq__
+    monkeypatch.setattr(type(tmp_path), "__eq__", lambda self, other: compared.append(1) or plain(self, other))
+    source = Documents(tmp_path)
+    assert source.units("train") == source.units("val") == 200 and len(compared) < 10_000
+
+
 @pytest.mark.parametrize("name", ["Valencia.jsonl", "values.jsonl", "valéry.jsonl", "valley/a.jsonl", "eval.jsonl"])
 def test_what_begins_with_these_letters_otherwise_does_not(tmp_path, name):
     write_jsonl(tmp_path / "a.jsonl", [dict(text=t) for t in TEXTS[:100]])
@@ -321,6 +361,65 @@ def test_byte_order_marks_are_no_text(tmp_path):
     assert len(everything(ConversationFiles(path), "train")) == 1
 
 
+@pytest.mark.parametrize("before", ["\n", "\r\n\t", " ", "\ufeff\n \ufeff \ufeff", "\u3000\n", "\x0b\n\f\n"])
+@pytest.mark.parametrize("kind", ["jsonl", "txt", "parquet", "chat"])
+def test_marks_after_blanks_are_no_text_either(tmp_path, kind, before):
+    before += "\ufeff"
+    if kind == "chat":
+        exchanges = json.dumps(exchange(0)), json.dumps([dict(role="user", content=before + "q"), exchange(1)[1]])
+        path = bad(tmp_path, "a.jsonl", (before + "\n".join(exchanges)).encode())
+        assert everything(ConversationFiles(path), "train")[0]["messages"][0]["content"] == "q"
+        return
+    if kind == "jsonl":
+        path = bad(tmp_path, "a.jsonl", (before + GOOD + json.dumps(dict(text=before + "two"))).encode())
+    elif kind == "txt":
+        path = bad(tmp_path, "a.txt", (before + "one".ljust(4000, ".") + "\n\n" + "two".ljust(4000, ".")).encode())
+    else:
+        path = write_parquet(tmp_path / "a.parquet", [before + "one", before + "two"])
+    texts = everything(Documents(path), "val") + everything(Documents(path), "train")
+    assert [text.strip(". \r\n\t\u3000\x0b\f") for text in texts] == ["one", "two"]
+
+
+NOTHING = ["\u200b", "\u200b \u2060\n\u00ad", "\ufeff \ufeff", "\u3164\u115f", "\u2800", "\x07\x1b", "\u202e\u200f"]
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+def test_a_text_of_which_nothing_is_seen_is_blank(tmp_path, nothing):
+    texts = ["one", nothing, f"{nothing}two", nothing, *(["x"] * 60)]
+    paths = [write_jsonl(tmp_path / "a.jsonl", [dict(text=text) for text in texts])]
+    paths.append(write_parquet(tmp_path / "a.parquet", texts))
+    for path in paths:
+        found = everything(Documents(path), "val") + everything(Documents(path), "train")
+        assert len(found) == 62 and [text for text in found if "two" in text] and nothing not in found
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UserError, match="nothing but blank texts"):
+        Documents(write_jsonl(tmp_path / "b" / "b.jsonl", [dict(text=nothing)] * 3))
+
+
+def test_zero_bytes_are_no_blank_line(tmp_path):
+    with pytest.raises(UserError, match="line 3: not valid JSON"):
+        Documents(bad(tmp_path, "a.jsonl", (GOOD * 2 + "\0" * 100 + "\n").encode()))
+
+
+PACKERS = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda text: b"\x28\xb5\x2f\xfd" + text,
+}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.parquet"])
+@pytest.mark.parametrize("packer", PACKERS)
+def test_a_packed_file_is_named(tmp_path, name, packer):
+    path = bad(tmp_path, name, PACKERS[packer](GOOD.encode() * 10))
+    with pytest.raises(UserError, match="is packed, .*unpack it first: "):
+        Documents(path)
+    if name == "a.jsonl":
+        with pytest.raises(UserError, match="is packed"):
+            ConversationFiles(path)
+
+
 DIGITS, DEEP = "1" * 5000, "[" * 5000 + "]" * 5000
 STRANGE = {
     '{"text": "half \\ud83d of it"}': "half a surrogate pair",
@@ -398,7 +497,7 @@ def test_what_is_wrong_in_a_late_row_group_is_found_before_training(tmp_path, ki
         column = column.cast(kind)
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": column}), path, row_group_size=50)
-    with pytest.raises(UserError, match=f"row group 2.*{complaint}"):
+    with pytest.raises(UserError, match=f"row 0 of row group 2: .*{complaint}"):
         Documents(path)
 
 

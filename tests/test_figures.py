@@ -100,6 +100,26 @@ def speedrun():
     yield f"{results['base']['parameters']['total'] / 1e6:.0f} million parameters".replace("5", "five")
 
 
+def neighbours():
+    results = load("benchmarks/results/neighbour-cpu.json")
+    machine = re.fullmatch(r"(?P<name>.+), (?P<threads>\d+) threads", results["machine"])
+    cpu = "an Intel Xeon" if "Intel(R) Xeon(R)" in machine["name"] else f"an {machine['name']}"
+    found = {
+        way: [of(results["rows"], what=what, way=way) for what in ("train", "evaluate", "decode", "server")]
+        for way in ("ours", "libraries")
+    }
+    kept = {way: [f"{row['share']:.0%}" for row in rows] for way, rows in found.items()}
+    idle = [f"{ours['idle'] / other['idle']:.0%}" for ours, other in zip(*found.values(), strict=True)]
+    assert all(ours["share"] > other["share"] for ours, other in zip(*found.values(), strict=True))
+    yield (
+        f"Beside one busy process training goes on at {kept['ours'][0]} of its idle speed, evaluation at "
+        f"{kept['ours'][1]}, decoding at {kept['ours'][2]} and the server at {kept['ours'][3]}; as torch's threads "
+        f"wait by themselves it is {kept['libraries'][0]}, {kept['libraries'][1]}, {kept['libraries'][2]} and "
+        f"{kept['libraries'][3]}. With no other program ours is {idle[0]}, {idle[1]}, {idle[2]} and {idle[3]} as fast "
+        f"as theirs ({machine['threads']} threads of {cpu}"
+    )
+
+
 TASKS = {
     "facts_taught": "facts whose questions are in SFT",
     "facts_pretrained": "facts that only pretraining stated",
@@ -209,7 +229,7 @@ def h100():
 
 PAGES = {
     "README.md": (
-        (decode, server, training, speedrun, seeds, core_and_real_text, compiled),
+        (decode, server, training, neighbours, speedrun, seeds, core_and_real_text, compiled),
         # Pythons, addresses, a compute capability, versions of transformers, vLLM and SGLang, a bar, intervals' kind
         "3.10 3.14 127.0.0.1 0.5% 8.0 5.0.0 5.24.0 0.33.0 0.5.23 3.11 2.13.0 95%",
     ),

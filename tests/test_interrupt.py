@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import tiny
@@ -162,6 +163,21 @@ def test_a_process_is_known_for_good():
     processes.end({process.pid})
     process.wait()
     assert processes.identity(process.pid) != own and process.pid not in processes.descendants(os.getpid())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps 15 bytes of a command's name")
+def test_a_command_may_have_any_name(tmp_path):
+    """Its first 15 bytes are told, which end within a letter here."""
+    command = tmp_path / "spring 春春春 (1)"
+    command.write_text("#!/bin/sh\nread line\n")
+    command.chmod(0o755)
+    process = subprocess.Popen([command], stdin=subprocess.PIPE)
+    try:
+        while b"spring" not in Path(f"/proc/{process.pid}/comm").read_bytes():
+            time.sleep(0.01)  # not started yet
+        assert process.pid in processes.descendants(os.getpid()) and processes.identity(process.pid)
+    finally:
+        process.communicate(b"end\n")
 
 
 def test_without_proc_the_system_is_asked(monkeypatch, tmp_path):

@@ -1,14 +1,17 @@
 """benchmarks.neighbour: what is measured of whom, and what is left when it ends."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import tiny
+import torch
 
 from benchmarks import neighbour
 from nanochat import threads, turns
+from nanochat.engine import weights
 
 
 class Process:
@@ -21,7 +24,7 @@ ended = []
 
 def test_idle_and_beside_are_measured_in_turns(monkeypatch):
     """A stand-in that makes 100 tokens a second, 40 while somebody computes beside it."""
-    busy = lambda: any("while True" in " ".join(one.args) for one in started if one.poll() is None)
+    busy = lambda: any("while os.getppid" in " ".join(one.args) for one in started if one.poll() is None)
     started, plain = [], subprocess.Popen
     ended.clear()
 
@@ -38,6 +41,18 @@ def test_idle_and_beside_are_measured_in_turns(monkeypatch):
     assert len(ended) == 2 and len(started) == 6 and all(one.poll() is not None for one in started)
 
 
+def test_a_busy_process_ends_with_who_was_killed():
+    """Nobody else would end it. It holds the other end of our pipe for as long as it runs."""
+    held = (
+        "import subprocess, time; from benchmarks.neighbour import BUSY\n"
+        "subprocess.Popen(BUSY); print(1, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", held], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline() == "1\n"
+    parent.kill()
+    parent.communicate(timeout=30)
+
+
 @pytest.mark.parametrize("way, wanted", [("ours", threads.BRIEFLY), ("libraries", {})])
 def test_a_worker_has_its_way_whatever_is_set_here(monkeypatch, way, wanted):
     for name in threads.VARIABLES:
@@ -46,6 +61,19 @@ def test_a_worker_has_its_way_whatever_is_set_here(monkeypatch, way, wanted):
     monkeypatch.setattr(turns, "Worker", lambda folder, words, env: seen.update(env))
     neighbour.worker("train", way, {})
     assert {name: seen[name] for name in threads.VARIABLES if name in seen} == wanted
+
+
+def test_a_worker_gets_what_it_reads(monkeypatch, capsys):
+    """The names that the workers' code takes from the settings, with values that they take."""
+    given = {}
+    monkeypatch.setattr(neighbour, "rates", lambda flags, what, ways, settings: given.update({what: settings}) or [])
+    assert tiny.call_module("benchmarks.neighbour", "--width=128", "--depth=1", "--vocab-size=512") == 0
+    assert set(given) == set(neighbour.WORKERS)
+    for what, settings in given.items():
+        text = (neighbour.HERE / neighbour.WORKERS[what]).read_text()
+        assert set(re.findall(r'settings\["(\w+)"\]', text)) <= {*settings, "evaluate"}, what
+    weights.check(given["decode"]["weights"], torch.device("cpu"))
+    assert given["train"]["weights_file"].endswith(".safetensors")
 
 
 WRONG = {"--what=dance": "there is no dance", "--ways=fast": "there is no fast", "--width=100": "multiple of 128",

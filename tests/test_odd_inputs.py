@@ -163,6 +163,11 @@ def test_rows_of_no_channels_and_matrices_without_rows(setting):
         kernels.embedding(torch.zeros(2, 3, dtype=torch.int64, device=DEVICE), table).sum().backward()
         assert table.grad.shape == (4, 0)
         kernels.muon_momentum_(randn(2, 0, 5), randn(2, 0, 5), 0.9, torch.float32)
+        for op in (kernels.mix_rms_norm, kernels.fp8_mix_rms_norm):
+            a, b, x = (tensor.clone().requires_grad_() for tensor in (scalar, scalar, none))
+            mixed, normed = op(x, none, a, b)
+            (mixed.sum() + tensors(normed)[0].sum() if op is kernels.mix_rms_norm else mixed.sum()).backward()
+            assert a.grad == b.grad == 0 and x.grad.shape == none.shape
 
 
 @pytest.mark.parametrize("name", ["polar_express", "newton_schulz"])

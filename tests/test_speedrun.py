@@ -79,7 +79,8 @@ def test_told_to_stop_by_real_signals_it_has_saved_every_step(home, tmp_path, na
     (tmp_path / "slow.py").write_text(SLOW)
     root = tmp_path / "root"
     (root / "scripts").mkdir(parents=True)
-    flags = shlex.join([f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=100000", "--eval-every=-1"])
+    more = ["--num-iterations=100000", "--eval-every=-1", "--device-type=cpu"]
+    flags = shlex.join([f"--data={home / 'text.jsonl'}", *SIZES, *more])
     made = PLAN.format(folder=tmp_path, gpus=gpus).replace("a run", "b").replace("--depth=2", flags)
     (root / "plan").write_text(made.replace("(tokenizer base mid sft eval report)", "(base mid)"))
     shell = (ROOT / "speedrun.sh").read_text().replace("scripts.base_train", "slow")
@@ -152,6 +153,54 @@ def test_on_several_machines_torchrun_trains_and_the_first_does_the_rest(run, tm
 def test_machines_that_are_told_too_little_are_an_error(run, change, words):
     done = run(**{**SLURM, **change})
     assert done.returncode == 2 and words in done.stderr and not calls(done)
+
+
+NUMBERS = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT", "SLURM_STEP_NUM_NODES", "SLURM_JOB_NUM_NODES",
+           "SLURM_STEP_NUM_TASKS", "SLURM_NODEID")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["nonsense", "-1", "08", "1.5", "x[$(echo called >&2)]", "99999999999999999999"])
+def test_what_no_launcher_sets_is_one_sentence(run, name, value):
+    done = run(**{name: value})
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {name} is '{value}', wanted a whole number")
+    assert done.stderr.count("\n") == 1 and not calls(done)
+
+
+TOO_MANY = [
+    dict(WORLD_SIZE="0"),
+    dict(OTHER, RANK="2"),
+    dict(SLURM, SLURM_NODEID="7"),
+    dict(OTHER, MASTER_PORT="65536"),
+]
+
+
+@pytest.mark.parametrize("variables", TOO_MANY)
+def test_numbers_that_do_not_fit_are_one_sentence(run, variables):
+    done = run(**variables)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not calls(done)
+
+
+def test_a_folder_for_temporary_files_that_is_none(run):
+    assert run(TMPDIR="/nonexistent/folder").returncode == 0
+
+
+def test_the_folder_may_be_called_anything(run, tmp_path):
+    """A dash, blanks, quotes and other letters in its name, another folder of that name where CDPATH leads."""
+    assert run().returncode == 0
+    odd = tmp_path / "-a 'b\" é春\n$x"
+    (tmp_path / "root").rename(odd)
+    (odd / "python").write_text(STAND_IN.format(plan=shlex.quote(str(odd / "plan")), fails="nothing", code=0))
+    (odd / "scripts" / "venv.sh").write_text(f"PATH={shlex.quote(str(odd))}:$PATH\npwd\n")
+    other = tmp_path / "other"
+    (other / odd.name).mkdir(parents=True)
+    done = subprocess.run(
+        ["bash", "--", f"{odd.name}/speedrun.sh"], cwd=tmp_path, env=dict(os.environ, CDPATH=str(other)),
+        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.stdout.startswith(f"{odd}\ncalled: -m scripts.plan --write")
 
 
 def test_one_machine_of_a_scheduler_is_like_any_other(run):

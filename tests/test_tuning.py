@@ -5,6 +5,7 @@ import json
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +117,19 @@ def test_a_wrong_answer_is_no_candidate(card, monkeypatch, capsys):
     monkeypatch.setattr(tuning, "right", lambda op, case, dtype: False)
     assert tuning.tune(tuning.registered_cases(["rms_norm"])) == {}
     assert "not tuned: RuntimeError: ['its answer is wrong']" in capsys.readouterr().out
+
+
+def test_a_user_without_a_home_has_nothing_measured(card, monkeypatch):
+    monkeypatch.delenv("NANOCHAT_BASE_DIR")
+
+    def nowhere(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", nowhere)
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert measured.load(0) == {}
+    with pytest.raises(FileNotFoundError, match="no such home directory; set NANOCHAT_BASE_DIR"):
+        measured.store(0, steps={})
 
 
 def test_a_damaged_file_of_measurements_is_said_and_measured_again(card):

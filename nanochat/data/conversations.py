@@ -9,7 +9,7 @@ from typing import Any
 
 from nanochat.data.documents import HELD_OUT, json_lines
 from nanochat.data.folder import check_content, find_files, fingerprint, validates
-from nanochat.data.source import BOM
+from nanochat.data.source import unmarked
 from nanochat.errors import UserError
 from nanochat.tokenizer import check_conversation
 
@@ -23,11 +23,11 @@ class ConversationFiles:
         self.name = str(path)
         files = find_files(path, (".jsonl",))
         self.fingerprint = fingerprint(files)
-        val = [f for f in files if validates(f, path)]
+        val = {f for f in files if validates(f, path)}
         rows = {f: load(f) for f in files}
         train_rows = [row for f in files if f not in val for row in rows[f]]
         if val:
-            self._rows = {"train": train_rows, "val": [row for f in val for row in rows[f]]}
+            self._rows = {"train": train_rows, "val": [row for f in files if f in val for row in rows[f]]}
         else:
             kept = [row for i, row in enumerate(train_rows) if i % HELD_OUT]
             self._rows = {"train": kept, "val": train_rows[::HELD_OUT]}
@@ -59,5 +59,5 @@ def _unmarked(message: dict[str, Any]) -> dict[str, Any]:
     """The message without byte-order marks before its text."""
     content = message["content"]
     if isinstance(content, str):
-        return dict(message, content=content.lstrip(BOM))
-    return dict(message, content=[dict(part, text=part["text"].lstrip(BOM)) for part in content])
+        return dict(message, content=unmarked(content))
+    return dict(message, content=[dict(part, text=unmarked(part["text"])) for part in content])

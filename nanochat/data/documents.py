@@ -8,6 +8,7 @@ at the ends of lines or of words. nanochat/data/folder.py finds the files, parqu
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader
@@ -16,7 +17,7 @@ from typing import Any
 
 from nanochat.data import parquet
 from nanochat.data.folder import check_content, find_files, fingerprint, validates
-from nanochat.data.source import BOM, texts_of
+from nanochat.data.source import BOM, blank, texts_of
 from nanochat.errors import UserError
 from nanochat.files import encodable, json_of, once
 from nanochat.progress import Count
@@ -26,6 +27,7 @@ HELD_OUT = 50  # one document in so many
 LINES_PER_UNIT = 512
 TEXT_DOCUMENT = 4_000  # characters
 TEXT_UNIT = 1 << 20  # bytes of plain text read at a time
+MARKS = re.compile(rf"^(?:[^\S\n]*{BOM})+", re.MULTILINE)
 MUCH = 1 << 28  # bytes to look at, from which on progress is shown
 
 
@@ -58,7 +60,8 @@ class Documents:
         files = known or find_files(path, SUFFIXES)
         if val is None:
             val = [f for f in files if validates(f, path)]
-        train_files = [f for f in files if f not in val]
+        validating = set(val)
+        train_files = [f for f in files if f not in validating]
         if not train_files:
             raise UserError(
                 f"{path} has validation files only; a file whose name does not begin with val… is for training"
@@ -192,7 +195,7 @@ def json_lines(path: Path, block: bytes, first_line: int, key: str = "text") -> 
     """
     rows = []
     for number, line in enumerate(block.split(b"\n"), first_line):
-        if (text := _decode(line, path, number)).strip():
+        if "\0" in (text := _decode(line, path, number)) or not blank(text):
             try:
                 rows.append((number, json_of(text)))
                 if text.count(f'"{key}"') > 1:  # rarely, so that others are parsed once
@@ -205,13 +208,14 @@ def json_lines(path: Path, block: bytes, first_line: int, key: str = "text") -> 
 def _decode(block: bytes, path: Path, line: int) -> str:
     """Text without the byte-order marks that begin its lines: of a file, or of several that were joined."""
     try:
-        return block.decode("utf-8").lstrip(BOM).replace(f"\n{BOM}", "\n")
+        text = block.decode("utf-8")
     except UnicodeDecodeError as error:
         line += block[: error.start].count(b"\n")
         what = f"not UTF-8 text (byte 0x{block[error.start]:02x})"
         if block[:2] in (b"\xff\xfe", b"\xfe\xff"):
             what = "UTF-16 or UTF-32, not UTF-8 text; save it as UTF-8"
         raise UserError(f"{path}, line {line}: {what}") from None
+    return MARKS.sub("", text) if BOM in text else text
 
 
 def _plain(text: str, unit: Unit) -> str:

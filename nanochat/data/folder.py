@@ -12,11 +12,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanochat.errors import UserError
+from nanochat.errors import UserError, one_line
 
 SYSTEM = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
 VALIDATION = re.compile(r"val(id|idation)?(?![^\W\d_])", re.IGNORECASE)  # val_0 and validation-00000, but not Valencia
 POINTER = b"version https://git-lfs.github.com/spec/"
+# How packed files begin, whatever their names, and what unpacks them.
+PACKED = {
+    b"\x1f\x8b": "gunzip",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+    b"\xfd7zXZ\0": "unxz",
+    b"BZh91AY&SY": "bunzip2",
+    b"\x04\x22\x4d\x18": "unlz4",
+    b"PK\x03\x04": "unzip",
+    b"7z\xbc\xaf\x27\x1c": "7z x",
+}
 
 
 def find_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -53,9 +63,12 @@ def fingerprint(files: Sequence[Path], rule: str = "") -> str:
 
 
 def check_content(path: Path) -> None:
-    """Raises UserError for an empty file, and for git LFS's note of where the file would be."""
+    """Raises UserError for an empty file, for git LFS's note of where it would be, and for one that is packed."""
     with open(path, "rb") as f:
         beginning = f.read(len(POINTER))
+    for start, tool in PACKED.items():
+        if beginning.startswith(start):
+            raise UserError(f"{path} is packed, whatever its name says; unpack it first: {tool}")
     if not beginning:
         raise UserError(f"{path} is empty")
     if beginning == POINTER:
@@ -117,4 +130,4 @@ def _tell(path: Path, names: list[str], why: str) -> None:
     if names and os.environ.get("RANK", "0") == "0":
         said = f"{len(names)} files or folders are" if len(names) > 1 else "1 file or folder is"
         more = ", …" if len(names) > 1 else ""
-        print(f"note: {said} left out of {path}: {why} ({names[0]}{more})", file=sys.stderr, flush=True)
+        print(one_line(f"note: {said} left out of {path}: {why} ({names[0]}{more})"), file=sys.stderr, flush=True)

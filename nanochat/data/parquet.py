@@ -6,6 +6,7 @@
 from pathlib import Path
 from typing import Any
 
+from nanochat import optional
 from nanochat.data.source import texts_of
 from nanochat.errors import UserError
 
@@ -57,6 +58,8 @@ def read(path: Path, group: int) -> list[str]:
 def _texts(pa: Any, file: Any, path: Path, group: int) -> list[str]:
     try:
         column = file.read_row_group(group, columns=["text"])["text"]
+        if pa.types.is_dictionary(column.type):  # categories: as one text a row, of which each can be named
+            column = pa.chunked_array([c.dictionary.take(c.indices) for c in column.chunks], column.type.value_type)
         texts = column.cast(pa.large_binary() if _binary(pa, column.type) else pa.large_string()).to_pylist()
     except UnicodeDecodeError:
         texts = column.cast(pa.large_binary()).to_pylist()
@@ -100,8 +103,8 @@ def _first_line(error: Exception) -> str:
 def pyarrow_module() -> Any:
     """pyarrow with its parquet module, where it is needed: other data does without. Raises UserError without it."""
     try:
-        import pyarrow
-        import pyarrow.parquet  # noqa: F401 (becomes pyarrow.parquet)
-    except ImportError:
-        raise UserError("parquet files need pyarrow: pip install pyarrow (JSONL and plain text do without)") from None
-    return pyarrow
+        optional.package("pyarrow.parquet", "ParquetFile")
+        return optional.package("pyarrow", "parquet")
+    except ImportError as missing:
+        said = f"parquet files need pyarrow ({missing}): pip install pyarrow (JSONL and plain text do without)"
+        raise UserError(said) from None

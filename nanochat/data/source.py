@@ -4,6 +4,8 @@ A source gives documents (strings) or conversations (dicts) in units: a parquet 
 generated ones. A unit can be loaded by number, so a position is two integers and resuming costs one unit.
 """
 
+import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +16,10 @@ from nanochat.data import ahead
 from nanochat.errors import UserError
 
 BOM = "\ufeff"  # the byte-order mark that Windows puts before a text
+MARKS = re.compile(rf"(?:\s*{BOM})+")
+# Categories of Unicode whose characters show nothing (blanks, controls, U+200B and others of no width), and letters
+# that do not either: fillers of Hangul, the empty pattern of Braille.
+INVISIBLE, FILLERS = {"Cc", "Cf", "Zs", "Zl", "Zp"}, "\u115f\u1160\u2800\u3164\uffa0"
 
 
 class Source(Protocol):
@@ -72,6 +78,17 @@ def first_items(source: Source, split: str, count: int) -> list[Any]:
     return items[:count]
 
 
+def blank(text: str) -> bool:
+    """Whether nothing of a text is to be seen, so that there is nothing to learn from it."""
+    return all(unicodedata.category(c) in INVISIBLE or c in FILLERS for c in text.strip())
+
+
+def unmarked(text: str) -> str:
+    """A text without byte-order marks before it, also where blanks stand before them."""
+    found = MARKS.match(text)
+    return text[found.end() :] if found else text
+
+
 def texts_of(documents: list[str]) -> list[str]:
     """Those that are not blank, without byte-order marks before them."""
-    return [text for document in documents if (text := document.lstrip(BOM)).strip()]
+    return [unmarked(document) for document in documents if not blank(document)]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat import optional
 from nanochat.errors import UserError
 from nanochat.evaluate.core_batches import Score
 from nanochat.evaluate.core_prompts import Example, Ids, shared
@@ -25,13 +26,14 @@ UNKNOWN_LIMIT = 1 << 15  # tokens, of a model that does not say how many it take
 def load(name: str, device: torch.device, dtype: torch.dtype) -> "HubModel":
     """A model and its own tokenizer, by folder or name. Raises UserError where they cannot be loaded."""
     try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        transformers = optional.package("transformers", "AutoModelForCausalLM")
     except ImportError as missing:
-        why = missing.name or "transformers"
-        raise UserError(f"--hf needs the package {why}: pip install transformers (or .[hf])") from None
+        raise UserError(
+            f"--hf needs the package transformers ({missing}): pip install transformers (or .[hf])"
+        ) from None
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-        return HubModel(model.to(device), AutoTokenizer.from_pretrained(name))
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        return HubModel(model.to(device), transformers.AutoTokenizer.from_pretrained(name))
     except Exception as problem:  # no such folder or name, no network, weights of another kind
         said = " ".join(str(problem).split())[:200]
         raise UserError(f"--hf {name} could not be loaded ({type(problem).__name__}: {said})") from None

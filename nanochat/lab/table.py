@@ -72,7 +72,7 @@ def commit(folder: Path) -> str:
 def git(folder: Path, *words: str) -> str:
     """What git says, "" where it fails or is not there."""
     try:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, errors="replace")
     except OSError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

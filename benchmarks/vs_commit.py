@@ -1,0 +1,115 @@
+"""This code beside an earlier commit of it, on this machine and in turns: did a change make anything slower?
+
+    python -m benchmarks.vs_commit                      # beside the last commit
+    python -m benchmarks.vs_commit --commit v1.0 --what train --rounds 20
+
+The commit's files are unpacked into a folder that is removed afterwards. Both have a process each, the same weights
+and the same tokens; they take turns, and who comes first changes from round to round. A ratio is of two neighbours in
+time; reported are the median of all rounds' and, as a machine drifts, the quarters around it. Losses are compared bit
+by bit. The measuring itself is this code's on both sides.
+"""
+
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.neighbour import PROMPT, WORKERS, end
+from benchmarks.our_step import drawn_weights
+from benchmarks.worker import sizes
+from nanochat.errors import UserError
+from nanochat.flags import flag, number, parse, run_script
+from nanochat.hardware import device_name
+from nanochat.turns import measure, start
+
+ROOT = Path(__file__).parent.parent
+WHAT = ("train", "evaluate", "decode")
+WARM = 3  # measurements of each that do not count
+STEPS = 2  # of training or evaluation, of a measurement
+
+
+@dataclass
+class Flags:
+    commit: str = flag("HEAD", "any name that git has for it; the files here, committed or not, are beside it")
+    what: str = flag("train,evaluate,decode", "which of the three, comma-separated")
+    depth: int = number(6, 1, 1000, "layers of the model")
+    width: int = number(384, 1, 1 << 16, "channels; heads are of 128")
+    vocab_size: int = number(4096, 1, 1 << 24, "words of the vocabulary")
+    sequence_len: int = number(256, 64, 1 << 20, "tokens of context")
+    batch: int = number(8, 1, 1 << 16, "rows of a training step, sequences decoded at a time")
+    rounds: int = number(15, 1, 10_000, "measurements of each, in turns")
+    compile: bool = flag(True, "torch.compile for training, as scripts do by default")
+
+
+def unpack(commit: str, folder: str) -> None:
+    """The files of a commit. Raises UserError where git does not know it, or is not there."""
+    words = ["git", "-C", str(ROOT), "archive", "--format=zip", commit]
+    try:
+        made = subprocess.run(words, capture_output=True, check=True)
+    except FileNotFoundError:
+        raise UserError("git is not installed, or not in PATH") from None
+    except subprocess.CalledProcessError as problem:
+        why = problem.stderr.decode(errors="replace").strip().splitlines()
+        raise UserError(f"--commit is {commit!r}: {why[-1] if why else 'git archive failed'}") from None
+    zipfile.ZipFile(io.BytesIO(made.stdout)).extractall(folder)
+
+
+def side_by_side(flags: Flags, what: str, folders: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """Rates of both in every round, the median of their ratios with its quarters, and whether the losses are equal."""
+    order = flags.batch if what == "decode" else STEPS
+    program = Path(__file__).parent / WORKERS[what]
+    workers = [start(folder, {**settings, "evaluate": what == "evaluate"}, program) for folder in folders]
+    rates: list[list[float]] = [[], []]
+    losses: list[list[float]] = [[], []]
+    try:
+        for turn in range(WARM + flags.rounds):
+            for i in (0, 1) if turn % 2 else (1, 0):
+                found = measure(workers[i], order)
+                losses[i] += found.get("losses", [])
+                if turn >= WARM:
+                    rates[i].append(found["tok_per_s"])
+            if sys.stderr.isatty():
+                print(f"\r{what}: round {turn + 1} of {WARM + flags.rounds} ", end="", file=sys.stderr, flush=True)
+    finally:
+        for worker in workers:
+            end(worker)
+    pairs = [ours / before for ours, before in zip(*rates, strict=True)]
+    low, middle, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
+    about = dict(what=what, ours=statistics.median(rates[0]), before=statistics.median(rates[1]))
+    return about | dict(ratio=middle, low=low, high=high, same_losses=losses[0] == losses[1] if losses[0] else None)
+
+
+def main() -> None:
+    flags = parse(Flags, __doc__ or "")
+    asked = flags.what.split(",")
+    if unknown := {*asked} - {*WHAT}:
+        raise UserError(f"--what: there is no {', '.join(sorted(unknown))}; there are {', '.join(WHAT)}")
+    if flags.width % 128:
+        raise UserError(f"--width is {flags.width}, wanted a multiple of 128")
+    rows = []
+    with tempfile.TemporaryDirectory() as before, tempfile.TemporaryDirectory() as drawn:
+        unpack(flags.commit, before)
+        given = dict(weights_file=drawn_weights(sizes(asdict(flags)), drawn), dtype="", threads=0, steps=8)
+        given |= dict(weights="", prompt_tokens=PROMPT, new_tokens=flags.sequence_len - PROMPT, profile=0)
+        for what in asked:
+            rows.append(row := side_by_side(flags, what, [str(ROOT), before], {**asdict(flags), **given}))
+            same = {True: ", the same losses", False: ", OTHER LOSSES", None: ""}[row["same_losses"]]
+            print(
+                f"{what:8} {row['ours']:9.0f} tok/s, before {row['before']:9.0f}: "
+                f"{row['ratio']:.3f} times ({row['low']:.3f} to {row['high']:.3f}){same}",
+                flush=True,
+            )
+    machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    print(json.dumps(dict(machine=machine, torch=torch.__version__, flags=asdict(flags), rows=rows)))
+
+
+if __name__ == "__main__":
+    run_script(main)
