@@ -6,8 +6,9 @@ What torch reads when it starts is set here, before any script imports it.
 import os
 import signal
 import sys
+import tempfile
 
-from nanochat import threads
+from nanochat import oserrors, threads
 
 threads.wait_briefly()
 
@@ -19,3 +20,8 @@ def _stop(number: int, frame: object) -> None:
 
 if sys.argv[0] == "-m":  # started as a script; nanochat.flags.run_script puts Python's own handler back
     signal.signal(signal.SIGINT, _stop)
+    try:
+        tempfile.gettempdir()  # torch wants one while it is imported, and on a full disk there is none
+    except OSError as problem:
+        print(f"error: {oserrors.sentence(problem)}", file=sys.stderr)
+        sys.exit(2)

@@ -67,6 +67,18 @@ def test_a_full_gpu_is_one_sentence_and_exit_code_2(capsys, error, said):
     assert "--device-batch-size" in found and "--slots" in found and "Process" not in found
 
 
+def test_no_folder_for_temporary_files_is_one_sentence(tmp_path):
+    """As on a full disk: no file may have a byte. Before torch is imported, and within a script."""
+    for words in (["-m", "scripts.report"], ["-c", "import tempfile; from nanochat.flags import run_script\n"
+                  "run_script(lambda: tempfile.gettempdir())"]):  # fmt: skip
+        made = subprocess.run(
+            ["bash", "-c", 'ulimit -f 0; exec "$@"', "x", sys.executable, *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        assert made.returncode == 2 and made.stderr.startswith("error: no folder for temporary files"), made.stderr
+        assert made.stderr.count("\n") == 1
+
+
 class Library(OSError):
     """As those of HTTP clients."""
 
