@@ -20,8 +20,10 @@ def _stop(number: int, frame: object) -> None:
 
 if sys.argv[0] == "-m":  # started as a script; nanochat.flags.run_script puts Python's own handler back
     signal.signal(signal.SIGINT, _stop)
-    try:
-        tempfile.gettempdir()  # torch wants one while it is imported, and on a full disk there is none
+    try:  # what libraries want while they are imported
+        os.getcwd()
+        tempfile.gettempdir()  # on a full disk there is none
     except OSError as problem:
-        print(f"error: {oserrors.sentence(problem)}", file=sys.stderr)
+        gone = "the folder that this was started in is not there any more; change into another one"
+        print(f"error: {oserrors.sentence(problem) or gone}", file=sys.stderr)
         sys.exit(2)

@@ -79,6 +79,15 @@ def test_no_folder_for_temporary_files_is_one_sentence(tmp_path):
         assert made.stderr.count("\n") == 1
 
 
+def test_a_working_folder_that_is_gone_is_one_sentence(tmp_path):
+    made = subprocess.run(
+        ["bash", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -m scripts.report', sys.executable],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert made.returncode == 2 and made.stderr.startswith("error: the folder that this was started in is not there")
+    assert made.stderr.count("\n") == 1
+
+
 class Library(OSError):
     """As those of HTTP clients."""
 
