@@ -34,7 +34,8 @@ class Contender:
 
     setting: of kernels.use, in force during its forward and its backward.
     overwrites: it changes its inputs, so it gets copies of its own. early: its forward computes the gradients already,
-    so that only forward and backward together can be compared.
+    so that only forward and backward together can be compared. plain: the same in plain PyTorch, by whose errors it is
+    judged, for one that gives a 16-bit result where our reference keeps float32.
     """
 
     call: Callable[..., Any]
@@ -44,6 +45,7 @@ class Contender:
     setting: str = "torch"
     overwrites: bool = False
     early: bool = False
+    plain: Callable[..., Any] | None = None
 
 
 def obstacle(contender: Contender, inputs: Inputs, device: torch.device) -> str:
@@ -108,6 +110,10 @@ def capped(logits: Tensor, softcap: float | None) -> Tensor:
 
 def no_softcap(inputs: Inputs, device: torch.device) -> str:
     return "" if inputs["softcap"] is None else "it has no softcap"
+
+
+def plain_head(x: Tensor, weight: Tensor, targets: Tensor, softcap: None) -> Tensor:
+    return F.cross_entropy(F.linear(x, weight), targets, ignore_index=-1)
 
 
 def torch_chunked(x: Tensor, weight: Tensor, targets: Tensor, softcap: None) -> Tensor:
@@ -203,8 +209,8 @@ TORCH_LOSS = Contender(
 )
 TORCH_HEAD = Contender(
     lambda x, weight, targets, softcap: F.linear_cross_entropy(x, weight, targets, ignore_index=-1),
-    refuses=lacks("LinearCrossEntropyOptions"),
-)
+    refuses=lacks("LinearCrossEntropyOptions"), plain=plain_head,
+)  # fmt: skip
 
 EARLY = ("linear_cross_entropy",)  # ours compute the gradients in forward: see its file
 PEERS: dict[str, dict[str, Contender]] = {
@@ -214,7 +220,9 @@ PEERS: dict[str, dict[str, Contender]] = {
     "cross_entropy": dict(torch=TORCH_LOSS, liger=LIGER_LOSS),
     "linear_cross_entropy": {
         "torch": TORCH_HEAD,
-        "torch, chunked": Contender(torch_chunked, refuses=lacks("LinearCrossEntropyOptions"), early=True),
+        "torch, chunked": Contender(
+            torch_chunked, refuses=lacks("LinearCrossEntropyOptions"), early=True, plain=plain_head
+        ),
         "liger": LIGER_HEAD,
     },
     "linear_relu2": dict(liger=LIGER_RELU2),

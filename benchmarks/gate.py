@@ -1,8 +1,9 @@
 """No speed for a wrong answer: a contender's results and gradients against the float64 reference, before any timing.
 
 The error of each is relative to the float64 answer, and allowed is what tests/test_ops.py allows, or twice what the
-reference itself has in the same dtype. In float64 there is no room for a large case, so it is checked at the same
-width with few rows; at full size the answers must be the eager reference's, within both their errors.
+reference itself has in the same dtype, or plain PyTorch where a contender is judged by that. In float64 there is no
+room for a large case, so it is checked at the same width with few rows; at full size the answers must be the eager
+reference's, within both their errors.
 """
 
 import math
@@ -65,11 +66,14 @@ class Gate:
 
     def judge(self, contender: Contender) -> Verdict:
         found = answers(self.op, contender, self.inputs)
-        worst = Verdict(0.0, 0.0, 1.0)
+        errors, worst = self.reference_errors, Verdict(0.0, 0.0, 1.0)
+        if contender.plain is not None:
+            plain = answers(self.op, Contender(contender.plain), self.inputs)
+            errors = [max(usual, relative(a, b)) for usual, a, b in zip(errors, plain, self.exact)]
         if len(found) != len(self.exact):
             return Verdict(0.0, 0.0, 0.0, f"it gives {len(found)} results and gradients, wanted {len(self.exact)}")
         for i, (a, b, usual, allowed) in enumerate(
-            zip(found, self.exact, self.reference_errors, allowances(self.op, self.dtype, len(found)))
+            zip(found, self.exact, errors, allowances(self.op, self.dtype, len(found)))
         ):
             if a.shape != b.shape:
                 return Verdict(0.0, usual, 0.0, f"result {i} is {tuple(a.shape)}, wanted {tuple(b.shape)}")

@@ -58,11 +58,14 @@ class Build:
 
 
 # By torch's version. Which builds there are and for what: "Release Compatibility Matrix" and "CUDA Support Matrix" in
-# PyTorch's RELEASE.md (2.13: CUDA 12.6, 13.0 and 13.2, ROCm 7.2; 12.6 ends with Hopper, 13.x begins with Turing).
+# PyTorch's RELEASE.md, as it was for each (pytorch/pytorch 175253: 2.11; 182849: 2.12; 2.13 has those of 2.12): 12.6
+# ends with Hopper, 12.8 and 13.x begin with Turing. Of 13.0 and 13.2, which want the same driver, the first.
 # Least drivers: "Minor Version Compatibility" in NVIDIA's CUDA Compatibility guide.
 DRIVERS = {13: 580, 12: 525, 11: 450}  # CUDA's major version: the driver's
-BUILDS = {"2.13": (Build("cu130", DRIVERS[13], (7, 5), (99, 9)), Build("cu126", DRIVERS[12], (5, 0), (9, 0)))}
-ROCM_BUILDS = {"2.13": "rocm7.2"}
+CU130, CU128 = Build("cu130", DRIVERS[13], (7, 5), (99, 9)), Build("cu128", DRIVERS[12], (7, 5), (12, 9))
+CU126 = Build("cu126", DRIVERS[12], (5, 0), (9, 0))
+BUILDS = {"2.11": (CU130, CU128, CU126), "2.12": (CU130, CU126), "2.13": (CU130, CU126)}
+ROCM_BUILDS = {"2.12": "rocm7.2", "2.13": "rocm7.2"}
 INDEX = "https://download.pytorch.org/whl/"
 INSIST = (
     "insist on the CPU with --device-type cpu (speedrun.sh and scripts.plan: --device cpu; benchmarks: --profile smoke)"
@@ -235,7 +238,10 @@ def _nvidia_build(seen: Seen, card: Card, archs: list[str] | None) -> tuple[str,
     else:
         return "", []
     if _minor() not in BUILDS:
-        return reason, [_install(None, "this driver and card")]
+        runs = max((major for major, least in DRIVERS.items() if driver >= least), default=0)
+        what = f"CUDA {runs} or older, which this driver runs" if runs and not archs else "this driver and card"
+        old = cuda and not archs  # the driver, not the build
+        return reason, [_install(None, what), *([f"update the driver to {DRIVERS[cuda]} or newer"] if old else [])]
     builds = [b for b in BUILDS[_minor()] if card.capability is None or b.lowest <= card.capability <= b.highest]
     if not builds:
         return reason, [f"No build of torch {_minor()} has code for that card: take another one"]
@@ -264,7 +270,7 @@ def _digits(card: Card) -> str:
 
 def _install(tag: str | None, what: str) -> str:
     if tag is None:
-        return f"Install a build of torch for {what} (pytorch.org, Get Started, has the command)"
+        return f"Install a build of torch for {what} (pytorch.org, Get Started, has the commands, of older ones too)"
     return f"Install the build for {what}: {_pip(tag)}"
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from nanochat.cost import training_memory
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
-from nanochat.recipe import model_config
+from nanochat.recipe import horizon, model_config
 
 Flags = dict[str, str | int | float]
 
@@ -62,19 +62,24 @@ SIZES = (
 )
 SPREAD = 0.97  # of a size's memory is enough for it: drivers and displays keep a little more or less
 SHARE = 0.9  # of a card's memory that a step is planned to take, as predicted
+RATIO = 8  # tokens of base training per scaling parameter, nanochat's speedrun
 
 
 def gpu(memory: float, gpus: int, depth: int | None, dtype: str = "bfloat16") -> Preset:
     """nanochat's recipe for so many GPUs of `memory` GiB each, computing in `dtype`.
 
-    Raises UserError below 8 GB, and for a depth that is predicted not to fit with a single row.
+    Fewer rows at a time than a size has where a deeper model takes more memory, or where all GPUs together would take
+    more than a step of a smaller one. Raises UserError below 8 GB, and for a depth that is predicted not to fit with a
+    single row.
     """
     size = next((size for size in SIZES if memory >= SPREAD * size.memory), None)
     if size is None:
         raise UserError(f"the GPU has {memory:.1f} GiB of memory; the smallest preset needs 7.6 (try --device cpu)")
     usual, rows = size.eight if gpus >= 8 else (size.depth, size.rows)
     config = model_config(depth or usual, 32768)
-    while rows > 1 and predicted(config, rows, gpus, dtype) >= SHARE * memory:
+    batch = horizon(config, 0.0, RATIO).total_batch_size
+    shared = lambda: batch % (rows * config.sequence_len * gpus) == 0
+    while rows > 1 and (predicted(config, rows, gpus, dtype) >= SHARE * memory or not shared()):
         rows //= 2
     if (needed := predicted(config, rows, gpus, dtype)) > memory:
         raise UserError(
@@ -84,7 +89,7 @@ def gpu(memory: float, gpus: int, depth: int | None, dtype: str = "bfloat16") ->
     return Preset(
         f"{size.memory:g} GiB",
         tokenizer=dict(vocab_size=config.vocab_size, max_chars=2_000_000_000),
-        base=dict(depth=config.n_layer, target_param_data_ratio=8, device_batch_size=rows),
+        base=dict(depth=config.n_layer, target_param_data_ratio=RATIO, device_batch_size=rows),
         mid=dict(eval_tokens=2**21),
         sft=dict(eval_tokens=2**21),
     )

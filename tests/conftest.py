@@ -42,6 +42,17 @@ def shared() -> Path:
 
 
 @pytest.fixture(autouse=True)
+def own_modes():
+    """What a script sets for its process (nanochat/hardware.py) ends with the test, for there may be a GPU.
+
+    After `repeat_bitwise` its products would be refused, and TF32 is not what kernels are compared in.
+    """
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
     """torch.empty gives NaN, so that reading what was never written shows."""
 

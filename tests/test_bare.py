@@ -26,7 +26,8 @@ def hidden(folder):
 
 
 def script(name, home, *words):
-    return run(home, sys.executable, "-m", name, *words)
+    """On the CPU: what measures a GPU would do so."""
+    return run(home, sys.executable, "-m", name, *words, CUDA_VISIBLE_DEVICES="")
 
 
 def run(home, *command, **more):

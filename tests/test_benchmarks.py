@@ -231,6 +231,19 @@ def test_who_is_wrong_gets_no_speed(wrong, why):
     json.dumps(rows, allow_nan=False)
 
 
+@pytest.mark.parametrize("name", ["torch", "torch, chunked"])
+def test_a_loss_in_bfloat16_is_judged_by_plain_pytorchs(name):
+    """Off by 0.0089 in the odd case: as F.linear and F.cross_entropy, and more than a float32 loss may be."""
+    op, peer = OPS["linear_cross_entropy"], CONTENDERS["linear_cross_entropy"][name]
+    inputs = {**op.inputs(op.cases["odd"], torch.bfloat16, "cpu"), "softcap": None}
+    if why := obstacle(peer, inputs, CPU):
+        pytest.skip(why)
+    gate = Gate(op, inputs, torch.bfloat16)
+    assert gate.judge(peer).why == ""
+    assert "result 0 is off" in gate.judge(replace(peer, call=lambda **inputs: 1.05 * peer.call(**inputs))).why
+    assert name != "torch" or "result 0 is off" in gate.judge(replace(peer, plain=None)).why
+
+
 def test_at_full_size_answers_are_compared_too():
     op, inputs = OPS["rms_norm"], OPS["rms_norm"].inputs(dict(N=2000, C=16), torch.float32, "cpu")
     usual = answers(op, Contender(op.reference), inputs)

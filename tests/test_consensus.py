@@ -223,7 +223,7 @@ run_script(base_train.main)
 
 @pytest.mark.slow
 def test_two_machines_of_two_ranks_train_as_one_rank(home, tmp_path):  # noqa: F811
-    assert train(home, "a") == 0
+    assert train(home, "a", "base", "--device-type=cpu") == 0
     (tmp_path / "short.py").write_text(SHORT_OF_MEMORY)
     port = free_port()
     machines = [
@@ -231,7 +231,7 @@ def test_two_machines_of_two_ranks_train_as_one_rank(home, tmp_path):  # noqa: F
             [
                 sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}",
                 "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}", "-m", "short", "--",
-                "--run=b", f"--data={home / 'text.jsonl'}", *SIZES, "--device-batch-size=2",
+                "--run=b", f"--data={home / 'text.jsonl'}", *SIZES, "--device-batch-size=2", "--device-type=cpu",
             ],
             cwd=ROOT,
             env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=f"{tmp_path}:{ROOT}"),

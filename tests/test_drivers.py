@@ -105,10 +105,31 @@ def test_what_to_do_for_a_card_a_driver_and_a_build(
     assert not any(words in said for words in not_wanted), said
 
 
-def test_of_another_torch_nothing_is_claimed(tmp_path, smi, monkeypatch):
+@pytest.mark.parametrize(
+    "version, card, driver, wanted",
+    [
+        ("2.11.0", H100, "535.1", "pip install torch==2.11.0+cu128"),
+        ("2.11.0", RTX5090, "570.1", "pip install torch==2.11.0+cu128"),
+        ("2.11.0", V100, "535.1", "pip install torch==2.11.0+cu126"),
+        ("2.12.1", H100, "550.1", "pip install torch==2.12.1+cu126"),
+        ("2.12.1", RTX5090, "570.1", ". Update the driver to 580 or newer"),
+        ("2.12.1", H100, "470.1", ". Update the driver to 580 or newer"),
+    ],
+)
+def test_older_versions_of_torch_have_builds_of_their_own(tmp_path, smi, monkeypatch, version, card, driver, wanted):
+    monkeypatch.setattr(torch, "__version__", f"{version}+cu130")
+    smi(card, driver=driver)
+    assert wanted in drivers.unusable(tmp_path)[0]
+
+
+def test_of_another_torch_no_build_is_claimed_but_what_to_look_for_is_said(tmp_path, smi, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.99.0+cu130")
     smi(H100, driver="535.1")
-    assert "pytorch.org" in drivers.unusable(tmp_path)[0] and "pip install" not in drivers.unusable(tmp_path)[0]
+    said, _ = drivers.unusable(tmp_path)
+    assert "Install a build of torch for CUDA 12 or older, which this driver runs (pytorch.org" in said
+    assert ", or update the driver to 580 or newer, or insist" in said and "pip install" not in said
+    smi(H100, driver="440.1")
+    assert "Install a build of torch for this driver and card (pytorch.org" in drivers.unusable(tmp_path)[0]
 
 
 def test_the_scripts_stop_and_may_be_told_to_use_the_cpu(smi, capsys):

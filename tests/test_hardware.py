@@ -197,3 +197,12 @@ def test_the_allocator_reads_these_variables():
     if not header.exists():
         pytest.skip("this torch brings no headers")
     assert set(re.findall(r'get_env\("(\w+)"\)', header.read_text())) == set(hardware.ALLOCATOR)
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_what_a_cpu_is_set_to_ends_with_the_test(turn):
+    """A later test in this process may be one on a GPU, whose products would be refused (tests/conftest.py)."""
+    assert not torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "highest"
+    hardware.setup("cpu")
+    torch.set_float32_matmul_precision("high")  # as setup("cuda") does
+    assert torch.are_deterministic_algorithms_enabled()

@@ -167,7 +167,7 @@ def training(home, tmp_path, seconds):  # noqa: F811
     (tmp_path / "slow.py").write_text(SLOW.replace("0.5", str(seconds)))
     command = [sys.executable, "-m", "scripts.launch", "--gpus", "2", "slow", "--"]
     process = subprocess.Popen(
-        [*command, "--run=b", f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=100000"],
+        [*command, "--run=b", f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=100000", "--device-type=cpu"],
         cwd=ROOT,
         env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=f"{tmp_path}:{ROOT}"),
         stdout=subprocess.PIPE,

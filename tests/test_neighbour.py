@@ -24,7 +24,7 @@ ended = []
 
 def test_idle_and_beside_are_measured_in_turns(monkeypatch):
     """A stand-in that makes 100 tokens a second, 40 while somebody computes beside it."""
-    busy = lambda: any("while True" in " ".join(one.args) for one in started if one.poll() is None)
+    busy = lambda: any("while os.getppid" in " ".join(one.args) for one in started if one.poll() is None)
     started, plain = [], subprocess.Popen
     ended.clear()
 
@@ -39,6 +39,18 @@ def test_idle_and_beside_are_measured_in_turns(monkeypatch):
     assert [row["way"] for row in rows] == ["ours", "libraries"]
     assert all((row["idle"], row["beside"], row["share"]) == (100, 40, 0.4) for row in rows)
     assert len(ended) == 2 and len(started) == 6 and all(one.poll() is not None for one in started)
+
+
+def test_a_busy_process_ends_with_who_was_killed():
+    """Nobody else would end it. It holds the other end of our pipe for as long as it runs."""
+    held = (
+        "import subprocess, time; from benchmarks.neighbour import BUSY\n"
+        "subprocess.Popen(BUSY); print(1, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", held], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout.readline() == "1\n"
+    parent.kill()
+    parent.communicate(timeout=30)
 
 
 @pytest.mark.parametrize("way, wanted", [("ours", threads.BRIEFLY), ("libraries", {})])

@@ -10,15 +10,19 @@ import standins
 import tiny
 
 from nanochat import cadence, hardware, plan, presets, rl_size, toolchain
+from nanochat.chat_stages import ChatFlags
 from nanochat.cost import flops_per_token
 from nanochat.data import hub
 from nanochat.errors import UserError
+from nanochat.flags import parse
 from nanochat.gpt import GPTConfig
 from nanochat.plan import decide, room, throughput
 from nanochat.plan.decide import OTHER_SECONDS
 from nanochat.presets import predicted
 from nanochat.recipe import horizon
+from nanochat.rl_stage import RLFlags
 from nanochat.run import Run
+from scripts import base_eval, base_train, chat_eval, tok_train
 
 SPEED = throughput.speed
 
@@ -387,6 +391,26 @@ def test_rl_is_refused_where_sft_was_not_made_for_it_or_there_is_nothing_to_prac
     (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n' * 100)
     assert tiny.call("plan", "--run=q", "--device=cpu", f"--data={tmp_path / 'mine.jsonl'}", "--stages=base,rl") == 2
     assert "nothing to practise" in capsys.readouterr().err
+
+
+FLAGS = dict(
+    TOKENIZER=tok_train.Flags, BASE=base_train.Flags, MID=ChatFlags, SFT=ChatFlags, RL=RLFlags, CORE=base_eval.Flags,
+    CHAT=chat_eval.Flags,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("data", ["hub", "embedded"])
+def test_every_stage_knows_the_flags_that_it_is_given(gpus, run, monkeypatch, data):
+    """--no-tune among them, which is nothing to rl."""
+    gpus("H100")
+    monkeypatch.setattr(rl_size, "available", lambda: ["gsm8k"])
+    monkeypatch.setattr(throughput, "speed", lambda *args: (10_000.0, True))
+    made = plan.make(run, dict(data=data), rl=True)
+    found = plan.shell(made, run, list(plan.STAGES), fresh=True, tune=False)
+    for name, given in re.findall(r"^([A-Z]+)=\((.*)\)$", found, re.M):
+        if name != "STAGES":
+            parsed = parse(FLAGS[name], "", shlex.split(given))
+            assert getattr(parsed, "tune", False) is False and (name in ("CORE", "CHAT") or parsed.fresh)
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -31,6 +31,16 @@ def test_every_size_fits_into_nine_tenths(size, gpus):
     assert batch % (rows * 2048 * gpus) == 0  # gradient accumulation fills the rest
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 12])
+@pytest.mark.parametrize("gpus", [1, 2, 4, 8])
+def test_a_smaller_models_step_can_be_shared_out(depth, gpus):
+    """Eight H200 with 32 rows each would take a step of depth 8 twice."""
+    batch = horizon(model_config(depth, 32768), 0.28, 8).total_batch_size
+    for size in SIZES:
+        preset = presets.gpu(size.memory, gpus, depth)
+        assert batch % (preset.base["device_batch_size"] * 2048 * gpus) == 0, size
+
+
 def test_every_card_has_its_row_and_forty_gib_eight_times_run_the_speedrun():
     assert [size.memory for size in SIZES] == sorted((size.memory for size in SIZES), reverse=True)
     names = {name: presets.gpu(memory, 1, None).name for name, memory in REPORTED.items()}

@@ -112,7 +112,7 @@ def test_told_to_stop_on_every_rank_they_stop_at_one_step_and_wait_until_it_is_s
     """A rank that ended earlier would have torchrun tell rank 0 once more, while it writes; that kills it."""
     (tmp_path / "slow.py").write_text(SLOW)
     launch = "-m torch.distributed.run --standalone --nproc_per_node=2".split()
-    flags = ["--run=b", f"--data={home / 'text.jsonl'}", *SIZES]
+    flags = ["--run=b", f"--data={home / 'text.jsonl'}", *SIZES, "--device-type=cpu"]
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     done = subprocess.run(
         [sys.executable, *launch, tmp_path / "slow.py", "--", *flags], cwd=ROOT, env=environment, capture_output=True,
@@ -128,7 +128,8 @@ def test_torchrun_told_again_and_again_has_saved_every_step(home, tmp_path, numb
     """Thrice within a second, to its process group; it hands them on itself."""
     (tmp_path / "slow.py").write_text(test_launch.SLOW)
     launch = "-m torch.distributed.run --standalone --nproc-per-node=2".split()
-    flags = ["--run=b", f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=100000", "--eval-every=-1"]
+    flags = ["--run=b", f"--data={home / 'text.jsonl'}", *SIZES, "--device-type=cpu"]
+    flags += ["--num-iterations=100000", "--eval-every=-1"]
     process = subprocess.Popen(
         [sys.executable, *launch, tmp_path / "slow.py", "--", *flags], cwd=ROOT, start_new_session=True, text=True,
         env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT)), stderr=subprocess.PIPE,

@@ -50,7 +50,7 @@ def module(command):
 
 
 def run(command, home, **environment):
-    where = {**os.environ, "NANOCHAT_BASE_DIR": str(home), **environment}
+    where = {**os.environ, "NANOCHAT_BASE_DIR": str(home), "CUDA_VISIBLE_DEVICES": "", **environment}
     where.pop("TRITON_INTERPRET", None)
     command = command.replace(".venv/bin/python", "python").replace("python", shlex.quote(sys.executable), 1)
     return subprocess.run(["bash", "-c", command], cwd=ROOT, env=where, capture_output=True, text=True)

@@ -214,7 +214,7 @@ def test_an_extra_that_is_missing_is_one_sentence(home, monkeypatch, capsys):  #
 
 @pytest.mark.slow
 def test_two_ranks_train_as_one(home):  # noqa: F811
-    assert train(home, "a") == 0
+    assert train(home, "a", "base", "--device-type=cpu") == 0  # where one GPU is, there need not be two
     launch = [
         sys.executable,
         "-m",
@@ -226,7 +226,7 @@ def test_two_ranks_train_as_one(home):  # noqa: F811
     ]
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     done = subprocess.run(
-        [*launch, "--", "--run=b", f"--data={home / 'text.jsonl'}", *SIZES],
+        [*launch, "--", "--run=b", f"--data={home / 'text.jsonl'}", *SIZES, "--device-type=cpu"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -262,7 +262,7 @@ def test_a_full_disk_is_one_sentence(home, tmp_path, monkeypatch, capsys):  # no
 
 @pytest.mark.slow
 def test_without_a_compiler_training_is_eager_and_says_what_it_costs(home):  # noqa: F811
-    flags = [flag for flag in SIZES if not flag.startswith("--compile")]
+    flags = [*(flag for flag in SIZES if not flag.startswith("--compile")), "--device-type=cpu"]
     environment = dict(
         os.environ, CXX="no-such-compiler", TORCHINDUCTOR_CACHE_DIR=str(home / "cache"), PYTHONPATH=str(ROOT)
     )
@@ -283,8 +283,8 @@ def test_compiled_training_gives_eager_trainings_losses(home):  # noqa: F811
     works, why = can_compile(torch.device("cpu"))
     if not works:
         pytest.skip(f"torch.compile does not work here: {why}")
-    assert train(home, "a") == 0
-    assert train(home, "b", "base", "--compile=auto") == 0
+    assert train(home, "a", "base", "--device-type=cpu") == 0
+    assert train(home, "b", "base", "--device-type=cpu", "--compile=auto") == 0
     one, two = (Run.open(name).summary("base") for name in ("a", "b"))
     assert two["compiled"] and not one["compiled"]
     assert two["val_bpb"] == pytest.approx(one["val_bpb"], rel=1e-4)

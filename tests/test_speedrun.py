@@ -79,7 +79,8 @@ def test_told_to_stop_by_real_signals_it_has_saved_every_step(home, tmp_path, na
     (tmp_path / "slow.py").write_text(SLOW)
     root = tmp_path / "root"
     (root / "scripts").mkdir(parents=True)
-    flags = shlex.join([f"--data={home / 'text.jsonl'}", *SIZES, "--num-iterations=100000", "--eval-every=-1"])
+    more = ["--num-iterations=100000", "--eval-every=-1", "--device-type=cpu"]
+    flags = shlex.join([f"--data={home / 'text.jsonl'}", *SIZES, *more])
     made = PLAN.format(folder=tmp_path, gpus=gpus).replace("a run", "b").replace("--depth=2", flags)
     (root / "plan").write_text(made.replace("(tokenizer base mid sft eval report)", "(base mid)"))
     shell = (ROOT / "speedrun.sh").read_text().replace("scripts.base_train", "slow")

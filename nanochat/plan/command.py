@@ -39,7 +39,7 @@ def shell(plan: Plan, run: Run, stages: list[str], fresh: bool, tune: bool = Tru
     ]
     for stage, flags in plan.flags.items():
         given = words(flags)
-        given += ["--no-tune"] if not tune and stage != "tokenizer" else []
+        given += ["--no-tune"] if not tune and stage in ON_TOKENS else []
         given += ["--fresh"] if fresh and stage in stages else []
         lines.append(f"{stage.upper()}=({shlex.join(given)})")
     for name, flags in zip(("CORE", "CHAT"), evaluation(plan)):
