@@ -165,21 +165,20 @@ def test_the_kernels_take_every_size(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lay", [None, *LAYOUTS])
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 @pytest.mark.parametrize("name", OPS)
-def test_compiled_tensors_may_lie_anyhow(name, backend, lay):
-    """And their dimensions be marked."""
-    check(name, "auto", backend, SIZES[name], looked_up=DEVICE == "cuda", lay=lay)
-    check(name, "torch", backend, SIZES[name], lay=lay, marked=True)
+def test_compiled_tensors_may_lie_anyhow(name, backend):
+    """In each way, and with their dimensions marked."""
+    for lay in LAYOUTS if backend == "eager" else (turned,):
+        check(name, "auto", backend, SIZES[name][:2], looked_up=DEVICE == "cuda", lay=lay)
+    check(name, "torch", backend, SIZES[name][:2], lay=turned, marked=True)
 
 
 @pytest.mark.slow
 @needs_triton
-@pytest.mark.parametrize("lay", LAYOUTS)
 @pytest.mark.parametrize("name", [op.name for op in OPS.values() if op.triton])
-def test_the_kernels_take_tensors_that_lie_anyhow(name, lay):
-    check(name, f"torch,{name}=triton", "aot_eager", SIZES[name][:2], looked_up=name == "linear_cross_entropy", lay=lay)
+def test_the_kernels_take_tensors_that_lie_anyhow(name):
+    check(name, f"torch,{name}=triton", "aot_eager", SIZES[name][:1], lay=turned)
 
 
 def test_stretches_are_a_power_of_two_equal_and_short_enough():
