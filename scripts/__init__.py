@@ -23,6 +23,8 @@ if sys.argv[0] == "-m":  # started as a script; nanochat.flags.run_script puts P
     try:  # what libraries want while they are imported
         os.getcwd()
         tempfile.gettempdir()  # on a full disk there is none
+        if cache := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+            os.makedirs(cache, exist_ok=True)
     except OSError as problem:
         gone = "the folder that this was started in is not there any more; change into another one"
         print(f"error: {oserrors.sentence(problem) or gone}", file=sys.stderr)

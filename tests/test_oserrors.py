@@ -88,6 +88,17 @@ def test_a_working_folder_that_is_gone_is_one_sentence(tmp_path):
     assert made.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("cache, said", [("file", "file is in the way"), ("file/x", "file/x cannot be")])
+def test_a_compilers_cache_that_cannot_be_is_one_sentence(tmp_path, cache, said):
+    """torch makes it while it is imported."""
+    (tmp_path / "file").write_text("")
+    where = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / cache)}
+    words = [sys.executable, "-m", "scripts.report"]
+    made = subprocess.run(words, env=where, cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 2 and made.stderr.startswith(f"error: {tmp_path}/{said}"), made.stderr
+    assert made.stderr.count("\n") == 1
+
+
 class Library(OSError):
     """As those of HTTP clients."""
 
