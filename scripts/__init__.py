@@ -1,14 +1,13 @@
 """Entry points. Ctrl-C while a script is still importing ends it with one sentence and the code of an interruption.
 
-What torch reads when it starts is set here, before any script imports it.
+What torch reads when it starts is set here, and the folders that it makes are tried, before any script imports it.
 """
 
 import os
 import signal
 import sys
-import tempfile
 
-from nanochat import oserrors, threads
+from nanochat import threads
 
 threads.wait_briefly()
 
@@ -18,9 +17,13 @@ def _stop(number: int, frame: object) -> None:
     os._exit(75)
 
 
-if sys.argv[0] == "-m":  # started as a script; nanochat.flags.run_script puts Python's own handler back
-    signal.signal(signal.SIGINT, _stop)
-    try:  # what libraries want while they are imported
+def _find_folders() -> None:
+    """Those that libraries want while they are imported; one that cannot be is an error in a sentence."""
+    import tempfile  # only now: Ctrl-C is heeded
+
+    from nanochat import oserrors
+
+    try:
         os.getcwd()
         tempfile.gettempdir()  # on a full disk there is none
         if cache := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
@@ -29,3 +32,8 @@ if sys.argv[0] == "-m":  # started as a script; nanochat.flags.run_script puts P
         gone = "the folder that this was started in is not there any more; change into another one"
         print(f"error: {oserrors.sentence(problem) or gone}", file=sys.stderr)
         sys.exit(2)
+
+
+if sys.argv[0] == "-m":  # started as a script; nanochat.flags.run_script puts Python's own handler back
+    signal.signal(signal.SIGINT, _stop)
+    _find_folders()
