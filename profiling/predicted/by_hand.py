@@ -16,8 +16,8 @@ GLUE_PASSES, GLUE_FUSED = 60, 17  # amax, rounding, transposes: passes of their 
 DIFFERENCES = {
     NORMS: "by hand without gates, smear and the sums of the streams' gradients",
     LOSS: "by hand with what products write and read of the logits, or with a second pass over them",
-    SUMS: "by hand without fills, and with the cast once a step, which compiled is the optimizer's; of fp8 no weight is "
-    "cast, and the head's gradient is added in chunks",
+    SUMS: "by hand without fills, and with the cast once a step, which compiled is the optimizer's; of fp8 no weight "
+    "is cast, and the head's gradient is added in chunks",
     TABLES: "compiled: the forward's reading too, and tables counted whole",
     OPTIMIZER: "by hand each tensor once; compiled: reductions read again, and plain's stacks are copied",
     RELU2: "by hand 22 passes, compiled 20",
