@@ -39,10 +39,10 @@ from .cross_entropy import (
 )
 from .dispatch import triton_runs
 from .fp8.quantize import E4M3, E5M2, product, quantize
+from .linears import _add_product
 from .registry import Case, Op, check_device, itemsize, randint, randn, register, without_autocast
 from .triton_utils import operator, specialized, stretches
 
-ADDED = 1 << 17  # elements that a CPU widens and adds at a time, so that the wide copy stays in its cache
 CHUNK_LOGITS = 1 << 23  # logits alive at a time: 32 MB in float32, fits a server CPU's last-level cache
 
 
@@ -82,24 +82,8 @@ def _loss_and_gradient(
 
 
 @operator(mutates=("dw",))
-def _add_product(dw: Tensor, dlogits: Tensor, x: Tensor) -> None:
-    """dw += dlogitsᵀ·x. Where dw is wider, cuBLAS adds to it itself: no pass over dw besides.
-
-    An operator, because a compiler that sees the sum puts the additions of all chunks off to the end, and keeps every
-    chunk's product until then.
-    """
-    if dlogits.is_cuda and dlogits.dtype != dw.dtype and not torch.version.hip:
-        torch.addmm(dw, dlogits.T, x, out_dtype=dw.dtype, out=dw)
-        return
-    product = dlogits.T @ x
-    rows = ADDED // dw.size(1) + 1 if product.device.type == "cpu" else dw.size(0)
-    for total, part in zip(dw.split(rows), product.split(rows)):
-        total += part
-
-
-@operator(mutates=("dw",))
 def _add_fp8_product(dw: Tensor, dlogits: Tensor, x: Tensor, inverse: Tensor) -> None:
-    """dw (V, C) += dlogits·xᵀ·inverse for fp8 dlogits (V, n) and x (C, n). An operator for the same reason."""
+    """dw (V, C) += dlogits·xᵀ·inverse for fp8 dlogits (V, n) and x (C, n). An operator as _add_product is."""
     dw += product(dlogits, x, inverse, dw.dtype, exact=True)
 
 

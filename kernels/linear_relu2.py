@@ -18,6 +18,8 @@ Source: So et al., Primer, arXiv:2109.08668 (the squared ReLU); modded-nanogpt (
 tutorial (the order of programs).
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from . import tuned
 from .dispatch import Refused, mode, triton_runs
 from .inductor_template import template_blocks, template_product
+from .linears import _add_product, linears
 from .registry import Case, Op, as_rows, check_device, itemsize, randn, register, without_autocast
 from .triton_utils import INTERPRETED, cdiv, launch, operator, product_tile, specialized, tl, triton
 
@@ -46,13 +49,17 @@ class _Relu2(torch.autograd.Function):
         return dy * (2 * y.sqrt())
 
 
+def relu2(h: Tensor) -> Tensor:
+    return F.relu(h).square() if h.dtype == torch.float16 else _Relu2.apply(h)
+
+
 def linear_relu2_reference(x: Tensor, weight: Tensor) -> Tensor:
-    h = F.linear(x, weight.to(x.dtype))
-    return F.relu(h).square() if x.dtype == torch.float16 else _Relu2.apply(h)
+    return relu2(F.linear(x, weight.to(x.dtype)))
 
 
-def mlp_relu2_reference(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
-    return F.linear(linear_relu2_reference(x, w1), w2.to(x.dtype))
+def mlp_relu2_reference(x: Tensor, w1: Tensor, w2: Tensor, gradients: Sequence[Tensor] = ()) -> Tensor:
+    (h,) = linears(x, w1.to(x.dtype), gradients=gradients[:1])
+    return linears(relu2(h), w2.to(x.dtype), gradients=gradients[1:])[0]
 
 
 # ---- Triton
@@ -126,14 +133,14 @@ _linear_relu2.register_autograd(_gradients, setup_context=_save)
 class _Pair(torch.autograd.Function):
     """The pair: y is the only thing of size (N, F) that forward stores, dh the only one that backward makes.
 
-    blocks: of Inductor's template, which is to be the product; empty: ours is.
+    blocks: of Inductor's template, which is to be the product; empty: ours is. kept: of w1 and w2, or none.
     """
 
     @staticmethod
-    def forward(ctx, x, w1, w2, blocks):
+    def forward(ctx, x, w1, w2, blocks, *kept):
         y = F.relu(template_product(x, w1.mT, blocks)).square() if blocks else _linear_relu2(x, w1)
         ctx.save_for_backward(x, w1, w2, y)
-        ctx.blocks = blocks
+        ctx.blocks, ctx.kept = blocks, kept
         return y @ w2.mT
 
     @staticmethod
@@ -142,7 +149,11 @@ class _Pair(torch.autograd.Function):
         x, w1, w2, y = ctx.saved_tensors
         dout, blocks = dout.contiguous(), ctx.blocks
         dh = template_product(dout, w2, blocks) * (2 * y.sqrt()) if blocks else _relu2_backward(dout, w2, y)
-        return dh @ w1, dh.mT @ x, dout.mT @ y, None
+        if not ctx.kept:
+            return dh @ w1, dh.mT @ x, dout.mT @ y, None
+        for kept, dy, of in zip(ctx.kept, (dh, dout), (x, y)):
+            _add_product(kept, dy, of)
+        return dh @ w1, *[None] * 5
 
 
 # ---- the public functions
@@ -161,9 +172,10 @@ def linear_relu2(x: Tensor, weight: Tensor) -> Tensor:
     return linear_relu2_reference(x, weight)
 
 
-def mlp_relu2(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
+def mlp_relu2(x: Tensor, w1: Tensor, w2: Tensor, gradients: Sequence[Tensor] = ()) -> Tensor:
     """relu(x·w1ᵀ)²·w2ᵀ for x (..., C), w1 (F, C), w2 (E, F), cast to x's dtype. Returns (..., E) in x's dtype.
 
+    gradients: of w1 and w2, where the caller keeps them, as for linears.py.
     Raises ValueError when the shapes do not fit.
     """
     if w1.ndim != 2 or w2.ndim != 2 or w1.size(1) != x.size(-1) or w2.size(1) != w1.size(0):
@@ -174,24 +186,27 @@ def mlp_relu2(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
     check_device("mlp_relu2", x, w1=w1, w2=w2)
     if mode("mlp_relu2") == "inductor":
         if _compiles(x):
-            return _mlp_relu2_inductor(x, w1, w2)
+            return _mlp_relu2_inductor(x, w1, w2, gradients)
     elif _runs("mlp_relu2", x):
-        return _mlp_relu2_triton(x, w1, w2)
-    return mlp_relu2_reference(x, w1, w2)
+        return _mlp_relu2_triton(x, w1, w2, gradients)
+    return mlp_relu2_reference(x, w1, w2, gradients)
 
 
 def _linear_relu2_triton(x: Tensor, weight: Tensor) -> Tensor:
     return _linear_relu2(as_rows(x), weight.to(x.dtype).contiguous()).view(*x.shape[:-1], weight.size(0))
 
 
-def _mlp_relu2_triton(x: Tensor, w1: Tensor, w2: Tensor, blocks: tuple[int, ...] = ()) -> Tensor:
+def _mlp_relu2_triton(
+    x: Tensor, w1: Tensor, w2: Tensor, gradients: Sequence[Tensor] = (), blocks: tuple[int, ...] = ()
+) -> Tensor:
     with without_autocast(x):
-        out = _Pair.apply(as_rows(x), w1.to(x.dtype).contiguous(), w2.to(x.dtype).contiguous(), blocks)
+        out = _Pair.apply(as_rows(x), w1.to(x.dtype).contiguous(), w2.to(x.dtype).contiguous(), blocks, *gradients)
     return out.view(*x.shape[:-1], w2.size(0))
 
 
-def _mlp_relu2_inductor(x: Tensor, w1: Tensor, w2: Tensor) -> Tensor:
-    return _mlp_relu2_triton(x, w1, w2, template_blocks("mlp_relu2", x.dtype, specialized(x.size(-1)), x.device))
+def _mlp_relu2_inductor(x: Tensor, w1: Tensor, w2: Tensor, gradients: Sequence[Tensor] = ()) -> Tensor:
+    blocks = template_blocks("mlp_relu2", x.dtype, specialized(x.size(-1)), x.device)
+    return _mlp_relu2_triton(x, w1, w2, gradients, blocks)
 
 
 def _compiles(x: Tensor) -> bool:

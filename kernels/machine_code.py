@@ -133,7 +133,7 @@ def looped(text: str, branch: str, no_return: str) -> bool:
 
 
 def read_cuda(made: Any) -> dict[str, Any]:
-    """Figures of a compiled CUDA kernel."""
+    """Registers, memory accesses and instructions of a compiled CUDA kernel."""
     text, usage = sass(made.asm["cubin"])
     resources = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     words = cuda_instructions(text)
@@ -157,7 +157,7 @@ def read_cuda(made: Any) -> dict[str, Any]:
 
 
 def read_amd(made: Any) -> dict[str, Any]:
-    """Figures of a compiled AMD kernel, from its assembly text."""
+    """The same of a compiled AMD kernel, from its assembly text."""
     text = made.asm["amdgcn"]
     code = text.split(".section")[0]
     number = lambda key: int(m[1]) if (m := re.search(rf"\.{key}:\s+(\d+)", text)) else 0

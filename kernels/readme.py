@@ -152,16 +152,16 @@ def text(rows: list[dict[str, Any]], moved: dict[str, Any], share: float, visite
     made = HEAD.format(dtype=DTYPE, shape=SHAPE, triton=triton.__version__)
     seen = set()
     for row in rows:
-        figures = [f"{row[key]}" for key in ("kernel", "op", "target")]
+        cells = [f"{row[key]}" for key in ("kernel", "op", "target")]
         if row["error"]:
-            figures += [row["error"], *[""] * 6]
+            cells += [row["error"], *[""] * 6]
         else:
             spilled = f"{row['spill_bytes']}" + (f" ({row['spill_reason']})" if row["spill_reason"] else "")
-            figures += [f"{row['registers']}", spilled, f"{row['shared_bytes']:,}", f"{row['occupancy']:.0%}"]
-            figures += [f"{row['access_bytes']} B", row["tensor_core"] or "–", f"{row['float64_instructions']}"]
-        if tuple(figures) not in seen:
-            seen.add(tuple(figures))
-            made += f"| {' | '.join(figures)} |\n"
+            cells += [f"{row['registers']}", spilled, f"{row['shared_bytes']:,}", f"{row['occupancy']:.0%}"]
+            cells += [f"{row['access_bytes']} B", row["tensor_core"] or "–", f"{row['float64_instructions']}"]
+        if tuple(cells) not in seen:
+            seen.add(tuple(cells))
+            made += f"| {' | '.join(cells)} |\n"
     made += TRAFFIC.format(case=CASE)
     for name, row in moved.items():
         ratio = f"{row['forward'] / row['least']:.2f}" if row["forward"] else "PyTorch's own"

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import (
@@ -112,6 +111,7 @@ class Linear(nn.Linear):
 
     history: Tensor | None
     shadow: Tensor | None = None  # the weight in the compute dtype, where it is cast once a step (GPT.keep_shadows)
+    gradient: Tensor | None = None  # the float32 weight's, where backward adds to it itself
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
@@ -121,8 +121,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor | Quantized) -> Tensor:
         if self.fp8 and self.training:
             return fp8_linear(x, self.weight, self.history)
-        x = plain(x)
-        return F.linear(x, self.cast(x.dtype))
+        return together(x, self)[0]
 
     def cast(self, dtype: torch.dtype) -> Tensor:
         """The weight to multiply with."""
@@ -135,7 +134,12 @@ def together(x: Tensor | Quantized, *layers: Linear) -> tuple[Tensor, ...]:
     if int8 or (layers[0].fp8 and layers[0].training):
         return tuple(layer(x) for layer in layers)
     x = plain(x)
-    return linears(x, *(layer.cast(x.dtype) for layer in layers))
+    return linears(x, *(layer.cast(x.dtype) for layer in layers), gradients=kept(*layers))
+
+
+def kept(*layers: Linear) -> tuple[Tensor, ...]:
+    """The gradients of their weights to which backward adds; none where it gives them to autograd."""
+    return tuple(layer.gradient for layer in layers if layer.gradient is not None)
 
 
 class Embedding(nn.Embedding):
@@ -193,7 +197,7 @@ class MLP(nn.Module):
         if self.fp8 and self.training:
             return fp8_mlp_relu2(h, self.c_fc.weight, self.c_proj.weight, self.history)
         h = plain(h)
-        return mlp_relu2(h, self.c_fc.cast(h.dtype), self.c_proj.cast(h.dtype))
+        return mlp_relu2(h, self.c_fc.cast(h.dtype), self.c_proj.cast(h.dtype), kept(self.c_fc, self.c_proj))
 
 
 class Block(nn.Module):
@@ -339,11 +343,13 @@ class GPT(nn.Module):
         """Has the blocks' weights cast once a step, by the optimizer, and not at every use. Call it before compiling.
 
         The same results to the bit, with less memory traffic: predicted to pay on GPUs. Not for fp8, which rounds the
-        float32 weights themselves.
+        float32 weights themselves. Where gradients are kept, the products that make those of matrices add to them.
         """
         for module in self.transformer["h"].modules():
             if isinstance(module, Linear):
                 module.shadow = optimizer.shadow(module.weight, self.dtype)
+                if module.in_features > VE_GATE_CHANNELS:  # a gate's are a hundred numbers
+                    module.gradient = module.weight.grad
 
     def keep_gradients(self, optimizer: "optim.MuonAdamW") -> None:
         """Has backward add to gradients that stay where they are; to the tables' only the rows that occur.

@@ -132,9 +132,10 @@ class MuonAdamW(torch.optim.Optimizer):
         copy = param.detach().to(dtype, copy=True).requires_grad_()
 
         def add(copy: Tensor) -> None:
-            assert param.grad is not None and copy.grad is not None
-            param.grad += copy.grad
-            copy.grad = None
+            if copy.grad is not None:  # else the product that made it has added it
+                assert param.grad is not None
+                param.grad += copy.grad
+                copy.grad = None
 
         copy.register_post_accumulate_grad_hook(add)
         self._shadows.append((param, copy))

@@ -27,6 +27,7 @@ OF_PATHS = {
     errno.ENOENT: "{where} is not there, or not any more; put it back, or look at the path",
 }
 
+NO_TEMPORARY = "No usable temporary directory"  # as tempfile begins
 SHORT = ("can't allocate memory", "not enough memory")  # as torch has it, of the CPU
 
 
@@ -43,6 +44,10 @@ def sentence(error: OSError) -> str:
     """About a file operation that failed; "" for errors of another kind: of connections, of libraries."""
     if type(error).__module__ != "builtins" or isinstance(error, NOT_OF_FILES):
         return ""
+    if str(error.strerror).startswith(NO_TEMPORARY):
+        return (
+            "no folder for temporary files can be written to; free space on the disk of /tmp, or set TMPDIR to another"
+        )
     path = error.filename2 or error.filename
     if isinstance(path, int) or (path is None and error.errno not in OF_WRITES):  # a descriptor; a socket, say
         return ""

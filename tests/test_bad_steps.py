@@ -46,15 +46,17 @@ def everything(stage) -> dict[str, torch.Tensor]:
 
 
 def spoil(stage, part, steps, value):
-    """From now on a gradient is bad at these steps. On a GPU a matrix's is that of its shadow."""
+    """From now on a gradient is bad at these steps. On a GPU autograd has none of a matrix: products add to it."""
     weight = PARTS[part](stage.model)
-    shadows = [
-        getattr(module, "shadow", None)
-        for module in stage.model.modules()
-        if module.__dict__.get("_parameters") and module._parameters.get("weight") is weight
-    ]
-    hooked = next((shadow for shadow in shadows if shadow is not None), weight)
-    hooked.register_hook(lambda grad: grad * value if stage.state.step in steps else None)
+
+    def before_update(*call) -> None:
+        if stage.state.step in steps:
+            weight.grad.mul_(value)
+
+    if any(getattr(module, "gradient", None) is weight.grad is not None for module in stage.model.modules()):
+        stage.optimizer.register_step_pre_hook(before_update)
+    else:
+        weight.register_hook(lambda grad: grad * value if stage.state.step in steps else None)
 
 
 def same(before, after):

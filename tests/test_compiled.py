@@ -198,11 +198,11 @@ def test_without_triton_it_says_so(capsys, monkeypatch):
 
 @pytest.fixture(scope="module")
 def small():
-    """(the case, what a child finds of it): two layers, not compiled to machine code."""
+    """(the case, what a child finds of it): four layers, not compiled to machine code."""
     pytest.importorskip("triton", reason="Triton is not installed")
     if reason := null_device.obstacle():
         pytest.skip(reason)
-    case = lower.Case(asdict(model_config(2, 4096, 512)), rows=8, optimizer=False)
+    case = lower.Case(asdict(model_config(4, 4096, 512)), rows=8, optimizer=False)
     return case, lower.ask("tests.null_device.small_step", case, "h100")
 
 
@@ -217,7 +217,7 @@ def test_launches_of_a_small_step(small):
     assert [row["name"] for row in steps[0]] == [row["name"] for row in steps[1]] and len(steps[0]) > 50
     tokens = case.rows * case.config["sequence_len"]
     multiplied = sum(row["flops"] for row in steps[0] if row["category"] == launches.PRODUCTS)
-    assert multiplied == pytest.approx(6 * tokens * linear_params(model_config(2, 4096, 512)), rel=0.01)
+    assert multiplied == pytest.approx(6 * tokens * linear_params(model_config(4, 4096, 512)), rel=0.01)
     known = {*found["generated"], *found["ours"]}
     assert all(row["kernel"] in known for row in steps[0] if row["who"] in (launches.INDUCTOR, launches.OURS))
     assert {row["who"] for row in steps[0]} >= {launches.INDUCTOR, launches.OURS, launches.LIBRARY}

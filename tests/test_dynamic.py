@@ -45,11 +45,47 @@ SIZES = {
 }
 
 
-def results(fn, op, case, setting):
-    """Outputs, arguments changed in place, gradients."""
+def every_second(value):
+    """The same values with others between them, in memory."""
+    wide = value.new_zeros(*value.shape[:-1], 2 * value.shape[-1])
+    wide[..., ::2] = value
+    return wide[..., ::2]
+
+
+def turned(value):
+    """The same values, in memory with the dimensions in reverse: the last one has the longest stride."""
+    return value.permute(*reversed(range(value.ndim))).contiguous().permute(*reversed(range(value.ndim)))
+
+
+def expanded(value):
+    """The second of them everywhere, in memory once. (Of targets, the first is one to ignore.)"""
+    return value[1:2].expand(value.shape)
+
+
+LAYOUTS = (every_second, turned, expanded)
+
+
+def inputs_of(op, case, lay=None, marked=(), in_place=True):
+    """lay: how tensors lie in memory, in_place: also those that are changed; marked: cases whose shapes differ in the
+    dimensions that are marked dynamic.
+    """
     inputs = op.inputs(case, torch.float32, DEVICE)
+    shapes = [op.inputs(other, torch.float32, "meta") for other in marked]
+    for name, value in inputs.items():
+        if not torch.is_tensor(value) or not value.ndim:
+            continue
+        if lay and (name not in op.mutates or (in_place and lay is not expanded)):
+            inputs[name] = value = lay(value)
+        for dim in range(value.ndim if shapes else 0):
+            if len({other[name].shape[dim] for other in shapes}) > 1:
+                torch._dynamo.mark_dynamic(value, dim)
     for name in op.differentiable:
         inputs[name].requires_grad_()
+    return inputs
+
+
+def results(fn, op, inputs, setting):
+    """Outputs, arguments changed in place, gradients."""
     with kernels.use(setting):
         result = fn(**inputs)
         outputs = [output for output in tensors(result) if output.requires_grad]
@@ -62,14 +98,20 @@ def results(fn, op, case, setting):
     ]
 
 
-def check(name, setting, backend, sizes, looked_up=False):
+def check(name, setting, backend, sizes, looked_up=False, lay=None, marked=False):
     """`looked_up`: a width that is asked for in a table is a constant of the graph, so each has one of its own."""
     op = OPS[name]
+    in_place = "triton" not in setting  # kernels refuse to change in place what is not contiguous
     torch._dynamo.reset()
     counters.clear()
-    compiled = torch.compile(op.fn, fullgraph=True, dynamic=True, backend=backend)
+    compiled = torch.compile(op.fn, fullgraph=True, dynamic=None if marked else True, backend=backend)
     for case in sizes:
-        for a, b in zip(results(compiled, op, case, setting), results(op.fn, op, case, setting)):
+        found = results(compiled, op, inputs_of(op, case, lay, sizes if marked else (), in_place), setting)
+        plain = inputs_of(op, case, expanded if lay is expanded else None)
+        for key, value in plain.items():
+            if torch.is_tensor(value):
+                plain[key] = value.detach().contiguous().requires_grad_(value.requires_grad)
+        for a, b in zip(found, results(op.fn, op, plain, setting), strict=True):
             assert (a.double() - b.double()).norm() <= 1e-3 * b.double().norm() + 1e-6
     assert counters["stats"]["unique_graphs"] <= (len(sizes) if looked_up else 1)
 
@@ -77,6 +119,19 @@ def check(name, setting, backend, sizes, looked_up=False):
 @pytest.mark.parametrize("name", OPS)
 def test_one_graph_takes_every_size(name):
     check(name, "torch", "eager", SIZES[name][:2], looked_up=DEVICE == "cuda")
+
+
+QUICK = [pytest.param(name, marks=pytest.mark.slow if name == "flash_attention" else ()) for name in OPS]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_tensors_may_lie_anyhow(name):
+    check(name, "torch", "eager", SIZES[name][:1], lay=turned)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_dimension_that_is_marked_stays_dynamic(name):
+    check(name, "torch", "eager", SIZES[name][:2], marked=True)
 
 
 @needs_triton
@@ -110,6 +165,23 @@ def test_compiled_it_gives_the_same_at_every_size(name, backend):
 @pytest.mark.parametrize("name", [op.name for op in OPS.values() if op.triton])
 def test_the_kernels_take_every_size(name):
     check(name, f"torch,{name}=triton", "aot_eager", SIZES[name], looked_up=name == "linear_cross_entropy")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("name", OPS)
+def test_compiled_tensors_may_lie_anyhow(name, backend):
+    """In each way, and with their dimensions marked."""
+    for lay in LAYOUTS if backend == "eager" else (turned,):
+        check(name, "auto", backend, SIZES[name][:2], looked_up=DEVICE == "cuda", lay=lay)
+    check(name, "torch", backend, SIZES[name][:2], lay=turned, marked=True)
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize("name", [op.name for op in OPS.values() if op.triton])
+def test_the_kernels_take_tensors_that_lie_anyhow(name):
+    check(name, f"torch,{name}=triton", "aot_eager", SIZES[name][:1], lay=turned)
 
 
 def test_stretches_are_a_power_of_two_equal_and_short_enough():

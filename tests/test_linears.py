@@ -1,9 +1,13 @@
-"""Several linear layers of one input: the sum of its gradients, by the operator that adds each product to it."""
+"""Linear layers of one input: sums of gradients, by the operators that add each product to them."""
+
+import warnings
 
 import pytest
 import torch
 
-from kernels.linears import _add_input_gradient, _linears, linears
+from kernels.linear_relu2 import _mlp_relu2_triton, mlp_relu2
+from kernels.linears import _add_input_gradient, _add_product, _linears, _widens, linears
+from kernels.triton_utils import INTERPRETED
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -21,5 +25,51 @@ def test_results_and_gradients_are_those_of_plain_products(dtype, tolerance, wid
         assert (ours - wanted).norm() <= tolerance * wanted.norm()
 
 
-def test_the_operator_is_one():
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)])
+@pytest.mark.parametrize(
+    "kept_by, plain, widths",
+    [
+        (lambda x, *weights, gradients: sum(y.sum(-1) for y in _linears(x, *weights, gradients=gradients)),
+         lambda x, *weights: sum(y.sum(-1) for y in linears(x, *weights)), ((8, 16), (24, 16), (5, 16))),
+        (_mlp_relu2_triton, mlp_relu2, ((48, 16), (16, 48))),
+    ],
+    ids=["linears", "MLP"],
+)  # fmt: skip
+def test_gradients_that_are_kept_are_added_to(kept_by, plain, widths, dtype, tolerance):
+    """Of two micro-batches, in float32: as near to float64's as one product's rounding leaves the gradients of y."""
+    if kept_by is _mlp_relu2_triton and not INTERPRETED:
+        pytest.skip("wants Triton's interpreter")
+    torch.manual_seed(0)
+    weights = [torch.randn(width, dtype=dtype, requires_grad=True) for width in widths]
+    kept = [torch.randn(width) for width in widths]
+    exact = [weight.detach().double().requires_grad_() for weight in weights]
+    wanted = [before.double() for before in kept]
+    for _ in range(2):
+        x = torch.randn(3, 7, 16, dtype=dtype, requires_grad=True)
+        kept_by(x, *weights, gradients=kept).square().sum().backward()
+        wide = x.detach().double().requires_grad_()
+        *more, dx = torch.autograd.grad(plain(wide, *exact).square().sum(), [*exact, wide])
+        wanted = [total + one for total, one in zip(wanted, more)]
+        assert (x.grad - dx).norm() <= 10 * tolerance * dx.norm()
+    assert all(weight.grad is None for weight in weights)
+    for found, total in zip(kept, wanted):
+        assert found.dtype == torch.float32 and (found - total).norm() <= 10 * tolerance * total.norm()
+
+
+def test_a_card_that_cannot_add_to_wider_totals_is_told_once(monkeypatch):
+    def refused(*given, **named):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED\nmore of it")
+
+    _widens.cache_clear()
+    monkeypatch.setattr(torch, "addmm", refused)
+    with pytest.warns(UserWarning, match="in a pass of their own: CUDA error: CUBLAS_STATUS_NOT_SUPPORTED$"):
+        assert not _widens(torch.device("cpu"), torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not _widens(torch.device("cpu"), torch.bfloat16)
+    _widens.cache_clear()
+
+
+def test_the_operators_are_some():
     torch.library.opcheck(_add_input_gradient, (torch.randn(3, 4), torch.randn(3, 5), torch.randn(5, 4)))
+    torch.library.opcheck(_add_product, (torch.randn(5, 4), torch.randn(3, 5), torch.randn(3, 4)))

@@ -67,6 +67,38 @@ def test_a_full_gpu_is_one_sentence_and_exit_code_2(capsys, error, said):
     assert "--device-batch-size" in found and "--slots" in found and "Process" not in found
 
 
+def test_no_folder_for_temporary_files_is_one_sentence(tmp_path):
+    """As on a full disk: no file may have a byte. Before torch is imported, and within a script."""
+    for words in (["-m", "scripts.report"], ["-c", "import tempfile; from nanochat.flags import run_script\n"
+                  "run_script(lambda: tempfile.gettempdir())"]):  # fmt: skip
+        made = subprocess.run(
+            ["bash", "-c", 'ulimit -f 0; exec "$@"', "x", sys.executable, *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        assert made.returncode == 2 and made.stderr.startswith("error: no folder for temporary files"), made.stderr
+        assert made.stderr.count("\n") == 1
+
+
+def test_a_working_folder_that_is_gone_is_one_sentence(tmp_path):
+    made = subprocess.run(
+        ["bash", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$0" -m scripts.report', sys.executable],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert made.returncode == 2 and made.stderr.startswith("error: the folder that this was started in is not there")
+    assert made.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("cache, said", [("file", "file is in the way"), ("file/x", "file/x cannot be")])
+def test_a_compilers_cache_that_cannot_be_is_one_sentence(tmp_path, cache, said):
+    """torch makes it while it is imported."""
+    (tmp_path / "file").write_text("")
+    where = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / cache)}
+    words = [sys.executable, "-m", "scripts.report"]
+    made = subprocess.run(words, env=where, cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 2 and made.stderr.startswith(f"error: {tmp_path}/{said}"), made.stderr
+    assert made.stderr.count("\n") == 1
+
+
 class Library(OSError):
     """As those of HTTP clients."""
 

@@ -64,9 +64,9 @@ def _run_missing(name: str, experiment: Experiment, folder: Path, smoke: bool, u
         return
     path = folder / FORECAST
     if not path.exists():
-        told = experiment.forecast(table.read(folder / TABLE), experiment.smoke if smoke else experiment.size)
-        write_atomically(path, (json.dumps(told, indent=1) + "\n").encode())
-        print(f"{name}: forecast {told} written to {path}")
+        forecast = experiment.forecast(table.read(folder / TABLE), experiment.smoke if smoke else experiment.size)
+        write_atomically(path, (json.dumps(forecast, indent=1) + "\n").encode())
+        print(f"{name}: forecast {forecast} written to {path}")
     if not smoke and not registered(path):
         raise UserError(f"{path} is not committed; commit it, then the same command runs what it forecasts")
     _run_cells(name, experiment, folder, experiment.held_out, smoke, until)

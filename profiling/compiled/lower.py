@@ -45,6 +45,7 @@ class Case:
     part: str = "step"
     gpus: int = 1  # ranks of a training step
     device: str = "cuda"
+    without: str = ""  # of mends.MENDS: what of the step is taken back
 
 
 @dataclass

@@ -80,12 +80,12 @@ class Allocations(TorchDispatchMode):
     @contextmanager
     def silent(self) -> Iterator[None]:
         """Within an operator of ours, which on a CPU is one call: what it calls in turn is its own."""
-        told = self.called
-        self.called = (lambda *call: None) if self.device == "cpu" else told
+        before = self.called
+        self.called = (lambda *call: None) if self.device == "cpu" else before
         try:
             yield
         finally:
-            self.called = told
+            self.called = before
 
     def note(self, tensor: Tensor, kind: str) -> None:
         """Counts a tensor's storage, where it is on the device and not known yet."""

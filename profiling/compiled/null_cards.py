@@ -1,4 +1,4 @@
-"""Cards as torch reports them, for the null device: what a driver says, data-sheet figures only where nobody said."""
+"""Cards as torch reports them, for the null device: what a driver says, the data sheet only where nobody said."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace

@@ -33,15 +33,17 @@ def moved(config: GPTConfig, tokens: int, micro: int, ours: bool, fp8: bool) -> 
     matrices, head, tables = counts["transformer_matrices"], counts["lm_head"], counts["wte"] + counts["value_embeds"]
     layers = config.n_layer * micro * tokens * config.n_embd * 2  # one pass in each layer
     # Bytes a parameter and micro-batch: cast (6), gradient widened (6), added to those before it (12); or one cast a
-    # step (6), and the gradient written (6) or added (10) where it is kept. fp8 rounds the float32 weights themselves.
-    casts = 12 + 10 * (micro - 1) if ours and not fp8 else 12 * micro + 12 * (micro - 1)
+    # step (6), and the gradient added where it is kept: of the head in a pass (10), of matrices in their products. fp8
+    # rounds the float32 weights themselves.
+    usual = 12 * micro + 12 * (micro - 1)
+    casts = (6, 6 + 10 * micro) if ours and not fp8 else (usual, usual)
     # Of a table: zeros and sums in float32 (4 + 4 bytes an entry), cast (2), added to those before (6); or the rows of
     # the incoming gradient once, a third as many again for those that occur, and a table of zeros a step; no sorting.
     looked_up = micro * tokens * tables / config.padded_vocab_size * 2 * 1.33 + 2 * tables
     found = {
         NORMS: NORM_PASSES * layers,
         LOSS: micro * tokens * config.vocab_size * (6 if ours else 10),
-        SUMS: casts * (matrices + head),
+        SUMS: casts[0] * matrices + casts[1] * head,
         TABLES: looked_up if ours else tables * (10 * micro + 6 * (micro - 1)),
         OPTIMIZER: 40 * matrices + 28 * head + 12 * tables + (0 if ours else 24 * matrices),
     }  # fmt: skip

@@ -6,6 +6,7 @@ Predictions come from simulate.py as the file is written, measurements from resu
 from pathlib import Path
 from typing import Any
 
+from kernels.tuned import UNPROVEN
 from nanochat import records
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 CPU = "benchmarks/results/vs-upstream-cpu.json"
 STEP = "benchmarks/results/h100-second-run.json"
 SINGLE = "benchmarks/results/nvidia-h100-80gb-hbm3.json"
+ABLATIONS, MENDS = "profiling/compiled/ablations.json", "profiling/compiled/mends.json"
 # Variant of the step → where in the code is what it has beyond the one before it.
 BUILT = {
     "ours": "[optim](../nanochat/optim.py), [kernels/](../kernels/)",
@@ -29,8 +31,7 @@ BUILT = {
 }
 # Change → why it is not built.
 NOT_BUILT = {
-    "weight gradients added to float32 inside the product": "needs a product with a float32 result and an addend for "
-    "every op that has a weight; as it is built, the sum is a pass of its own",
+    "in fp8, weight gradients added to float32 inside the product": "the library's fp8 product takes no addend",
 }
 # What the step's parts do not show: built, and where.
 UNSEEN = {
@@ -52,6 +53,15 @@ run a step of depth 12 (below) and single ops. The whole step is within ±{band:
 "or" stands in place of the row above.
 Streamed: bytes of a forward and a backward that are of no matrix product or attention.
 What no part explains is fitted, so that the whole meets one published step: that it does says nothing of the parts.
+
+"""
+
+
+SWITCHED = """## With and without each change, as compiled for an H100
+
+Four layers of the width of depth 24, 16 rows: a forward and a backward whose gradients are added to others, or the
+updates; the peak is that of 24 layers (`python -m profiling ablate`, `python -m profiling mends`). All other changes
+are there in both. Where a card was measured, that decides which ops run, not these counts.
 
 """
 
@@ -128,6 +138,25 @@ def not_yet(ms: dict[str, float]) -> str:
     return text + "".join(f"| {what} | {1e3 * saved:+.1f} ms | {how} |\n" for what, saved, how in rows) + "\n"
 
 
+def switched(ablations: dict[str, Any], mends: dict[str, Any]) -> str:
+    """What the compiled step counts without a change and with it, from ablate.py's counts and mends.py's."""
+    text = (
+        SWITCHED + "| step | change | streamed, without → with | launches | TFLOP | peak |\n|---|---|---|---|---|---|\n"
+    )
+    rows = [("bf16", name, cells, mends[""]) for name, cells in mends.items() if name]
+    for program, cells in ablations["h100"].items():
+        for op in filter(None, cells):
+            off, on = cells[op], cells[""]
+            off, on = (on, off) if op in UNPROVEN else (off, on)
+            rows.append((dict(step="bf16").get(program, program), f"our `{op}`", off, on))
+    forms = (("streaming", 1e9, "{:.2f} → {:.2f} GB"), ("launches", 1, "{:.0f} → {:.0f}"),
+             ("flops", 1e12, "{:.2f} → {:.2f}"), ("peak", 2**30, "{:.1f} → {:.1f} GiB"))  # fmt: skip
+    for program, change, off, on in rows:
+        cells = " | ".join(form.format(off[what] / unit, on[what] / unit) for what, unit, form in forms)
+        text += f"| {program} | {change} | {cells} |\n"
+    return text + "\n"
+
+
 def on_gpu(result: dict[str, Any]) -> str:
     """A step's parts, predicted and measured."""
     found, where = result["training_step"], result["environment"]
@@ -185,7 +214,7 @@ def written() -> str:
         f"a layer's MLP on one H100: {ms['triton']:.2f} ms, torch.compile's {ms['compiled']:.2f} ([ops](../{SINGLE}))"
     )
     text = HEAD.format(band=BAND) + predicted("plain", {"relu2": said}) + predicted("fp8 loop", {}) + not_yet(ms)
-    text += checked("plain") + checked("ours")
+    text += switched(read(ABLATIONS), read(MENDS)) + checked("plain") + checked("ours")
     text += on_gpu(results[STEP]) + on_cpu(results[CPU])
     text += listed("Built, between the parts: nothing of it is predicted", UNSEEN)
     return text + listed("Not built, and why", NOT_BUILT)

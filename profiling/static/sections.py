@@ -209,7 +209,7 @@ def kernels(target: str, rows: Sequence[dict[str, Any]]) -> Section:
 
 
 def merged(rows: Sequence[dict[str, Any]], cells: Callable[[dict[str, Any]], tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Lines of a table; passes and cases with the same figures share one."""
+    """Lines of a table; passes and cases with the same numbers share one."""
     found: dict[tuple[str, ...], tuple[list[str], list[str]]] = {}
     for row in rows:
         ways, cases = found.setdefault((row["kernel"], row["op"], *cells(row)), ([], []))
