@@ -17,6 +17,8 @@ layers).
 On a GPU. Elsewhere, without gradients and where `torch` is asked for, these are plain products.
 """
 
+import functools
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -37,13 +39,29 @@ def _add_input_gradient(dx: Tensor, dy: Tensor, weight: Tensor) -> None:
     dx.addmm_(dy, weight)
 
 
+@functools.cache
+def _widens(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether cuBLAS adds products of this dtype to float32 on this card: tried once. A failure is warned about."""
+    if torch.version.hip:
+        return False
+    small = torch.zeros(16, 16, dtype=dtype, device=device)
+    total = torch.zeros(16, 16, device=device)
+    try:
+        torch.addmm(total, small, small, out_dtype=total.dtype, out=total)
+    except (RuntimeError, TypeError) as problem:
+        why = str(problem).splitlines()[0]
+        warnings.warn(f"kernels: products of {dtype} are added to float32 in a pass of their own: {why}", stacklevel=2)
+        return False
+    return True
+
+
 @operator(mutates=("dw",))
 def _add_product(dw: Tensor, dy: Tensor, x: Tensor) -> None:
     """dw (F, C) += dyᵀ·x for dy (N, F), x (N, C). Where dw is wider, cuBLAS adds to it itself: no pass over dw besides.
 
     An operator, because a compiler that sees the sum puts it off to the end, and keeps the product until then.
     """
-    if dy.is_cuda and dy.dtype != dw.dtype and not torch.version.hip:
+    if dy.is_cuda and dy.dtype != dw.dtype and _widens(dy.device, dy.dtype):
         torch.addmm(dw, dy.T, x, out_dtype=dw.dtype, out=dw)
         return
     product = dy.T @ x

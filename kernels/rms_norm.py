@@ -60,7 +60,7 @@ def add_rms_norm_reference(x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
 # ---- Triton
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("index",))  # a layer's number: one kernel for all layers
 def _rms_norm_fwd_kernel(
     x_ptr, delta_ptr, x0_ptr, a_ptr, b_ptr, weight_ptr, mixed_ptr, normed_ptr, N, index, eps,
     C: tl.constexpr, ADD: tl.constexpr, MIX: tl.constexpr, WEIGHT: tl.constexpr,
@@ -86,7 +86,7 @@ def _rms_norm_fwd_kernel(
     tl.store(normed_ptr + at, y, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("index",))  # a layer's number: one kernel for all layers
 def _rms_norm_bwd_kernel(
     dmixed_ptr, dnormed_ptr, x_ptr, delta_ptr, x0_ptr, a_ptr, b_ptr, weight_ptr,
     dx_ptr, dx0_ptr, dweight_ptr, da_ptr, db_ptr, N, index, eps,

@@ -1,10 +1,12 @@
 """Linear layers of one input: sums of gradients, by the operators that add each product to them."""
 
+import warnings
+
 import pytest
 import torch
 
 from kernels.linear_relu2 import _mlp_relu2_triton, mlp_relu2
-from kernels.linears import _add_input_gradient, _add_product, _linears, linears
+from kernels.linears import _add_input_gradient, _add_product, _linears, _widens, linears
 from kernels.triton_utils import INTERPRETED
 
 
@@ -52,6 +54,20 @@ def test_gradients_that_are_kept_are_added_to(kept_by, plain, widths, dtype, tol
     assert all(weight.grad is None for weight in weights)
     for found, total in zip(kept, wanted):
         assert found.dtype == torch.float32 and (found - total).norm() <= 10 * tolerance * total.norm()
+
+
+def test_a_card_that_cannot_add_to_wider_totals_is_told_once(monkeypatch):
+    def refused(*given, **named):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED\nmore of it")
+
+    _widens.cache_clear()
+    monkeypatch.setattr(torch, "addmm", refused)
+    with pytest.warns(UserWarning, match="in a pass of their own: CUDA error: CUBLAS_STATUS_NOT_SUPPORTED$"):
+        assert not _widens(torch.device("cpu"), torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not _widens(torch.device("cpu"), torch.bfloat16)
+    _widens.cache_clear()
 
 
 def test_the_operators_are_some():
