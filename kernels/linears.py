@@ -24,6 +24,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from .dispatch import mode
@@ -61,7 +62,9 @@ def _add_product(dw: Tensor, dy: Tensor, x: Tensor) -> None:
 
     An operator, because a compiler that sees the sum puts it off to the end, and keeps the product until then.
     """
-    if dy.is_cuda and dy.dtype != dw.dtype and _widens(dy.device, dy.dtype):
+    # Fake tensors would try nothing, and it would be remembered as tried.
+    tries = not isinstance(dy, FakeTensor) or torch.version.hip
+    if dy.is_cuda and dy.dtype != dw.dtype and (not tries or _widens(dy.device, dy.dtype)):
         torch.addmm(dw, dy.T, x, out_dtype=dw.dtype, out=dw)
         return
     product = dy.T @ x
