@@ -70,7 +70,7 @@ def _sum(x_ptr, delta_ptr, x0_ptr, a_ptr, b_ptr, index, at, mask, ADD: tl.conste
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("index",))  # a layer's number: one kernel for all layers
 def _fp8_norm_kernel(
     x_ptr, delta_ptr, x0_ptr, a_ptr, b_ptr, mixed_ptr, normed_ptr, values_ptr, transposed_ptr, N, C, index, eps, scale,
     ADD: tl.constexpr, MIX: tl.constexpr, LARGEST: tl.constexpr, EMULATE: tl.constexpr, BLOCK_N: tl.constexpr,
