@@ -99,6 +99,8 @@ def test_an_exception_is_for_a_kernel_and_a_fault(monkeypatch):
     assert promises.excused("triton_poi_fused_embedding_0", "2 bytes at a time") == "rows of a table"
     assert not promises.excused("triton_poi_fused_embedding_0", "2 bytes at a time, float64")
     assert not promises.excused("triton_poi_fused_add_0", "2 bytes at a time")
+    softmax = "triton_red_fused_prepare_softmax_online_0", "spills 136 bytes"
+    assert promises.excused(*softmax) and not promises.excused(*softmax, reference=False)  # ours may not
 
 
 def test_what_is_suspect():

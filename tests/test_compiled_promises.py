@@ -12,17 +12,19 @@ from profiling.predicted.cards import card
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
 @pytest.mark.parametrize("fp8", ["", "current"])
 @pytest.mark.parametrize("name", ["H100", "A100", "RTX 4090", "B200"])
-def test_no_kernel_of_the_step_does_what_it_should_not(name, fp8):
+def test_no_kernel_of_the_step_does_what_it_should_not(name, fp8, kernels):
     pytest.importorskip("triton", reason="Triton is not installed")
     if reason := null_device.obstacle():
         pytest.skip(reason)
     chip = card(name)
     if fp8 and not chip.fp8:
         pytest.skip(f"the {name} has no fp8 units")
-    found = report.measured(lower.Case(asdict(model_config(4, 32768)), rows=16, fp8=fp8), chip)
-    kernels = {row["name"] for row in found["launches"] if row["kernel"]}
-    assert len(kernels) > 40 and not [row["error"] for row in found["kernels"].values() if row["error"]]
+    found = report.measured(lower.Case(asdict(model_config(4, 32768)), rows=16, fp8=fp8, kernels=kernels), chip)
+    assert len({row["name"] for row in found["launches"] if row["kernel"]}) > 40
+    assert not [row["error"] for row in found["kernels"].values() if row["error"]]
     broken = {kernel: fault for kernel, (fault, _, _) in promises.broken(found).items()}
-    assert {kernel: fault for kernel, fault in broken.items() if not promises.excused(kernel, fault)} == {}
+    excused = {kernel for kernel, fault in broken.items() if promises.excused(kernel, fault, kernels == "torch")}
+    assert {kernel: fault for kernel, fault in broken.items() if kernel not in excused} == {}

@@ -1,6 +1,6 @@
 """What no kernel of a compiled program should do: spill, compute in float64, access memory narrowly where it streams.
 
-The exceptions, each with its reason, are in `EXCEPTIONS`, and nowhere else.
+The exceptions, each with its reason, are in `EXCEPTIONS`, and those of programs without our kernels in `REFERENCES`.
 """
 
 import re
@@ -17,6 +17,18 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     "tensor: Inductor cuts it by the card's multiprocessors, into parts that are short or no multiple of 16 bytes",
     ("triton_poi_fused.*cat_mul_sigmoid_slice", "4 bytes at a time"): "the smear after an embedding's norm that "
     "Inductor fuses: what streams is touched 16 bytes at a time; beside it an element loads its row's root from cache",
+}
+# With kernels=torch, read in the sources that Inductor generates: what our kernels are there for.
+REFERENCES: dict[tuple[str, str], str] = {
+    ("triton_red_fused.*prepare_softmax_online", r"spills \d+ bytes"): "the head's softmax and its gradient: two "
+    "loops over the vocabulary, the first with a maximum and a sum in registers for each column of Inductor's block",
+    ("triton_.*scaled_mm.*clone", "[1248] bytes at a time"): "an fp8 copy and its transpose stored by one kernel "
+    "without shared memory between: one of the two is written across its rows",
+    ("triton_(per|red)_fused.*(_cat_|slice_backward)", "[48] bytes at a time"): "rotary's two halves, the smear, and "
+    "attention's gradients by blocks: the 128 or 256 numbers of a row are dealt out to so many threads that each has "
+    "2 or 4; a warp's are neighbours",
+    ("triton_red_fused.*abs_amax_mul_relu", "4 bytes at a time"): "the largest of relu²: of Inductor's block each "
+    "thread has two neighbours",
 }
 
 
@@ -43,7 +55,8 @@ def faults(launch: dict[str, Any], kernel: dict[str, Any]) -> list[str]:
     return found
 
 
-def excused(kernel: str, fault: str) -> str:
-    """The reason of an exception; "" where there is none."""
-    rules = EXCEPTIONS.items()
-    return next((why for (name, what), why in rules if re.search(name, kernel) and re.fullmatch(what, fault)), "")
+def excused(kernel: str, fault: str, reference: bool = True) -> str:
+    """The reason of an exception, of programs without our kernels too if `reference`; "" where there is none."""
+    rules = {**EXCEPTIONS, **REFERENCES} if reference else EXCEPTIONS
+    matches = (why for (name, what), why in rules.items() if re.search(name, kernel) and re.fullmatch(what, fault))
+    return next(matches, "")
