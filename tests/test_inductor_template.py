@@ -26,7 +26,7 @@ def test_the_pair_is_the_references(dtype):
     inputs = OPS["mlp_relu2"].inputs(OPS["mlp_relu2"].cases["odd"], dtype, "cpu")
     given = [inputs[name].requires_grad_() for name in ("x", "w1", "w2")]
     found = []
-    for y in _mlp_relu2_triton(*given, BLOCKS), mlp_relu2_reference(*given):
+    for y in _mlp_relu2_triton(*given, blocks=BLOCKS), mlp_relu2_reference(*given):
         found.append([y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), given)])
     for ours, wanted in zip(*found):
         torch.testing.assert_close(ours, wanted, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
