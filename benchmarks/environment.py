@@ -1,28 +1,23 @@
 """Where a measurement was made: machine, driver, libraries, the code's commit, clocks and power as it began."""
 
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kernels.triton_utils import INSTALLED, triton
+from nanochat import processes
 from nanochat.hardware import device_name
 from profiling import nvml
 
 
 def commit() -> str | None:
     """The code's commit, "+" behind it where tracked files were changed; None outside a git checkout."""
-    run = lambda *words: subprocess.run(
-        ["git", *words], cwd=Path(__file__).parent.parent, capture_output=True, text=True, errors="replace"
-    )
-    try:
-        found = run("rev-parse", "--short", "HEAD")
-        changed = run("status", "--porcelain", "--untracked-files=no").stdout.strip()
-    except OSError:
-        return None
-    return None if found.returncode else found.stdout.strip() + ("+" if changed else "")
+    here = Path(__file__).parent
+    head = processes.git(here, "rev-parse", "--short", "HEAD")
+    changed = processes.git(here, "status", "--porcelain", "--untracked-files=no")
+    return head + ("+" if changed else "") if head else None
 
 
 def environment() -> dict[str, Any]:

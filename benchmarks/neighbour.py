@@ -25,12 +25,12 @@ from typing import Any
 import torch
 
 from benchmarks.our_step import drawn_weights
-from benchmarks.worker import sizes
+from benchmarks.worker import settings, sizes
 from nanochat import threads
 from nanochat.errors import UserError
 from nanochat.flags import flag, number, parse, run_script
 from nanochat.hardware import device_name
-from nanochat.turns import Worker, measure, start
+from nanochat.turns import Worker, end, measure, start
 
 HERE = Path(__file__).parent
 WAYS = {
@@ -43,7 +43,6 @@ WORKERS = dict(
 )
 BUSY = [sys.executable, "-c", f"import os\nwhile os.getppid() == {os.getpid()}: pass"]  # no longer than we live
 STEPS = 4  # of training or evaluation, of a measurement
-PROMPT = 16  # tokens; what is decoded fills the context
 WARM = 2  # measurements before the first that counts
 
 
@@ -75,15 +74,6 @@ def worker(what: str, way: str, settings: dict[str, Any]) -> Worker:
     others = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
     environment = {**others, **WAYS[way]}
     return start(str(HERE.parent), {**settings, "evaluate": what == "evaluate"}, HERE / WORKERS[what], environment)
-
-
-def end(process: subprocess.Popen) -> None:
-    """By the end of its input, so that it ends what it has started; or at once, where it does not."""
-    try:
-        process.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def rates(flags: Flags, what: str, ways: list[str], settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -121,11 +111,9 @@ def main() -> None:
         raise UserError(f"--width is {flags.width}, wanted a multiple of 128")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        weights = drawn_weights(sizes(asdict(flags)), folder)
-        more = dict(weights_file=weights, dtype="", threads=0, steps=8)  # of the training's worker
-        more |= dict(weights="", prompt_tokens=PROMPT, new_tokens=flags.sequence_len - PROMPT, profile=0)  # decoding's
+        given = settings(asdict(flags), drawn_weights(sizes(asdict(flags)), folder))
         for what in asked:
-            for row in rates(flags, what, ways, {**asdict(flags), **more}):
+            for row in rates(flags, what, ways, given):
                 rows.append(row)
                 beside = f"{row['beside']:9.0f} beside a busy process ({row['share']:.0%}; {row['about']})"
                 print(f"{what:8} {row['way']:9} {row['idle']:9.0f} tok/s idle, {beside}", flush=True)

@@ -7,13 +7,15 @@ The commit's files are unpacked into a folder that is removed afterwards. Both h
 and the same tokens; they take turns, and who comes first changes from round to round. A ratio is of two neighbours in
 time; reported are the median of all rounds' and, as a machine drifts, the quarters around it. Losses are compared bit
 by bit. The measuring itself is this code's on both sides.
+
+Look at `--commit HEAD` on unchanged files first: where that ratio is far from 1, as it was on 2 cores of an Intel Xeon,
+another one says no more than how it differs from it.
 """
 
 import io
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import asdict, dataclass
@@ -22,13 +24,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.neighbour import PROMPT, WORKERS, end
+from benchmarks.neighbour import WORKERS
 from benchmarks.our_step import drawn_weights
-from benchmarks.worker import sizes
+from benchmarks.worker import settings, sizes
 from nanochat.errors import UserError
 from nanochat.flags import flag, number, parse, run_script
 from nanochat.hardware import device_name
-from nanochat.turns import measure, start
+from nanochat.progress import Count
+from nanochat.turns import end, measure, start
 
 ROOT = Path(__file__).parent.parent
 WHAT = ("train", "evaluate", "decode")
@@ -62,22 +65,22 @@ def unpack(commit: str, folder: str) -> None:
     zipfile.ZipFile(io.BytesIO(made.stdout)).extractall(folder)
 
 
-def side_by_side(flags: Flags, what: str, folders: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+def side_by_side(flags: Flags, what: str, folders: list[str], given: dict[str, Any]) -> dict[str, Any]:
     """Rates of both in every round, the median of their ratios with its quarters, and whether the losses are equal."""
     order = flags.batch if what == "decode" else STEPS
     program = Path(__file__).parent / WORKERS[what]
-    workers = [start(folder, {**settings, "evaluate": what == "evaluate"}, program) for folder in folders]
+    workers = [start(folder, {**given, "evaluate": what == "evaluate"}, program) for folder in folders]
     rates: list[list[float]] = [[], []]
     losses: list[list[float]] = [[], []]
     try:
-        for turn in range(WARM + flags.rounds):
-            for i in (0, 1) if turn % 2 else (1, 0):
-                found = measure(workers[i], order)
-                losses[i] += found.get("losses", [])
-                if turn >= WARM:
-                    rates[i].append(found["tok_per_s"])
-            if sys.stderr.isatty():
-                print(f"\r{what}: round {turn + 1} of {WARM + flags.rounds} ", end="", file=sys.stderr, flush=True)
+        with Count(what, WARM + flags.rounds, shown=True) as count:
+            for turn in range(WARM + flags.rounds):
+                for i in (0, 1) if turn % 2 else (1, 0):
+                    found = measure(workers[i], order)
+                    losses[i] += found.get("losses", [])
+                    if turn >= WARM:
+                        rates[i].append(found["tok_per_s"])
+                count.tick(1)
     finally:
         for worker in workers:
             end(worker)
@@ -97,10 +100,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as before, tempfile.TemporaryDirectory() as drawn:
         unpack(flags.commit, before)
-        given = dict(weights_file=drawn_weights(sizes(asdict(flags)), drawn), dtype="", threads=0, steps=8)
-        given |= dict(weights="", prompt_tokens=PROMPT, new_tokens=flags.sequence_len - PROMPT, profile=0)
+        given = settings(asdict(flags), drawn_weights(sizes(asdict(flags)), drawn))
         for what in asked:
-            rows.append(row := side_by_side(flags, what, [str(ROOT), before], {**asdict(flags), **given}))
+            rows.append(row := side_by_side(flags, what, [str(ROOT), before], given))
             same = {True: ", the same losses", False: ", OTHER LOSSES", None: ""}[row["same_losses"]]
             print(
                 f"{what:8} {row['ours']:9.0f} tok/s, before {row['before']:9.0f}: "

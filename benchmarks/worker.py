@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+PROMPT = 16  # tokens
+
 
 def sizes(settings: dict[str, Any]) -> dict[str, int]:
     """The arguments of a GPTConfig, ours or upstream's."""
@@ -17,6 +19,13 @@ def sizes(settings: dict[str, Any]) -> dict[str, int]:
         sequence_len=settings["sequence_len"], vocab_size=settings["vocab_size"], n_layer=settings["depth"],
         n_head=heads, n_kv_head=heads, n_embd=settings["width"],
     )  # fmt: skip
+
+
+def settings(flags: dict[str, Any], weights_file: str) -> dict[str, Any]:
+    """What the workers that train and that decode read beside the model's sizes; what is decoded fills the context."""
+    train = dict(weights_file=weights_file, dtype="", threads=0, steps=8)
+    decode = dict(weights="", prompt_tokens=PROMPT, new_tokens=flags["sequence_len"] - PROMPT, profile=0)
+    return {**flags, **train, **decode}
 
 
 def serve(

@@ -43,8 +43,6 @@ def _add_input_gradient(dx: Tensor, dy: Tensor, weight: Tensor) -> None:
 @functools.cache
 def _widens(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether cuBLAS adds products of this dtype to float32 on this card: tried once. A failure is warned about."""
-    if torch.version.hip:
-        return False
     small = torch.zeros(16, 16, dtype=dtype, device=device)
     total = torch.zeros(16, 16, device=device)
     try:
@@ -62,9 +60,9 @@ def _add_product(dw: Tensor, dy: Tensor, x: Tensor) -> None:
 
     An operator, because a compiler that sees the sum puts it off to the end, and keeps the product until then.
     """
+    wider = dy.is_cuda and dy.dtype != dw.dtype and not torch.version.hip
     # Fake tensors would try nothing, and it would be remembered as tried.
-    tries = not isinstance(dy, FakeTensor) or torch.version.hip
-    if dy.is_cuda and dy.dtype != dw.dtype and (not tries or _widens(dy.device, dy.dtype)):
+    if wider and (isinstance(dy, FakeTensor) or _widens(dy.device, dy.dtype)):
         torch.addmm(dw, dy.T, x, out_dtype=dw.dtype, out=dw)
         return
     product = dy.T @ x

@@ -223,7 +223,7 @@ class _Step:
         saved = self.saved()
         largest = max(m * n for _, m, n in self._banks())
         # bytes of an entry of a matrix's gradient, as the backward returns it: nothing where products add to it
-        gradient = 0 if self.shadows and self.ours else e if self.shadows else 4
+        gradient = (0 if self.ours else e) if self.shadows else 4
         rows = min(N, self._chunk())
         # With a single chunk, the partitioner leaves dW to the backward where the logits' gradient is smaller than it.
         late = N <= rows and N * e < 4 * C

@@ -70,6 +70,15 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
+def git(folder: Path, *words: str) -> str:
+    """What git says in a folder, "" where it fails or is not there."""
+    try:
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, errors="replace")
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
 def _ps(*words: str) -> str:
     try:
         return subprocess.run(["ps", *words], capture_output=True, text=True, errors="replace").stdout

@@ -6,14 +6,13 @@ writes it as Markdown and as one self-contained HTML page. What evaluations foun
 """
 
 import platform
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanochat import checkpoint, rl_report, scores
+from nanochat import checkpoint, processes, rl_report, scores
 from nanochat.evaluate.results import STAGES, evaluated
 from nanochat.log import LOG, read_log
 from nanochat.render import Curve, Section, Table
@@ -93,16 +92,9 @@ def imported(run: Run) -> Section:
 
 def git_state() -> str:
     """The commit, and whether files differ from it; a dash outside a checkout."""
-
-    def git(*words: str) -> str:
-        here = Path(__file__).parent
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, errors="replace", check=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return DASH
+    here = Path(__file__).parent
+    head = processes.git(here, "rev-parse", "--short", "HEAD")
+    return head + (" with changes" if processes.git(here, "status", "--porcelain") else "") if head else DASH
 
 
 def environment(run: Run) -> Section:

@@ -5,7 +5,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import PIPE, Popen, TimeoutExpired
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -41,3 +41,12 @@ def measure(worker: Worker, order: int) -> dict[str, Any]:
         last = (worker.log.read().strip().splitlines() or ["it said nothing: was memory short?"])[-1]
         raise UserError(f"the process that runs {worker.folder} ended ({code}); {last.removeprefix('error: ')}")
     return json.loads(line)
+
+
+def end(worker: Popen) -> None:
+    """By the end of its input, so that it ends what it has started; or at once, where it does not."""
+    try:
+        worker.communicate(timeout=60)
+    except TimeoutExpired:
+        worker.kill()
+        worker.wait()

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 
 from nanochat.files import write_atomically
 from nanochat.hardware import device_name, pick
+from nanochat.processes import git
 
 Value = str | int | float
 Values = Mapping[str, Value]
@@ -67,15 +67,6 @@ def commit(folder: Path) -> str:
     head = git(folder, "rev-parse", "--short=10", "HEAD")
     changed = git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/*.py")
     return head + ("+" if head and changed else "")
-
-
-def git(folder: Path, *words: str) -> str:
-    """What git says, "" where it fails or is not there."""
-    try:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, errors="replace")
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def note_environment(path: Path, at: str) -> None:
