@@ -1,12 +1,13 @@
 """Counts of compiled steps: between what was lowered nothing is lost, beyond it parts grow as they should."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from nanochat.errors import UserError
 from nanochat.recipe import model_config
-from profiling.compiled import count, null_device
+from profiling.compiled import ablate, count, mends, null_device
 from profiling.compiled.launches import Launch
 from profiling.predicted import counts
 from profiling.predicted.counts import LATER, LAYERS, ROWS, UPDATE, VARIANTS, T, counted
@@ -71,6 +72,38 @@ def test_what_is_missing_is_one_sentence(monkeypatch, tmp_path):
         with pytest.raises(UserError, match=r"python -m profiling counts"):
             counted("plain", CONFIG, TOKENS)
     counts.table.cache_clear()
+
+
+def test_all_steps_are_of_one_code_whatever_is_said_about_it(tmp_path):
+    assert len({counts.table()["code"][name] for name in count.wanted()}) == 1, "python -m profiling counts"
+    made = []
+    for text in (
+        'def f(x):\n    return x + "a"\n',
+        '"""A module."""\n\n\ndef f(x):\n    """Says\n    more."""\n    # why\n    return x + "a"\n',
+        'def f(x):\n    return x + "b"\n',
+    ):
+        (tmp_path / "f.py").write_text(text)
+        made.append(count.bare(tmp_path / "f.py"))
+    assert made[0] == made[1] != made[2]
+
+
+@pytest.mark.parametrize("variant, program", [("ours", "step"), ("fp8 ours", "fp8")])
+def test_a_step_has_the_same_counts_wherever_they_are_kept(variant, program):
+    """What all predictions are made from, what decides about kernels, and what the mends are set against."""
+    cells = counts.lowered(variant, ablate.LAYERS)[LATER]
+    streamed = sum(
+        cell[1] for name, cell in cells.items() if name not in (counts.PRODUCTS, counts.FP8_PRODUCTS, counts.ATTENTION)
+    )
+    together = dict(launches=sum(cell[0] for cell in cells.values()), streaming=streamed)
+    for file in [ablate.FILE] + [mends.FILE] * (program == "step"):
+        found = json.loads(file.read_text())
+        sums = found["h100"][program][""] if file == ablate.FILE else found[""]
+        assert {what: sums[what] for what in together} == together, file.name
+
+
+@pytest.mark.slow
+def test_all_steps_are_of_the_code_as_it_is_now():
+    assert set(counts.table()["code"].values()) == {count.code()}, "python -m profiling counts"
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from profiling.compiled.lower import Case, ask, child_case, prepared
 FILE = Path(__file__).with_name("ablations.json")
 DEPTH, LAYERS, ROWS, T, VOCABULARY = 24, 4, 16, 2048, 32768  # the width of a depth; rows of T tokens
 CARDS = ("h100", "a100", "4090", "b200", "5090", "mi300x")  # one of each architecture
+MICRO = ("forward 2", "backward 2")  # phases of the micro-step that is counted
 SAME = 1e-4  # by so much of a card's bytes another's may differ for its counts to be the first one's
 Counts = dict[str, dict[str, dict[str, dict[str, int]]]]  # card → program → op, or "" → sums
 # All kernels of ours, but the products that must be measured to be faster.
@@ -66,7 +67,7 @@ def sums(case: Case, found: list[launches.Launch], phases: dict[str, Any]) -> di
 
     peak: with what forward saves for backward counted for as many layers as the depth has: most of a deep model's peak.
     """
-    wanted = ("optimizer",) if case.optimizer else ("forward 2", "backward 2")
+    wanted = ("optimizer",) if case.optimizer else MICRO
     saved = 0 if case.optimizer else phases["forward 2"]["after"].get("saved", 0)
     rows = [row for row in found if row.phase in wanted]
     most = max(phases[name]["peak"] for name in wanted)
@@ -164,7 +165,7 @@ def main() -> None:
                     break
                 cells[op] = ask("profiling.compiled.ablate", case(program, setting), card)
                 print(f"{card} {program} {setting or 'all ours'}: {cells[op]}", file=sys.stderr, flush=True)
-        known[card] = made
+        known = {name: made if name == card else known[name] for name in CARDS if name in {card, *known}}
         write_atomically(FILE, (text(known, 3) + "\n").encode())
     path = tuned.FOLDER / "counts.json"
     measured.replace(path, text(rows(known), 2) + "\n")

@@ -1,7 +1,8 @@
-"""What makes the step move less beside our ops, each taken back and counted: `python -m profiling mends`, a minute.
+"""What makes the step move less beside our ops, each taken back and counted: `python -m profiling mends`, minutes.
 
 As ablate.py counts a step without an op, for a case and a card of its: for the ledger, which has its counts beside
-these. Nothing of the model is switched by a flag: a child replaces a function before it builds the step.
+these. And how much of what streams is touched less than 16 bytes at a time, read in the kernels' machine code. Nothing
+of the model is switched by a flag: a child replaces a function before it builds the step.
 """
 
 import json
@@ -10,10 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanochat.files import write_atomically
+from nanochat.files import base_dir, write_atomically
 from nanochat.flags import parse
-from profiling.compiled import ablate
-from profiling.compiled.lower import ask, child_case
+from profiling.compiled import ablate, launches, memory, null_cards
+from profiling.compiled.launches import NOT_STREAMING
+from profiling.compiled.lower import ask, child_case, prepared
+from profiling.static.launches import processors
 
 FILE = Path(__file__).with_name("mends.json")
 CARD = "h100"
@@ -41,23 +44,49 @@ def input_gradients_from_autograd() -> None:
     gpt.linears = each
 
 
+def views_of_lambdas() -> None:
+    from nanochat import gpt
+
+    mix = gpt.mix_rms_norm
+
+    def of_views(x: Any, x0: Any, a: Any, b: Any, delta: Any, index: int) -> tuple[Any, Any]:
+        return mix(x, x0, a[index], b[index], delta)
+
+    gpt.mix_rms_norm = of_views  # type: ignore[assignment]
+
+
 MENDS: dict[str, Callable[[], None]] = {
     "weights cast once a step, and all that follows from it": cast_at_every_use,
     "weights' gradients added to in their products": weight_gradients_from_autograd,
     "gradients of the input of q, k and v summed in their products": input_gradients_from_autograd,
+    "a layer's lambdas passed as vectors and an index, not as views": views_of_lambdas,
 }
 
 
 def answer() -> None:
-    """What a child does: ablate.py's sums, with what the case names taken back."""
-    case, _ = child_case()
+    """What a child does: ablate.py's sums, with what the case names taken back, and narrow's."""
+    from profiling.compiled import generated
+
+    case, path = child_case()
     if case.without:
         MENDS[case.without]()
-    ablate.answer()
+    found, events = launches.recorded(prepared(case))
+    rows = generated.collect(found, null_cards.card(CARD).target, base_dir() / "static-cache", processors())
+    sums = ablate.sums(case, found.launches, memory.report(events))
+    path.write_text(json.dumps(sums | dict(narrow=narrow(found.launches, rows))))
+
+
+def narrow(found: list[launches.Launch], kernels: dict[str, dict[str, Any]]) -> int:
+    """Bytes that kernels stream in a micro-step while most of what they move is touched less than 16 bytes at a time.
+
+    kernels: Launch.kernel → its machine code.
+    """
+    streaming = (row for row in found if row.phase in ablate.MICRO and row.category not in NOT_STREAMING)
+    return sum(row.bytes for row in streaming if 0 < (kernels.get(row.kernel, {}).get("access_bytes") or 0) < 16)
 
 
 def counted(without: str = "") -> dict[str, int]:
-    """ablate.py's sums of its step, "" as it is. Raises as lower.ask."""
+    """ablate.py's sums of its step and `narrow`, "" as it is. Raises as lower.ask."""
     case = replace(ablate.case("step"), without=without)
     return ask("profiling.compiled.mends", case, CARD)  # type: ignore[no-any-return]
 

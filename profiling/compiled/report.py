@@ -84,7 +84,7 @@ def case_of(flags: Flags, chip: Card) -> Case:
     if chip.driver not in null_cards.CARDS:
         raise UserError(f"--card {flags.card!r}: the null device has no such card")
     if flags.fp8 and not chip.fp8:
-        raise UserError(f"--fp8: a {chip.name} has no fp8 units")
+        raise UserError(f"--fp8: the {chip.name} has no fp8 units")
     if plain and (flags.fp8 or flags.part != "step" or flags.gpus > 1):
         raise UserError("the plain baseline is a training step in bfloat16 on one GPU: no --fp8, --part or --gpus")
     if flags.part != "step" and (flags.fp8 or flags.gpus > 1):

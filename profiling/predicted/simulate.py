@@ -168,7 +168,7 @@ def main() -> None:
         raise UserError(f"--variant {flags.variant!r}: there is no {variant!r}; there are {', '.join(VARIANTS)}")
     chip = card(flags.card)
     if flags.fp8 and not chip.fp8:
-        raise UserError(f"--fp8: a {chip.name} has no fp8 units")
+        raise UserError(f"--fp8: the {chip.name} has no fp8 units")
     rows = flags.device_batch_size * flags.max_seq_len * flags.gpus
     if flags.total_batch_size < rows or flags.total_batch_size % rows:
         raise UserError(
