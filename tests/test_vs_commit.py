@@ -44,7 +44,11 @@ def test_a_ratio_is_of_neighbours_in_time(monkeypatch):
     assert order[:4] == ["before", "ours", "ours", "before"] and len(order) == 2 * (vs_commit.WARM + 6)
 
 
-WRONG = {"--commit=no-such": "--commit is 'no-such': ", "--what=dance": "there is no dance", "--width=100": "multiple"}
+WRONG = {
+    "--commit=no-such": "--commit is 'no-such': ",
+    "--what=dance": "names 'dance'",
+    "--width=100": "multiple",
+}
 
 
 @pytest.mark.parametrize("words, said", WRONG.items())
