@@ -342,7 +342,7 @@ def test_a_time_limit_holds_for_passes_over_conversations_too(run, gpus, monkeyp
     for stage in ("mid", "sft"):
         time = made.seconds[stage] - decide.STARTUP_SECONDS
         assert time == pytest.approx(made.flags[stage]["max_iterations"] * made.batch / made.rate)
-    assert made.steps["base"] == whole.steps["base"] if minutes == 1e5 else made.steps["base"] < whole.steps["base"]
+    assert (made.steps["base"] < whole.steps["base"]) == (minutes < 900)  # which is more than these cards need
     mid = made.flags["mid"]["max_iterations"]
     assert f"--max-iterations={mid} " in plan.shell(made, run, ["mid"], fresh=False)
     plan.show(made, run, ["mid"])

@@ -473,11 +473,10 @@ def test_nothing_stays_frozen_after_training(home):
     assert gc.get_freeze_count() == 0
 
 
-def test_an_epoch_may_be_cut_short(home, monkeypatch):
+def test_an_epoch_may_be_cut_short(trained, monkeypatch):
     monkeypatch.setattr(chat_stages, "epoch_steps", lambda *args: 3)
-    assert train(home, "a", "base", "--num-iterations=1") == 0
     for most, steps in ((2, 2), (5, 3)):
-        assert train(home, "a", "mid", "--num-iterations=-1", f"--max-iterations={most}", "--fresh") == 0
+        assert train(trained, "a", "mid", "--num-iterations=-1", f"--max-iterations={most}", "--fresh") == 0
         assert Run.open("a").summary("mid")["steps"] == steps
 
 
