@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._dynamo import config as dynamo
 
 from kernels import OPS, dispatch, measured, tuning, use
 from kernels.registry import Case
@@ -35,6 +34,7 @@ from nanochat.recipe import Schedule
 from nanochat.replay import PLAIN
 
 SECONDS = 180.0  # for all of it: nothing is begun that is expected to end later
+PAYS = 5  # times as long as that a training is predicted to take where measuring is worth it
 BLOCK_SECONDS = 60.0  # of these, for block sizes
 LAYERS = 2  # of the shallow model: one with a short window, one with a full one and a value embedding
 TURNS = 11  # timed steps of each of two variants, after those that compile and are captured
@@ -238,6 +238,7 @@ def measure(
     variant = lambda kind, setting: Variant(setting, made[kind](), hardware, clock)
     setting, table, left = "auto", [], []
     # Every variant compiles the same functions for other models: more often than Dynamo expects of a function.
+    dynamo = torch._dynamo.config
     with dynamo.patch(recompile_limit=max(dynamo.recompile_limit, GRAPHS)):
         best = variant("step", setting)
         compiled = [best.warm()]  # seconds of each compilation of a step; the first also fills caches

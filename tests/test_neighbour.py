@@ -38,7 +38,7 @@ def test_idle_and_beside_are_measured_in_turns(monkeypatch):
     rows = neighbour.rates(neighbour.Flags(rounds=3), "train", ["ours", "libraries"], {})
     assert [row["way"] for row in rows] == ["ours", "libraries"]
     assert all((row["idle"], row["beside"], row["share"]) == (100, 40, 0.4) for row in rows)
-    assert len(ended) == 2 and len(started) == 6 and all(one.poll() is not None for one in started)
+    assert len(ended) == 4 and len(started) == 12 and all(one.poll() is not None for one in started)
 
 
 def test_a_busy_process_ends_with_who_was_killed():
@@ -76,7 +76,7 @@ def test_a_worker_gets_what_it_reads(monkeypatch, capsys):
     assert given["train"]["weights_file"].endswith(".safetensors")
 
 
-WRONG = {"--what=dance": "there is no dance", "--ways=fast": "there is no fast", "--width=100": "multiple of 128",
+WRONG = {"--what=dance": "--what names 'dance'", "--ways=fast": "--ways names 'fast'", "--width=100": "multiple of 128",
          "--rounds=0": "--rounds is 0"}  # fmt: skip
 
 
