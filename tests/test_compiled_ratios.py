@@ -54,6 +54,13 @@ def test_the_readme_has_the_ratios_of_the_committed_files():
     assert table() in (ROOT / "README.md").read_text(), f"the README wants\n{table()}"
 
 
+def test_inductors_template_counts_as_our_product_does():
+    found = json.loads((FOLDER / "against_plain_template.json").read_text())
+    made, ours = found["sums"]["auto,mlp_relu2=inductor"], summary("auto,mlp_relu2=triton")["sums"]
+    assert found["sums"]["plain"] == ours["plain"]
+    assert {what: made[what] for what in ROWS} == {what: ours["auto,mlp_relu2=triton"][what] for what in ROWS}
+
+
 @pytest.mark.parametrize("what", ROWS)
 @pytest.mark.parametrize("kernels", FILES)
 def test_the_ratios_keep_their_bars(kernels, what):

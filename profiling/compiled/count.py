@@ -112,7 +112,8 @@ def bare(path: Path) -> str:
         if isinstance(first, list) and first and isinstance(first[0], ast.Expr):
             said = first[0]
             if isinstance(said.value, ast.Constant) and isinstance(said.value.value, str):
-                lines[said.lineno - 1 : said.end_lineno] = [""] * (said.end_lineno - said.lineno + 1)
+                for number in range(said.lineno, (said.end_lineno or said.lineno) + 1):
+                    lines[number - 1] = ""
     return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
 
 
