@@ -69,8 +69,8 @@ def test_a_full_gpu_is_one_sentence_and_exit_code_2(capsys, error, said):
 
 def test_no_folder_for_temporary_files_is_one_sentence(tmp_path):
     """As on a full disk: no file may have a byte. Before torch is imported, and within a script."""
-    for words in (["-m", "scripts.report"], ["-m", "benchmarks"], ["-m", "kernels"], ["-c", "import tempfile; from nanochat.flags import run_script\n"
-                  "run_script(lambda: tempfile.gettempdir())"]):  # fmt: skip
+    within = "import tempfile; from nanochat.flags import run_script\nrun_script(lambda: tempfile.gettempdir())"
+    for words in (["-m", "scripts.report"], ["-m", "benchmarks"], ["-m", "kernels"], ["-c", within]):
         made = subprocess.run(
             ["bash", "-c", 'ulimit -f 0; exec "$@"', "x", sys.executable, *words],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True,
