@@ -192,3 +192,10 @@ def test_a_word_without_end_is_cut_in_a_sentence(word, capsys):
     assert tiny.call("chat_eval", f"--run={word}") == 2
     said = capsys.readouterr().err
     assert said.startswith("error: --run is ") and "…" in said and said.endswith("two\n") and len(said) < 600
+
+
+@pytest.mark.parametrize("module", ["/", "scripts.nope", "nope.nope", "..", "", "scripts.base_train.x"])
+def test_a_script_that_is_not_there_is_not_launched(module, capsys):
+    assert tiny.call("launch", "--gpus=1", module) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: there is no script {module!r}; wanted one as scripts.base_train\n"
