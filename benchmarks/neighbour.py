@@ -5,8 +5,9 @@
 
 The last line is the result as JSON; README.md says what the committed one says (tests/test_figures.py).
 
-Each way has a process of its own; all are measured in turns, idle and beside the busy loop. `ours` is what scripts set
-(nanochat/threads.py), `libraries` what torch's OpenMP does by itself. With libiomp5.so or libomp.so in LD_PRELOAD those
+Each way has two processes of its own, started in the order a b b a, as one process is often faster than another of the
+same; all are measured in turns, idle and beside the busy loop. `ours` is what scripts set (nanochat/threads.py),
+`libraries` what torch's OpenMP does by itself. With libiomp5.so or libomp.so in LD_PRELOAD those
 are measured; their variables are among the same.
 """
 
@@ -30,7 +31,7 @@ from nanochat import threads
 from nanochat.errors import UserError
 from nanochat.flags import flag, number, parse, run_script
 from nanochat.hardware import device_name
-from nanochat.turns import Worker, end, measure, start
+from nanochat.turns import Worker, end, measure, mirrored, start
 
 HERE = Path(__file__).parent
 WAYS = {
@@ -80,11 +81,10 @@ def rates(flags: Flags, what: str, ways: list[str], settings: dict[str, Any]) ->
     """A row a way: medians of tokens per second, idle and beside, and the second's share of the first."""
     order = flags.batch if what in ("decode", "server") else STEPS
     rows = [dict(what=what, way=way, idle=[], beside=[]) for way in ways]
-    processes = [worker(what, way, settings) for way in ways]
+    both = [(row, worker(what, row["way"], settings)) for row in mirrored(rows)]
     try:
         for turn in range(WARM + flags.rounds):
-            both = list(zip(rows, processes, strict=True))
-            for row, process in both if turn % 2 else both[::-1]:  # who comes last is often a little faster
+            for row, process in both if turn % 2 else both[::-1]:
                 alone = measure(process, order)
                 row["about"] = alone["about"]
                 if turn < WARM:
@@ -93,7 +93,7 @@ def rates(flags: Flags, what: str, ways: list[str], settings: dict[str, Any]) ->
                 with neighbour():
                     row["beside"].append(measure(process, order)["tok_per_s"])
     finally:
-        for process in processes:
+        for _, process in both:
             end(process)
     for row in rows:
         row["idle"], row["beside"] = statistics.median(row["idle"]), statistics.median(row["beside"])

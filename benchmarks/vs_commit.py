@@ -3,13 +3,13 @@
     python -m benchmarks.vs_commit                      # beside the last commit
     python -m benchmarks.vs_commit --commit v1.0 --what train --rounds 20
 
-The commit's files are unpacked into a folder that is removed afterwards. Both have a process each, the same weights
-and the same tokens; they take turns, and who comes first changes from round to round. A ratio is of two neighbours in
-time; reported are the median of all rounds' and, as a machine drifts, the quarters around it. Losses are compared bit
-by bit. The measuring itself is this code's on both sides.
+The commit's files are unpacked into a folder that is removed afterwards. Both have two processes each, started in the
+order ours, before, before, ours, with the same weights and the same tokens; all take turns, and who comes first changes
+from round to round. A ratio is of one round's sums; reported are the median of all rounds' and, as a machine drifts,
+the quarters around it. Losses are compared bit by bit. The measuring itself is this code's on both sides.
 
-Look at `--commit HEAD` on unchanged files first: where that ratio is far from 1, as it was on 2 cores of an Intel Xeon,
-another one says no more than how it differs from it.
+Processes of one code can differ by more than a change does (10% on 2 cores of an Intel Xeon): how far apart the two of
+a side were is said beside the ratio, and a ratio nearer to 1 than that shows no difference.
 """
 
 import io
@@ -31,7 +31,7 @@ from nanochat.errors import UserError
 from nanochat.flags import flag, number, parse, run_script
 from nanochat.hardware import device_name
 from nanochat.progress import Count
-from nanochat.turns import end, measure, start
+from nanochat.turns import end, measure, mirrored, start
 
 ROOT = Path(__file__).parent.parent
 WHAT = ("train", "evaluate", "decode")
@@ -66,16 +66,18 @@ def unpack(commit: str, folder: str) -> None:
 
 
 def side_by_side(flags: Flags, what: str, folders: list[str], given: dict[str, Any]) -> dict[str, Any]:
-    """Rates of both in every round, the median of their ratios with its quarters, and whether the losses are equal."""
+    """Rates of both, the median of the rounds' ratios with its quarters, how far two processes of one side are apart,
+    and whether all losses are equal.
+    """
     order = flags.batch if what == "decode" else STEPS
     program = Path(__file__).parent / WORKERS[what]
-    workers = [start(folder, {**given, "evaluate": what == "evaluate"}, program) for folder in folders]
-    rates: list[list[float]] = [[], []]
-    losses: list[list[float]] = [[], []]
+    workers = [start(folder, {**given, "evaluate": what == "evaluate"}, program) for folder in mirrored(folders)]
+    rates: list[list[float]] = [[] for _ in workers]
+    losses: list[list[float]] = [[] for _ in workers]
     try:
         with Count(what, WARM + flags.rounds, shown=True) as count:
             for turn in range(WARM + flags.rounds):
-                for i in (0, 1) if turn % 2 else (1, 0):
+                for i in range(len(workers)) if turn % 2 else reversed(range(len(workers))):
                     found = measure(workers[i], order)
                     losses[i] += found.get("losses", [])
                     if turn >= WARM:
@@ -84,10 +86,12 @@ def side_by_side(flags: Flags, what: str, folders: list[str], given: dict[str, A
     finally:
         for worker in workers:
             end(worker)
-    pairs = [ours / before for ours, before in zip(*rates, strict=True)]
-    low, middle, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
-    about = dict(what=what, ours=statistics.median(rates[0]), before=statistics.median(rates[1]))
-    return about | dict(ratio=middle, low=low, high=high, same_losses=losses[0] == losses[1] if losses[0] else None)
+    ratios = [(a + d) / (b + c) for a, b, c, d in zip(*rates, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    a, b, c, d = map(statistics.median, rates)
+    about = dict(what=what, ours=(a + d) / 2, before=(b + c) / 2, apart=max(a / d, d / a, b / c, c / b) - 1)
+    same = all(found == losses[0] for found in losses) if losses[0] else None
+    return about | dict(ratio=middle, low=low, high=high, same_losses=same)
 
 
 def main() -> None:
@@ -106,7 +110,8 @@ def main() -> None:
             same = {True: ", the same losses", False: ", OTHER LOSSES", None: ""}[row["same_losses"]]
             print(
                 f"{what:8} {row['ours']:9.0f} tok/s, before {row['before']:9.0f}: "
-                f"{row['ratio']:.3f} times ({row['low']:.3f} to {row['high']:.3f}){same}",
+                f"{row['ratio']:.3f} times ({row['low']:.3f} to {row['high']:.3f}; two processes of one side are "
+                f"{row['apart']:.1%} apart){same}",
                 flush=True,
             )
     machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))

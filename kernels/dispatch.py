@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import probing, tuned
 from .architectures import refused
+from .constant import constant
 from .registry import OPS, Case
 from .triton_utils import INSTALLED, INTERPRETED, capturing, specialized
 
@@ -133,7 +134,7 @@ def _obstacle(x: Tensor, size: int, limit: int) -> str:
     return ""
 
 
-@torch.compiler.assume_constant_result
+@constant
 def refusal(op: str, dtype: torch.dtype, size: int, index: int, compiled: bool = False) -> str:
     """Why `auto` leaves calls of this dtype and size on a GPU to PyTorch; "" where Triton runs them. Found out once.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import tuned
+from .constant import constant
 from .triton_utils import operator
 
 
@@ -28,7 +29,7 @@ def template_product(x: Tensor, w: Tensor, blocks: list[int]) -> Tensor:
     return _template_product(x, w, blocks)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def template_blocks(op: str, dtype: torch.dtype, size: int, device: torch.device) -> tuple[int, ...]:
     """An op's block sizes, in the order that the product takes them; and Inductor learns how to lower it."""
     from torch._inductor.lowering import lowerings, register_lowering

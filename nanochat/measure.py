@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._dynamo import config as dynamo
 
 from kernels import OPS, dispatch, measured, tuning, use
 from kernels.registry import Case
@@ -238,6 +237,7 @@ def measure(
     variant = lambda kind, setting: Variant(setting, made[kind](), hardware, clock)
     setting, table, left = "auto", [], []
     # Every variant compiles the same functions for other models: more often than Dynamo expects of a function.
+    dynamo = torch._dynamo.config
     with dynamo.patch(recompile_limit=max(dynamo.recompile_limit, GRAPHS)):
         best = variant("step", setting)
         compiled = [best.warm()]  # seconds of each compilation of a step; the first also fills caches

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._dynamo import config as dynamo
 
 from kernels import muon_momentum_, muon_update_, polar_express
 from kernels.optim import adamw_apply_, adamw_factors, second_moment_shape
@@ -110,6 +109,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """Has the updates compiled; on a CPU, those of large tables only: Muon's time is in its products."""
         self._compiled = True
         # A graph for each shape and dtype, times the settings of kernels.use(): more than Dynamo expects of a function.
+        dynamo = torch._dynamo.config
         dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS)
         self._adamw = torch.compile(adamw_apply_, dynamic=False, fullgraph=True)
         if self.param_groups[0]["params"][0].is_cuda:

@@ -43,6 +43,11 @@ def measure(worker: Worker, order: int) -> dict[str, Any]:
     return json.loads(line)
 
 
+def mirrored(sides: list[Any]) -> list[Any]:
+    """Two of each, a b b a: the order in which to start processes, as those of one code differ in speed."""
+    return sides + sides[::-1]
+
+
 def end(worker: Popen) -> None:
     """By the end of its input, so that it ends what it has started; or at once, where it does not."""
     try:

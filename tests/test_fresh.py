@@ -6,7 +6,7 @@ import sys
 import pytest
 import tiny
 from test_kills import META, every_gap, names, parts
-from test_training import home, train  # noqa: F401 (home is a fixture)
+from test_training import all_of_a, based, home, train, trained  # noqa: F401 (all but train are fixtures)
 
 from nanochat import checkpoint, fresh, trainer
 from nanochat.run import Run
@@ -33,20 +33,17 @@ def weights(folder):
         ("mid", ["--max-seq-len=64"]),
     ],
 )
-def test_what_is_refused_changes_nothing(home, monkeypatch, capsys, stage, flags):  # noqa: F811
-    for before in ("base", "mid")[: 1 + (stage == "mid")]:
-        assert train(home, "a", before) == 0
+def test_what_is_refused_changes_nothing(trained, monkeypatch, capsys, stage, flags):  # noqa: F811
     there = {path: path.stat().st_mtime_ns for path in Run.open("a").folder.rglob("*")}
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails
     if "--fp8" in flags:
         monkeypatch.setenv("NANOCHAT_DTYPE", "float16")
-    assert train(home, "a", stage, "--fresh", *flags) == 2
+    assert train(trained, "a", stage, "--fresh", *flags) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in Run.open("a").folder.rglob("*")} == there
 
 
-def test_the_old_stage_goes_when_the_new_one_has_a_checkpoint(home, monkeypatch, capsys):  # noqa: F811
-    assert train(home, "a") == 0
+def test_the_old_stage_goes_when_the_new_one_has_a_checkpoint(based, monkeypatch, capsys):  # noqa: F811
     folder, seen, write = Run.open("a").stage("base"), [], checkpoint.write
     old, was = fresh.old(folder), weights(folder)
 
@@ -55,14 +52,13 @@ def test_the_old_stage_goes_when_the_new_one_has_a_checkpoint(home, monkeypatch,
         return write(*args)
 
     monkeypatch.setattr(checkpoint, "write", noted)
-    assert train(home, "a", "base", "--fresh", "--seed=7") == 0
+    assert train(based, "a", "base", "--fresh", "--seed=7") == 0
     assert seen[0] and not any(seen[1:]) and not old.exists() and weights(folder) != was
     assert f"is in {old} until the first new checkpoint" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("again", [True, False])
-def test_stopped_before_that_the_old_one_is_put_back_or_stays_aside(home, monkeypatch, capsys, again):  # noqa: F811
-    assert train(home, "a") == 0
+def test_stopped_before_that_the_old_one_is_put_back_or_stays_aside(based, monkeypatch, capsys, again):  # noqa: F811
     folder = Run.open("a").stage("base")
     was, old = weights(folder), fresh.old(folder)
 
@@ -72,60 +68,56 @@ def test_stopped_before_that_the_old_one_is_put_back_or_stays_aside(home, monkey
     for _ in range(2):
         with monkeypatch.context() as patched, pytest.raises(RuntimeError):
             patched.setattr(trainer, "step", killed)
-            train(home, "a", "base", "--fresh", "--seed=7")
+            train(based, "a", "base", "--fresh", "--seed=7")
         assert weights(old) == was and checkpoint.latest(folder) is None
     capsys.readouterr()
     if again:
-        assert train(home, "a", "base", "--fresh", "--seed=7") == 0
+        assert train(based, "a", "base", "--fresh", "--seed=7") == 0
         assert weights(folder) != was
     else:
-        assert train(home, "a") == 0
+        assert train(based, "a") == 0
         said = capsys.readouterr().out
         assert "what was trained before is back" in said and "already trained" in said and weights(folder) == was
     assert not old.exists()
 
 
-def test_a_stage_on_another_disk_stays_there(home, monkeypatch, capsys):  # noqa: F811
+def test_a_stage_on_another_disk_stays_there(based, monkeypatch, capsys):  # noqa: F811
     """As a link to a folder; that of a tokenizer and of a run likewise."""
-    assert train(home, "a") == 0
-    folder, disk = Run.open("a").stage("base"), home / "disk"
+    folder, disk = Run.open("a").stage("base"), based / "disk"
     shutil.move(folder, disk)
     folder.symlink_to(disk)
     was = weights(folder)
     for seed in (7, 8):
-        assert train(home, "a", "base", "--fresh", f"--seed={seed}") == 0
-        assert folder.is_symlink() and weights(disk) != was and not list(home.glob("*~old"))
+        assert train(based, "a", "base", "--fresh", f"--seed={seed}") == 0
+        assert folder.is_symlink() and weights(disk) != was and not list(based.glob("*~old"))
         was = weights(disk)
     for _ in range(2):
         with monkeypatch.context() as patched, pytest.raises(RuntimeError):
             patched.setattr(trainer, "step", lambda *args: (_ for _ in ()).throw(RuntimeError("killed")))
-            train(home, "a", "base", "--fresh", "--seed=9")
-        assert weights(home / "disk~old") == was and checkpoint.latest(folder) is None
-    assert train(home, "a", "base", "--seed=8") == 0
+            train(based, "a", "base", "--fresh", "--seed=9")
+        assert weights(based / "disk~old") == was and checkpoint.latest(folder) is None
+    assert train(based, "a", "base", "--seed=8") == 0
     assert "what was trained before is back" in capsys.readouterr().out
-    assert folder.is_symlink() and weights(disk) == was and not list(home.glob("*~old"))
+    assert folder.is_symlink() and weights(disk) == was and not list(based.glob("*~old"))
 
 
-def test_what_cannot_be_read_just_now_is_not_removed_for_what_is_aside(home, capsys):  # noqa: F811
-    assert train(home, "a") == 0
+def test_what_cannot_be_read_just_now_is_not_removed_for_what_is_aside(based, capsys):  # noqa: F811
     folder = Run.open("a").stage("base")
     shutil.copytree(folder, fresh.old(folder))
     for path in folder.glob("*/model.safetensors"):
         path.rename(path.with_name("away"))
-    assert train(home, "a") == 2 and "can be used" in capsys.readouterr().err
+    assert train(based, "a") == 2 and "can be used" in capsys.readouterr().err
     assert len(list(folder.glob("*/away"))) == checkpoint.KEEP and fresh.old(folder).is_dir()
-    assert train(home, "a", "base", "--fresh") == 0
+    assert train(based, "a", "base", "--fresh") == 0
     assert not fresh.old(folder).exists()
 
 
-def test_a_mid_that_is_aside_is_not_passed_over(home, capsys):  # noqa: F811
-    for stage in ("base", "mid"):
-        assert train(home, "a", stage) == 0
+def test_a_mid_that_is_aside_is_not_passed_over(trained, capsys):  # noqa: F811
     mid = Run.open("a").stage("mid")
     mid.rename(fresh.old(mid))
-    assert train(home, "a", "sft") == 2  # not from base
+    assert train(trained, "a", "sft") == 2  # not from base
     assert "no finished mid" in capsys.readouterr().err
-    assert train(home, "a", "mid") == 0 and train(home, "a", "sft") == 0
+    assert train(trained, "a", "mid") == 0 and train(trained, "a", "sft") == 0
 
 
 def test_what_somebody_has_put_there_is_not_removed(tmp_path):

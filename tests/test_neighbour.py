@@ -38,7 +38,7 @@ def test_idle_and_beside_are_measured_in_turns(monkeypatch):
     rows = neighbour.rates(neighbour.Flags(rounds=3), "train", ["ours", "libraries"], {})
     assert [row["way"] for row in rows] == ["ours", "libraries"]
     assert all((row["idle"], row["beside"], row["share"]) == (100, 40, 0.4) for row in rows)
-    assert len(ended) == 2 and len(started) == 6 and all(one.poll() is not None for one in started)
+    assert len(ended) == 4 and len(started) == 12 and all(one.poll() is not None for one in started)
 
 
 def test_a_busy_process_ends_with_who_was_killed():

@@ -5,6 +5,7 @@ import gc
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -28,20 +29,58 @@ SIZES = (
 CHAT = "--num-iterations=6 --eval-every=3 --save-every=2 --eval-tokens=256 --compile=no".split()
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A base directory with text, conversations, and a tokenizer in the runs "a" and "b"; float32."""
-    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "home"))
+def at(folder, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(folder / "home"))
     monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps(dict(text=t)) + "\n" for t in tiny.sentences(1500)))
+
+
+def furnish(folder):
+    (folder / "text.jsonl").write_text("".join(json.dumps(dict(text=t)) + "\n" for t in tiny.sentences(1500)))
     talks = [
         dict(messages=[dict(role="user", content=q), dict(role="assistant", content=a)])
         for q, a in zip(tiny.sentences(400, 1), tiny.sentences(400, 2))
     ]
-    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    (folder / "chat.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     for name in ("a", "b"):
         tiny.tokenizer().save(Run.open(name).stage("tokenizer"))
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A base directory with text, conversations, and a tokenizer in the runs "a" and "b"; float32."""
+    at(tmp_path, monkeypatch)
+    furnish(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def all_of_a(tmp_path_factory):
+    """A home, and a copy of how it was when base and mid of the run "a" were trained: a checkpoint names its texts."""
+    folder = tmp_path_factory.mktemp("all_of_a")
+    live, kept = folder / "live", folder / "kept"
+    live.mkdir()
+    with pytest.MonkeyPatch.context() as patched:
+        at(live, patched)
+        furnish(live)
+        assert train(live, "a") == train(live, "a", "mid") == 0
+    shutil.copytree(live, kept)
+    return live, kept
+
+
+@pytest.fixture
+def trained(monkeypatch, all_of_a):
+    """A home with base and mid of the run "a"."""
+    live, kept = all_of_a
+    at(live, monkeypatch)
+    shutil.rmtree(live)
+    return shutil.copytree(kept, live)
+
+
+@pytest.fixture
+def based(trained):
+    """A home with base of the run "a"."""
+    shutil.rmtree(Run.open("a").stage("mid"))
+    return trained
 
 
 def train(home, name, stage="base", *more):
@@ -84,18 +123,16 @@ def interrupted_at(monkeypatch, step):
 
 
 @pytest.mark.parametrize("when", [2, 5, 8, 12])
-def test_interrupted_and_called_again_it_takes_the_same_steps(home, monkeypatch, when):
+def test_interrupted_and_called_again_it_takes_the_same_steps(based, monkeypatch, when):
     """SIGINT at a step; 8 and 12 fall on an evaluation."""
-    assert train(home, "a") == 0
     with interrupted_at(monkeypatch, when):
-        assert train(home, "b") == EXIT_INTERRUPTED
+        assert train(based, "b") == EXIT_INTERRUPTED
     assert checkpoint.latest(Run.open("b").stage("base")).step == when
-    assert train(home, "b") == 0
+    assert train(based, "b") == 0
     assert_same("base")
 
 
-def test_interrupted_inside_an_evaluation(home, monkeypatch):
-    assert train(home, "a") == 0
+def test_interrupted_inside_an_evaluation(based, monkeypatch):
     plain = trainer.bits_per_byte
 
     def interrupting(*args):
@@ -103,9 +140,9 @@ def test_interrupted_inside_an_evaluation(home, monkeypatch):
         return plain(*args)
 
     monkeypatch.setattr(trainer, "bits_per_byte", interrupting)
-    assert train(home, "b") == EXIT_INTERRUPTED
+    assert train(based, "b") == EXIT_INTERRUPTED
     monkeypatch.setattr(trainer, "bits_per_byte", plain)
-    assert train(home, "b") == 0
+    assert train(based, "b") == 0
     assert_same("base")
 
 
@@ -132,15 +169,16 @@ def test_fp8_wants_widths_of_16_and_no_float16(home, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("stage", ["mid", "sft"])
-def test_chat_stages_resume_exactly_too(home, monkeypatch, stage):
-    for name in ("a", "b"):
-        assert train(home, name) == 0
-        if stage == "sft":
-            assert train(home, name, "mid") == 0
-    assert train(home, "a", stage) == 0
+def test_chat_stages_resume_exactly_too(trained, monkeypatch, stage):
+    a, b = Run.open("a"), Run.open("b")
+    shutil.copytree(a.folder, b.folder, dirs_exist_ok=True)
+    if stage == "mid":
+        shutil.rmtree(b.stage("mid"))
+    else:
+        assert train(trained, "a", stage) == 0
     with interrupted_at(monkeypatch, 3):
-        assert train(home, "b", stage) == EXIT_INTERRUPTED
-    assert train(home, "b", stage) == 0
+        assert train(trained, "b", stage) == EXIT_INTERRUPTED
+    assert train(trained, "b", stage) == 0
     assert_same(stage)
 
 
@@ -162,8 +200,7 @@ def writing(monkeypatch, act):
         yield
 
 
-def test_a_checkpoint_holds_its_own_step_however_late_it_is_written(home, monkeypatch):
-    assert train(home, "a") == 0
+def test_a_checkpoint_holds_its_own_step_however_late_it_is_written(based, monkeypatch):
     steps, plain = [0], trainer._account
 
     def noted(stage, *args):
@@ -177,7 +214,7 @@ def test_a_checkpoint_holds_its_own_step_however_late_it_is_written(home, monkey
 
     monkeypatch.setattr(trainer, "_account", noted)
     with writing(monkeypatch, late):
-        assert train(home, "b") == 0
+        assert train(based, "b") == 0
     for step in (9, 12):
         one, two = (Run.open(name).checkpoint("base", step) for name in ("a", "b"))
         for part in ("model", "optimizer", "loader"):
@@ -314,50 +351,45 @@ def test_validation_is_prepared_by_another_thread(home, monkeypatch):
     assert not any(thread.name == "data" for thread in threading.enumerate())
 
 
-def test_a_finished_stage_does_nothing_twice(home, capsys):
-    assert train(home, "a") == 0
+def test_a_finished_stage_does_nothing_twice(based, capsys):
     made = checkpoint.latest(Run.open("a").stage("base"))
     before = {path: path.stat().st_mtime_ns for path in made.folder.iterdir()}
-    assert train(home, "a") == 0
+    assert train(based, "a") == 0
     assert "already trained" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in made.folder.iterdir()}
 
 
-def test_a_finished_checkpoint_without_its_place_finds_it(home, capsys):
+def test_a_finished_checkpoint_without_its_place_finds_it(based, capsys):
     """Killed between the last two calls: of a stage that is finished, nothing is saved again."""
-    assert train(home, "a") == 0
     made = checkpoint.latest(Run.open("a").stage("base")).folder
     made.rename(made.with_name(f".tmp-{made.name}-1"))
-    assert train(home, "a") == 0
+    assert train(based, "a") == 0
     assert "already trained" in capsys.readouterr().out and made.is_dir()
 
 
-def test_another_plan_other_data_another_tokenizer_are_refused(home, capsys):
-    assert train(home, "a") == 0
-    assert train(home, "a", "base", "--matrix-lr=0.01") == 2
+def test_another_plan_other_data_another_tokenizer_are_refused(based, capsys):
+    assert train(based, "a", "base", "--matrix-lr=0.01") == 2
     assert "another plan" in capsys.readouterr().err
-    assert tiny.call("base_train", "--run=a", f"--data={home / 'chat.jsonl'}", *SIZES) == 2
+    assert tiny.call("base_train", "--run=a", f"--data={based / 'chat.jsonl'}", *SIZES) == 2
     assert 'wanted an object with a string "text"' in capsys.readouterr().err
-    with open(home / "text.jsonl", "a") as f:
+    with open(based / "text.jsonl", "a") as f:
         f.write('{"text": "more"}\n')
-    assert train(home, "a") == 2
+    assert train(based, "a") == 2
     assert "another data" in capsys.readouterr().err
     tiny.tokenizer(280).save(Run.open("a").stage("tokenizer"))
-    assert train(home, "a", "mid") == 2
+    assert train(based, "a", "mid") == 2
     assert "another tokenizer" in capsys.readouterr().err
 
 
-def test_a_new_base_makes_the_old_mid_stale(home, capsys):
-    assert train(home, "a") == 0
-    assert train(home, "a", "mid") == 0
+def test_a_new_base_makes_the_old_mid_stale(trained, capsys):
     run, said = Run.open("a"), "mid was trained from another model than the base there now"
     assert report.outdated(run) == []
-    assert train(home, "a", "base", "--fresh", "--seed=7") == 0
-    assert train(home, "a", "mid") == 2
+    assert train(trained, "a", "base", "--fresh", "--seed=7") == 0
+    assert train(trained, "a", "mid") == 2
     assert "--fresh" in capsys.readouterr().err
     assert tiny.call("report", "--run=a") == 0
     assert said in capsys.readouterr().err and said in (run.folder / "report.md").read_text()
-    assert train(home, "a", "mid", "--fresh") == 0 and report.outdated(run) == []
+    assert train(trained, "a", "mid", "--fresh") == 0 and report.outdated(run) == []
 
 
 @pytest.mark.parametrize(

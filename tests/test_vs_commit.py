@@ -25,23 +25,27 @@ ended = []
 
 
 def test_a_ratio_is_of_neighbours_in_time(monkeypatch):
-    """Stand-ins on a machine that doubles its speed half way; ours is 10% faster, and has another loss once."""
-    order = []
+    """Stand-ins on a machine that doubles its speed half way, and on which who was started first is 20% slower; ours is
+    10% faster, and has another loss once.
+    """
+    order, started = [], []
 
     def measure(worker, count):
         order.append(worker.folder)
         worker.turn += 1
         speed = 100.0 if worker.turn <= 6 else 200.0
         ours = worker.folder == "ours"
+        speed *= 0.8 if worker is started[0] else 1.2 if worker is started[3] else 1.0
         return dict(tok_per_s=speed * (1.1 if ours else 1.0), losses=[0.5 if ours and worker.turn == 5 else 1.0])
 
-    monkeypatch.setattr(vs_commit, "start", lambda folder, *given: Process(folder))
+    monkeypatch.setattr(vs_commit, "start", lambda folder, *given: started.append(Process(folder)) or started[-1])
     monkeypatch.setattr(vs_commit, "measure", measure)
     ended.clear()
     row = vs_commit.side_by_side(vs_commit.Flags(rounds=6), "train", ["ours", "before"], {})
     assert row["ratio"] == pytest.approx(1.1) and row["low"] == pytest.approx(row["high"])
-    assert row["same_losses"] is False and ended == ["ours", "before"]
-    assert order[:4] == ["before", "ours", "ours", "before"] and len(order) == 2 * (vs_commit.WARM + 6)
+    assert row["same_losses"] is False and ended == ["ours", "before", "before", "ours"]
+    assert row["apart"] == pytest.approx(0.5)
+    assert order[:4] == ["ours", "before", "before", "ours"] and len(order) == 4 * (vs_commit.WARM + 6)
 
 
 WRONG = {"--commit=no-such": "--commit is 'no-such': ", "--what=dance": "there is no dance", "--width=100": "multiple"}

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from .. import dispatch, probing
+from ..constant import constant
 from ..registry import OPS
 from ..triton_utils import specialized
 from . import fa4
@@ -123,7 +124,7 @@ def _try(backend: Backend, dtype: torch.dtype, head: int, device: torch.device) 
                 raise RuntimeError(f"{problem} (window {case['W']})")
 
 
-@torch.compiler.assume_constant_result
+@constant
 def pick(dtype: torch.dtype, head: int, device: torch.device, mode: str) -> str:
     """The backend for such a call, or "" for ours and PyTorch. Raises Refused when `mode` names one that cannot."""
     for backend in BACKENDS.values():

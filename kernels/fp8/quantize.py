@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import tuned
+from ..constant import constant
 from ..triton_utils import INTERPRETED, cdiv, launch, operator, programs, tl, triton
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -243,7 +244,7 @@ def _has_units(a: Tensor) -> bool:
     return a.is_cuda and not torch.version.hip and has_units(a.device.index or 0)
 
 
-@torch.compiler.assume_constant_result
+@constant
 def has_units(index: int) -> bool:
     """Whether a CUDA device multiplies fp8: Ada (8.9), Hopper and newer."""
     return torch.cuda.get_device_capability(index) >= (8, 9)

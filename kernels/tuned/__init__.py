@@ -19,6 +19,7 @@ import torch
 
 from .. import measured as kept
 from ..architectures import LIKE
+from ..constant import constant
 
 FOLDER = Path(__file__).parent
 Row = dict[str, Any]
@@ -111,7 +112,7 @@ def config(op: str, dtype: torch.dtype, size: int, device: torch.device) -> dict
     return dict(found[0]["config"])
 
 
-@torch.compiler.assume_constant_result
+@constant
 def value(op: str, key: str, dtype: torch.dtype, size: int, device: torch.device) -> int:
     """One number of an op's config, where code that `torch.compile` traces needs it."""
     return config(op, dtype, size, device)[key]

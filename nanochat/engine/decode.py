@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._inductor import config as inductor
 
 from kernels.rms_norm import default_eps
 from nanochat.engine.cache import Slots
@@ -221,7 +220,7 @@ class Decoder:
         # But int8 would be turned back once and for all.
         freezing = not isinstance(self.model.lm_head, Int8)
         for rows in dict.fromkeys((1, min(SEVERAL, most))):
-            with inductor.patch(freezing=freezing, size_asserts=False):
+            with torch._inductor.config.patch(freezing=freezing, size_asserts=False):
                 # Only the sizes of tensors change from call to call: nothing else needs to be looked at.
                 options: dict[str, Any] = dict(guard_filter_fn=torch.compiler.keep_tensor_guards_unsafe)
                 made = torch.compile(self.step.alone(), options=options)

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._inductor import inductor_prims
 
 from nanochat.errors import UserError
 from nanochat.gpt import GPT
@@ -134,6 +133,8 @@ def one_row(x: Tensor, weight: Tensor) -> Tensor:
 
     x is written out first. The compiler would make it anew for each of the N sums, a norm and all: twice the time.
     """
+    from torch._inductor import inductor_prims  # here, where it is traced: its import takes seconds
+
     x = inductor_prims.force_stride_order(x.float(), (x.size(1), 1))
     return (x * weight).sum(-1)[None]
 
