@@ -37,7 +37,7 @@ class Flags:
     bundle: str = path("", "the evaluation bundle (default: as scripts.base_eval finds it)")
     max_per_task: int = number(50, 1, MANY, "rows of each task (-1: all)", also=-1)
     depth: int = number(6, 1, 1000, "layers of the model")
-    width: int = number(384, 1, 1 << 16, "channels; heads are of 128")
+    width: int = number(384, 128, 1 << 16, "channels; heads are of 128", multiple=128)
     sequence_len: int = number(2048, 2, 1 << 20, "tokens of context")
     budget: int = number(2048, 1, MANY, "tokens that ours computes at a time")
     out: str = path("", "write the result to this JSON file too")

@@ -31,7 +31,7 @@ import torch
 
 from nanochat import checkpoint
 from nanochat.errors import UserError
-from nanochat.flags import flag, number, parse, run_script
+from nanochat.flags import flag, listed, number, parse, run_script
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import device_name
 from nanochat.run import Run
@@ -390,9 +390,7 @@ async def play(flags: Flags, names: list[str]) -> dict[str, Any]:
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # the soak writes into connections that are closed
-    names = flags.what.split(",")
-    if not set(names) <= set(NAMES):
-        raise UserError(f"--what is {flags.what!r}, wanted some of {','.join(NAMES)}")
+    names = listed("what", flags.what, NAMES)
     found = asyncio.run(play(flags, names))
     machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     print(json.dumps(dict(machine=machine, cores=os.cpu_count(), torch=torch.__version__, run=flags.run, **found)))

@@ -28,8 +28,7 @@ import torch
 from benchmarks.our_step import drawn_weights
 from benchmarks.worker import settings, sizes
 from nanochat import threads
-from nanochat.errors import UserError
-from nanochat.flags import flag, number, parse, run_script
+from nanochat.flags import flag, listed, number, parse, run_script
 from nanochat.hardware import device_name
 from nanochat.turns import Worker, end, measure, mirrored, start
 
@@ -52,7 +51,7 @@ class Flags:
     what: str = flag(",".join(WORKERS), "which of them, comma-separated")
     ways: str = flag("ours,libraries", f"how threads wait, comma-separated: {', '.join(WAYS)}")
     depth: int = number(6, 1, 1000, "layers of the model")
-    width: int = number(384, 1, 1 << 16, "channels; heads are of 128")
+    width: int = number(384, 128, 1 << 16, "channels; heads are of 128", multiple=128)
     vocab_size: int = number(4096, 1, 1 << 24, "words of the vocabulary")
     sequence_len: int = number(256, 64, 1 << 20, "tokens of context")
     batch: int = number(8, 1, 1 << 16, "rows of a training step, sequences decoded and streams read at a time")
@@ -103,12 +102,7 @@ def rates(flags: Flags, what: str, ways: list[str], settings: dict[str, Any]) ->
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
-    asked, ways = flags.what.split(","), flags.ways.split(",")
-    if unknown := {*asked} - {*WORKERS} | {*ways} - {*WAYS}:
-        said = f"--what has {', '.join(WORKERS)}, --ways {', '.join(WAYS)}"
-        raise UserError(f"there is no {', '.join(sorted(unknown))}; {said}")
-    if flags.width % 128:
-        raise UserError(f"--width is {flags.width}, wanted a multiple of 128")
+    asked, ways = listed("what", flags.what, WORKERS), listed("ways", flags.ways, WAYS)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         given = settings(asdict(flags), drawn_weights(sizes(asdict(flags)), folder))

@@ -27,7 +27,7 @@ from nanochat.hardware import setup as look_at_hardware
 @dataclass
 class Flags:
     depth: int = number(6, 1, 256, "layers of the model, of random weights")
-    width: int = number(384, 128, 1 << 16, "channels; heads are of 128")
+    width: int = number(384, 128, 1 << 16, "channels; heads are of 128", multiple=128)
     vocab_size: int = number(32768, 2, 1 << 20, "words of the vocabulary")
     streams: int = number(8, 1, 1024, "requests that are being written")
     new_tokens: int = number(200, 2, 1 << 16, "tokens of each")

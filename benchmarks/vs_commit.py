@@ -28,7 +28,7 @@ from benchmarks.neighbour import WORKERS
 from benchmarks.our_step import drawn_weights
 from benchmarks.worker import settings, sizes
 from nanochat.errors import UserError
-from nanochat.flags import flag, number, parse, run_script
+from nanochat.flags import flag, listed, number, parse, run_script
 from nanochat.hardware import device_name
 from nanochat.progress import Count
 from nanochat.turns import end, measure, mirrored, start
@@ -44,7 +44,7 @@ class Flags:
     commit: str = flag("HEAD", "any name that git has for it; the files here, committed or not, are beside it")
     what: str = flag("train,evaluate,decode", "which of the three, comma-separated")
     depth: int = number(6, 1, 1000, "layers of the model")
-    width: int = number(384, 1, 1 << 16, "channels; heads are of 128")
+    width: int = number(384, 128, 1 << 16, "channels; heads are of 128", multiple=128)
     vocab_size: int = number(4096, 1, 1 << 24, "words of the vocabulary")
     sequence_len: int = number(256, 64, 1 << 20, "tokens of context")
     batch: int = number(8, 1, 1 << 16, "rows of a training step, sequences decoded at a time")
@@ -96,11 +96,7 @@ def side_by_side(flags: Flags, what: str, folders: list[str], given: dict[str, A
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
-    asked = flags.what.split(",")
-    if unknown := {*asked} - {*WHAT}:
-        raise UserError(f"--what: there is no {', '.join(sorted(unknown))}; there are {', '.join(WHAT)}")
-    if flags.width % 128:
-        raise UserError(f"--width is {flags.width}, wanted a multiple of 128")
+    asked = listed("what", flags.what, WHAT)
     rows = []
     with tempfile.TemporaryDirectory() as before, tempfile.TemporaryDirectory() as drawn:
         unpack(flags.commit, before)

@@ -19,7 +19,7 @@ import torch
 from benchmarks.our_step import drawn_weights
 from benchmarks.worker import sizes
 from nanochat.errors import UserError
-from nanochat.flags import flag, number, parse, path, run_script
+from nanochat.flags import flag, listed, number, parse, path, run_script
 from nanochat.hardware import cpu_has_bf16, device_name
 from nanochat.turns import measure, start
 from scripts import infer_bench
@@ -35,7 +35,7 @@ class Flags:
     upstream: str = path("", "a clone of karpathy/nanochat")
     what: str = flag("train,decode", "which of the two, comma-separated")
     depth: int = number(6, 1, 1000, "layers of the model")
-    width: int = number(384, 1, 1 << 16, "channels; heads are of 128")
+    width: int = number(384, 128, 1 << 16, "channels; heads are of 128", multiple=128)
     vocab_size: int = number(32768, 1, 1 << 24, "words of the vocabulary")
     sequence_len: int = number(512, 2, 1 << 20, "tokens of context")
     batch: int = number(16, 1, 1 << 16, "rows of a training step")
@@ -111,14 +111,11 @@ def main() -> None:
     flags = parse(Flags, __doc__ or "")
     if not (Path(flags.upstream) / "nanochat" / "gpt.py").is_file():
         raise UserError(f"--upstream {flags.upstream!r}: there is no nanochat/gpt.py in it; clone karpathy/nanochat")
-    if unknown := set(flags.what.split(",")) - set(PARTS):
-        raise UserError(f"--what: no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
-    if flags.width % 128:
-        raise UserError(f"--width is {flags.width}, wanted a multiple of 128")
+    parts = listed("what", flags.what, PARTS)
     machine = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     shown = {**asdict(flags), "upstream": True}
     result: dict[str, Any] = dict(machine=machine, torch=torch.__version__, flags=shown, train=[], decode=[])
-    if "train" in flags.what:
+    if "train" in parts:
         result["train"] = train(flags)
         result["ratios"] = ratios(result["train"])
         for row in result["train"]:
@@ -131,7 +128,7 @@ def main() -> None:
                 f"against {row['against']}: {row['speed']:.2f} times its speed, {row['memory']:.2f} of its memory, "
                 f"{row['loss']:.4f} of its loss"
             )
-    if "decode" in flags.what:
+    if "decode" in parts:
         result["decode"] = decode(flags)
     print(json.dumps(result))
 

@@ -36,7 +36,7 @@ def main() -> None:
         "--target", help=f"comma-separated, of {', '.join(ALL_TARGETS)}; default: {', '.join(TARGETS)}"
     )
     compile_.add_argument(
-        "--shape", default="d24", help="a case of the op's registry entry; its largest if it has none so"
+        "--shape", default="d24", help="comma-separated cases of the op's registry entry; its largest if it has none so"
     )
     compile_.add_argument("--dtype", default="bfloat16", choices=DTYPES, help="of the inputs")
     compile_.add_argument("--json", action="store_true", help="print JSON, a list of one object a kernel and target")
@@ -130,12 +130,13 @@ def compile_report(flags: argparse.Namespace) -> None:
     for name in chosen:
         if name not in ALL_TARGETS:
             raise ValueError(f"--target names {name!r}; the targets are {', '.join(ALL_TARGETS)}")
-    if not any(flags.shape in op.cases for op in OPS.values()):
-        cases = dict.fromkeys(case for op in OPS.values() for case in op.cases)
-        raise ValueError(f"--shape is {flags.shape!r}, which no op has; there are {', '.join(cases)}")
+    cases, shapes = dict.fromkeys(case for op in OPS.values() for case in op.cases), flags.shape.split(",")
+    for shape in shapes:
+        if shape not in cases:
+            raise ValueError(f"--shape names {shape!r}, which no op has; there are {', '.join(cases)}")
     ops = chosen_ops(flags.op)
     print(f"compiling {len(ops)} op{'s' * (len(ops) > 1)} for {', '.join(chosen)} …", file=sys.stderr, flush=True)
-    rows = child_compile.report(ops, chosen, flags.shape, DTYPES[flags.dtype])
+    rows = child_compile.report(ops, chosen, shapes, DTYPES[flags.dtype])
     if flags.json:
         print(json.dumps(rows, indent=1))
     else:

@@ -171,26 +171,26 @@ def _memory(*question: Any) -> Path:
     return Path(triton.knobs.cache.dir) / "nanochat-compiled" / digest[:32]
 
 
-def report(ops: list[str], chosen: list[str], shape: str, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Rows for every launch of these ops at the named case (or an op's largest), on these targets, with `faults`."""
-    made = []
-    for target in chosen:
-        tasks = [
-            Task(name, case := targets.case_of(OPS[name], shape, dtype), OPS[name].cases[case], str(dtype)[6:], target)
-            for name in ops
-            if targets.runs_on(name, target, dtype)
-        ]
-        if ALL_TARGETS[target].backend == "hip":
-            made += rows(tasks)
-        else:
-            made += [
-                targets.build(task.op, task.shape, launch, target)
-                for task in tasks
-                for launch in targets.launches(OPS[task.op], task.case, dtype, target)
-            ]
+def report(ops: list[str], chosen: list[str], shapes: list[str], dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Rows for every launch of these ops at the named cases (or an op's largest), on these targets, with `faults`."""
+    tasks = [
+        Task(name, case, OPS[name].cases[case], str(dtype)[6:], target)
+        for target in chosen
+        for name in ops
+        for case in dict.fromkeys(targets.case_of(OPS[name], shape, dtype) for shape in shapes)
+        if targets.runs_on(name, target, dtype)
+    ]
+    apart = [task for task in tasks if ALL_TARGETS[task.target].backend == "hip"]
+    made = rows(apart) if apart else []
+    made += [
+        targets.build(task.op, task.shape, launch, task.target)
+        for task in tasks
+        if task not in apart
+        for launch in targets.launches(OPS[task.op], task.case, dtype, task.target)
+    ]
     for row in made:
         row["faults"] = targets.faults(row, dtype)
-    return sorted(made, key=lambda row: ops.index(row["op"]))  # an op's targets stand together
+    return sorted(made, key=lambda row: (ops.index(row["op"]), chosen.index(row["target"])))
 
 
 if __name__ == "__main__":

@@ -91,9 +91,13 @@ def compiled(launch: Launch, target: str) -> Any:
 
     _, signature, constants, attributes = source(launch)
     machine = ALL_TARGETS[target]
-    options = {key: value for key, value in launch.constants.items() if key not in launch.kernel.arg_names}
     made = ASTSource(fn=launch.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(made, target=GPUTarget(machine.backend, machine.arch, machine.warp), options=options)
+    return triton.compile(made, target=GPUTarget(machine.backend, machine.arch, machine.warp), options=options(launch))
+
+
+def options(launch: Launch) -> dict[str, Any]:
+    """The compiler's: warps, stages."""
+    return {key: value for key, value in launch.constants.items() if key not in launch.kernel.arg_names}
 
 
 UNREAD = dict.fromkeys(
@@ -102,12 +106,18 @@ UNREAD = dict.fromkeys(
 ) | dict(tensor_core="", tf32=False, mix={}, looped=False, spill_reason="", dot_rows=0)  # fmt: skip
 
 
+_READ: dict[str, dict[str, Any]] = {}  # by all that a compiled kernel follows from: ops and cases share many
+
+
 def build(op: str, shape: str, launch: Launch, target: str) -> dict[str, Any]:
     """One row of the report: what became of a launch on a target. `error` says why where it did not compile."""
     name = launch.kernel.fn.__name__
     row: dict[str, Any] = dict(op=op, kernel=name, target=target, shape=shape)
     try:
-        return {**row, **resources(name, compiled(launch, target), target)}
+        form = repr((launch.kernel.cache_key, source(launch), sorted(options(launch).items()), target))
+        if form not in _READ:
+            _READ[form] = resources(name, compiled(launch, target), target)
+        return {**row, **_READ[form]}
     except Exception as problem:  # whatever the compiler throws: the report says it
         return {**row, **UNREAD, "error": last_line(problem)}
 

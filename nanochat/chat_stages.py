@@ -51,6 +51,7 @@ class ChatFlags:
     source: str = flag("", "stage to start from (default: mid for sft where there is one, else base)", "-i")
     load_optimizer: bool = flag(True, "start with the optimizer's moments of the stage before")
     num_iterations: int = number(-1, 1, MANY, "optimizer steps (-1: one epoch, by the first 1,000 conversations)")
+    max_iterations: int = number(-1, 1, MANY, "of that epoch, at most so many steps (-1: all)")
     max_seq_len: int = number(-1, 2, 1 << 20, "tokens of a row (-1: as in base training)")
     device_batch_size: int = number(-1, 1, 1 << 16, "rows per device at a time (-1: as in base training)")
     total_batch_size: int = number(-1, 1, MANY, "tokens per optimizer step (-1: as in base training)")
@@ -96,7 +97,8 @@ def _train(
     )
     settings.accumulation(hardware.world)
     if settings.num_iterations <= 0:
-        settings = replace(settings, num_iterations=epoch_steps(source, encode, settings))
+        epoch, most = epoch_steps(source, encode, settings), flags.max_iterations
+        settings = replace(settings, num_iterations=min(epoch, most) if most > 0 else epoch)
     torch.manual_seed(flags.seed)  # nothing draws from it, but its state is in the checkpoint
     model = parent.model(hardware.device, hardware.dtype)
     if settings.max_seq_len > model.config.sequence_len:

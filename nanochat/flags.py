@@ -11,7 +11,7 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar
 
@@ -47,11 +47,21 @@ def path(default: str | None, help: str, kind: type = str) -> Any:
 
 
 def number(
-    default: float | None, least: float, most: float, help: str, *aliases: str, also: float | None = None
+    default: float | None,
+    least: float,
+    most: float,
+    help: str,
+    *aliases: str,
+    also: float | None = None,
+    multiple: int | None = None,
 ) -> Any:
-    """A dataclass field that is a flag: a number from least to most, of their type; or the default, or `also`."""
+    """A dataclass field that is a flag: a number from least to most, of their type; or the default, or `also`.
+
+    multiple: of what it must be one.
+    """
     allowed = tuple(value for value in (default, also) if value is not None and not least <= value <= most)
     meta = dict(help=help, aliases=aliases, kind=type(least), choices=None, range=(least, most), also=allowed)
+    meta["multiple"] = multiple
     return dataclasses.field(default=default, metadata=meta)
 
 
@@ -105,6 +115,8 @@ def wanted(meta: Any, value: float = 0) -> str:
     least, most = meta.get("range", (None, None))
     if least is None:
         return ""
+    if meta["multiple"]:
+        return f"a multiple of {meta['multiple']}, {least:g} to {most:.10g}"
     return f"at least {least:g}" if value <= most and most >= NO_LIMIT else f"{least:g} to {most:.10g}"
 
 
@@ -113,10 +125,18 @@ def check(name: str, value: Any, meta: Any) -> None:
     shown = f"--{name.replace('_', '-')}"
     if "range" in meta and value is not None and value not in meta["also"]:
         least, most = meta["range"]
-        if not least <= value <= most:  # NaN too
+        if not least <= value <= most or (meta["multiple"] and value % meta["multiple"]):  # NaN too
             raise UserError(f"{shown} is {value}, wanted {' or '.join([wanted(meta, value), *map(str, meta['also'])])}")
     if meta["kind"] is str and meta["choices"] is None and value is not None and meta["needed"] and not value.strip():
         raise UserError(f"{shown} is empty, wanted {meta['help']}")
+
+
+def listed(name: str, words: str, known: Iterable[str]) -> list[str]:
+    """The words of a comma-separated flag. Raises UserError for one that is not among those known."""
+    for word in (found := words.split(",")):
+        if word not in known:
+            raise UserError(f"--{name} names {word!r}; there are {', '.join(known)}")
+    return found
 
 
 def run_script(main: Callable[[], None], goes_on: bool = False) -> NoReturn:

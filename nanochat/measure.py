@@ -34,6 +34,7 @@ from nanochat.recipe import Schedule
 from nanochat.replay import PLAIN
 
 SECONDS = 180.0  # for all of it: nothing is begun that is expected to end later
+PAYS = 5  # times as long as that a training is predicted to take where measuring is worth it
 BLOCK_SECONDS = 60.0  # of these, for block sizes
 LAYERS = 2  # of the shallow model: one with a short window, one with a full one and a value embedding
 TURNS = 11  # timed steps of each of two variants, after those that compile and are captured

@@ -37,7 +37,6 @@ from nanochat.trainer import Settings, Stage
 
 WANDB = "wandb_id"  # file with the id of the stage's W&B run, which a resumed stage goes on with
 SCALINGS = ("current", "delayed")  # of fp8
-PAYS = 5  # times what measuring the kernels takes, that a training is predicted to take where it is worth it
 COMPILE_GAIN = "training runs eagerly, at about half the speed on CPUs"
 
 
@@ -217,7 +216,7 @@ def _kernels(setup: Setup, stage: Stage, resumed: bool) -> measure.Choice | None
         tokens = setup.settings.num_iterations * setup.settings.total_batch_size / setup.hardware.world
         peak = setup.hardware.peak.bf16 * 1e12 if setup.hardware.peak else PEAK
         seconds = tokens * flops_per_token(config) / (MFU * peak)
-        pays = seconds > PAYS * measure.SECONDS
+        pays = seconds > measure.PAYS * measure.SECONDS
         if setup.tune and stage.compile and not pays and setup.hardware.device.type == "cuda":
             say(setup, f"{setup.name}: too short to measure first which kernels pay; taken is what is known")
         wanted = setup.tune and stage.compile and pays

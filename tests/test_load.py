@@ -188,7 +188,7 @@ def test_load_in_full(served, monkeypatch, capsys):
 
 def test_load_refuses_what_makes_no_sense(capsys):
     for flags, words in (
-        (["--what=dance"], "--what is"),
+        (["--what=dance"], "--what names 'dance'"),
         (["--clients=0"], "wanted 1 to 10000"),
         (["--batch=1"], "wanted 2 to 4096"),
     ):

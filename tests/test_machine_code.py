@@ -96,34 +96,30 @@ def test_rows_of_block_sizes_are_shared_by_architectures_alike(monkeypatch):
     assert found == [1, 2, 3]  # what was measured on one card is not said of another
 
 
+# Each of these takes minutes. All shapes and targets of a dtype are one process: it compiles and reads what they share
+# once, and there is one child for all AMD cards. Left out is what no card launches: a T4 computes in float16.
+SHAPES = dict(bfloat16="d12,d24,d32", float16="d12,d24", float32="d12,d24,d32")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("shape", ["d12", "d24", "d32"])
-def test_every_kernel_keeps_its_promises_everywhere(shape, dtype):
-    rows, code = report(f"--shape={shape}", f"--dtype={dtype}")
+@pytest.mark.parametrize("dtype", SHAPES)
+@pytest.mark.parametrize("near", [False, True], ids=["", "their neighbours"])
+def test_every_kernel_keeps_its_promises_everywhere(near, dtype):
+    targets = [name for name in (OTHER_TARGETS if near else TARGETS) if (name, dtype) != ("sm_75", "bfloat16")]
+    shapes = "d24" if near else SHAPES[dtype]
+    rows, code = report(f"--target={','.join(targets)}", f"--shape={shapes}", f"--dtype={dtype}")
     if dtype == "float32":  # IEEE products have no tensor cores
         rows = [dict(row, tensor_core=row["tensor_core"] or "none needed") for row in rows]
-    check(rows, code, TARGETS, dtype)
+    check(rows, code, targets, dtype)
+    assert {row["shape"] for row in rows} >= set(shapes.split(","))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("target", OTHER_TARGETS)
-def test_every_kernel_keeps_its_promises_on_their_neighbours(target, dtype):
-    rows, code = report(f"--target={target}", f"--dtype={dtype}")
-    if dtype == "float32":
-        rows = [dict(row, tensor_core=row["tensor_core"] or "none needed") for row in rows]
-    check(rows, code, (target,), dtype)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("shape", ["head_64", "head_256"])
-def test_attention_of_other_heads_fits_into_every_cards_shared_memory(shape, dtype):
-    rows, _ = report(
-        "--target=sm_80,sm_86,sm_90,sm_120,gfx942", f"--shape={shape}", f"--dtype={dtype}", "--op=flash_attention"
-    )
-    assert len(rows) >= 20 and all(row["occupancy"] and not row["error"] for row in rows)
+@pytest.mark.parametrize("dtype", SHAPES)
+def test_attention_of_other_heads_fits_into_every_cards_shared_memory(dtype):
+    shapes, cards = "head_64,head_256", "sm_80,sm_86,sm_90,sm_120,gfx942"
+    rows, _ = report(f"--target={cards}", f"--shape={shapes}", f"--dtype={dtype}", "--op=flash_attention")
+    assert len(rows) >= 40 and all(row["occupancy"] and not row["error"] for row in rows)
 
 
 @pytest.mark.slow
@@ -321,7 +317,7 @@ def test_one_launch_for_one_row_is_another_kernel_than_for_many():
         (("compile", "--op=softmax"), "--op names 'softmax'; the ops with a Triton kernel are rms_norm"),
         pytest.param(("compile", "--target="), "''; the targets are sm_75", marks=pytest.mark.slow),
         pytest.param(("compile", "--target=sm_70"), "'sm_70'; the targets are sm_75", marks=pytest.mark.slow),
-        pytest.param(("compile", "--shape=d99"), "--shape is 'd99'", marks=pytest.mark.slow),
+        pytest.param(("compile", "--shape=d99"), "--shape names 'd99'", marks=pytest.mark.slow),
         (("tune",), "tuning needs a CUDA device"),
     ],
 )

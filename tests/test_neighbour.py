@@ -76,7 +76,7 @@ def test_a_worker_gets_what_it_reads(monkeypatch, capsys):
     assert given["train"]["weights_file"].endswith(".safetensors")
 
 
-WRONG = {"--what=dance": "there is no dance", "--ways=fast": "there is no fast", "--width=100": "multiple of 128",
+WRONG = {"--what=dance": "--what names 'dance'", "--ways=fast": "--ways names 'fast'", "--width=100": "multiple of 128",
          "--rounds=0": "--rounds is 0"}  # fmt: skip
 
 

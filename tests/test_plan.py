@@ -9,7 +9,7 @@ import pytest
 import standins
 import tiny
 
-from nanochat import cadence, hardware, plan, presets, rl_size, toolchain
+from nanochat import cadence, hardware, measure, plan, presets, rl_size, toolchain
 from nanochat.chat_stages import ChatFlags
 from nanochat.cost import flops_per_token
 from nanochat.data import hub
@@ -328,6 +328,28 @@ def test_a_plan_made_for_the_cpu_is_told_of_the_gpu(run, gpus, capsys):
     assert "planned when no GPU could be used; --fresh" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("card, minutes", [("4090", 180.0), ("4090", 900.0), ("H100", 60.0), ("H100", 1e5)])
+def test_a_time_limit_holds_for_passes_over_conversations_too(run, gpus, monkeypatch, capsys, card, minutes):
+    """However fast the card, and with reinforcement learning: nobody has counted the Hub's conversations."""
+    gpus(card)
+    monkeypatch.setattr(rl_size, "available", lambda: ["gsm8k"])
+    whole, made = plan.make(run, {}), plan.make(run, dict(max_minutes=minutes))
+    assert "max_iterations" not in whole.flags["mid"]
+    assert set(made.seconds) == {"base", "mid", "sft", "rl"}
+    planned = sum(made.seconds.values()) + OTHER_SECONDS + made.evaluation
+    measuring = measure.SECONDS if minutes > 15 else 0  # which kernels pay
+    assert 0.9 * 60 * minutes < planned + measuring <= 60 * minutes  # fewer steps ask fewer held-out questions
+    for stage in ("mid", "sft"):
+        time = made.seconds[stage] - decide.STARTUP_SECONDS
+        assert time == pytest.approx(made.flags[stage]["max_iterations"] * made.batch / made.rate)
+    assert (made.steps["base"] < whole.steps["base"]) == (minutes < 900)  # which is more than these cards need
+    mid = made.flags["mid"]["max_iterations"]
+    assert f"--max-iterations={mid} " in plan.shell(made, run, ["mid"], fresh=False)
+    plan.show(made, run, ["mid"])
+    shown = capsys.readouterr().out
+    assert f"one pass over the conversations, at most {mid:,} steps" in shown and "for all stages" in shown
+
+
 @pytest.mark.parametrize("nodes, rows", [(2, 16), (32, 1)])
 def test_several_machines_share_out_a_step(run, monkeypatch, nodes, rows):
     monkeypatch.setattr(throughput, "speed", SPEED)
@@ -405,7 +427,7 @@ def test_every_stage_knows_the_flags_that_it_is_given(gpus, run, monkeypatch, da
     gpus("H100")
     monkeypatch.setattr(rl_size, "available", lambda: ["gsm8k"])
     monkeypatch.setattr(throughput, "speed", lambda *args: (10_000.0, True))
-    made = plan.make(run, dict(data=data), rl=True)
+    made = plan.make(run, dict(data=data, max_minutes=1000.0), rl=True)
     found = plan.shell(made, run, list(plan.STAGES), fresh=True, tune=False)
     for name, given in re.findall(r"^([A-Z]+)=\((.*)\)$", found, re.M):
         if name != "STAGES":

@@ -16,7 +16,7 @@ import pytest
 import tiny
 import torch
 
-from nanochat import checkpoint, interrupt, report, stages, trainer
+from nanochat import chat_stages, checkpoint, interrupt, report, stages, trainer
 from nanochat.errors import EXIT_INTERRUPTED
 from nanochat.log import read_log
 from nanochat.run import Run
@@ -471,6 +471,13 @@ def test_nothing_stays_frozen_after_training(home):
     """Or Triton's bindings print 25 lines about leaks when the process ends."""
     assert train(home, "a") == 0
     assert gc.get_freeze_count() == 0
+
+
+def test_an_epoch_may_be_cut_short(trained, monkeypatch):
+    monkeypatch.setattr(chat_stages, "epoch_steps", lambda *args: 3)
+    for most, steps in ((2, 2), (5, 3)):
+        assert train(trained, "a", "mid", "--num-iterations=-1", f"--max-iterations={most}", "--fresh") == 0
+        assert Run.open("a").summary("mid")["steps"] == steps
 
 
 def test_a_validation_split_without_an_answer_is_named_before_training(home, capsys):

@@ -48,7 +48,11 @@ def test_a_ratio_is_of_neighbours_in_time(monkeypatch):
     assert order[:4] == ["ours", "before", "before", "ours"] and len(order) == 4 * (vs_commit.WARM + 6)
 
 
-WRONG = {"--commit=no-such": "--commit is 'no-such': ", "--what=dance": "there is no dance", "--width=100": "multiple"}
+WRONG = {
+    "--commit=no-such": "--commit is 'no-such': ",
+    "--what=dance": "names 'dance'",
+    "--width=100": "multiple",
+}
 
 
 @pytest.mark.parametrize("words, said", WRONG.items())

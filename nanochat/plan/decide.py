@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nanochat import evaluation_size, hardware, presets, rl_size, toolchain
+from nanochat import evaluation_size, hardware, measure, presets, rl_size, toolchain
 from nanochat.cadence import cadence, checkpoint_bytes, last_tokens
 from nanochat.data import choose, hub
 from nanochat.errors import UserError
@@ -21,6 +21,8 @@ from nanochat.run import Run
 SMALL_MINUTES = 15.0  # what the small preset may take unless --max-minutes says otherwise
 STARTUP_SECONDS = 12.0  # of a stage: imports, a compiled step from the cache, samples
 OTHER_SECONDS = 75.0  # tokenizer, evaluation and report of the small preset
+# Of the time to train, where there is a limit, what is kept for one pass over conversations that nobody has counted.
+CONVERSATIONS = dict(mid=0.2, sft=0.1)
 
 
 def make(run: Run, asked: dict[str, Any], nodes: int = 1, rl: bool = False) -> Plan:
@@ -147,15 +149,23 @@ def spread(plan: Plan, nodes: int) -> None:
 
 
 def fit(plan: Plan, max_minutes: float | None) -> None:
-    """Sets the time of each stage, and shortens all training alike when together they exceed max_minutes."""
+    """Sets the time of each stage, and shortens all training alike when together they exceed max_minutes.
+
+    A pass over conversations, of unknown length, ends when the time is over that is kept for it and that others leave.
+    """
     rate = plan.rate
     practice, examined = rl_seconds(plan)
     total = sum(steps * plan.batch / rate for steps in plan.steps.values()) + practice
+    uncounted = {stage: part for stage, part in CONVERSATIONS.items() if stage not in plan.steps}
     if plan.flags["sft"]["data"] == "hub":
         plan.evaluation = evaluation_size.seconds(max_minutes, total)
-    fixed = OTHER_SECONDS + plan.evaluation + examined + STARTUP_SECONDS * (len(plan.steps) + bool(practice))
-    if max_minutes is not None and total + fixed > max_minutes * 60:
-        share = (max_minutes * 60 - fixed) / total
+    fixed = OTHER_SECONDS + plan.evaluation + examined + STARTUP_SECONDS * (len(ON_TOKENS) + bool(practice))
+    limit = float("inf") if max_minutes is None else max_minutes * 60
+    if plan.device == "cuda" and min(total, limit) > measure.PAYS * measure.SECONDS:
+        fixed += measure.SECONDS
+    kept = (limit - fixed) * (1 - sum(uncounted.values()))
+    if total > kept:
+        share = kept / total
         if share <= 0.02:
             raise UserError(
                 f"--max-minutes {max_minutes:g} leaves no time to train: evaluation and start-up alone take "
@@ -170,6 +180,11 @@ def fit(plan: Plan, max_minutes: float | None) -> None:
     plan.seconds = {stage: steps * plan.batch / rate + STARTUP_SECONDS for stage, steps in plan.steps.items()}
     if practice:
         plan.seconds["rl"] = sum(rl_seconds(plan)) + STARTUP_SECONDS
+    left = limit - fixed - min(total, kept)
+    for stage, part in uncounted.items() if max_minutes is not None else ():
+        steps = max(1, int(left * part / sum(uncounted.values()) * rate / plan.batch))
+        plan.flags[stage]["max_iterations"] = steps
+        plan.seconds[stage] = steps * plan.batch / rate + STARTUP_SECONDS
 
 
 def rl_seconds(plan: Plan) -> tuple[float, float]:

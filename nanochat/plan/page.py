@@ -34,6 +34,8 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
     for stage in stages:
         steps, seconds = plan.steps.get(stage), plan.seconds.get(stage)
         text = f"{steps:,} steps, {steps * plan.batch / 1e6:,.1f} M tokens" if steps else STAGE_TEXT[stage]
+        if most := plan.flags.get(stage, {}).get("max_iterations"):
+            text += f", at most {most:,} steps"
         if stage == "rl":
             flags = plan.flags["rl"]
             text = f"{flags['num_iterations']} steps of {flags['questions']} questions, {flags['task']} (predicted)"
@@ -52,8 +54,9 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
             if small
             else f"from steps measured on {MEASURED_LAYERS} of its layers: no peak is known for this GPU"
         )
-        whole = sum(s or 0 for s in plan.seconds.values()) + (OTHER_SECONDS + plan.evaluation if small else 0)
-        part = "all stages" if small else " and ".join(stage for stage, s in plan.seconds.items() if s)
+        counted = plan.seconds.keys() >= set(ON_TOKENS)  # so it is with a limit, too
+        whole = sum(s or 0 for s in plan.seconds.values()) + (OTHER_SECONDS + plan.evaluation if counted else 0)
+        part = "all stages" if counted else " and ".join(stage for stage, s in plan.seconds.items() if s)
         print(f"  time      about {duration(whole)} for {part}, at {plan.rate:,.0f} tokens/s ({source})")
     if "eval_tokens_between" in plan.flags["base"]:  # a plan stored by an older version has no cadence
         print(f"  validate  {cadence_line(plan, config)}")
