@@ -14,7 +14,7 @@ ARGS=()
 previous=""
 for word in "$@"; do
     path="${word#--data=}"
-    if [[ ("$previous" == --data || "$word" == --data=*) && "$path" != embedded && "$path" != hub && "$path" != /* ]]; then
+    if [[ ("$previous" == --data || "$word" == --data=*) && "$path" != embedded && "$path" != hub && "$path" != /* && "$path" != '~/'* ]]; then
         word="${word%"$path"}$PWD/$path"
     fi
     ARGS+=("$word")

@@ -20,7 +20,7 @@ from benchmarks.environment import environment
 from kernels import OPS
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
-from nanochat.flags import flag, number, parse, run_script
+from nanochat.flags import flag, number, parse, path, run_script
 from nanochat.hardware import pick, setup
 from nanochat.render import markdown, page
 from profiling.nvml import Sampler
@@ -34,7 +34,7 @@ class Flags:
     profile: str = flag("", "smoke, quick or full (default: quick on a GPU, smoke on a CPU)")
     op: str = flag("", "only these ops, comma-separated, and no training step")
     minutes: float = number(0.0, 0.01, 1e5, "plan for so many, with fewer or more repeats (0: the profile's own)")
-    out: str = flag("benchmarks.json", "where the result goes; the tables and the page are written beside it")
+    out: str = path("benchmarks.json", "where the result goes; the tables and the page are written beside it")
 
 
 def measured(flags: Flags, profile: profiles.Profile) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from benchmarks.environment import environment
 from benchmarks.worker import sizes
 from nanochat.errors import UserError
 from nanochat.evaluate import bundle
-from nanochat.flags import MANY, flag, number, parse, run_script
+from nanochat.flags import MANY, number, parse, path, run_script
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 from nanochat.turns import measure, start
@@ -32,15 +32,15 @@ WORKER = Path(__file__).parent / "core_worker.py"
 
 @dataclass
 class Flags:
-    upstream: str = flag("", "a clone of karpathy/nanochat")
-    tokenizer: str = flag("", "folder with the tokenizer.json that both use")
-    bundle: str = flag("", "the evaluation bundle (default: as scripts.base_eval finds it)")
+    upstream: str = path("", "a clone of karpathy/nanochat")
+    tokenizer: str = path("", "folder with the tokenizer.json that both use")
+    bundle: str = path("", "the evaluation bundle (default: as scripts.base_eval finds it)")
     max_per_task: int = number(50, 1, MANY, "rows of each task (-1: all)", also=-1)
     depth: int = number(6, 1, 1000, "layers of the model")
     width: int = number(384, 128, 1 << 16, "channels; heads are of 128", multiple=128)
     sequence_len: int = number(2048, 2, 1 << 20, "tokens of context")
     budget: int = number(2048, 1, MANY, "tokens that ours computes at a time")
-    out: str = flag("", "write the result to this JSON file too")
+    out: str = path("", "write the result to this JSON file too")
 
 
 def drawn(config: GPTConfig, seed: int = 0) -> GPT:

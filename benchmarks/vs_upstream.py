@@ -19,7 +19,7 @@ import torch
 from benchmarks.our_step import drawn_weights
 from benchmarks.worker import sizes
 from nanochat.errors import UserError
-from nanochat.flags import flag, listed, number, parse, run_script
+from nanochat.flags import flag, listed, number, parse, path, run_script
 from nanochat.hardware import cpu_has_bf16, device_name
 from nanochat.turns import measure, start
 from scripts import infer_bench
@@ -32,7 +32,7 @@ WARM = 3  # steps that are not timed: on a GPU, the third of ours is captured as
 
 @dataclass
 class Flags:
-    upstream: str = flag("", "a clone of karpathy/nanochat")
+    upstream: str = path("", "a clone of karpathy/nanochat")
     what: str = flag("train,decode", "which of the two, comma-separated")
     depth: int = number(6, 1, 1000, "layers of the model")
     width: int = number(384, 128, 1 << 16, "channels; heads are of 128", multiple=128)

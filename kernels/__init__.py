@@ -8,7 +8,7 @@ fills `OPS`; `use("torch")` and NANOCHAT_KERNELS choose the implementation, `pyt
 
 from typing import Any
 
-from . import neighbour
+from . import before_torch, neighbour  # noqa: F401
 from .attention import flash_attention, flash_attention_decode
 from .cross_entropy import cross_entropy
 from .dispatch import describe, read_environment, use

@@ -63,9 +63,10 @@ def main() -> None:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except OSError as problem:  # a file that cannot be read or written
-        if problem.filename is None:
+        if isinstance(problem, BrokenPipeError):
             raise
-        print(f"error: {problem.filename}: {problem.strerror}; look at its disk and its permissions", file=sys.stderr)
+        where, why = problem.filename or "a file", problem.strerror or problem
+        print(f"error: {where}: {why}; look at its disk and its permissions", file=sys.stderr)
         sys.exit(2)
 
 

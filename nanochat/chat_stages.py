@@ -18,7 +18,7 @@ from nanochat.data.loader import Encode, conversation_encoder
 from nanochat.data.packing import learnable
 from nanochat.data.source import Source, first_items
 from nanochat.errors import UserError
-from nanochat.flags import MANY, SEEDS, flag, number
+from nanochat.flags import MANY, SEEDS, flag, number, path
 from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.one_writer import only_writer
@@ -38,7 +38,7 @@ class ChatFlags:
     """Flags of mid_train and chat_sft; sizes not given are the base model's."""
 
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
-    data: str = flag("embedded", "embedded | hub | a path to JSONL conversations")
+    data: str = path("embedded", "embedded | hub | a path to JSONL conversations")
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
     compile: str = flag("auto", "auto: torch.compile where it works; no: eager", choices=("auto", "no"))
     fp8: bool = flag(False, "multiply in fp8 (H100 and newer; emulated, and slowly, elsewhere)")

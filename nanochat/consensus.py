@@ -46,6 +46,8 @@ def from_first_machine(make: Callable[[], str], nodes: int, node: int, head: str
     if nodes == 1:
         return make()
     host, _, port = head.rpartition(":")
+    if not (host and port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise UserError(f"--head is {head!r}, wanted the first machine's address:port, since --nodes is {nodes}")
     try:
         store = dist.TCPStore(host, int(port), is_master=node == 0, timeout=PATIENCE, wait_for_workers=False)
         if node > 0:

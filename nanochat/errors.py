@@ -1,5 +1,7 @@
 """What goes wrong through the user's input, told in one sentence, and the exit codes that scripts end with."""
 
+import re
+
 
 class UserError(Exception):
     """Wrong use or bad input: what is wrong, where, and what to do. Scripts print it and exit with code 2."""
@@ -11,9 +13,12 @@ CONTROLS = {
 }
 
 
+LONG = re.compile(r"(\S{150})\S{150,}(\S{100})")  # a word that nobody reads to its end
+
+
 def one_line(text: str) -> str:
-    """The text with what would end the line, or command a terminal, written out."""
-    return text.translate(CONTROLS)
+    """The text with what would end the line, or command a terminal, written out, and words without end cut."""
+    return LONG.sub(r"\1…\2", text.translate(CONTROLS))
 
 
 EXIT_USAGE = 2

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from nanochat.errors import UserError
+
+STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")  # folders of /dev/stdout and the like, which may lead to a file
 
 
 def base_dir() -> Path:
@@ -27,14 +29,28 @@ def base_dir() -> Path:
     return folder
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file to read. Raises OSError with the path, which the system does not name where a disk fails."""
+    try:
+        with open(path, "rb") as f:
+            yield f
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replaces path by content; a crash at any moment leaves the old file or the new one, never half of it.
 
-    Raises OSError with the path.
+    A device or a pipe stays what it is, and gets the content. Raises OSError with the path.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if str(path.parent) in STREAMS or (path.exists() and not (path.is_file() or path.is_dir())):
+            with open(path, "wb") as f:
+                f.write(content)
+            return
         with open(temporary, "wb") as f:
             f.write(content)
             f.flush()

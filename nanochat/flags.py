@@ -1,9 +1,9 @@
 """Command-line flags from one dataclass per script, and the frame that every script runs in.
 
-A field made by `flag(default, help)` or `number(default, least, most, help)` becomes `--field-name`. `run_script` turns
-a UserError into one sentence and exit code 2, and what the operating system refuses likewise: a full disk, a file that
-may not be read, more memory than there is. What a terminal, a pipe or a locale may do to the streams is in
-nanochat/streams.py.
+A field made by `flag(default, help)`, `path(default, help)` or `number(default, least, most, help)` becomes
+`--field-name`. `run_script` turns a UserError into one sentence and exit code 2, and what the operating system refuses
+likewise: a full disk, a file that may not be read, more memory than there is. What a terminal, a pipe or a locale may
+do to the streams is in nanochat/streams.py.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from typing import Any, NoReturn, TypeVar
 
 from nanochat import oserrors, processes, streams
@@ -39,6 +40,12 @@ def flag(default: Any, help: str, *aliases: str, kind: type | None = None, choic
     return dataclasses.field(default=default, metadata=meta)
 
 
+def path(default: str | None, help: str, kind: type = str) -> Any:
+    """A flag that is or may be a path: `~/` may begin it, which a shell leaves as it is in `--name=~/x`."""
+    made = flag(default, help, kind=kind)
+    return dataclasses.field(default=default, metadata=dict(made.metadata, path=True))
+
+
 def number(
     default: float | None,
     least: float,
@@ -59,15 +66,15 @@ def number(
 
 
 def parse(cls: type[T], description: str, argv: list[str] | None = None, defaults: T | None = None) -> T:
-    """The dataclass filled from the command line. Unknown or malformed flags end the process with code 2.
-
-    Raises UserError for a number outside its range, and for an empty word where one is needed.
+    """The dataclass filled from the command line. Raises UserError for a flag that is not there, for a value that is
+    none of its kind or outside its range, and for an empty word where one is needed.
 
     `defaults`: an instance whose values stand in for the fields' own defaults.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
+    there = []
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         meta = field.metadata
         help = "; ".join(part for part in (meta["help"], wanted(meta)) if part)
@@ -78,13 +85,29 @@ def parse(cls: type[T], description: str, argv: list[str] | None = None, default
         else:
             options.update(type=meta["kind"], choices=meta["choices"])
         parser.add_argument(*names, **options)
+        there += names
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["--"]:  # torchrun wants it between its own flags and ours, and may hand it on
         words = words[1:]
-    found = vars(parser.parse_args(words))
+    known, others = parser.parse_known_args(words)
+    if others:
+        near = get_close_matches(others[0].partition("=")[0], there, 1)
+        parser.error(f"{others[0]!r} is no flag" + (f", perhaps {near[0]} is meant" if near else ""))
+    found = vars(known)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if found[field.name] == []:  # argparse's answer to --name=--
+            parser.error(f"--{field.name.replace('_', '-')} is '--', which is no value")
         check(field.name, found[field.name], field.metadata)
+        if field.metadata.get("path") and found[field.name]:
+            found[field.name] = os.path.expanduser(found[field.name])
     return cls(**found)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, whose complaints are a sentence without the list of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:300]}; --help lists the flags")
 
 
 def wanted(meta: Any, value: float = 0) -> str:

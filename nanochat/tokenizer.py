@@ -15,6 +15,7 @@ import json
 import re
 import reprlib
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ LEAST = 256 + len(SPECIAL_TOKENS)  # tokens of a vocabulary: the bytes
 FILE = "tokenizer.json"
 SHORT = 2000  # characters of a text on average, below which threads take longer than they save
 BLANKS = 100_000
-STRETCH = re.compile(rf"\s{{{BLANKS}}}")
+STRETCH = re.compile(rf"(?<!\s)\s{{{BLANKS},}}")
 AGAIN = "put a copy in its place, or delete it, and python -m scripts.tok_train, called as before, makes it again"
 
 Conversation = dict[str, Any]  # {"messages": [{"role": …, "content": …}, …]}
@@ -198,7 +199,8 @@ def splittable(text: str) -> list[str]:
     """The text, in several parts where it has a stretch of BLANKS blanks: at a million the splitter's stack is full."""
     if len(text) < BLANKS:
         return [text]
-    cuts = [0, *(found.end() for found in STRETCH.finditer(text)), len(text)]
+    within = (range(found.start() + BLANKS, found.end() + 1, BLANKS) for found in STRETCH.finditer(text))
+    cuts = [0, *chain.from_iterable(within), len(text)]
     return [text[start:end] for start, end in zip(cuts, cuts[1:]) if start < end]
 
 

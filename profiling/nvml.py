@@ -150,11 +150,11 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Of each number its median, min and max (None without a sensor); the union of the throttle reasons."""
     read = [row for row in rows if "unavailable" not in row]
     found: dict[str, Any] = dict(samples=len(read))
-    found.update((key, row[key]) for row in read[:1] for key in ("name", "driver", "power_limit_w"))
+    found.update((key, row.get(key)) for row in read[:1] for key in ("name", "driver", "power_limit_w"))
     for key in NUMBERS if read else ():
-        values = [row[key] for row in read if row[key] is not None]
+        values = [row[key] for row in read if row.get(key) is not None]
         found[key] = dict(median=statistics.median(values), min=min(values), max=max(values)) if values else None
     if read:
-        found["throttle"] = sorted({name for row in read for name in row["throttle"] or ()})
+        found["throttle"] = sorted({name for row in read for name in row.get("throttle") or ()})
     found.update((key, row[key]) for row in rows[-1:] for key in ("unavailable",) if key in row)
     return found

@@ -14,7 +14,7 @@ from nanochat.evaluate.core import Model, check, core
 from nanochat.evaluate.core_batches import OurModel
 from nanochat.evaluate.core_controls import CONTROLS
 from nanochat.files import write_atomically
-from nanochat.flags import MANY, SEEDS, flag, number, parse, run_script
+from nanochat.flags import MANY, SEEDS, flag, number, parse, path, run_script
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
@@ -33,13 +33,13 @@ class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
     source: str = flag("base", "stage whose model to evaluate: base | mid | sft", "-i")
     step: int = number(-1, 0, MANY, "checkpoint of this step (-1: the finished model)")
-    hf: str = flag("", "instead, CORE of a Hugging Face causal LM, kept beside the run's: a folder or name (extra hf)")
+    hf: str = path("", "instead, CORE of a Hugging Face causal LM, kept beside the run's: a folder or name (extra hf)")
     eval: str = flag("core,bpb,sample", "what to evaluate, comma-separated: core, bpb, sample")
     max_per_task: int = number(-1, 1, MANY, "rows of each CORE task, shuffled (-1: all, which is long on a CPU)")
     controls: bool = flag(False, f"CORE's tasks with something taken away, too: {', '.join(CONTROLS)}")
     few_shot_seed: int = number(bundle.FEW_SHOT_SEED, *SEEDS, "of the draw of CORE's solved examples: another score")
-    bundle: str = flag("", "folder of the evaluation bundle (default: found, or downloaded)")
-    data: str = flag("embedded", "text for bits per byte: embedded | hub | a path to parquet, JSONL or text files")
+    bundle: str = path("", "folder of the evaluation bundle (default: found, or downloaded)")
+    data: str = path("embedded", "text for bits per byte: embedded | hub | a path to parquet, JSONL or text files")
     device_batch_size: int = number(32, 1, 1 << 16, "rows per device at a time")
     split_tokens: int = number(-1, 1, MANY, "tokens of each split, at most all (-1: on a GPU 21 million, else 524,288)")
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")

@@ -7,7 +7,7 @@ import torch
 from nanochat.cadence import EVERY, TOKENS
 from nanochat.data import choose
 from nanochat.data.loader import document_encoder
-from nanochat.flags import MANY, SEEDS, flag, number, parse, run_script
+from nanochat.flags import MANY, SEEDS, flag, number, parse, path, run_script
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
@@ -28,7 +28,7 @@ PROMPTS = [
 @dataclass
 class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
-    data: str = flag("embedded", "embedded | hub | a path to parquet, JSONL or text files")
+    data: str = path("embedded", "embedded | hub | a path to parquet, JSONL or text files")
     device_type: str = flag("", "cuda | cpu | mps (default: the best there is)")
     compile: str = flag("auto", "auto: torch.compile where it works; no: eager", choices=("auto", "no"))
     fp8: bool = flag(False, "multiply in fp8 (H100 and newer; emulated, and slowly, elsewhere)")

@@ -12,7 +12,7 @@ from nanochat.errors import UserError
 from nanochat.evaluate.intervals import mean
 from nanochat.evaluate.paired import adjusted, paired, taker
 from nanochat.files import write_atomically
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import flag, parse, path, run_script
 from nanochat.run import TRAINED, Run
 from nanochat.tasks import TASKS
 
@@ -21,7 +21,7 @@ from nanochat.tasks import TASKS
 class Flags:
     runs: str = flag("speedrun", "names of the runs, comma-separated")
     paired: bool = flag(False, "compare two models question by question: RUN:STAGE,RUN:STAGE (or server:MODEL)")
-    write: str = flag("", "also write the numbers of each run, and of all, to this JSON file")
+    write: str = path("", "also write the numbers of each run, and of all, to this JSON file")
 
 
 KNOWN = ("facts_taught", "facts_pretrained")

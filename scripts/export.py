@@ -10,7 +10,7 @@ from pathlib import Path
 from nanochat.data import choose
 from nanochat.errors import UserError
 from nanochat.exchange import hf_model, layout, parquet, to_upstream
-from nanochat.flags import flag, number, parse, run_script
+from nanochat.flags import flag, number, parse, path, run_script
 from nanochat.run import Run
 
 TO = ("hf", "upstream", "parquet")
@@ -23,9 +23,9 @@ class Flags:
     source: str = flag("", "stage whose model to take: base | mid | sft (default: the last there is)", "-i")
     step: int = number(-1, 0, 1 << 40, "checkpoint of this step (-1: the finished model)")
     to: str = flag("hf", "what for: transformers, nanochat, or nanochat's training text", choices=TO)
-    out: str = flag("", "folder to write, which must not exist (default: RUN-STAGE-TO here)")
+    out: str = path("", "folder to write, which must not exist (default: RUN-STAGE-TO here)")
     dtype: str = flag("float32", "of the weights, --to hf only", choices=tuple(hf_model.DTYPES))
-    data: str = flag("embedded", "text, --to parquet only: embedded | a path to parquet, JSONL or text files")
+    data: str = path("embedded", "text, --to parquet only: embedded | a path to parquet, JSONL or text files")
     max_chars: int = number(250_000_000, 1, 1 << 50, "characters of training text at most, --to parquet only")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from nanochat.errors import UserError
 from nanochat.exchange import from_hf, from_upstream, incoming
 from nanochat.exchange.to_upstream import FOLDERS
-from nanochat.flags import flag, number, parse, run_script
+from nanochat.flags import flag, number, parse, path, run_script
 from nanochat.one_writer import only_writer
 from nanochat.run import Run
 
@@ -22,7 +22,7 @@ class Flags:
     run: str = flag("", "name of the run to make (default: PATH's last part)", "--model-tag", "-g")
     stage: str = flag("", "what it is here: base | mid | sft (default: as the folder says, else sft)", "-i")
     step: int = number(-1, 0, 1 << 40, "of several models of nanochat's in PATH (-1: the last)")
-    tokenizer: str = flag("", "nanochat's tokenizer.pkl (default: beside the model, or in its ../../tokenizer)")
+    tokenizer: str = path("", "nanochat's tokenizer.pkl (default: beside the model, or in its ../../tokenizer)")
 
 
 def main() -> None:

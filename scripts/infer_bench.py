@@ -17,7 +17,7 @@ from nanochat.engine import weights
 from nanochat.engine.rates import used
 from nanochat.errors import UserError
 from nanochat.evaluate import rounding
-from nanochat.flags import flag, number, parse, run_script
+from nanochat.flags import flag, number, parse, path, run_script
 from nanochat.gpt import GPTConfig
 from nanochat.hardware import DTYPES, device_name, setup
 from nanochat.run import Run
@@ -39,7 +39,7 @@ class Flags:
     dtype: str = flag("", "float32 | bfloat16 (default: each engine's own choice)")
     weights: str = flag("", "int8: weights of 8 bits too, on a CPU (default: in the compute dtype alone)")
     run: str = flag("", "with --weights int8: scores of this run's model with and without, kept for its report")
-    upstream: str = flag("", "a clone of karpathy/nanochat to run beside ours")
+    upstream: str = path("", "a clone of karpathy/nanochat to run beside ours")
     profile: int = number(0, 0, 10_000, "warm steps of ours to record in $NANOCHAT_BASE_DIR/infer_bench/ (0: none)")
 
 

@@ -4,6 +4,7 @@ python -m scripts.launch --gpus 8 scripts.base_train -- --depth=24
 """
 
 import argparse
+import importlib.util
 import sys
 
 from nanochat.errors import UserError
@@ -19,6 +20,12 @@ def main() -> None:
     flags = parser.parse_args()
     if not 1 <= flags.gpus <= 64:
         raise UserError(f"--gpus is {flags.gpus}, wanted 1 to 64")
+    try:
+        there = importlib.util.find_spec(flags.module)
+    except (ImportError, ValueError):  # of a package that is none, of dots
+        there = None
+    if not there:
+        raise UserError(f"there is no script {flags.module!r}; wanted one as scripts.base_train")
     args = flags.args[1:] if flags.args[:1] == ["--"] else flags.args
     sys.exit(launch(flags.module, args, flags.gpus))
 

@@ -11,7 +11,7 @@ from nanochat.checkpoint import Checkpoint
 from nanochat.consensus import from_first_machine
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
-from nanochat.flags import SEEDS, flag, number, parse, run_script
+from nanochat.flags import SEEDS, flag, number, parse, path, run_script
 from nanochat.one_writer import only_writer
 from nanochat.run import TRAINED, Run
 
@@ -19,7 +19,7 @@ from nanochat.run import TRAINED, Run
 @dataclass
 class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs")
-    data: str | None = flag(None, "embedded | hub | a path to your own (default: hub on GPUs with a network)", kind=str)
+    data: str | None = path(None, "embedded | hub | a path to your own (default: hub on GPUs with a network)", kind=str)
     depth: int | None = number(None, 1, 1000, "layers of the model (default: by the machine)")
     device: str | None = flag(None, "cuda | cpu | mps (default: the best there is)", kind=str)
     max_minutes: float | None = number(None, 0.01, 1e7, "shorten the training to stay within so many minutes")
@@ -28,7 +28,7 @@ class Flags:
     tune: bool = flag(True, "on a GPU, measure once which kernels pay; --no-tune takes what is known")
     fresh: bool = flag(False, "forget what the stages have done so far (all of them: the plan too)")
     dry_run: bool = flag(False, "print the plan and stop")
-    write: str = flag("", "file for the shell's variables (speedrun.sh gives it)")
+    write: str = path("", "file for the shell's variables (speedrun.sh gives it)")
     nodes: int = number(1, 1, 10_000, "machines that train together, of which the first plans (speedrun.sh gives it)")
     node: int = number(0, 0, 10_000, "which of them this is, from 0 (speedrun.sh gives it)")
     head: str = flag("", "address:port where the first tells the others its plan (speedrun.sh gives it)")

@@ -10,7 +10,7 @@ import tiktoken
 from nanochat.data import choose
 from nanochat.data.source import first_items
 from nanochat.errors import UserError
-from nanochat.flags import flag, parse, run_script
+from nanochat.flags import flag, parse, path, run_script
 from nanochat.one_writer import only_writer
 from nanochat.run import Run
 from nanochat.tokenizer import splittable
@@ -30,7 +30,7 @@ OTHER_TEXT = {
 @dataclass
 class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
-    data: str = flag("embedded", "embedded | hub | a path: whose validation text to compress")
+    data: str = path("embedded", "embedded | hub | a path: whose validation text to compress")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from nanochat import checkpoint, fresh
 from nanochat.data import choose
 from nanochat.data.source import Source
 from nanochat.errors import UserError
-from nanochat.flags import MANY, flag, number, parse, run_script
+from nanochat.flags import MANY, flag, number, parse, path, run_script
 from nanochat.one_writer import only_writer
 from nanochat.progress import Count
 from nanochat.run import TRAINED, Run
@@ -18,7 +18,7 @@ from nanochat.tokenizer import FILE, LEAST, Tokenizer
 @dataclass
 class Flags:
     run: str = flag("speedrun", "name of the run: its folder under $NANOCHAT_BASE_DIR/runs", "--model-tag", "-g")
-    data: str = flag("embedded", "embedded | hub | a path to parquet, JSONL or text files")
+    data: str = path("embedded", "embedded | hub | a path to parquet, JSONL or text files")
     vocab_size: int = number(32768, LEAST, 1 << 24, "tokens in the vocabulary, the 9 special ones included")
     max_chars: int = number(
         -1, 1, MANY, "characters to read at most (-1: 2 million of the embedded world, else 2 billion)"

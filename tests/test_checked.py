@@ -55,6 +55,10 @@ def test_what_is_right_comes_back_as_it_was():
         (dict(inner=[1]), "inner: wanted a dictionary, found a list"),
         (dict(seconds=0), "seconds: is 0, wanted more than 0"),
         (dict(seconds=float("nan")), "seconds: is nan"),
+        (dict(seconds=float("inf")), "seconds: is inf, which cannot be"),
+        (dict(seconds=1e308), "seconds: is 1e[+]308, which cannot be"),
+        (dict(count=10**400), "count: is 10{29}, which cannot be"),
+        (dict(inner=dict(rows=[1, -(10**31)])), "inner.rows.1: is -10{28}, which cannot be"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(change, words):

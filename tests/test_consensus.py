@@ -97,6 +97,9 @@ def test_the_first_machine_plans_for_all():
         thread.join()
     assert texts == {node: "the plan" for node in range(3)}
     assert from_first_machine(lambda: "alone", 1, 0, "") == "alone"
+    for head in ("", "first", "first:", ":29500", "first:x", "first:-1", "first:99999", "first:\u0663"):
+        with pytest.raises(UserError, match="--head is .*wanted the first machine's address:port"):
+            from_first_machine(lambda: "two", 2, 0, head)
 
 
 def test_when_the_first_machine_cannot_plan_the_others_end_too(capfd):

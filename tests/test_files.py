@@ -1,11 +1,15 @@
-"""JSON from elsewhere, wherever it is read: deep, with endless numbers, a byte-order mark, cut off, of other bytes."""
+"""JSON from elsewhere, wherever it is read: deep, with endless numbers, a byte-order mark, cut off, of other bytes; and
+results that are written to what is no file.
+"""
 
 import json
+import os
+import threading
 
 import pytest
 
 from benchmarks import compare
-from nanochat import log, records
+from nanochat import files, log, records
 from nanochat.errors import UserError
 from nanochat.evaluate import bundle
 from nanochat.files import encodable, json_of
@@ -73,3 +77,23 @@ def test_half_a_surrogate_pair_is_no_text():
     row = json.dumps(dict(query="a\ud83d", choices=["b", "c"], gold=0))
     with pytest.raises(UserError, match="half a surrogate pair"):
         bundle._row("multiple_choice", row, "here")
+
+
+def test_a_pipe_stays_one_and_gets_the_content(tmp_path):
+    """As /dev/null would be replaced, where the user is root."""
+    pipe, got = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    files.write_atomically(pipe, b"content")
+    assert pipe.is_fifo() and os.listdir(tmp_path) == ["pipe"]
+    reader.join(10)
+    assert got == [b"content"]
+
+
+def test_standard_output_by_its_name_is_written_to_and_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "STREAMS", (str(tmp_path / "dev"),))
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "stdout").symlink_to(tmp_path / "redirected")
+    files.write_atomically(tmp_path / "dev" / "stdout", b"content")
+    assert (tmp_path / "dev" / "stdout").is_symlink() and (tmp_path / "redirected").read_bytes() == b"content"

@@ -27,7 +27,8 @@ from profiling.compiled import null_device
 
 CHAT = {"scripts.mid_train": ChatFlags, "scripts.chat_sft": ChatFlags, "scripts.chat_rl": RLFlags}
 HUGE = "99999999999999999999"
-VALUES = ("-1", "0", "1", "-3", HUGE, "1" * 5000, "1e308", "-0.5", "nan", "inf", "-inf", "", "x", "\udce9")
+VALUES = ("-1", "0", "1", "-3", HUGE, "1" * 5000, "1e308", "-0.5", "nan", "inf", "-inf", "", "x", "\udce9",
+          "1e3", "1_000", "\uff10", "+1", "0x10", " 1 ", "a" * 5000)  # fmt: skip
 NO_SCRIPTS = ("_worker", ".conftest", ".worker", "null_bindings")
 
 
@@ -49,14 +50,10 @@ SCRIPTS = dict(declared())
 
 def accepted(own, field, value):
     """What the flag's field gets, or None where it is refused with a sentence."""
-    heard = io.StringIO()
-    with contextlib.redirect_stderr(heard):
-        try:
-            return getattr(flags.parse(own, "", [f"--{field.name.replace('_', '-')}={value}"]), field.name)
-        except UserError as error:
-            assert f"--{field.name.replace('_', '-')}" in str(error) and "\n" not in str(error)
-        except SystemExit as ended:  # argparse: no number at all, or none of the choices
-            assert ended.code == 2 and "error: argument" in heard.getvalue()
+    try:
+        return getattr(flags.parse(own, "", [f"--{field.name.replace('_', '-')}={value}"]), field.name)
+    except UserError as error:
+        assert f"--{field.name.replace('_', '-')}" in str(error) and "\n" not in str(error)
     return None
 
 
@@ -111,6 +108,41 @@ def test_a_script_says_so_in_one_sentence(script, capsys, monkeypatch, tmp_path)
         assert said.err.startswith("error: ") and said.err.count("\n") == 1 and not said.out, (words, said)
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--deph=3"], "'--deph=3' is no flag, perhaps --depth is meant; --help lists the flags"),
+        (["--dept", "3"], "'--dept' is no flag, perhaps --depth is meant"),
+        (["mine"], "'mine' is no flag; --help"),
+        (["--zzz"], "'--zzz' is no flag; --help"),
+        (["--depth"], "argument --depth: expected one argument; --help"),
+        (["--depth=--"], "--depth is '--', which is no value; --help"),
+        (["--data=--"], "--data is '--', which is no value; --help"),
+        (["--depth="], "argument --depth: invalid int value: ''; --help"),
+        (["--depth=1e3"], "argument --depth: invalid int value: '1e3'"),
+        (["--no-dry-run=3"], "argument --dry-run/--no-dry-run: ignored explicit argument"),
+        (["--depth", "x" * 100_000], "argument --depth: invalid int value: 'xxx"),
+    ],
+)
+def test_a_command_line_that_cannot_be_is_one_short_sentence(words, said):
+    with pytest.raises(UserError) as raised:
+        flags.parse(SCRIPTS["scripts.plan"], "", words)
+    assert str(raised.value).startswith(said) and "\n" not in str(raised.value) and len(str(raised.value)) < 500
+
+
+def test_a_path_after_an_equals_sign_may_begin_with_a_tilde(monkeypatch, tmp_path):
+    """A shell leaves it there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = 0
+    for name, own in SCRIPTS.items():
+        for field in dataclasses.fields(own):
+            if field.name in ("data", "out", "write", "upstream", "tokenizer", "bundle"):
+                value = getattr(flags.parse(own, "", [f"--{field.name}=~/x y"]), field.name)
+                assert value == f"{tmp_path}/x y", (name, field.name)
+                found += 1
+    assert found > 18
+
+
 @pytest.mark.parametrize("value, said", [("4294967296", "0 to 4294967295"), ("-1", "at least 0"), ("2000000000", "")])
 def test_what_is_beyond_an_end_is_told_of_that_end(value, said):
     """`--seed is 4294967296, wanted at least 0` would be no help."""
@@ -153,3 +185,17 @@ def test_scripts_have_no_flags_but_those(monkeypatch):
         with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit):
             importlib.import_module(name).main()
     assert numbers == ["--minutes", "--gpus"]
+
+
+@pytest.mark.parametrize("word", ["x" * 100_000, "/x" * 50_000])
+def test_a_word_without_end_is_cut_in_a_sentence(word, capsys):
+    assert tiny.call("chat_eval", f"--run={word}") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --run is ") and "…" in said and said.endswith("two\n") and len(said) < 600
+
+
+@pytest.mark.parametrize("module", ["/", "scripts.nope", "nope.nope", "..", "", "scripts.base_train.x"])
+def test_a_script_that_is_not_there_is_not_launched(module, capsys):
+    assert tiny.call("launch", "--gpus=1", module) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: there is no script {module!r}; wanted one as scripts.base_train\n"

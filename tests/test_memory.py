@@ -6,6 +6,7 @@ from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
+import tiny
 import torch
 
 from nanochat import cost, plan, presets, trainer
@@ -22,6 +23,16 @@ CASES += [(12, 8, kernels, dtype, "") for kernels in ("auto", "torch") for dtype
 CASES += [(12, 8, kernels, "bfloat16", scaling) for kernels in ("auto", "torch") for scaling in ("current", "delayed")]
 CASES += [(12, 4, "torch", "float32", ""), (24, 16, "auto", "bfloat16", ""), (24, 1, "auto", "bfloat16", "")]
 CASES += [(24, 8, "torch", "bfloat16", ""), (24, 16, "auto", "bfloat16", "current")]
+
+
+@pytest.mark.parametrize(
+    "words, said", [("--card=voodoo", "has no card 'voodoo'"), ("--kernels=what", "'what'"), ("--dtype=x", "--dtype"),
+                    ("--fp8=x", "--fp8")]
+)  # fmt: skip
+def test_what_cannot_be_counted_is_one_sentence(words, said, capsys):
+    assert tiny.call_module("profiling.compiled.memory", words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
 
 
 @pytest.fixture

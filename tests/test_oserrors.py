@@ -69,8 +69,8 @@ def test_a_full_gpu_is_one_sentence_and_exit_code_2(capsys, error, said):
 
 def test_no_folder_for_temporary_files_is_one_sentence(tmp_path):
     """As on a full disk: no file may have a byte. Before torch is imported, and within a script."""
-    for words in (["-m", "scripts.report"], ["-c", "import tempfile; from nanochat.flags import run_script\n"
-                  "run_script(lambda: tempfile.gettempdir())"]):  # fmt: skip
+    within = "import tempfile; from nanochat.flags import run_script\nrun_script(lambda: tempfile.gettempdir())"
+    for words in (["-m", "scripts.report"], ["-m", "benchmarks"], ["-m", "kernels"], ["-c", within]):
         made = subprocess.run(
             ["bash", "-c", 'ulimit -f 0; exec "$@"', "x", sys.executable, *words],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True,
@@ -88,12 +88,13 @@ def test_a_working_folder_that_is_gone_is_one_sentence(tmp_path):
     assert made.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("cache, said", [("file", "file is in the way"), ("file/x", "file/x cannot be")])
-def test_a_compilers_cache_that_cannot_be_is_one_sentence(tmp_path, cache, said):
+@pytest.mark.parametrize("module", ["scripts.report", "benchmarks", "kernels"])
+@pytest.mark.parametrize("cache, said", [("file", "file"), ("file/x", "file/x")])
+def test_a_compilers_cache_that_cannot_be_is_one_sentence(tmp_path, cache, said, module):
     """torch makes it while it is imported."""
     (tmp_path / "file").write_text("")
     where = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / cache)}
-    words = [sys.executable, "-m", "scripts.report"]
+    words = [sys.executable, "-m", module]
     made = subprocess.run(words, env=where, cwd=tmp_path, capture_output=True, text=True)
     assert made.returncode == 2 and made.stderr.startswith(f"error: {tmp_path}/{said}"), made.stderr
     assert made.stderr.count("\n") == 1

@@ -7,7 +7,7 @@ one is named by file and line. Splits as for documents: files named val…, or t
 from pathlib import Path
 from typing import Any
 
-from nanochat.data.documents import HELD_OUT, json_lines
+from nanochat.data.documents import HELD_OUT, LINES_PER_UNIT, blocks, json_lines
 from nanochat.data.folder import check_content, find_files, fingerprint, validates
 from nanochat.data.source import unmarked
 from nanochat.errors import UserError
@@ -45,11 +45,12 @@ def load(path: Path) -> list[dict]:
     """The conversations of a JSONL file. Raises UserError naming file and line of a malformed one."""
     check_content(path)
     conversations = []
-    for number, row in json_lines(path, path.read_bytes(), 1, "messages"):
-        try:
-            conversations.append(dict(messages=[_unmarked(message) for message in check_conversation(row)]))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: {error}") from None
+    for _, block, line in blocks(path, LINES_PER_UNIT):
+        for number, row in json_lines(path, block, line, "messages"):
+            try:
+                conversations.append(dict(messages=[_unmarked(message) for message in check_conversation(row)]))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: {error}") from None
     if not conversations:
         raise UserError(f"{path} is empty")
     return conversations

@@ -11,15 +11,15 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from io import BufferedReader
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from nanochat.data import parquet
 from nanochat.data.folder import check_content, find_files, fingerprint, validates
 from nanochat.data.source import BOM, blank, texts_of
 from nanochat.errors import UserError
-from nanochat.files import encodable, json_of, once
+from nanochat.files import encodable, json_of, once, opened
 from nanochat.progress import Count
 
 SUFFIXES = (".parquet", ".jsonl", ".txt")
@@ -28,6 +28,8 @@ LINES_PER_UNIT = 512
 TEXT_DOCUMENT = 4_000  # characters
 TEXT_UNIT = 1 << 20  # bytes of plain text read at a time
 MARKS = re.compile(rf"^(?:[^\S\n]*{BOM})+", re.MULTILINE)
+BLANK_LINE = re.compile(rb"^[ \t\r\v\f]*\n", re.MULTILINE)
+BETWEEN = re.compile(r"(?:\n\n)+")
 MUCH = 1 << 28  # bytes to look at, from which on progress is shown
 
 
@@ -124,38 +126,47 @@ def index(path: Path, thorough: bool = True) -> list[Unit]:
     check_content(path)
     if path.suffix.lower() == ".parquet":
         counts = parquet.check(path, thorough)
-        units = [Unit(path, row_group=group, documents=count) for group, count in enumerate(counts) if count]
+        units = [Unit(path, row_group=i, documents=count if thorough else 0) for i, count in enumerate(counts) if count]
     else:
-        units, line = [], 1
-        for offset, block, lines in blocks(path, None if path.suffix.lower() == ".txt" else LINES_PER_UNIT):
+        units = []
+        for offset, block, line in blocks(path, None if path.suffix.lower() == ".txt" else LINES_PER_UNIT):
             unit = Unit(path, offset=offset, size=len(block), line=line)
             if documents := len(_parse(unit, block)):
                 units.append(replace(unit, documents=documents))
-            line += lines
     if not units:
         raise UserError(f"{path} has nothing but blank texts")
     return units
 
 
 def blocks(path: Path, lines_per_block: int | None) -> Iterator[tuple[int, bytes, int]]:
-    """Yields (offset, bytes, lines) of whole lines: so many a block, or where None about TEXT_UNIT bytes.
-
-    Of these a block ends with a blank line, or, where there is none for long, wherever a character ends.
+    """Yields (offset, bytes, number of the first line) of whole lines that are not all blank: so many a block, or where
+    None about TEXT_UNIT bytes.
     """
-    with open(path, "rb") as f:
-        offset, block, size = 0, [], 0
-        for line in _lines(f, -1 if lines_per_block else TEXT_UNIT):
-            block.append(line)
-            size += len(line)
-            full = not line.strip() if size < 2 * TEXT_UNIT else True
-            if len(block) == lines_per_block or (lines_per_block is None and size >= TEXT_UNIT and full):
-                yield offset, b"".join(block), sum(part.endswith(b"\n") for part in block)
-                offset, block, size = offset + size, [], 0
-        if block:
-            yield offset, b"".join(block), sum(part.endswith(b"\n") for part in block)
+    with opened(path) as f:
+        offset, line = 0, 1
+        while block := b"".join(islice(f, lines_per_block)) if lines_per_block else _stretch(f):
+            if block.strip():
+                yield offset, block, line
+            offset += len(block)
+            line += block.count(b"\n")
 
 
-def _lines(f: BufferedReader, most: int) -> Iterator[bytes]:
+def _stretch(f: BinaryIO) -> bytes:
+    """TEXT_UNIT bytes or more: to a blank line, or, where there is none for long, wherever a character ends."""
+    window = f.read(2 * TEXT_UNIT - 1)
+    blank_line = BLANK_LINE.search(window, window.rfind(b"\n", 0, TEXT_UNIT - 1) + 1)
+    end = blank_line.end() if blank_line else window.rfind(b"\n") + 1
+    f.seek(end - len(window), os.SEEK_CUR)
+    parts, size = [window[:end]], end
+    for line in [] if blank_line else _lines(f, TEXT_UNIT):
+        parts.append(line)
+        size += len(line)
+        if size >= 2 * TEXT_UNIT or (size >= TEXT_UNIT and not line.strip()):
+            break
+    return b"".join(parts)
+
+
+def _lines(f: Any, most: int) -> Iterator[bytes]:
     """Lines; those of more than `most` bytes in parts, each of whole characters."""
     while line := f.readline(most):
         for _ in range(0 if line.endswith(b"\n") else 3):  # a character has four bytes at most
@@ -167,10 +178,15 @@ def _lines(f: BufferedReader, most: int) -> Iterator[bytes]:
 def read_unit(unit: Unit) -> list[str]:
     """The documents of a unit. Raises UserError when the file has gone bad since it was indexed."""
     if unit.path.suffix.lower() == ".parquet":
-        return parquet.read(unit.path, unit.row_group)
-    with open(unit.path, "rb") as f:
-        f.seek(unit.offset)
-        return _parse(unit, f.read(unit.size))
+        texts = parquet.read(unit.path, unit.row_group)
+    else:
+        with opened(unit.path) as f:
+            f.seek(unit.offset)
+            block = f.read(unit.size)
+        texts = _parse(unit, block) if len(block) == unit.size else []
+    if unit.documents and len(texts) != unit.documents:
+        raise UserError(f"{unit.path} is not any more what it was when this began; put it back as it was")
+    return texts
 
 
 def _parse(unit: Unit, block: bytes) -> list[str]:
@@ -228,16 +244,31 @@ def _plain(text: str, unit: Unit) -> str:
 
 def _cut(text: str) -> list[str]:
     """Paragraphs joined, and long ones cut, into documents of about TEXT_DOCUMENT characters."""
-    documents, current = [], ""
-    for paragraph in text.replace("\r\n", "\n").split("\n\n"):
-        if current and len(current) + len(paragraph) > TEXT_DOCUMENT:
-            documents.append(current)
-            current = ""
-        if len(paragraph) > 2 * TEXT_DOCUMENT:
-            *whole, paragraph = _pieces(paragraph)
+    text = text.replace("\r\n", "\n")
+    documents, begin, end = [], 0, 0  # of the document at work
+    for start, stop in _paragraphs(text):
+        if end > begin and (between := start - 2 - end) > 0:  # lines that are of it, while it is short
+            end += min(between, max(0, TEXT_DOCUMENT + 2 - (end - begin)) // 2 * 2)
+        if end == begin:
+            begin = start
+        elif end - begin + stop - start > TEXT_DOCUMENT or end < start - 2:
+            documents.append(text[begin:end])
+            begin = start
+        if stop - start > 2 * TEXT_DOCUMENT:
+            *whole, rest = _pieces(text[start:stop])
             documents += whole
-        current = f"{current}\n\n{paragraph}" if current else paragraph
-    return texts_of([*documents, current])
+            begin = stop - len(rest)
+        end = stop
+    return texts_of([*documents, text[begin:end]])
+
+
+def _paragraphs(text: str) -> Iterator[tuple[int, int]]:
+    """(start, stop) of what stands between blank lines."""
+    start = 0
+    for found in BETWEEN.finditer(text):
+        yield start, found.start()
+        start = found.end()
+    yield start, len(text)
 
 
 def _pieces(paragraph: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanochat.errors import UserError, one_line
+from nanochat.files import opened
 
 SYSTEM = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
 VALIDATION = re.compile(r"val(id|idation)?(?![^\W\d_])", re.IGNORECASE)  # val_0 and validation-00000, but not Valencia
@@ -55,7 +56,7 @@ def fingerprint(files: Sequence[Path], rule: str = "") -> str:
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode(errors="surrogateescape"))
-        with open(path, "rb") as f:
+        with opened(path) as f:
             digest.update(f.read(1 << 16))
             f.seek(max(0, size - (1 << 16)))
             digest.update(f.read())
@@ -64,7 +65,7 @@ def fingerprint(files: Sequence[Path], rule: str = "") -> str:
 
 def check_content(path: Path) -> None:
     """Raises UserError for an empty file, for git LFS's note of where it would be, and for one that is packed."""
-    with open(path, "rb") as f:
+    with opened(path) as f:
         beginning = f.read(len(POINTER))
     for start, tool in PACKED.items():
         if beginning.startswith(start):

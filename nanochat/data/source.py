@@ -6,7 +6,7 @@ generated ones. A unit can be loaded by number, so a position is two integers an
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,7 +80,12 @@ def first_items(source: Source, split: str, count: int) -> list[Any]:
 
 def blank(text: str) -> bool:
     """Whether nothing of a text is to be seen, so that there is nothing to learn from it."""
-    return all(unicodedata.category(c) in INVISIBLE or c in FILLERS for c in text.strip())
+    text = text.strip()
+    return _unseen(text[:100]) and _unseen(set(text))
+
+
+def _unseen(characters: Iterable[str]) -> bool:
+    return all(unicodedata.category(c) in INVISIBLE or c in FILLERS for c in characters)
 
 
 def unmarked(text: str) -> str:

@@ -53,9 +53,9 @@ def listen(host: str, port: int) -> socket:
     try:
         at.bind((host, port))
         at.listen(2048)
-    except OSError as problem:
+    except (OSError, UnicodeError, TypeError) as problem:  # the last two of a name that is none
         at.close()
-        why = problem.strerror or problem
+        why = getattr(problem, "strerror", None) or problem
         raise UserError(f"cannot listen on {address(host)}:{port}: {why}; try another --port or --host") from None
     return at
 

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat.errors import UserError
 from profiling.compiled import null_device
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ def ask(module: str, case: Case, card: str) -> Any:
 
     Raises UserError where there can be no null device, RuntimeError with the child's last lines when it fails.
     """
-    of_card = dict(os.environ) if case.device == "cpu" else null_device.environment(card, 1)
+    try:
+        of_card = dict(os.environ) if case.device == "cpu" else null_device.environment(card, 1)
+    except ValueError as problem:
+        raise UserError(f"--card: {problem}") from None
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         environment = dict(of_card, TORCHINDUCTOR_CACHE_DIR=folder, OMP_NUM_THREADS="1")
@@ -75,6 +79,17 @@ def ask(module: str, case: Case, card: str) -> Any:
         if ran.returncode or not answer.exists():
             raise RuntimeError(f"{module} failed ({ran.returncode}) for {case}:\n{(ran.stdout + ran.stderr)[-4000:]}")
         return json.loads(answer.read_bytes())
+
+
+def check_kernels(*settings: str) -> None:
+    """Raises UserError for a setting of the kernels that cannot be, before a child is asked for it."""
+    from kernels import dispatch
+
+    for setting in settings:
+        try:
+            dispatch.parse(setting)
+        except ValueError as problem:
+            raise UserError(str(problem)) from None
 
 
 def child_case() -> tuple[Case, Path]:

@@ -27,7 +27,7 @@ from kernels.triton_utils import NAMESPACE, capture
 from nanochat.cost import ASSUMED, training_memory
 from nanochat.flags import flag, number, parse
 from nanochat.recipe import model_config
-from profiling.compiled.lower import Case, Prepared, ask, child_case, prepared
+from profiling.compiled.lower import Case, Prepared, ask, check_kernels, child_case, prepared
 
 ROUND = 512  # bytes: the CUDA caching allocator's grain
 NOT_ASKING = ("/torch/", "compiled/lower.py", "compiled/memory.py")  # files whose lines say nothing of an allocation
@@ -232,14 +232,15 @@ class Flags:
     card: str = flag("h100", "which card (null_cards.py)")
     depth: int = number(24, 1, 1000, "layers of the model; width and heads follow")
     rows: int = number(16, 1, 1 << 16, "of a micro-batch")
-    dtype: str = flag("bfloat16", "of the activations: bfloat16, float16, float32")
-    fp8: str = flag("", "current or delayed scaling of fp8 products; empty: none")
+    dtype: str = flag("bfloat16", "of the activations", choices=("bfloat16", "float16", "float32"))
+    fp8: str = flag("", "scaling of fp8 products; empty: none", choices=("", "current", "delayed"))
     kernels: str = flag("auto", "as NANOCHAT_KERNELS")
     optimizer: bool = flag(False, "compile its updates too, and count them")
 
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
+    check_kernels(flags.kernels)
     case = Case(
         asdict(model_config(flags.depth, 32768)), flags.rows, flags.dtype, flags.fp8, flags.kernels, flags.optimizer
     )

@@ -18,12 +18,12 @@ from typing import Any
 from nanochat import presets
 from nanochat.errors import UserError
 from nanochat.files import base_dir, write_atomically
-from nanochat.flags import flag, number, parse
+from nanochat.flags import flag, number, parse, path
 from nanochat.recipe import model_config
 from nanochat.render import page
 from profiling.compiled import null_cards, sections
 from profiling.compiled.launches import ATTENTION, COMMUNICATION
-from profiling.compiled.lower import PARTS, PLAIN, Case, ask, child_case, prepared
+from profiling.compiled.lower import PARTS, PLAIN, Case, ask, check_kernels, child_case, prepared
 from profiling.compiled.null_device import torch_version
 from profiling.predicted.cards import Card, all_reduce, card
 from profiling.predicted.predict import FITTED, predict
@@ -40,7 +40,7 @@ class Flags:
     fp8: bool = flag(False, "multiply in fp8")
     gpus: int = number(1, 1, 8, "ranks of the training step; what the first does is shown")
     part: str = flag("step", "the training step, or the engine's decode step or prefill", choices=PARTS)
-    out: str = flag("", "folder for compiled.json and compiled.html (default: compiled/ beside the runs)")
+    out: str = path("", "folder for compiled.json and compiled.html (default: compiled/ beside the runs)")
 
 
 def measured(case: Case, chip: Card) -> dict[str, Any]:
@@ -100,6 +100,7 @@ def case_of(flags: Flags, chip: Card) -> Case:
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
     chip = card(flags.card)
+    check_kernels(*{flags.kernels, flags.against} - {PLAIN, ""})
     case = case_of(flags, chip)
     try:
         import triton

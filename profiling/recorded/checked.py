@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Made = TypeVar("Made")
+MOST = 1e30  # of anything that is recorded: sums and products of such numbers are finite
 
 
 class Damaged(ValueError):
@@ -54,6 +55,8 @@ def _value(kind: Any, content: Any, at: str) -> Any:
     right = (int, float) if kind is float else kind
     if origin or not isinstance(content, right) or (isinstance(content, bool) and kind is not bool):
         raise _unlike(origin or kind, content, at)
+    if isinstance(content, int | float) and not abs(content) < MOST:  # NaN too
+        raise Damaged(f"{at}: is {str(content)[:30]}, which cannot be")
     return content
 
 

@@ -17,7 +17,7 @@ from kernels.architectures import TARGETS
 from kernels.triton_utils import INSTALLED, INTERPRETED, triton
 from nanochat.errors import UserError
 from nanochat.files import base_dir, write_atomically
-from nanochat.flags import flag, number, parse
+from nanochat.flags import flag, number, parse, path
 from nanochat.render import page
 from profiling.predicted.cards import Card, card, target_of
 from profiling.predicted.predict import Prediction, predict
@@ -33,7 +33,7 @@ class Flags:
     op: str = flag("", "ops, comma-separated (default: all that have a kernel)")
     target: str = flag("", f"targets, comma-separated, of {', '.join(PREDICTED)} (default: five)")
     card: str = flag("", "cards, comma-separated, to predict for, and their targets (default: one a target)")
-    out: str = flag("", "folder for static.json and static.html (default: static/ beside the runs)")
+    out: str = path("", "folder for static.json and static.html (default: static/ beside the runs)")
     jobs: int = number(0, 1, 1024, "compilers at a time (default: one a processor)")
     peers: bool = flag(False, "compile Liger-Kernel's kernels too, beside ours")
 

@@ -1,0 +1,90 @@
+"""Data files of millions of blank lines, that change while they are read, on disks that fail."""
+
+import errno
+import json
+import os
+import types
+
+import pytest
+from test_documents import TEXTS, bad, everything, exchange, write_jsonl, write_parquet
+
+from nanochat.data import documents, folder, source
+from nanochat.data.conversations import ConversationFiles
+from nanochat.data.documents import Documents
+from nanochat.errors import UserError
+
+
+@pytest.mark.parametrize("line", [b"\n", b"\r\n", b"one\n", b"one two three four\n", b"\xc3\xa9", b" "], ids=str)
+def test_a_stretch_of_text_ends_with_a_blank_line_or_where_there_is_none_for_long(tmp_path, line, monkeypatch):
+    monkeypatch.setattr(documents, "TEXT_UNIT", 40)
+    content = (line * 57 + b"\n" + b"word\n" * 4 + b"\n \t\n") * 9
+    found, end = list(documents.blocks(bad(tmp_path, "a.txt", content), None)), 0
+    for offset, block, first in found:
+        assert content[offset : offset + len(block)] == block and block.strip() and block.decode()
+        assert not content[end:offset].strip() and first == content[:offset].count(b"\n") + 1
+        end = offset + len(block)
+        assert len(block) >= 40 or not content[end:].strip()
+        assert len(block) >= 80 or not block[:-1].rpartition(b"\n")[2].strip()
+    assert not content[end:].strip()
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "chat.jsonl"])
+def test_millions_of_blank_lines_are_passed_over_at_once(tmp_path, name, monkeypatch):
+    looked_at, lines, decode = [], documents._lines, documents._decode
+    monkeypatch.setattr(documents, "_lines", lambda *found: (looked_at.append(1) or line for line in lines(*found)))
+    monkeypatch.setattr(documents, "_decode", lambda *found: looked_at.append(1) or decode(*found))
+    row = json.dumps(exchange(0)).encode() if name == "chat.jsonl" else b'{"text": "one"}'
+    path = bad(tmp_path, name, row + b"\n" * 2_000_000 + row + b"\n" * 2_000_000)
+    source = (ConversationFiles if name == "chat.jsonl" else Documents)(path)
+    assert len(everything(source, "train")) == len(everything(source, "val")) == 1
+    assert len(looked_at) < 5000
+
+
+def test_a_text_of_many_characters_that_show_nothing_is_looked_at_once(monkeypatch):
+    asked = []
+    category = source.unicodedata.category
+    monkeypatch.setattr(source.unicodedata, "category", lambda c: asked.append(c) or category(c))
+    assert source.blank("\u200b\x07" * 100_000) and not source.blank("\u200b" * 100_000 + "a") and len(asked) < 500
+
+
+def test_blank_lines_between_paragraphs_are_of_a_document_as_far_as_it_goes(monkeypatch):
+    monkeypatch.setattr(documents, "TEXT_DOCUMENT", 10)
+    assert documents._cut("\n\n\n\none\n\n\n\ntwo\n\nthree\n\n\nfour") == ["one\n\n\n\ntwo", "three\n\n\nfour"]
+    assert documents._cut("one" + "\n" * 99 + "two") == ["one" + "\n" * 8, "\ntwo"]
+    assert documents._cut("x" * 25 + "\n\ny") == ["x" * 10, "x" * 10, "xxxxx\n\ny"]
+
+
+def test_a_disk_that_fails_while_a_file_is_read_is_told_with_the_file(tmp_path, monkeypatch):
+    """The system names no file then."""
+    path = write_jsonl(tmp_path / "a.jsonl", [dict(text=text) for text in TEXTS])
+
+    def fail(*found):
+        raise OSError(errno.EIO, "Input/output error")
+
+    digest = types.SimpleNamespace(update=lambda text: fail() if len(text) > 100 else None)
+    for room, name, failing in ((documents, "islice", fail), (folder.hashlib, "sha256", lambda start: digest)):
+        with monkeypatch.context() as patched, pytest.raises(OSError) as raised:
+            patched.setattr(room, name, failing)
+            Documents(path)
+        assert raised.value.filename == str(path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.txt"])
+@pytest.mark.parametrize("change", ["cut off", "cut off a little", "other text", "other text as long", "empty"])
+def test_a_file_that_is_another_one_meanwhile_is_named(tmp_path, name, change):
+    path = tmp_path / name
+    if name == "a.parquet":
+        write_parquet(path, TEXTS)
+    elif name == "a.jsonl":
+        write_jsonl(path, [dict(text=text) for text in TEXTS])
+    else:
+        path.write_text("\n\n".join(TEXTS))
+    source, size = Documents(path), path.stat().st_size
+    if change == "other text" and name == "a.parquet":
+        write_parquet(path, TEXTS[::-1][:-100], rows_per_group=49)
+    elif change.startswith("other text"):
+        path.write_text("\n" * (size if "long" in change else 7))
+    else:
+        os.truncate(path, {"cut off": size // 2, "cut off a little": size - 30, "empty": 0}[change])
+    with pytest.raises(UserError, match=f"{name}: damaged|{name} is not any more what it was"):
+        everything(source, "train"), everything(source, "val")
