@@ -50,10 +50,15 @@ def test_tiles_of_the_window_pattern(T):
     assert tiles(T, (T // 4,))["forward"][0] < (0.5 if T == 2048 else 0.7) * full  # tiles are coarse for a short T
 
 
+SPLITS = [(window, splits) for window in (None, 0, 5, 100, 399) for splits in (1, 2, 3, 7)]
+
+
 @needs_interpreter
-@pytest.mark.parametrize("splits", [1, 2, 3, 7])
-@pytest.mark.parametrize("window", [None, 0, 5, 100, 399])
-def test_decode_is_the_same_however_keys_are_split(splits, window, monkeypatch):
+@pytest.mark.parametrize(
+    "window, splits",
+    [pair if i % 3 == 0 else pytest.param(*pair, marks=pytest.mark.slow) for i, pair in enumerate(SPLITS)],
+)
+def test_decode_is_the_same_however_keys_are_split(window, splits, monkeypatch):
     monkeypatch.setattr(triton_decode, "split_count", lambda *_: splits)
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(4, 3, 6, 24, generator=generator)
@@ -74,7 +79,7 @@ def test_decode_is_the_same_however_keys_are_split(splits, window, monkeypatch):
 
 
 FEW = triton_decode.FEW
-SHORT = [(FEW, None), (FEW + 1, 5), (FEW + 1, 399), (150, 100)]  # the rest by name
+SHORT = [(FEW, None), (FEW + 1, 5), (150, 100)]  # the rest by name
 REST = [(T, window) for T in (FEW, FEW + 1, 150) for window in (None, 0, 5, 100, 399)]
 
 
@@ -331,7 +336,15 @@ def test_flash_attention_4_is_one_operator_in_a_compiled_graph(card, monkeypatch
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("T, S, window", [(150, 150, 31), (150, 150, None), (70, 100, 20), (100, 70, 0)])
+@pytest.mark.parametrize(
+    "T, S, window",
+    [
+        (150, 150, 31),
+        pytest.param(150, 150, None, marks=pytest.mark.slow),
+        pytest.param(70, 100, 20, marks=pytest.mark.slow),
+        (100, 70, 0),
+    ],
+)
 def test_dq_and_dkdv_take_blocks_of_their_own(T, S, window):
     """Of other sides: what their loops skip and leave unmasked must not depend on square ones."""
     op = OPS["flash_attention"]

@@ -193,8 +193,8 @@ def kill_at_random(scripts, home, stage, kills, *more):  # noqa: F811
     assert done == kills
 
 
-def test_killed_five_times(scripts, home):  # noqa: F811
-    kill_at_random(scripts, home, "base", 5, "--save-every=1")
+def test_killed_three_times(scripts, home):  # noqa: F811
+    kill_at_random(scripts, home, "base", 3, "--save-every=1")
 
 
 @pytest.mark.slow

@@ -181,14 +181,16 @@ def test_settings_are_kept_and_sent(page):
     assert "cut off" in page.get_by_test_id("stats").inner_text()
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_what_a_model_writes_is_text(page, attack):
-    send(page, f"say: {attack}")
-    body = answers(page).last
-    for tag in ("img", "svg", "iframe", "script", "u", "i", "b"):
-        assert body.locator(tag).count() == 0, tag
-    assert all(href.startswith("http") for href in body.locator("a").evaluate_all("all => all.map(a => a.href)"))
-    page.wait_for_timeout(100)
+def test_what_a_model_writes_is_text(page):
+    for attack in ATTACKS:
+        page.get_by_test_id("new-chat").click()
+        playwright.expect(page.get_by_test_id("stats")).to_have_count(0)
+        send(page, f"say: {attack}")
+        body = answers(page).last
+        for tag in ("img", "svg", "iframe", "script", "u", "i", "b"):
+            assert body.locator(tag).count() == 0, (attack, tag)
+        assert all(href.startswith("http") for href in body.locator("a").evaluate_all("all => all.map(a => a.href)"))
+        page.wait_for_timeout(100)
 
 
 def test_a_server_that_is_away_is_said_and_tried_again(page):

@@ -122,7 +122,7 @@ def interrupted_at(monkeypatch, step):
         yield
 
 
-@pytest.mark.parametrize("when", [2, 5, 8, 12])
+@pytest.mark.parametrize("when", [5, 8, *(pytest.param(when, marks=pytest.mark.slow) for when in (2, 12))])
 def test_interrupted_and_called_again_it_takes_the_same_steps(based, monkeypatch, when):
     """SIGINT at a step; 8 and 12 fall on an evaluation."""
     with interrupted_at(monkeypatch, when):
@@ -146,7 +146,7 @@ def test_interrupted_inside_an_evaluation(based, monkeypatch):
     assert_same("base")
 
 
-@pytest.mark.parametrize("scaling", ["current", "delayed"])
+@pytest.mark.parametrize("scaling", [pytest.param("current", marks=pytest.mark.slow), "delayed"])
 def test_fp8_resumes_exactly_too(home, monkeypatch, capsys, scaling):
     flags = ("--fp8", f"--fp8-scaling={scaling}")
     assert train(home, "a", "base", *flags) == 0
