@@ -7,8 +7,8 @@ The last line is the result as JSON; README.md says what the committed one says 
 
 Each way has two processes of its own, started in the order a b b a, as one process is often faster than another of the
 same; all are measured in turns, idle and beside the busy loop. `ours` is what scripts set (nanochat/threads.py),
-`libraries` what torch's OpenMP does by itself. With libiomp5.so or libomp.so in LD_PRELOAD those
-are measured; their variables are among the same.
+`libraries` what torch's OpenMP does by itself. With libiomp5.so or libomp.so in LD_PRELOAD those are measured; their
+variables are among the same.
 """
 
 import json

@@ -8,8 +8,9 @@ order ours, before, before, ours, with the same weights and the same tokens; all
 from round to round. A ratio is of one round's sums; reported are the median of all rounds' and, as a machine drifts,
 the quarters around it. Losses are compared bit by bit. The measuring itself is this code's on both sides.
 
-Processes of one code can differ by more than a change does (10% on 2 cores of an Intel Xeon): how far apart the two of
-a side were is said beside the ratio, and a ratio nearer to 1 than that shows no difference.
+Processes of one code can differ by more than a change does (of four that trained on 2 cores of an Intel Xeon, by up to
+20%): how far apart the two of a side were is said beside the ratio, and a ratio nearer to 1 than that shows no
+difference.
 """
 
 import io

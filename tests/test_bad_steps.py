@@ -89,7 +89,15 @@ def poison(monkeypatch, steps, part="matrix", value=math.nan):
 
 
 @pytest.mark.parametrize(
-    "part, value", [("head", math.nan), ("head", math.inf), ("matrix", math.inf), ("scalar", math.nan)]
+    "part, value",
+    [
+        ("head", math.nan),
+        ("head", math.inf),
+        ("matrix", math.inf),
+        ("scalar", math.nan),
+        pytest.param("matrix", math.nan, marks=pytest.mark.slow),
+        pytest.param("scalar", math.inf, marks=pytest.mark.slow),
+    ],
 )
 def test_a_bad_gradient_changes_nothing(home, monkeypatch, capsys, part, value):  # noqa: F811
     seen = poison(monkeypatch, (0, 5, 6), part, value)
