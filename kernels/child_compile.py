@@ -180,12 +180,13 @@ def report(ops: list[str], chosen: list[str], shapes: list[str], dtype: torch.dt
         for case in dict.fromkeys(targets.case_of(OPS[name], shape, dtype) for shape in shapes)
         if targets.runs_on(name, target, dtype)
     ]
-    apart = [task for task in tasks if ALL_TARGETS[task.target].backend == "hip"]
+    apart, here = (
+        [task for task in tasks if (ALL_TARGETS[task.target].backend == "hip") is amd] for amd in (True, False)
+    )
     made = rows(apart) if apart else []
     made += [
         targets.build(task.op, task.shape, launch, task.target)
-        for task in tasks
-        if task not in apart
+        for task in here
         for launch in targets.launches(OPS[task.op], task.case, dtype, task.target)
     ]
     for row in made:

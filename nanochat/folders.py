@@ -24,3 +24,5 @@ def find() -> None:
         gone = "the folder that this was started in is not there any more; change into another one"
         print(f"error: {oserrors.sentence(problem) or gone}", file=sys.stderr)
         sys.exit(2)
+    if any(name.startswith("TORCH") and name != "TORCHINDUCTOR_CACHE_DIR" for name in os.environ):
+        import kernels  # noqa: F401  which tries torch's own variables first

@@ -18,6 +18,9 @@ if not torch.cuda.is_available():  # kernels run interpreted; tests of compiling
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+import quick_interpreter  # noqa: E402
+
+quick_interpreter.install()
 
 
 def pytest_addoption(parser):

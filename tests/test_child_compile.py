@@ -117,7 +117,7 @@ def test_the_command_lists_a_crash_and_ends(tmp_path):
     """`python -m kernels compile` in a process whose child crashes at the only kernel there is."""
     once = BEGIN + "os.kill(os.getpid(), 11) if json.load(sys.stdin)[1] == 0 else print('')"
     code = f"import sys\nfrom kernels import __main__, child_compile\nchild_compile.COMMAND[1:] = ['-c', {once!r}]\n"
-    code += "sys.argv = ['kernels', 'compile', '--op=adamw_', '--target=gfx1201']\n__main__.main()"
+    code += "sys.argv = ['kernels', 'compile', '--op=adamw_', '--target=gfx1100']\n__main__.main()"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert made.returncode == 1 and "error: the compiler crashed (signal 11)" in made.stdout, made.stderr[-2000:]

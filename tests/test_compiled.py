@@ -13,7 +13,7 @@ from nanochat.cost import linear_params
 from nanochat.gpt import GPT
 from nanochat.recipe import model_config
 from nanochat.render import page
-from profiling.compiled import launches, lower, null_device, places, plain, promises, report, sections
+from profiling.compiled import generated, launches, lower, null_device, places, plain, promises, report, sections
 from profiling.predicted.cards import all_reduce, card
 
 
@@ -92,6 +92,16 @@ def test_what_no_kernel_should_do():
     found["kernels"]["k"] = bad
     assert list(promises.broken(found).values()) == [("2 bytes at a time, spills 8 bytes, float64", 2 * 10**9, 1)]
     assert "spills 8 bytes" in page("x", sections.sections(dict(auto=found), card("H100")))
+
+
+def test_kernels_alike_differ_in_their_name_and_in_a_scalars_address():
+    source = (
+        "def triton_poi_fused_add_3(in_ptr0, in_ptr1):\n    a = tl.load(in_ptr0 + (7))\n    b = tl.load(in_ptr1 + (x0))"
+    )
+    alike = generated.alike("triton_poi_fused_add_3", source)
+    assert alike == generated.alike("triton_poi_fused_add_12", source.replace("_3", "_12").replace("(7)", "(11)"))
+    for old, new in ("(x0)", "(7 + x0)"), ("(x0)", "(x1)"), ("in_ptr0 + (7)", "in_ptr1 + (7)"), ("a =", "a = 2 *"):
+        assert alike != generated.alike("triton_poi_fused_add_3", source.replace(old, new)), (old, new)
 
 
 def test_an_exception_is_for_a_kernel_and_a_fault(monkeypatch):

@@ -88,6 +88,18 @@ def test_a_working_folder_that_is_gone_is_one_sentence(tmp_path):
     assert made.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "module, name, value",
+    [("scripts.report", "TORCH_LOGS", "nonsense"), ("kernels", "TORCH_LOGS_OUT", "/nonexistent/folder/file"),
+     ("benchmarks", "TORCHINDUCTOR_COMPILE_THREADS", "many")],
+)  # fmt: skip
+def test_a_variable_that_torch_cannot_use_is_one_sentence(module, name, value):
+    words = [sys.executable, "-m", module]
+    made = subprocess.run(words, env={**os.environ, name: value}, cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 2 and made.stderr.startswith("error: torch cannot use what the environment"), made.stderr
+    assert name in made.stderr and value in made.stderr and made.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("module", ["scripts.report", "benchmarks", "kernels"])
 @pytest.mark.parametrize("cache, said", [("file", "file"), ("file/x", "file/x")])
 def test_a_compilers_cache_that_cannot_be_is_one_sentence(tmp_path, cache, said, module):

@@ -49,6 +49,8 @@ from profiling.predicted.counts import (
 
 KEPT = ("steps", "code")  # of counts.json, by step: what was lowered, and a fingerprint of the code that was
 CARD = "h100"  # for which all is lowered: hardly anything of it differs from card to card
+# Of kernels/, what changes nothing of a step: commands, compilers, readers of machine code.
+NOT_LOWERED = ("__main__", "before_torch", "child_compile", "machine_code", "readme", "targets", "tuning")
 # A streaming kernel of forward or backward belongs to the first part whose pattern its name has. Inductor's are named
 # after what is fused in them; relu²'s backward takes the root of what was saved.
 NAMED = {
@@ -95,6 +97,7 @@ def code() -> str:
     compiled = ("count", "launches", "lower", "memory", "null_bindings", "null_cards", "null_device", "places", "plain",
                 "programs")  # fmt: skip
     files = [path for ending in ("py", "json") for path in (ROOT / "kernels").rglob(f"*.{ending}")]
+    files = [path for path in files if path.stem not in NOT_LOWERED]
     files += [Path(__file__).with_name(f"{name}.py") for name in compiled]
     files += [ROOT / "nanochat" / f"{name}.py" for name in ("gpt", "optim", "recipe", "trainer")]
     text = "\n".join(bare(path) for path in sorted(files) if path != tuned.FOLDER / "counts.json")  # for other cards
@@ -106,15 +109,11 @@ def bare(path: Path) -> str:
     text = path.read_text("utf-8")
     if path.suffix != ".py":
         return text
-    lines = text.splitlines()
-    for node in ast.walk(ast.parse(text)):
-        first = getattr(node, "body", None)
-        if isinstance(first, list) and first and isinstance(first[0], ast.Expr):
-            said = first[0]
-            if isinstance(said.value, ast.Constant) and isinstance(said.value.value, str):
-                for number in range(said.lineno, (said.end_lineno or said.lineno) + 1):
-                    lines[number - 1] = ""
-    return "\n".join(line for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def wanted() -> dict[str, tuple[str, str, int]]:

@@ -6,8 +6,10 @@ from which it would tune on the card.
 
 import hashlib
 import json
+import os
+import re
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ import torch
 from kernels import machine_code, targets
 from kernels.architectures import ALL_TARGETS
 from kernels.triton_utils import triton
-from nanochat.files import write_atomically
+from nanochat.files import base_dir, write_atomically
 from profiling.compiled.launches import Recorded
 from profiling.static import launches as static_launches
+from profiling.static.launches import processors
 
 
 def compile_generated(name: str, text: str, target: str) -> dict[str, Any]:
@@ -52,33 +55,61 @@ def key(text: str, target: str) -> str:
     return hashlib.sha256(said + reading).hexdigest()[:32]
 
 
-def collect(found: Recorded, target: str, folder: Path, jobs: int) -> dict[str, dict[str, Any]]:
-    """Launch.kernel → what became of that kernel on the target."""
-    rows: dict[str, dict[str, Any]] = {}
-    missing: dict[str, Path] = {}
-    for name, text in found.generated.items():
-        path = folder / f"{key(text, target)}.json"
-        if row := static_launches.load(path):
-            rows[name] = row
+def alike(name: str, text: str) -> str:
+    """What a kernel's machine code follows from: its source but for its name, and for which of many scalars it reads.
+
+    A layer's lambda is such a scalar: its kernels are the same but for one address.
+    """
+    return re.sub(r"(tl\.load\(in_ptr\d+ \+ )\(\d+\)", r"\1(0)", text.replace(name, "kernel"))
+
+
+class Compiler:
+    """Compiles Inductor's sources for a target in other processes as soon as they are written, beside the lowering.
+
+    Used as a context: `written` is told of each source, `rows` waits for what is not done yet.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target, self.folder = target, base_dir() / "static-cache"
+        # Not forked: torch has threads here. Lowering, which all wait for, goes before.
+        self.pool = ProcessPoolExecutor(processors(), get_context("spawn"), os.nice, (5,))
+        self.known: dict[str, dict[str, Any]] = {}  # by what is alike, as self.asked
+        self.asked: dict[str, Future[dict[str, Any]]] = {}
+
+    def __enter__(self) -> "Compiler":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def path(self, text: str) -> Path:
+        return self.folder / f"{key(text, self.target)}.json"
+
+    def written(self, name: str, source: str) -> None:
+        """A kernel's name and source; one like it may have been there before."""
+        text = alike(name, source)
+        if text in self.known or text in self.asked:
+            return
+        if row := static_launches.load(self.path(text)):
+            self.known[text] = row
         else:
-            missing[name] = path
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {
-            pool.submit(compile_generated, name.partition(":")[0], found.generated[name], target): name
-            for name in missing
-        }
+            self.asked[text] = self.pool.submit(compile_generated, name, source, self.target)
+
+    def rows(self, found: Recorded) -> dict[str, dict[str, Any]]:
+        """Launch.kernel → what became of that kernel on the target; ours are compiled here, meanwhile."""
+        rows: dict[str, dict[str, Any]] = {}
         for name, launch in found.ours.items():
-            path = folder / f"{static_launches.key(launch, target)}.json"
-            row = static_launches.load(path) or targets.build("", "", launch, target)
-            rows[name] = row
-            remember(row, path)
-        for count, future in enumerate(as_completed(futures), 1):
-            name = futures[future]
-            rows[name] = dict(kernel=name, **future.result())
-            remember(rows[name], missing[name])
-            if count % 20 == 0 or count == len(futures):
-                print(f"compiled {count} of {len(futures)}", file=sys.stderr, flush=True)
-    return rows
+            path = self.folder / f"{static_launches.key(launch, self.target)}.json"
+            rows[name] = static_launches.load(path) or targets.build("", "", launch, self.target)
+            remember(rows[name], path)
+        for count, (text, future) in enumerate(self.asked.items(), 1):
+            self.known[text] = dict(kernel="", **future.result())
+            remember(self.known[text], self.path(text))
+            if count % 20 == 0 or count == len(self.asked):
+                print(f"compiled {count} of {len(self.asked)}", file=sys.stderr, flush=True)
+        for name, source in found.generated.items():
+            rows[name] = {**self.known[alike(name.partition(":")[0], source)], "kernel": name}
+        return rows
 
 
 def remember(row: dict[str, Any], path: Path) -> None:

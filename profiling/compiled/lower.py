@@ -9,6 +9,7 @@ memory.py can count the bytes of a whole step, and whoever wants to read the cod
 once, and the optimizer are as the training loop has them on CUDA.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PLAIN = "plain"  # in place of a setting of our kernels: plain.py's step
 PARTS = ("step", "decode", "prefill")
+SIZES = "20000"  # expressions that SymPy remembers: at depth 24 its own thousand are forgotten before they come again
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def ask(module: str, case: Case, card: str) -> Any:
         raise UserError(f"--card: {problem}") from None
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
-        environment = dict(of_card, TORCHINDUCTOR_CACHE_DIR=folder, OMP_NUM_THREADS="1")
+        environment = dict(of_card, TORCHINDUCTOR_CACHE_DIR=folder, OMP_NUM_THREADS="1", SYMPY_CACHE_SIZE=SIZES)
         for name in ("TRITON_INTERPRET", "NANOCHAT_KERNELS"):
             environment.pop(name, None)
         command = [sys.executable, "-m", module, json.dumps(asdict(case)), str(answer)]
@@ -93,7 +95,8 @@ def check_kernels(*settings: str) -> None:
 
 
 def child_case() -> tuple[Case, Path]:
-    """A child's case, and where its answer goes."""
+    """A child's case, and where its answer goes. It collects no garbage, which would be a fifth of its time."""
+    gc.disable()
     return Case(**json.loads(sys.argv[1])), Path(sys.argv[2])
 
 
@@ -107,6 +110,7 @@ class Prepared:
     graphs: list[Graph]
     returned: list[Callable[[str, Any], None]]  # called with the name of each graph that has run, and what it returned
     launched: list[Callable[[str, str, Sequence[Any]], None]]  # with each launch's name, Triton source or "", arguments
+    written: list[Callable[[str, str], None]]  # with the name and source of each Triton kernel, as it is generated
 
     def step(self, mark: Callable[[str], None] = lambda phase: None) -> None:
         """One of the program's; `mark` is told what begins."""
@@ -122,11 +126,12 @@ def prepared(case: Case) -> Prepared:
     graphs: list[Graph] = []
     returned: list[Callable[[str, Any], None]] = []
     launched: list[Callable[[str, str, Sequence[Any]], None]] = []
-    stub_inductor(graphs, returned, launched, case.device)
+    written: list[Callable[[str, str], None]] = []
+    stub_inductor(graphs, returned, launched, written, case.device)
     if case.device == "cuda":
         stub_kernels()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    return Prepared(case, programs.made(case, fake), fake, graphs, returned, launched)
+    return Prepared(case, programs.made(case, fake), fake, graphs, returned, launched, written)
 
 
 def stub_kernels() -> None:
@@ -209,6 +214,7 @@ def stub_inductor(
     graphs: list[Graph],
     returned: list[Callable[[str, Any], None]],
     launched: list[Callable[[str, str, Sequence[Any]], None]],
+    written: list[Callable[[str, str], None]],
     target: str,
 ) -> None:
     """Generated kernels are not compiled, and generated wrappers allocate through torch's dispatcher.
@@ -232,8 +238,14 @@ def stub_inductor(
     config.shape_padding = False
     config.profile_bandwidth = True  # sources say how many bytes their kernels move
     Mode.avoid_device_init = property(lambda self: True)
+
+    def triton_kernel(name: str, source: str) -> _Kernel:
+        for tell in written:
+            tell(name, source)
+        return _Kernel(name, source, launched)
+
     AsyncCompile: Any = async_compile.AsyncCompile
-    AsyncCompile.triton = lambda self, name, source, **options: _Kernel(name, source, launched)
+    AsyncCompile.triton = lambda self, name, source, **options: triton_kernel(name, source)
     # For a GPU these pack the optimizer's scalars, on the CPU: nothing is launched.
     of_cpu = launched if target == "cpu" else []
     AsyncCompile.cpp_pybinding = lambda self, types, source, *more, **options: _Kernel("", source, of_cpu)

@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanochat.files import base_dir, write_atomically
+from nanochat.files import write_atomically
 from nanochat.flags import parse
 from profiling.compiled import ablate, launches, memory, null_cards
 from profiling.compiled.launches import NOT_STREAMING
 from profiling.compiled.lower import ask, child_case, prepared
-from profiling.static.launches import processors
 
 FILE = Path(__file__).with_name("mends.json")
 CARD = "h100"
@@ -70,8 +69,11 @@ def answer() -> None:
     case, path = child_case()
     if case.without:
         MENDS[case.without]()
-    found, events = launches.recorded(prepared(case))
-    rows = generated.collect(found, null_cards.card(CARD).target, base_dir() / "static-cache", processors())
+    ready = prepared(case)
+    with generated.Compiler(null_cards.card(CARD).target) as compiler:
+        ready.written.append(compiler.written)
+        found, events = launches.recorded(ready)
+        rows = compiler.rows(found)
     sums = ablate.sums(case, found.launches, memory.report(events))
     path.write_text(json.dumps(sums | dict(narrow=narrow(found.launches, rows))))
 

@@ -27,7 +27,6 @@ from profiling.compiled.lower import PARTS, PLAIN, Case, ask, check_kernels, chi
 from profiling.compiled.null_device import torch_version
 from profiling.predicted.cards import Card, all_reduce, card
 from profiling.predicted.predict import FITTED, predict
-from profiling.static.launches import processors
 
 
 @dataclass
@@ -70,9 +69,10 @@ def answer() -> None:
 
     case, path = child_case()
     ready = prepared(case)
-    found, events = launches.recorded(ready)
-    target = null_cards.Machine.of(os.environ[null_device.SETTING]).card.target
-    rows = generated.collect(found, target, base_dir() / "static-cache", processors())
+    with generated.Compiler(null_cards.Machine.of(os.environ[null_device.SETTING]).card.target) as compiler:
+        ready.written.append(compiler.written)
+        found, events = launches.recorded(ready)
+        rows = compiler.rows(found)
     made = dict(launches=[asdict(launch) for launch in found.launches], kernels=rows, memory=memory.report(events),
                 curve=memory.curve(events))  # fmt: skip
     path.write_text(json.dumps(made))
