@@ -70,7 +70,8 @@ def test_a_full_gpu_is_one_sentence_and_exit_code_2(capsys, error, said):
 def test_no_folder_for_temporary_files_is_one_sentence(tmp_path):
     """As on a full disk: no file may have a byte. Before torch is imported, and within a script."""
     within = "import tempfile; from nanochat.flags import run_script\nrun_script(lambda: tempfile.gettempdir())"
-    for words in (["-m", "scripts.report"], ["-m", "benchmarks"], ["-m", "kernels"], ["-c", within]):
+    started = [["-m", module] for module in ("scripts.report", "benchmarks", "kernels", "profiling")]
+    for words in (*started, ["-c", within]):
         made = subprocess.run(
             ["bash", "-c", 'ulimit -f 0; exec "$@"', "x", sys.executable, *words],
             env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True,
@@ -91,7 +92,7 @@ def test_a_working_folder_that_is_gone_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(
     "module, name, value",
     [("scripts.report", "TORCH_LOGS", "nonsense"), ("kernels", "TORCH_LOGS_OUT", "/nonexistent/folder/file"),
-     ("benchmarks", "TORCHINDUCTOR_COMPILE_THREADS", "many")],
+     ("benchmarks", "TORCHINDUCTOR_COMPILE_THREADS", "many"), ("profiling", "TORCH_LOGS", "nonsense")],
 )  # fmt: skip
 def test_a_variable_that_torch_cannot_use_is_one_sentence(module, name, value):
     words = [sys.executable, "-m", module]
