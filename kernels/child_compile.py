@@ -184,11 +184,12 @@ def report(ops: list[str], chosen: list[str], shapes: list[str], dtype: torch.dt
         [task for task in tasks if (ALL_TARGETS[task.target].backend == "hip") is amd] for amd in (True, False)
     )
     made = rows(apart) if apart else []
-    made += [
-        targets.build(task.op, task.shape, launch, task.target)
-        for task in here
-        for launch in targets.launches(OPS[task.op], task.case, dtype, task.target)
+    launched = [
+        (task, launch) for task in here for launch in targets.launches(OPS[task.op], task.case, dtype, task.target)
     ]
+    for target in dict.fromkeys(task.target for task in here):
+        targets.disassemble_ahead((launch for task, launch in launched if task.target == target), target)
+    made += [targets.build(task.op, task.shape, launch, task.target) for task, launch in launched]
     for row in made:
         row["faults"] = targets.faults(row, dtype)
     return sorted(made, key=lambda row: (ops.index(row["op"]), chosen.index(row["target"])))

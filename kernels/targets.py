@@ -10,6 +10,8 @@ is child_compile.py's, the architectures and their limits are architectures.py's
 
 import math
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor
 from . import tuned
 from .architectures import ALL_TARGETS, Target, refused
 from .dispatch import use
-from .machine_code import read_amd, read_cuda
+from .machine_code import disassemble, read_amd, read_cuda
 from .registry import Case, Op, tensors
 from .triton_utils import INTERPRETED, Launch, capture, triton
 
@@ -120,6 +122,18 @@ def build(op: str, shape: str, launch: Launch, target: str) -> dict[str, Any]:
         return {**row, **_READ[form]}
     except Exception as problem:  # whatever the compiler throws: the report says it
         return {**row, **UNREAD, "error": last_line(problem)}
+
+
+def disassemble_ahead(launches: Iterable[Launch], target: str) -> None:
+    """Those that `build` will be asked for on a target, together, in a fraction of the time."""
+    if ALL_TARGETS[target].backend != "cuda":
+        return
+    cubins = []
+    for launch in launches:
+        with suppress(Exception):  # build says why it does not compile
+            cubins.append(compiled(launch, target).asm["cubin"])
+    if cubins:
+        disassemble(cubins)
 
 
 def resources(name: str, made: Any, target: str) -> dict[str, Any]:

@@ -58,6 +58,28 @@ def test_every_kernel_keeps_its_promises_on_an_h100():
     check(*report("--target=sm_90"), ("sm_90",))
 
 
+TOGETHER = """
+from kernels import OPS, machine_code, targets
+import torch
+launches = [launch for op in ("rms_norm", "rotary")
+            for launch in targets.launches(OPS[op], OPS[op].cases["odd"], torch.bfloat16, "sm_90")]
+made = [targets.compiled(launch, "sm_90") for launch in launches]
+alone = [machine_code.read_cuda(one) for one in made]
+targets.disassemble_ahead(launches, "sm_90")
+disassembler, run = machine_code.tool("nvdisasm"), machine_code.run
+def without(*words):
+    assert words[0] != disassembler, "asked again"
+    return run(*words)
+machine_code.run = without
+assert [machine_code.read_cuda(one) for one in made] == alone and len({repr(one) for one in alone}) > 2
+"""
+
+
+def test_kernels_disassembled_together_are_what_they_are_alone():
+    made = run("-c", TOGETHER)
+    assert made.returncode == 0, made.stderr[-2000:]
+
+
 @pytest.mark.slow
 def test_a_prompts_attention_uses_matrix_units_and_does_not_spill():
     rows, code = report("--op=flash_attention_decode", "--shape=prompt", "--target=sm_80,sm_90")

@@ -25,8 +25,19 @@ from profiling.static import launches as static_launches
 from profiling.static.launches import processors
 
 
-def compile_generated(name: str, text: str, target: str) -> dict[str, Any]:
-    """Keys as targets.UNREAD's, and `error`; in a process whose null device is of the target."""
+def compile_generated(sources: list[tuple[str, str]], target: str) -> list[dict[str, Any]]:
+    """Of each (name, source) the keys of UNREAD, and `error`; in a process whose null device is of the target."""
+    made = [compiled(name, text, target) for name, text in sources]
+    if cubins := [one.asm["cubin"] for one in made if not isinstance(one, str) and "cubin" in one.asm]:
+        machine_code.disassemble(cubins)
+    return [
+        {**targets.UNREAD, "error": one} if isinstance(one, str) else targets.resources(name, one, target)
+        for (name, _), one in zip(sources, made)
+    ]
+
+
+def compiled(name: str, text: str, target: str) -> Any:
+    """A kernel of Inductor's as Triton compiles it, or why it does not."""
     from torch._inductor.codecache import PyCodeCache
     from torch._inductor.runtime import triton_helpers
     from triton.backends.compiler import GPUTarget
@@ -38,14 +49,16 @@ def compile_generated(name: str, text: str, target: str) -> dict[str, Any]:
         meta = tuner._create_compile_meta(tuner.configs[0])
         options = tuner._create_compile_options(tuner.configs[0], meta)
         machine = ALL_TARGETS[target]
-        made = triton.compile(
+        return triton.compile(
             ASTSource(tuner.fn, meta["signature"], meta["constants"], meta["configs"][0]),
             target=GPUTarget(machine.backend, machine.arch, machine.warp),
             options=options,
         )
-        return targets.resources(name, made, target)
     except Exception as problem:  # whatever the compiler throws: the report says it
-        return {**targets.UNREAD, "error": targets.last_line(problem)}
+        return targets.last_line(problem)
+
+
+TOGETHER = 8  # sources compiled and disassembled by a process at a time
 
 
 def key(text: str, target: str) -> str:
@@ -73,8 +86,10 @@ class Compiler:
         self.target, self.folder = target, base_dir() / "static-cache"
         # Not forked: torch has threads here. Lowering, which all wait for, goes before.
         self.pool = ProcessPoolExecutor(processors(), get_context("spawn"), os.nice, (5,))
-        self.known: dict[str, dict[str, Any]] = {}  # by what is alike, as self.asked
-        self.asked: dict[str, Future[dict[str, Any]]] = {}
+        self.known: dict[str, dict[str, Any]] = {}  # by what is alike
+        self.next: dict[str, tuple[str, str]] = {}  # by the same: a name and source each
+        self.asked: list[tuple[list[str], Future[list[dict[str, Any]]]]] = []
+        self.seen: set[str] = set()
 
     def __enter__(self) -> "Compiler":
         return self
@@ -88,25 +103,39 @@ class Compiler:
     def written(self, name: str, source: str) -> None:
         """A kernel's name and source; one like it may have been there before."""
         text = alike(name, source)
-        if text in self.known or text in self.asked:
+        if text in self.seen:
             return
+        self.seen.add(text)
         if row := static_launches.load(self.path(text)):
             self.known[text] = row
         else:
-            self.asked[text] = self.pool.submit(compile_generated, name, source, self.target)
+            self.next[text] = name, source
+        if len(self.next) == TOGETHER:
+            self.ask()
+
+    def ask(self) -> None:
+        """Has those compiled that wait for it."""
+        sources = list(self.next.values())
+        self.asked.append((list(self.next), self.pool.submit(compile_generated, sources, self.target)))
+        self.next = {}
 
     def rows(self, found: Recorded) -> dict[str, dict[str, Any]]:
         """Launch.kernel → what became of that kernel on the target; ours are compiled here, meanwhile."""
-        rows: dict[str, dict[str, Any]] = {}
-        for name, launch in found.ours.items():
-            path = self.folder / f"{static_launches.key(launch, self.target)}.json"
-            rows[name] = static_launches.load(path) or targets.build("", "", launch, self.target)
-            remember(rows[name], path)
-        for count, (text, future) in enumerate(self.asked.items(), 1):
-            self.known[text] = dict(kernel="", **future.result())
-            remember(self.known[text], self.path(text))
-            if count % 20 == 0 or count == len(self.asked):
-                print(f"compiled {count} of {len(self.asked)}", file=sys.stderr, flush=True)
+        if self.next:
+            self.ask()
+        paths = {
+            name: self.folder / f"{static_launches.key(ours, self.target)}.json" for name, ours in found.ours.items()
+        }
+        rows = {name: row for name, path in paths.items() if (row := static_launches.load(path))}
+        targets.disassemble_ahead((launch for name, launch in found.ours.items() if name not in rows), self.target)
+        for name in paths.keys() - rows.keys():
+            rows[name] = targets.build("", "", found.ours[name], self.target)
+            remember(rows[name], paths[name])
+        for texts, future in self.asked:
+            for text, row in zip(texts, future.result()):
+                self.known[text] = dict(kernel="", **row)
+                remember(self.known[text], self.path(text))
+            print(f"compiled {len(self.known)} of {len(self.seen)}", file=sys.stderr, flush=True)
         for name, source in found.generated.items():
             rows[name] = {**self.known[alike(name.partition(":")[0], source)], "kernel": name}
         return rows
