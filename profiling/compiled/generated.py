@@ -20,7 +20,9 @@ from kernels import machine_code, targets
 from kernels.architectures import ALL_TARGETS
 from kernels.triton_utils import triton
 from nanochat.files import base_dir, write_atomically
+from profiling.compiled import launches
 from profiling.compiled.launches import Recorded
+from profiling.compiled.lower import Prepared
 from profiling.static import launches as static_launches
 from profiling.static.launches import processors
 
@@ -139,6 +141,14 @@ class Compiler:
         for name, source in found.generated.items():
             rows[name] = {**self.known[alike(name.partition(":")[0], source)], "kernel": name}
         return rows
+
+
+def recorded(ready: Prepared, target: str) -> tuple[Recorded, list[Any], dict[str, dict[str, Any]]]:
+    """What launches.recorded returns, and Compiler.rows of it."""
+    with Compiler(target) as compiler:
+        ready.written.append(compiler.written)
+        found, events = launches.recorded(ready)
+        return found, events, compiler.rows(found)
 
 
 def remember(row: dict[str, Any], path: Path) -> None:

@@ -69,11 +69,7 @@ def answer() -> None:
     case, path = child_case()
     if case.without:
         MENDS[case.without]()
-    ready = prepared(case)
-    with generated.Compiler(null_cards.card(CARD).target) as compiler:
-        ready.written.append(compiler.written)
-        found, events = launches.recorded(ready)
-        rows = compiler.rows(found)
+    found, events, rows = generated.recorded(prepared(case), null_cards.card(CARD).target)
     sums = ablate.sums(case, found.launches, memory.report(events))
     path.write_text(json.dumps(sums | dict(narrow=narrow(found.launches, rows))))
 

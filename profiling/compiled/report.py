@@ -65,14 +65,11 @@ def predicted(row: dict[str, Any], case: Case, chip: Card) -> dict[str, Any]:
 
 def answer() -> None:
     """What the child does: two steps on fake tensors, the second noted; all kernels compiled for the card."""
-    from profiling.compiled import generated, launches, memory, null_device
+    from profiling.compiled import generated, memory, null_device
 
     case, path = child_case()
-    ready = prepared(case)
-    with generated.Compiler(null_cards.Machine.of(os.environ[null_device.SETTING]).card.target) as compiler:
-        ready.written.append(compiler.written)
-        found, events = launches.recorded(ready)
-        rows = compiler.rows(found)
+    target = null_cards.Machine.of(os.environ[null_device.SETTING]).card.target
+    found, events, rows = generated.recorded(prepared(case), target)
     made = dict(launches=[asdict(launch) for launch in found.launches], kernels=rows, memory=memory.report(events),
                 curve=memory.curve(events))  # fmt: skip
     path.write_text(json.dumps(made))
