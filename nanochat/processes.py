@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from nanochat.errors import UserError
 
@@ -57,9 +58,14 @@ def end_with_launcher() -> None:
     parent = os.environ.pop(LAUNCHER, "")
     if not parent or sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(1, *map(ctypes.c_ulong, (signal.SIGTERM, 0, 0, 0)))  # PR_SET_PDEATHSIG
+    signal_with_parent(signal.SIGTERM)
     if str(os.getppid()) != parent:
         raise UserError(f"the launcher of this rank, process {parent}, is gone; call it again, or unset {LAUNCHER}")
+
+
+def signal_with_parent(number: int) -> None:
+    """This process gets a signal once the thread that started it has ended, however that was. Linux only."""
+    ctypes.CDLL(None).prctl(1, *map(ctypes.c_ulong, (number, 0, 0, 0)))  # PR_SET_PDEATHSIG
 
 
 def _stat(pid: int) -> list[str]:
@@ -86,7 +92,7 @@ def _ps(*words: str) -> str:
         return ""
 
 
-def end_at_once(ended: BaseException | None) -> None:
+def end_at_once(ended: BaseException | None) -> NoReturn:
     """Ends this process as Python would for what it ends with, but without waiting for a thread inside a library."""
     code = ended.code if isinstance(ended, SystemExit) else 1 if ended else 0
     sys.stdout.flush()

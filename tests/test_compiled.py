@@ -222,6 +222,12 @@ def test_the_lowered_step_of_a_small_model_allocates_what_is_predicted(small):
     test_memory.check(*small)
 
 
+@pytest.mark.slow
+def test_a_step_lowered_in_turn_is_the_same(small):
+    case, found = small
+    assert lower.ask("tests.null_device.other_strides", case, "h100") == found
+
+
 def test_launches_of_a_small_step(small):
     """Products have the FLOPs of the model, and each micro-batch the same launches; sources and lines are known."""
     case, found = small

@@ -172,13 +172,9 @@ def core_and_real_text():
 def compiled():
     yield from table().splitlines()
     pages = load("profiling/compiled/pages.json")["pages"]
-    slow = [row for row in pages if row["precision"] == "fp8" and row["kernels"] == "torch"]
-    quick = [row["wall_s"] for row in pages if row not in slow]
-    assert len(slow) == 1 and {row["beside"] for row in pages if row not in slow} == {"another page"}
-    yield (
-        f"the page of one setting took {min(quick):.0f} to {max(quick):.0f} s, two made at a time on 2 cores of an "
-        f"Intel Xeon, and {slow[0]['wall_s']:.0f} s, alone, by the references in fp8 on an {slow[0]['card']}"
-    )
+    took = [row["wall_s"] for row in pages]
+    assert len(pages) == 14 and max(took) < 300
+    yield f"the page of one setting took {min(took):.0f} to {max(took):.0f} s on 2 cores of an Intel Xeon"
 
 
 def h100():

@@ -122,6 +122,16 @@ def test_a_compiled_step_on_the_cpu_allocates_what_is_predicted(depth, rows, pat
 # ---- what the formula says, by hand
 
 
+def test_what_is_freed_after_the_step_is_not_the_steps():
+    allocations = memory.Allocations({}, device="cpu")
+    with allocations:
+        kept, gone = torch.empty(100), torch.empty(10)
+        del gone
+    allocations.end()
+    del kept
+    assert [(sign, block.size) for _, sign, block in allocations.events] == [(1, 400), (1, 40), (-1, 40)]
+
+
 def test_parts_by_hand():
     config = model_config(24, 32768)
     parts = cost.training_memory(config, 16 * 2048)

@@ -22,7 +22,7 @@ from nanochat.flags import flag, parse
 from nanochat.recipe import model_config
 from profiling.compiled import launches, memory, null_cards
 from profiling.compiled.launches import NOT_STREAMING
-from profiling.compiled.lower import Case, ask, child_case, prepared
+from profiling.compiled.lower import Case, ask, child_case, child_ends, prepared
 
 FILE = Path(__file__).with_name("ablations.json")
 DEPTH, LAYERS, ROWS, T, VOCABULARY = 24, 4, 16, 2048, 32768  # the width of a depth; rows of T tokens
@@ -57,9 +57,9 @@ PROGRAMS = {
 
 def answer() -> None:
     """What a child does: the sums of a case."""
-    case, path = child_case()
+    case = child_case()
     found, events = launches.recorded(prepared(case))
-    path.write_text(json.dumps(sums(case, found.launches, memory.report(events))))
+    child_ends(sums(case, found.launches, memory.report(events)))
 
 
 def sums(case: Case, found: list[launches.Launch], phases: dict[str, Any]) -> dict[str, int]:

@@ -21,7 +21,7 @@ from nanochat.flags import flag, parse
 from nanochat.recipe import model_config
 from profiling.compiled import launches, memory
 from profiling.compiled.launches import COPIES, Launch
-from profiling.compiled.lower import ROOT, Case, ask, child_case, prepared
+from profiling.compiled.lower import ROOT, Case, ask, child_case, child_ends, prepared
 from profiling.predicted import counts
 from profiling.predicted.counts import (
     ATTENTION,
@@ -77,7 +77,7 @@ def part(launch: Launch) -> str:
 
 def answer() -> None:
     """What a child does: the sums of a case, and the most bytes that are allocated in it."""
-    case, path = child_case()
+    case = child_case()
     found, events = launches.recorded(prepared(case))
     sums: dict[str, dict[str, Counter[str]]] = {}
     for launch in found.launches:
@@ -89,13 +89,13 @@ def answer() -> None:
         for phase, parts in sums.items()
     }
     peak = max(phase["peak"] for phase in memory.report(events).values())
-    path.write_text(json.dumps(dict(sums=made, peak=peak)))
+    child_ends(dict(sums=made, peak=peak))
 
 
 def code() -> str:
     """A fingerprint of what is lowered: the model, the optimizer, the kernels and their rows, and the lowering."""
-    compiled = ("count", "launches", "lower", "memory", "null_bindings", "null_cards", "null_device", "places", "plain",
-                "programs")  # fmt: skip
+    compiled = ("count", "forked", "launches", "lower", "memory", "null_bindings", "null_cards", "null_device",
+                "places", "plain", "programs")  # fmt: skip
     files = [path for ending in ("py", "json") for path in (ROOT / "kernels").rglob(f"*.{ending}")]
     files = [path for path in files if path.stem not in NOT_LOWERED]
     files += [Path(__file__).with_name(f"{name}.py") for name in compiled]

@@ -12,6 +12,7 @@ import sys
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -92,6 +93,7 @@ class Compiler:
         self.next: dict[str, tuple[str, str]] = {}  # by the same: a name and source each
         self.asked: list[tuple[list[str], Future[list[dict[str, Any]]]]] = []
         self.seen: set[str] = set()
+        self.turn = Lock()  # forward's module is loaded by a thread (forked.py)
 
     def __enter__(self) -> "Compiler":
         return self
@@ -105,15 +107,16 @@ class Compiler:
     def written(self, name: str, source: str) -> None:
         """A kernel's name and source; one like it may have been there before."""
         text = alike(name, source)
-        if text in self.seen:
-            return
-        self.seen.add(text)
-        if row := static_launches.load(self.path(text)):
-            self.known[text] = row
-        else:
-            self.next[text] = name, source
-        if len(self.next) == TOGETHER:
-            self.ask()
+        with self.turn:
+            if text in self.seen:
+                return
+            self.seen.add(text)
+            if row := static_launches.load(self.path(text)):
+                self.known[text] = row
+            else:
+                self.next[text] = name, source
+            if len(self.next) == TOGETHER:
+                self.ask()
 
     def ask(self) -> None:
         """Has those compiled that wait for it."""

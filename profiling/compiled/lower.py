@@ -17,11 +17,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nanochat.errors import UserError
+from nanochat.processes import end_at_once
 from profiling.compiled import null_device
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PLAIN = "plain"  # in place of a setting of our kernels: plain.py's step
 PARTS = ("step", "decode", "prefill")
+IN_TURN = "NANOCHAT_LOWERED_IN_TURN"  # variable of a child that is to lower forward first, then backward
+OTHER_STRIDES = 81  # exit code of one that is to be asked again so
 SIZES = "20000"  # expressions that SymPy remembers: at depth 24 its own thousand are forgotten before they come again
 
 
@@ -78,6 +81,9 @@ def ask(module: str, case: Case, card: str) -> Any:
             environment.pop(name, None)
         command = [sys.executable, "-m", module, json.dumps(asdict(case)), str(answer)]
         ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+        if ran.returncode == OTHER_STRIDES:
+            environment[IN_TURN] = "1"
+            ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
         if ran.returncode or not answer.exists():
             raise RuntimeError(f"{module} failed ({ran.returncode}) for {case}:\n{(ran.stdout + ran.stderr)[-4000:]}")
         return json.loads(answer.read_bytes())
@@ -94,10 +100,16 @@ def check_kernels(*settings: str) -> None:
             raise UserError(str(problem)) from None
 
 
-def child_case() -> tuple[Case, Path]:
-    """A child's case, and where its answer goes. It collects no garbage, which would be a fifth of its time."""
+def child_case() -> Case:
+    """A child's case. It collects no garbage, which would be a fifth of its time."""
     gc.disable()
-    return Case(**json.loads(sys.argv[1])), Path(sys.argv[2])
+    return Case(**json.loads(sys.argv[1]))
+
+
+def child_ends(answer: Any) -> NoReturn:
+    """A child's last act: it leaves its answer, and its objects where they are; freeing them takes seconds."""
+    Path(sys.argv[2]).write_text(json.dumps(answer))
+    end_at_once(None)
 
 
 @dataclass
@@ -223,21 +235,40 @@ def stub_inductor(
     there, and products are not padded (it would try what is faster; here that concerns products of the gates only).
     """
     import torch
-    from torch._inductor import async_compile, config, debug, graph
+    import torch._dynamo.config
+    import torch._functorch.config
+    from torch._inductor import async_compile, config, debug
+    from torch._inductor import graph as lowering
     from torch._inductor.codegen import triton
+    from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
     from torch._inductor.fx_passes.joint_graph import UniformValueConstantFolder
     from torch._subclasses import FakeTensor, FakeTensorMode
+    from torch.fx import GraphModule
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    from profiling.compiled.forked import Forward, fork_forward
 
     # Of the optimizer's scalars, which kernels are handed, and of its word that a gradient is not finite.
     FakeTensor.item = lambda self: 0.5 if self.is_floating_point() else 0  # type: ignore
     Mode: Any = FakeTensorMode
     Folder: Any = UniformValueConstantFolder
-    Lowering: Any = graph.GraphLowering
+    Lowering: Any = lowering.GraphLowering
+    Module: Any = GraphModule
+    Types: Any = DtypePropagationOpsHandler
+    Shapes: Any = ShapeEnv
     config.fx_graph_cache = False
     config.compile_threads = 1
     config.shape_padding = False
     config.profile_bandwidth = True  # sources say how many bytes their kernels move
     Mode.avoid_device_init = property(lambda self: True)
+    torch._functorch.config.force_non_lazy_backward_lowering = True  # at once, while a forked process lowers forward
+    # These change nothing but the time.
+    torch._dynamo.config.run_gc_after_compile = False
+    Module.print_readable = lambda self, *args, **options: ""  # for torch's own logs
+    Types.__init__ = cache(Types.__init__)  # a singleton's, run again for every op
+    evaluate = Shapes.evaluate_symexpr
+    # Strides that are plain numbers need none of the symbols, which are otherwise printed for each.
+    Shapes.evaluate_symexpr = lambda self, code: int(code) if code.isdecimal() else evaluate(self, code)
 
     def triton_kernel(name: str, source: str) -> _Kernel:
         for tell in written:
@@ -263,8 +294,8 @@ def stub_inductor(
             return node.target([1], node.args[1], **{**node.kwargs, "device": "cpu"})
         return deduce(self, node)
 
-    def built(self: Any) -> Any:
-        module = build(self)
+    def finished(module: Any, name: str, inputs: list[str], launches: dict[str, list[str]]) -> Any:
+        """A wrapper's module with what it calls replaced; its graph is noted."""
         for device in ("cuda", "cpu"):
             setattr(module, f"empty_strided_{device}", partial(_empty_strided, device))
         module.reinterpret_tensor = _reinterpret
@@ -274,10 +305,8 @@ def stub_inductor(
             if isinstance(value, _Kernel):
                 value.name = kernel
         module.assert_size_stride = module.assert_alignment = lambda *args: None
-        name = "backward" if self.is_backward else "inference" if self.is_inference else "forward"
-        code = Path(module.__file__).read_text("utf-8")
-        graphs.append(Graph(name, module.__file__, code, list(self.graph_input_names), dict(places)))
-        places.clear()
+        made = Graph(name, module.__file__, Path(module.__file__).read_text("utf-8"), inputs, launches)
+        graphs.insert(0 if name == "forward" else len(graphs), made)  # which may be loaded after backward was lowered
         call = module.call
 
         def observed(args: list[Any]) -> Any:
@@ -289,17 +318,30 @@ def stub_inductor(
         module.call = observed
         return module
 
+    def built(self: Any) -> Any:
+        name = "backward" if self.is_backward else "inference" if self.is_inference else "forward"
+        module = finished(build(self), name, list(self.graph_input_names), dict(places))
+        places.clear()
+        return module
+
+    def forward(module: Any, made: Forward) -> Any:
+        return finished(module, "forward", made.inputs, made.places)
+
+    def begin_again() -> NoReturn:
+        raise SystemExit(OTHER_STRIDES)
+
     Folder.fetch_args_kwargs_from_env, Folder._deduce_value = on_cpu, full_on_cpu
     Lowering.compile_to_module = built
+    if IN_TURN not in os.environ and sys.platform == "linux":
+        fork_forward(forward, places, begin_again)
 
 
 def main() -> None:
     """The graphs of a case, as JSON."""
-    case, answer = child_case()
-    ready = prepared(case)
+    ready = prepared(child_case())
     with ready.fake:
         ready.step()
-    answer.write_text(json.dumps([asdict(graph) for graph in ready.graphs]))
+    child_ends([asdict(graph) for graph in ready.graphs])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ temporaries) does not. A step recorded on a CPU is beside it in tests/test_compi
 all 43 of SimuMax's on B200 split one model over cards (tensor, pipeline, expert, context), which this one never does.
 """
 
-import json
 import linecache
 import sys
 import weakref
@@ -27,7 +26,7 @@ from kernels.triton_utils import NAMESPACE, capture
 from nanochat.cost import ASSUMED, training_memory
 from nanochat.flags import flag, number, parse
 from nanochat.recipe import model_config
-from profiling.compiled.lower import Case, Prepared, ask, check_kernels, child_case, prepared
+from profiling.compiled.lower import Case, Prepared, ask, check_kernels, child_case, child_ends, prepared
 
 ROUND = 512  # bytes: the CUDA caching allocator's grain
 NOT_ASKING = ("/torch/", "compiled/lower.py", "compiled/memory.py")  # files whose lines say nothing of an allocation
@@ -102,6 +101,10 @@ class Allocations(TorchDispatchMode):
     def _freed(self, key: int) -> None:
         self.events.append((self.phase, -1, self._alive.pop(key)[0]))
 
+    def end(self) -> None:
+        """What is freed from now on is not noted: the program itself may go."""
+        self._alive.clear()
+
     def name(self, tensor: Tensor, kind: str) -> None:
         """Gives a storage of the workspace its kind; others have theirs."""
         found = self._alive.get(tensor.untyped_storage()._cdata)
@@ -148,6 +151,7 @@ def counted(
         ready.returned.append(returned)
         with allocations:
             ready.step(mark)
+        allocations.end()
     return allocations
 
 
@@ -220,11 +224,11 @@ def predicted(case: Case) -> dict[str, int]:
 
 def answer() -> None:
     """What a child of `measured` does."""
-    case, path = child_case()
+    case = child_case()
     ready = prepared(case)
     phases = report(counted(ready).events)
     peak = max(phase["peak"] for phase in phases.values())
-    path.write_text(json.dumps(dict(graphs=[graph.name for graph in ready.graphs], phases=phases, peak=peak)))
+    child_ends(dict(graphs=[graph.name for graph in ready.graphs], phases=phases, peak=peak))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from nanochat.files import write_atomically
 from nanochat.flags import parse
 from profiling.compiled import ablate, launches, memory, null_cards
 from profiling.compiled.launches import NOT_STREAMING
-from profiling.compiled.lower import ask, child_case, prepared
+from profiling.compiled.lower import ask, child_case, child_ends, prepared
 
 FILE = Path(__file__).with_name("mends.json")
 CARD = "h100"
@@ -66,12 +66,12 @@ def answer() -> None:
     """What a child does: ablate.py's sums, with what the case names taken back, and narrow's."""
     from profiling.compiled import generated
 
-    case, path = child_case()
+    case = child_case()
     if case.without:
         MENDS[case.without]()
     found, events, rows = generated.recorded(prepared(case), null_cards.card(CARD).target)
     sums = ablate.sums(case, found.launches, memory.report(events))
-    path.write_text(json.dumps(sums | dict(narrow=narrow(found.launches, rows))))
+    child_ends(sums | dict(narrow=narrow(found.launches, rows)))
 
 
 def narrow(found: list[launches.Launch], kernels: dict[str, dict[str, Any]]) -> int:

@@ -23,7 +23,7 @@ from nanochat.recipe import model_config
 from nanochat.render import page
 from profiling.compiled import null_cards, sections
 from profiling.compiled.launches import ATTENTION, COMMUNICATION
-from profiling.compiled.lower import PARTS, PLAIN, Case, ask, check_kernels, child_case, prepared
+from profiling.compiled.lower import PARTS, PLAIN, Case, ask, check_kernels, child_case, child_ends, prepared
 from profiling.compiled.null_device import torch_version
 from profiling.predicted.cards import Card, all_reduce, card
 from profiling.predicted.predict import FITTED, predict
@@ -67,12 +67,12 @@ def answer() -> None:
     """What the child does: two steps on fake tensors, the second noted; all kernels compiled for the card."""
     from profiling.compiled import generated, memory, null_device
 
-    case, path = child_case()
+    case = child_case()
     target = null_cards.Machine.of(os.environ[null_device.SETTING]).card.target
     found, events, rows = generated.recorded(prepared(case), target)
     made = dict(launches=[asdict(launch) for launch in found.launches], kernels=rows, memory=memory.report(events),
                 curve=memory.curve(events))  # fmt: skip
-    path.write_text(json.dumps(made))
+    child_ends(made)
 
 
 def case_of(flags: Flags, chip: Card) -> Case:

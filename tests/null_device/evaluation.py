@@ -1,7 +1,5 @@
 """The most bytes that a compiled validation allocates beside the model: a case as JSON, and where the answer goes."""
 
-import json
-
 import torch
 from torch._library.custom_ops import OPDEFS
 
@@ -9,7 +7,7 @@ import kernels
 from nanochat.evaluate.bits_per_byte import score
 from profiling.compiled import lower, memory
 
-case, answer = lower.child_case()
+case = lower.child_case()
 ready = lower.prepared(case)
 scored = torch.compile(score, dynamic=False)
 with ready.fake, torch.no_grad(), kernels.use(case.kernels):
@@ -19,4 +17,4 @@ with ready.fake, torch.no_grad(), kernels.use(case.kernels):
     allocations = memory.Allocations({name: op._init_fn for name, op in OPDEFS.items()})
     with allocations:
         scored(ready.program.model, ready.program.ids, ready.program.ids, sizes)
-answer.write_text(json.dumps(memory.report(allocations.events)["before"]["peak"]))
+lower.child_ends(memory.report(allocations.events)["before"]["peak"])
