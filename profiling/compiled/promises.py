@@ -29,6 +29,10 @@ REFERENCES: dict[tuple[str, str], str] = {
     "2 or 4; a warp's are neighbours",
     ("triton_red_fused.*abs_amax_mul_relu", "4 bytes at a time"): "the largest of relu²: of Inductor's block each "
     "thread has two neighbours",
+    ("triton_red_fused_linalg_vector_norm", "8 bytes at a time"): "the norm of an update before it is made orthogonal: "
+    "of Inductor's block each thread has four neighbours in bfloat16",
+    ("triton_red_fused.*_add_mul_pow_sum", "4 bytes at a time"): "Muon's second moments of wide matrices, summed down "
+    "their columns: each thread has two; a warp's are neighbours",
 }
 
 
