@@ -5,10 +5,10 @@
 
 The last line is the result as JSON; README.md says what the committed one says (tests/test_figures.py).
 
-Each way has two processes of its own, started in the order a b b a, as one process is often faster than another of the
-same; all are measured in turns, idle and beside the busy loop. `ours` is what scripts set (nanochat/threads.py),
-`libraries` what torch's OpenMP does by itself. With libiomp5.so or libomp.so in LD_PRELOAD those are measured; their
-variables are among the same.
+Each way has processes of its own (--processes), started in the order a b b a, as one process is often faster than
+another of the same; all are measured in turns, idle and beside the busy loop. `ours` is what scripts set
+(nanochat/threads.py), `libraries` what torch's OpenMP does by itself. With libiomp5.so or libomp.so in LD_PRELOAD those
+are measured; their variables are among the same.
 """
 
 import json
@@ -55,7 +55,8 @@ class Flags:
     vocab_size: int = number(4096, 1, 1 << 24, "words of the vocabulary")
     sequence_len: int = number(256, 64, 1 << 20, "tokens of context")
     batch: int = number(8, 1, 1 << 16, "rows of a training step, sequences decoded and streams read at a time")
-    rounds: int = number(5, 1, 10_000, "measurements of each, in turns")
+    rounds: int = number(5, 1, 10_000, "measurements of each process, in turns")
+    processes: int = number(2, 2, 64, "processes of each way, an even number", multiple=2)
     compile: bool = flag(True, "torch.compile, as scripts do by default")
 
 
@@ -80,7 +81,7 @@ def rates(flags: Flags, what: str, ways: list[str], settings: dict[str, Any]) ->
     """A row a way: medians of tokens per second, idle and beside, and the second's share of the first."""
     order = flags.batch if what in ("decode", "server") else STEPS
     rows = [dict(what=what, way=way, idle=[], beside=[]) for way in ways]
-    both = [(row, worker(what, row["way"], settings)) for row in mirrored(rows)]
+    both = [(row, worker(what, row["way"], settings)) for row in mirrored(rows) * (flags.processes // 2)]
     try:
         for turn in range(WARM + flags.rounds):
             for row, process in both if turn % 2 else both[::-1]:

@@ -22,7 +22,8 @@ class Process:
 ended = []
 
 
-def test_idle_and_beside_are_measured_in_turns(monkeypatch):
+@pytest.mark.parametrize("processes", [2, 6])
+def test_idle_and_beside_are_measured_in_turns(monkeypatch, processes):
     """A stand-in that makes 100 tokens a second, 40 while somebody computes beside it."""
     busy = lambda: any("while os.getppid" in " ".join(one.args) for one in started if one.poll() is None)
     started, plain = [], subprocess.Popen
@@ -35,10 +36,12 @@ def test_idle_and_beside_are_measured_in_turns(monkeypatch):
     monkeypatch.setattr(neighbour.subprocess, "Popen", start)
     monkeypatch.setattr(neighbour, "worker", lambda *given: Process())
     monkeypatch.setattr(neighbour, "measure", lambda *given: dict(tok_per_s=40.0 if busy() else 100.0, about=""))
-    rows = neighbour.rates(neighbour.Flags(rounds=3), "train", ["ours", "libraries"], {})
+    rows = neighbour.rates(neighbour.Flags(rounds=3, processes=processes), "train", ["ours", "libraries"], {})
     assert [row["way"] for row in rows] == ["ours", "libraries"]
     assert all((row["idle"], row["beside"], row["share"]) == (100, 40, 0.4) for row in rows)
-    assert len(ended) == 4 and len(started) == 12 and all(one.poll() is not None for one in started)
+    assert (
+        len(ended) == 2 * processes and len(started) == 6 * processes and all(one.poll() is not None for one in started)
+    )
 
 
 def test_a_busy_process_ends_with_who_was_killed():
@@ -77,7 +80,7 @@ def test_a_worker_gets_what_it_reads(monkeypatch, capsys):
 
 
 WRONG = {"--what=dance": "--what names 'dance'", "--ways=fast": "--ways names 'fast'", "--width=100": "multiple of 128",
-         "--rounds=0": "--rounds is 0"}  # fmt: skip
+         "--rounds=0": "--rounds is 0", "--processes=3": "--processes is 3"}  # fmt: skip
 
 
 @pytest.mark.parametrize("words, said", WRONG.items())
