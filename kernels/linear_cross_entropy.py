@@ -37,7 +37,7 @@ from .cross_entropy import (
     softcap_reference,
     token_losses,
 )
-from .dispatch import triton_runs
+from .dispatch import mode, triton_runs
 from .fp8.quantize import E4M3, E5M2, product, quantize
 from .linears import _add_product
 from .registry import Case, Op, check_device, itemsize, randint, randn, register, without_autocast
@@ -129,8 +129,15 @@ class _Fp8Head:
         return product(values, self.w.transposed, d.inverse * self.w.inverse, self.dtype, exact=True)
 
 
-def _head(x: Tensor, weight: Tensor, fused: bool, fp8: bool) -> _Head | _Fp8Head:
-    return _Fp8Head(x, weight, fused) if fp8 else _Head(x, weight)
+def _head(x: Tensor, weight: Tensor, fp8: str) -> _Head | _Fp8Head:
+    """fp8: "", or whose kernels round, "torch" or "triton"."""
+    return _Fp8Head(x, weight, fp8 == "triton") if fp8 else _Head(x, weight)
+
+
+def _rounds(x: Tensor) -> str:
+    """Whose kernels round x: if ours are not forced, as for fp8_linear, which an architecture or probe may refuse."""
+    ours = mode("linear_cross_entropy") == "triton" or triton_runs("fp8_linear", x, x.size(1))
+    return "triton" if ours else "torch"
 
 
 def _chunks(x: Tensor, weight: Tensor, fused: bool) -> list[slice]:
@@ -143,7 +150,7 @@ class _SummedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, softcap, ignore_index, fused, fp8):
         wx, ww = ctx.needs_input_grad[:2]
-        head = _head(x, weight, fused, fp8)
+        head = _head(x, weight, fp8)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         total = torch.zeros(1, dtype=wide, device=x.device)
         dw = torch.zeros(weight.shape, dtype=wide, device=x.device) if ww else None
@@ -174,7 +181,7 @@ class _TokenLosses(torch.autograd.Function):
     def forward(ctx, x, weight, targets, softcap, ignore_index, fused, fp8):
         ctx.save_for_backward(x, weight, targets)
         ctx.settings = softcap, ignore_index, fused, fp8
-        head = _head(x, weight, fused, fp8)
+        head = _head(x, weight, fp8)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         losses = torch.zeros(x.size(0), dtype=wide, device=x.device)
         for at in _chunks(x, weight, fused):
@@ -190,7 +197,7 @@ class _TokenLosses(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight, targets = ctx.saved_tensors
         softcap, ignore_index, fused, fp8 = ctx.settings
-        head = _head(x, weight, fused, fp8)
+        head = _head(x, weight, fp8)
         dw = torch.zeros(weight.shape, dtype=grad.dtype, device=x.device)
         bound = grad.abs().amax() if fp8 and grad.numel() else grad.new_zeros(())
         dx = [torch.zeros_like(x[:0])]
@@ -205,13 +212,14 @@ def _chunked(
     fp8: bool,
 ) -> Tensor:  # fmt: skip
     targets = targets.contiguous()
+    rounding = "" if not fp8 else _rounds(x) if fused else "torch"
     learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if reduction == "none" or not learning:
         with without_autocast(x):
-            losses = _TokenLosses.apply(x, weight, targets, softcap, ignore_index, fused, fp8)
+            losses = _TokenLosses.apply(x, weight, targets, softcap, ignore_index, fused, rounding)
         return reduced(losses, targets, ignore_index, reduction)
     with without_autocast(x):
-        total = _SummedLoss.apply(x, weight, targets, softcap, ignore_index, fused, fp8)
+        total = _SummedLoss.apply(x, weight, targets, softcap, ignore_index, fused, rounding)
     return mean(total, targets, ignore_index) if reduction == "mean" else total
 
 

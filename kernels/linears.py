@@ -43,15 +43,16 @@ def _add_input_gradient(dx: Tensor, dy: Tensor, weight: Tensor) -> None:
 @functools.cache
 def _widens(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether cuBLAS adds products of this dtype to float32 on this card: tried once. A failure is warned about."""
-    small = torch.zeros(16, 16, dtype=dtype, device=device)
-    total = torch.zeros(16, 16, device=device)
+    small = torch.ones(16, 16, dtype=dtype, device=device)
+    total = torch.full((16, 16), 2.0, device=device)
     try:
         torch.addmm(total, small, small, out_dtype=total.dtype, out=total)
+        why = "" if bool((total == 18).all()) else f"2 + 16 was {total[0, 0].item():g}"
     except (RuntimeError, TypeError) as problem:
         why = str(problem).splitlines()[0]
+    if why:
         warnings.warn(f"kernels: products of {dtype} are added to float32 in a pass of their own: {why}", stacklevel=2)
-        return False
-    return True
+    return not why
 
 
 @operator(mutates=("dw",))

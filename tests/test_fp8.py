@@ -1,5 +1,6 @@
 """fp8: exact rounding, errors next to torch's own fp8 products, delayed scales, and a model trained with it."""
 
+import importlib
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from kernels.fp8 import quantize as q
 from kernels.fp8.quantize import E4M3, E5M2, Quantized, new_history
 from nanochat.step import calibrate
 
+lce = importlib.import_module("kernels.linear_cross_entropy")  # the package has the function of that name
 FP8_OPS = ("fp8_linear", "fp8_mlp_relu2", "fp8_mix_rms_norm", "fp8_add_rms_norm", "linear_cross_entropy")
 EVERYTHING = ",".join(["torch", *(f"{name}=triton" for name in FP8_OPS)])
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -139,6 +141,32 @@ def test_the_head_in_fp8(setting, reduction):
         found.append((loss.detach(), a.grad, b.grad))
     for mine, exact, allowed in zip(*found, (0.02, 0.12, 0.12)):
         assert error(mine, exact) < allowed
+
+
+@needs_triton
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("mode, refused, ours", [("auto", True, False), ("auto", False, True), ("triton", True, True)])
+def test_the_heads_copies_are_rounded_by_whom_fp8_linear_is(monkeypatch, reduction, mode, refused, ours):
+    """A card without fp8 has a kernel for the loss and none that rounds; a probe may refuse the second alone."""
+    rounded, quantize = [], lce.quantize
+    monkeypatch.setattr(
+        lce, "quantize", lambda x, dtype, fused, **more: rounded.append(fused) or quantize(x, dtype, fused, **more)
+    )
+    monkeypatch.setattr(lce, "triton_runs", lambda op, x, size: op != "fp8_linear" or not refused)
+    x, w = randn(96, 64).requires_grad_(), randn(160, 64, seed=1).requires_grad_()
+    with kernels.use(f"auto,linear_cross_entropy={mode}"):
+        kernels.linear_cross_entropy(
+            x, w, torch.arange(96, device=DEVICE), reduction=reduction, fp8=True
+        ).sum().backward()
+    assert len(rounded) >= 3 and set(rounded) == {ours}
+
+
+def test_amds_cards_have_no_units_for_these_formats(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 4))
+    assert not q.has_units(0)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert q.has_units(0)
 
 
 # ---- delayed scales

@@ -56,6 +56,23 @@ def test_gradients_that_are_kept_are_added_to(kept_by, plain, widths, dtype, tol
         assert found.dtype == torch.float32 and (found - total).norm() <= 10 * tolerance * total.norm()
 
 
+def test_a_library_that_does_not_add_is_found_out(monkeypatch):
+    def overwrites(total, a, b, out_dtype, out):
+        return out.copy_(a.float() @ b.float())
+
+    def adds(total, a, b, out_dtype, out):
+        return out.add_(a.float() @ b.float())
+
+    for library, wanted in (overwrites, False), (adds, True):
+        monkeypatch.setattr(torch, "addmm", library)
+        _widens.cache_clear()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert _widens(torch.device("cpu"), torch.bfloat16) is wanted
+        assert [str(one.message).rpartition(": ")[2] for one in said] == ([] if wanted else ["2 + 16 was 16"])
+    _widens.cache_clear()
+
+
 def test_a_card_that_cannot_add_to_wider_totals_is_told_once(monkeypatch):
     def refused(*given, **named):
         raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED\nmore of it")

@@ -101,6 +101,14 @@ def test_what_makes_the_step_faster_is_taken_and_kept(card):
     assert card.compiled > 2 + len(rows)  # another step
 
 
+def test_on_amds_cards_the_template_is_not_tried(card, monkeypatch):
+    """Their compiler may end the process, and in no child has it been tried."""
+    monkeypatch.setattr(dispatch, "unfit", lambda *asked: "")  # which would compile every kernel in a child
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    choice = measure.choose(CONFIG, 4, H100, "", lambda line: None)
+    assert measure.TEMPLATE not in {row["group"] for row in choice["rows"]} and len(choice["rows"]) > 3
+
+
 def test_the_template_is_taken_where_it_is_faster(card, monkeypatch):
     """Over our product too, which was taken before it."""
     monkeypatch.setitem(GAINS, "mlp_relu2=inductor", -5.0)

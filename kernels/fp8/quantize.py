@@ -241,10 +241,10 @@ def product(a: Tensor, b: Tensor, inverse: Tensor, dtype: torch.dtype, exact: bo
 
 
 def _has_units(a: Tensor) -> bool:
-    return a.is_cuda and not torch.version.hip and has_units(a.device.index or 0)
+    return a.is_cuda and has_units(a.device.index or 0)
 
 
 @constant
 def has_units(index: int) -> bool:
-    """Whether a CUDA device multiplies fp8: Ada (8.9), Hopper and newer."""
-    return torch.cuda.get_device_capability(index) >= (8, 9)
+    """Whether a card multiplies these formats of fp8: Ada (8.9), Hopper and newer; of AMD's none is asked."""
+    return not torch.version.hip and torch.cuda.get_device_capability(index) >= (8, 9)
