@@ -44,7 +44,7 @@ def quartiles(samples: list[float]) -> tuple[float, float, float]:
 
 def replayed(prepare: Prepared) -> float:
     """Milliseconds of one of many replays of the call as a CUDA graph, L2 warm. Raises what capturing raises."""
-    graph, _ = captured(prepare, torch.cuda.Stream(), torch.cuda.graph_pool_handle(), 1)
+    graph, _ = captured(prepare, torch.cuda.graph_pool_handle(), 1)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     graph.replay()
     start.record()

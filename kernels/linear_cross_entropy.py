@@ -43,6 +43,7 @@ from .linears import _add_product
 from .registry import Case, Op, check_device, itemsize, randint, randn, register, without_autocast
 from .triton_utils import operator, specialized, stretches
 
+FP8_ROW = 16  # fp8 matrix units want rows of a multiple of it, that begin at one
 CHUNK_LOGITS = 1 << 23  # logits alive at a time: 32 MB in float32, fits a server CPU's last-level cache
 
 
@@ -124,7 +125,9 @@ class _Fp8Head:
     def gradients(self, at: slice, dlogits: Tensor, bound: Tensor, wx: bool, dw: Tensor | None) -> Tensor:
         d = quantize(dlogits, E5M2, self.fused, bound=bound)
         if dw is not None:
-            _add_fp8_product(dw, d.transposed, self.x.transposed[:, at], d.inverse * self.x.inverse)
+            x = self.x.transposed[:, at]  # (C, n)
+            x = x.contiguous() if self.x.transposed.size(1) % FP8_ROW else x
+            _add_fp8_product(dw, d.transposed, x, d.inverse * self.x.inverse)
         values = d.values if wx else d.values[:0]
         return product(values, self.w.transposed, d.inverse * self.w.inverse, self.dtype, exact=True)
 
@@ -141,7 +144,7 @@ def _rounds(x: Tensor) -> str:
 
 
 def _chunks(x: Tensor, weight: Tensor, fused: bool) -> list[slice]:
-    return [slice(*ends) for ends in stretches(0, x.size(0), chunk_rows(weight.size(0), fused, x))]
+    return [slice(*ends) for ends in stretches(0, x.size(0), chunk_rows(weight.size(0), fused, x), FP8_ROW)]
 
 
 class _SummedLoss(torch.autograd.Function):

@@ -32,6 +32,8 @@ from .linears import _add_product, linears
 from .registry import Case, Op, as_rows, check_device, itemsize, randn, register, without_autocast
 from .triton_utils import INTERPRETED, cdiv, launch, operator, product_tile, specialized, tl, triton
 
+LEAST_ROWS = 64  # fewer, as in decoding, only read the weight, which cuBLAS splits over more programs than tiles are
+
 
 class _Relu2(torch.autograd.Function):
     """relu(h)², of which alone is kept for backward."""
@@ -220,10 +222,11 @@ def _compiles(x: Tensor) -> bool:
 
 
 def _runs(op: str, x: Tensor) -> bool:
-    """As triton_runs, but never in float16. Raises Refused where Triton is forced."""
+    """As triton_runs, but never in float16, nor unasked for few rows. Raises Refused where Triton is forced."""
     if x.dtype == torch.float16 and mode(op) == "triton":
         raise Refused(f"{op}: Triton is asked for, but x is torch.float16, in which relu² underflows; use bfloat16")
-    return x.dtype != torch.float16 and triton_runs(op, x, x.size(-1))
+    few = x.numel() < LEAST_ROWS * x.size(-1) and mode(op) != "triton"
+    return not few and x.dtype != torch.float16 and triton_runs(op, x, x.size(-1))
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: str) -> dict:

@@ -135,15 +135,16 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def stretches(start: int, end: int, longest: int) -> list[tuple[int, int]]:
+def stretches(start: int, end: int, longest: int, unit: int = 1) -> list[tuple[int, int]]:
     """From start to end in equal stretches, (first, end) each, none longer than `longest`: a power of two of them.
+    All but the last are of a multiple of `unit`, as `longest` is too.
 
     For loops that `torch.compile` unrolls: where sizes change, it traces one graph for each number of stretches.
     """
     count = 1
     while count * longest < end - start:
         count *= 2
-    step = cdiv(end - start, count)
+    step = cdiv(cdiv(end - start, count), unit) * unit
     firsts = [start + part * step for part in range(count) if part * step < end - start]
     return [(first, min(first + step, end)) for first in firsts]
 

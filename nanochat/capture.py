@@ -11,18 +11,30 @@ from typing import Any, TypeVar
 import torch
 
 CAPTURING = threading.Lock()  # torch captures one graph at a time, whichever thread and card it is for
+_MINE = threading.local()  # this thread's streams to capture on, by card
 T = TypeVar("T")
 
 
-def captured(
-    prepare: Callable[[], Callable[[], T]], stream: torch.cuda.Stream, pool: Any, warm: int
-) -> tuple[torch.cuda.CUDAGraph, T]:
-    """(the graph of a call, what it returned) on the current card, captured on this stream after `warm` runs on it.
+def stream_of(card: int) -> torch.cuda.Stream:
+    """This thread's to capture on. torch.cuda.graph's own is one for the whole process, on the card that came first.
+
+    Kept, as torch keeps cuBLAS's workspace, some 32 MiB, for each stream that it was ever used on; a thread's own, as
+    what another launches on a stream that captures would be captured too.
+    """
+    streams: dict[int, torch.cuda.Stream] = _MINE.__dict__
+    if card not in streams:
+        streams[card] = torch.cuda.Stream(torch.device("cuda", card))
+    return streams[card]
+
+
+def captured(prepare: Callable[[], Callable[[], T]], pool: Any, warm: int) -> tuple[torch.cuda.CUDAGraph, T]:
+    """(the graph of a call, what it returned) on the current card, captured after `warm` runs on the same stream.
 
     `prepare` does what shall not be in the graph and returns the call. Raises what capturing raises; then too the
     thread's stream is the one before, and the allocator is not left capturing.
     """
     before, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+    stream = stream_of(torch.cuda.current_device())
     stream.wait_stream(before)
     with torch.cuda.stream(stream):  # torch.cuda.graph leaves its own behind when a capture fails
         for _ in range(warm):  # a graph must not be the first to run it

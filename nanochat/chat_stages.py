@@ -121,7 +121,7 @@ def _train(
         load_optimizer=flags.load_optimizer,
         parent=parent.fingerprint,
         **rates,
-        **set_fp8(model, hardware, flags.fp8, flags.fp8_scaling),
+        **set_fp8(model, hardware, settings, flags.fp8, flags.fp8_scaling),
     )
     setup = Setup(
         name=name,

@@ -16,7 +16,6 @@ import gc
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,20 +66,15 @@ class Replayed:
             self._graphs = None
             torch.cuda.empty_cache()
 
-    @cached_property
-    def _stream(self) -> torch.cuda.Stream:
-        """One for all captures: torch keeps cuBLAS's workspace for each stream that it was ever used on."""
-        return torch.cuda.Stream(self.device)
-
     def _captured(self, inputs: Tensor, targets: Tensor, loss_reduction: str) -> Graphs | None:
         """None, said aloud once, where it cannot be done."""
         grad = torch.ones((), device=self.device)
-        stream, pool = self._stream, torch.cuda.graph_pool_handle()
+        pool = torch.cuda.graph_pool_handle()
         gc.collect()  # a node left of an earlier backward would be used again, on the stream that was current then
         run = lambda: self.model(inputs, targets, loss_reduction=loss_reduction)
         try:
-            forward, loss = captured(lambda: run, stream, pool, warm=0)
-            backward, _ = captured(lambda: lambda: loss.backward(grad), stream, pool, warm=0)
+            forward, loss = captured(lambda: run, pool, warm=0)
+            backward, _ = captured(lambda: lambda: loss.backward(grad), pool, warm=0)
         except RuntimeError as problem:
             self.problem = str(problem).splitlines()[0]
             warnings.warn(f"training on {self.device} without CUDA graphs: {self.problem}", stacklevel=3)

@@ -232,12 +232,21 @@ def _scaler(hardware: Hardware, settings: Settings) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(hardware.device.type, init_scale=2.0**16 * settings.accumulation(hardware.world))
 
 
-def set_fp8(model: GPT, hardware: Hardware, fp8: bool, scaling: str) -> dict[str, str]:
-    """Carries out --fp8; returns what the plan says of it. Raises UserError when the model or the dtype forbids it."""
+def set_fp8(model: GPT, hardware: Hardware, settings: Settings, fp8: bool, scaling: str) -> dict[str, str]:
+    """Carries out --fp8; returns what the plan says of it.
+
+    Raises UserError when the model, the dtype or the micro-batch forbids it.
+    """
     if not fp8:
         return {}
     if hardware.dtype == torch.float16:
         raise UserError("--fp8 goes with bfloat16 or float32 activations, and this run's are float16 (NANOCHAT_DTYPE)")
+    rows, tokens = settings.device_batch_size, settings.max_seq_len
+    if rows * tokens % 16:  # a weight's gradient sums over them
+        raise UserError(
+            f"--fp8: a micro-batch of {rows} × {tokens} tokens is no multiple of 16, as fp8 products want it; change "
+            "--device-batch-size or --max-seq-len"
+        )
     try:
         model.set_fp8(scaling)
     except ValueError as problem:

@@ -94,7 +94,7 @@ def train(flags: Flags, run: Run, hardware: Hardware) -> None:
     model.to_empty(device=hardware.device)
     torch.manual_seed(flags.seed)
     model.init_weights(hardware.dtype)
-    precision = set_fp8(model, hardware, flags.fp8, flags.fp8_scaling)
+    precision = set_fp8(model, hardware, settings, flags.fp8, flags.fp8_scaling)
     rates = dict(
         embedding_lr=flags.embedding_lr * length.lr_scale,
         unembedding_lr=flags.unembedding_lr * length.lr_scale,

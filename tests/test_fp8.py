@@ -161,6 +161,29 @@ def test_the_heads_copies_are_rounded_by_whom_fp8_linear_is(monkeypatch, reducti
     assert len(rounded) >= 3 and set(rounded) == {ours}
 
 
+@pytest.mark.parametrize("tokens", [100, 104, 256])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_cublas_gets_rows_that_begin_at_multiples_of_16_bytes(monkeypatch, tokens, reduction):
+    """Else it refuses, in a training whose --max-seq-len is odd."""
+    plain = torch._scaled_mm
+
+    def watched(a, b, **how):
+        asked.append(a.size(1))
+        for rows in (a, b.t()):
+            assert rows.stride(1) == 1 and rows.stride(0) % 16 == 0 and rows.storage_offset() % 16 == 0
+        return plain(a, b, **how)
+
+    asked = []
+    monkeypatch.setattr(torch, "_scaled_mm", watched)
+    monkeypatch.setattr(q, "_has_units", lambda a: True)
+    monkeypatch.setattr(lce, "chunk_rows", lambda *_: 64)
+    x, w = randn(tokens, 32).requires_grad_(), randn(160, 32, seed=1, scale=0.5).requires_grad_()
+    targets = torch.arange(tokens, device=DEVICE) % 160
+    with kernels.use("torch"):
+        kernels.linear_cross_entropy(x, w, targets, reduction=reduction, fp8=True).sum().backward()
+    assert asked.count(64) == tokens // 64  # the weight's gradient, of whole chunks
+
+
 def test_amds_cards_have_no_units_for_these_formats(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "7.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 4))

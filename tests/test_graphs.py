@@ -18,6 +18,7 @@ import torch
 from benchmarks import timer
 from kernels import traffic, triton_utils, use
 from kernels.attention import triton_decode
+from nanochat import capture
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.engine import graphs as engine_graphs
 from nanochat.engine.cache import Slots
@@ -105,6 +106,7 @@ class Cards:
         ).items():  # fmt: skip
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", None)
+        monkeypatch.setattr(capture, "_MINE", threading.local())
         monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocate, raising=False)
 
@@ -190,20 +192,38 @@ def test_replicas_capture_and_replay_each_on_its_card(cards):
         captured = [made[1] for made in graphs._made.values()]
         for graph in captured:
             assert graph.device == card == graph.stream.device.index
-            assert graph.stream is graphs.stream is not cards.defaults[card]
+            assert graph.stream is captured[0].stream is not cards.defaults[card]
             assert graph.pool == (graphs.pool,)
         assert [made.device for made, _ in cards.replays if made in captured] == [card, card]
         assert all(device == card for graph, device in cards.replays if graph in captured)
         warmed = [run for run in cards.runs if run[0] is graphs and run[1] == 4][: WARM + 1]
-        assert all(device == card and stream is graphs.stream for _, _, device, stream, _ in warmed)
+        assert all(device == card and stream is captured[0].stream for _, _, device, stream, _ in warmed)
         assert [run[4] in captured for run in warmed] == [False] * WARM + [True]
-    assert cards.all[0].stream is not cards.all[1].stream
     slots, ids = slots_of(model, 4, [5, 3, 9])
     with torch.inference_mode():
         step = Decoder(model, slots)
         exact = [step(ids[:3, n].tolist()) for n in (20, 21)]
     for found in logits.values():
         assert all((a - b).abs().max() < 1e-4 for a, b in zip(found, exact))
+
+
+def test_all_that_a_thread_captures_is_on_one_stream_a_card(cards):
+    """cuBLAS keeps a workspace for each stream: with one for each engine, every sampling in training left one."""
+    model, made = tiny.model(), []
+
+    def two_engines():
+        for card in (1, 1, 0):
+            with torch.inference_mode():
+                graphs = cards.graphs(model, slots_of(model, 1, [5])[0], card)
+                graphs.warm()
+            made.append(graphs._made[1][1].stream)
+
+    two_engines()
+    thread = threading.Thread(target=two_engines)
+    thread.start()
+    thread.join()
+    assert made[0] is made[1] and made[3] is made[4]
+    assert len({stream.stream_id for stream in made}) == 4
 
 
 @pytest.mark.parametrize("where", ["begin", "body", "end"])

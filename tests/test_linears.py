@@ -1,13 +1,17 @@
 """Linear layers of one input: sums of gradients, by the operators that add each product to them."""
 
+import importlib
 import warnings
 
 import pytest
 import torch
 
+from kernels import use
 from kernels.linear_relu2 import _mlp_relu2_triton, mlp_relu2
 from kernels.linears import _add_input_gradient, _add_product, _linears, _widens, linears
 from kernels.triton_utils import INTERPRETED
+
+linear_relu2 = importlib.import_module("kernels.linear_relu2")  # the package has the function of that name
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -54,6 +58,19 @@ def test_gradients_that_are_kept_are_added_to(kept_by, plain, widths, dtype, tol
     assert all(weight.grad is None for weight in weights)
     for found, total in zip(kept, wanted):
         assert found.dtype == torch.float32 and (found - total).norm() <= 10 * tolerance * total.norm()
+
+
+@pytest.mark.parametrize("setting, ours", [("auto", [False, True]), ("triton", [True, True])])
+def test_the_products_of_few_rows_are_left_to_cublas(monkeypatch, setting, ours):
+    """Decoding with an MLP that won in training: a tile's rows would be idle, and a third of the card."""
+    asked = []
+    monkeypatch.setattr(linear_relu2, "triton_runs", lambda *_: True)
+    monkeypatch.setattr(linear_relu2, "_mlp_relu2_triton", lambda *_: asked.append(True))
+    monkeypatch.setattr(linear_relu2, "mlp_relu2_reference", lambda *_: asked.append(False))
+    with use(setting):
+        for rows in (3, 64):
+            mlp_relu2(torch.ones(rows, 1, 16), torch.ones(48, 16), torch.ones(16, 48))
+    assert asked == ours
 
 
 def test_a_library_that_does_not_add_is_found_out(monkeypatch):

@@ -163,6 +163,8 @@ def test_fp8_resumes_exactly_too(home, monkeypatch, capsys, scaling):
 def test_fp8_wants_widths_of_16_and_no_float16(home, monkeypatch, capsys):
     assert train(home, "a", "base", "--fp8", "--aspect-ratio=12", "--head-dim=12") == 2
     assert "no multiple of 16" in capsys.readouterr().err
+    assert train(home, "a", "base", "--fp8", "--device-batch-size=1", "--max-seq-len=33", "--total-batch-size=33") == 2
+    assert "a micro-batch of 1 × 33 tokens is no multiple of 16" in capsys.readouterr().err
     monkeypatch.setenv("NANOCHAT_DTYPE", "float16")
     assert train(home, "a", "base", "--fp8") == 2
     assert "float16 (NANOCHAT_DTYPE)" in capsys.readouterr().err

@@ -64,11 +64,6 @@ class Graphs:
         self._made: dict[int, tuple[Static, torch.cuda.CUDAGraph | None, Tensor | None]] = {}
 
     @cached_property
-    def stream(self) -> torch.cuda.Stream:
-        """To capture on: torch's own default is one for the whole process, on the card that came first."""
-        return torch.cuda.Stream(self.device)
-
-    @cached_property
     def pool(self) -> Any:
         """Memory that the graphs share: no two run at the same time."""
         return torch.cuda.graph_pool_handle()
@@ -135,4 +130,4 @@ class Graphs:
 
     def _capture(self, static: Static) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """Raises RuntimeError where it cannot be done."""
-        return captured(lambda: lambda: self._run(static), self.stream, self.pool, WARM)
+        return captured(lambda: lambda: self._run(static), self.pool, WARM)

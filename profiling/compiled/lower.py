@@ -80,10 +80,10 @@ def ask(module: str, case: Case, card: str) -> Any:
         for name in ("TRITON_INTERPRET", "NANOCHAT_KERNELS"):
             environment.pop(name, None)
         command = [sys.executable, "-m", module, json.dumps(asdict(case)), str(answer)]
-        ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-        if ran.returncode == OTHER_STRIDES:
-            environment[IN_TURN] = "1"
-            ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+        for further in ({}, {IN_TURN: "1"}):
+            ran = subprocess.run(command, env=environment | further, cwd=ROOT, capture_output=True, text=True)
+            if ran.returncode != OTHER_STRIDES:
+                break
         if ran.returncode or not answer.exists():
             raise RuntimeError(f"{module} failed ({ran.returncode}) for {case}:\n{(ran.stdout + ran.stderr)[-4000:]}")
         return json.loads(answer.read_bytes())

@@ -19,12 +19,12 @@ BATCHES = torch.randint(300, (6, 4, 33), generator=torch.Generator().manual_seed
 STREAMS = []  # of captures
 
 
-def captured(prepare, stream, pool, warm):
-    STREAMS.append(stream)
-    return capture.captured(prepare, stream, pool, warm)
+def stream_of(card):
+    STREAMS.append(capture_stream(card))
+    return STREAMS[-1]
 
 
-replay.captured = captured
+capture_stream, capture.stream_of = capture.stream_of, stream_of
 
 
 def taken(dtype: torch.dtype, fp8: str, replayed: bool, waiting: str = "") -> list[torch.Tensor]:
