@@ -11,8 +11,17 @@ from typing import Any, TypeVar
 import torch
 
 CAPTURING = threading.Lock()  # torch captures one graph at a time, whichever thread and card it is for
-_MINE = threading.local()  # this thread's streams to capture on, by card
 T = TypeVar("T")
+
+
+class _Streams(threading.local):
+    """A thread's streams to capture on, by card."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, torch.cuda.Stream] = {}
+
+
+_STREAMS = _Streams()
 
 
 def stream_of(card: int) -> torch.cuda.Stream:
@@ -21,10 +30,9 @@ def stream_of(card: int) -> torch.cuda.Stream:
     Kept, as torch keeps cuBLAS's workspace, some 32 MiB, for each stream that it was ever used on; a thread's own, as
     what another launches on a stream that captures would be captured too.
     """
-    streams: dict[int, torch.cuda.Stream] = _MINE.__dict__
-    if card not in streams:
-        streams[card] = torch.cuda.Stream(torch.device("cuda", card))
-    return streams[card]
+    if card not in _STREAMS.of:
+        _STREAMS.of[card] = torch.cuda.Stream(torch.device("cuda", card))
+    return _STREAMS.of[card]
 
 
 def captured(prepare: Callable[[], Callable[[], T]], pool: Any, warm: int) -> tuple[torch.cuda.CUDAGraph, T]:

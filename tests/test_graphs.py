@@ -106,7 +106,7 @@ class Cards:
         ).items():  # fmt: skip
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(torch.cuda.graph, "default_capture_stream", None)
-        monkeypatch.setattr(capture, "_MINE", threading.local())
+        monkeypatch.setattr(capture, "_STREAMS", capture._Streams())
         monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocate, raising=False)
 
