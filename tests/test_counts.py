@@ -35,6 +35,15 @@ def small(monkeypatch):
     monkeypatch.setattr(counts, "table", lambda: dict(steps=steps))
 
 
+def test_attention_grows_by_the_pairs_of_its_windows():
+    """24 layers have six without a window; what was lowered has one."""
+    full, short = 2049 / 2, (513 * 514 / 2 + (2048 - 513) * 513) / 2048  # keys of a query, on average
+    for layers, pairs in ((2, full + short), (4, full + 3 * short), (24, 6 * full + 18 * short)):
+        config = replace(model_config(12, counts.VOCABULARY, T), n_layer=layers)
+        flops = counted("ours", config, TOKENS // 2)[LATER][counts.ATTENTION][2]
+        assert flops == pytest.approx(14 * 768 * pairs * TOKENS / 2, rel=2e-3)
+
+
 def test_parts_grow_by_hand(small):
     def numbers(depth, layers, tokens):
         found = counted("plain", replace(model_config(depth, counts.VOCABULARY, T), n_layer=layers), tokens)

@@ -6,13 +6,16 @@ what two layers add. profiling/compiled/count.py writes the file.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from nanochat.cost import attended
 from nanochat.errors import UserError
 from nanochat.files import json_of
 from nanochat.gpt import GPTConfig
+from nanochat.recipe import model_config
 
 FILE = Path(__file__).with_name("counts.json")
 ATTENTION, LOSS = "attention", "loss"
@@ -33,6 +36,7 @@ VARIANTS = {
     "fp8 ours": (OURS, "current"),
 }
 DEPTH, LAYERS, ROWS, T, VOCABULARY = 24, (2, 4), 16, 2048, 32768  # lowered: the width of a depth, rows of T tokens
+FEW = replace(model_config(DEPTH, VOCABULARY, T), n_layer=LAYERS[0])
 
 Cell = list[float]  # launches, bytes, FLOPs
 ZERO = [0.0, 0.0, 0.0]
@@ -78,7 +82,7 @@ def counted(variant: str, config: GPTConfig, tokens: int) -> Sums:
     """Of a step with micro-batches of so many tokens on one GPU. Raises UserError for another vocabulary.
 
     Every two layers add what they add between the two depths that were lowered. Exact at the width and the tokens that
-    were; elsewhere a part has grown as BYTES and FLOPS say.
+    were; elsewhere a part has grown as BYTES and FLOPS say, and attention's FLOPs as pairs of query and key.
     """
     if config.vocab_size != VOCABULARY:
         raise UserError(f"counts.json is for a vocabulary of {VOCABULARY}, and here it is {config.vocab_size}")
@@ -94,7 +98,14 @@ def counted(variant: str, config: GPTConfig, tokens: int) -> Sums:
                 layer = (b - a) / (LAYERS[1] - LAYERS[0])
                 value = config.n_layer * layer * of_layer(n, c) + (a - LAYERS[0] * layer) * of_once(n, c)
                 cells[name].append(max(0.0, value))
+            if name == ATTENTION:
+                cells[name][2] = few[phase][name][2] * n * _scores(config) / _scores(FEW)
     return found
+
+
+def _scores(config: GPTConfig) -> float:
+    """Products of attention for a token, all layers."""
+    return config.n_embd * attended(config)
 
 
 def lowered(variant: str, layers: int) -> Sums:
