@@ -433,6 +433,18 @@ def test_answers_of_several_conversations_at_once():
     assert list(map(chat.visible_text, together)) == list(map(chat.visible_text, alone))
 
 
+@pytest.mark.parametrize("threads, chunk", [(1, 16384), (2, 8192), (64, 512)])
+def test_short_loops_of_the_compiled_step_are_one_threads(monkeypatch, threads, chunk):
+    """Threads that meet for a microsecond's work are what another program slows most (benchmarks/neighbour.py)."""
+    seen = []
+    look = lambda *inputs: seen.append(torch._inductor.config.cpp.min_chunk_size)
+    monkeypatch.setattr(torch, "compile", lambda step, options: look)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    model = tiny.model()
+    Decoder(model, Slots(model.config, 2, torch.device("cpu"), torch.float32)).compile()
+    assert seen == [chunk] * 2 and torch._inductor.config.cpp.min_chunk_size == 512
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes, slots", [*((sizes, 12) for sizes in SHAPES), (SHAPES[0], 2)])
 def test_the_compiled_step_is_the_eager_one(sizes, slots):
