@@ -1,8 +1,10 @@
 """Files that are whole or not there: written under a temporary name, flushed to disk, then renamed."""
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,11 +31,20 @@ def base_dir() -> Path:
     return folder
 
 
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file to read. Raises OSError with the path, which the system does not name where a disk fails."""
+    """A file to read. Raises OSError with the path, which the system does not name where a disk fails.
+
+    A pipe, which would be waited for, raises too: of files that were looked at, one may have become one.
+    """
     try:
-        with open(path, "rb") as f:
+        with open(path, "rb", opener=_at_once) as f:
+            if stat.S_ISFIFO(os.fstat(f.fileno()).st_mode):
+                raise OSError(errno.ESPIPE, "Is a pipe, where a file is wanted")
             yield f
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import threading
 import types
 
 import pytest
@@ -88,3 +89,23 @@ def test_a_file_that_is_another_one_meanwhile_is_named(tmp_path, name, change):
         os.truncate(path, {"cut off": size // 2, "cut off a little": size - 30, "empty": 0}[change])
     with pytest.raises(UserError, match=f"{name}: damaged|{name} is not any more what it was"):
         everything(source, "train"), everything(source, "val")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.txt"])
+def test_a_file_that_is_a_pipe_meanwhile_is_not_waited_for(tmp_path, name):
+    path, said = tmp_path / name, []
+    write = dict(parquet=lambda: write_parquet(path, TEXTS), txt=lambda: path.write_text("\n\n".join(TEXTS)))
+    write.get(path.suffix[1:], lambda: write_jsonl(path, [dict(text=text) for text in TEXTS]))()
+    source = Documents(path)
+    path.unlink()
+    os.mkfifo(path)
+
+    def read():
+        with pytest.raises((UserError, OSError)) as raised:
+            everything(source, "train")
+        said.append(str(raised.value))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(20)
+    assert said and "Is a pipe" in said[0] and str(path) in said[0]

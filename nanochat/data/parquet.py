@@ -9,6 +9,7 @@ from typing import Any
 from nanochat import optional
 from nanochat.data.source import texts_of
 from nanochat.errors import UserError
+from nanochat.files import opened
 
 
 def check(path: Path, thorough: bool = True) -> list[int]:
@@ -22,7 +23,7 @@ def check(path: Path, thorough: bool = True) -> list[int]:
     except UnicodeEncodeError:
         raise UserError(f"{path}: pyarrow opens no file whose path is not UTF-8; rename it") from None
     try:
-        with pa.parquet.ParquetFile(path) as file:
+        with opened(path), pa.parquet.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
             rows = [metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -41,7 +42,7 @@ def check(path: Path, thorough: bool = True) -> list[int]:
             if _nulls(metadata.row_group(group)):
                 raise UserError(f"{path}, row group {group}: a text is null; get the file again")
         return rows
-    with pa.parquet.ParquetFile(path) as file:
+    with opened(path), pa.parquet.ParquetFile(path) as file:
         return [len(_texts(pa, file, path, group)) for group in range(len(rows))]
 
 
@@ -49,7 +50,7 @@ def read(path: Path, group: int) -> list[str]:
     """The texts of a row group that are not blank. Raises UserError for damage, nulls, and what is no UTF-8."""
     pa = pyarrow_module()
     try:
-        with pa.parquet.ParquetFile(path) as file:
+        with opened(path), pa.parquet.ParquetFile(path) as file:
             return _texts(pa, file, path, group)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged ({_first_line(error)}); replace the file") from None
