@@ -47,6 +47,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
                 raise OSError(errno.ESPIPE, "Is a pipe, where a file is wanted")
             yield f
     except OSError as error:
+        if error.errno is None:  # of no system: a library's
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 

@@ -3,6 +3,8 @@
 `check` looks at a file before training begins; `read` gives the texts of a row group.
 """
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,33 @@ from nanochat import optional
 from nanochat.data.source import texts_of
 from nanochat.errors import UserError
 from nanochat.files import opened
+
+MOST = 8  # files that stay open
+
+
+class _Open(threading.local):
+    """A thread's open files, the last used last, by path and what the system says of it. What a file of many row groups
+    notes of them all takes a hundred times longer to read than one of a document.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[tuple[Any, ...], Any] = {}
+
+    def get(self, path: Path) -> Any:
+        """The file as it is now. Raises what opening it raises."""
+        with opened(path) as f:
+            found = os.fstat(f.fileno())
+        key = str(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        if key not in self.files:
+            for other in [other for other in self.files if other[0] == key[0]] + list(self.files)[: 1 - MOST]:
+                if other in self.files:
+                    self.files.pop(other).close()
+        file = self.files.pop(key, None) or pyarrow_module().parquet.ParquetFile(path)
+        self.files[key] = file
+        return file
+
+
+_OPEN = _Open()
 
 
 def check(path: Path, thorough: bool = True) -> list[int]:
@@ -27,6 +56,8 @@ def check(path: Path, thorough: bool = True) -> list[int]:
             schema, metadata = file.schema_arrow, file.metadata
             rows = [metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     except (pa.ArrowException, OSError, ValueError) as error:
+        if _encrypted(error):
+            raise _unreadable(str(path), error) from None
         raise UserError(f"{path} is no readable parquet file ({_first_line(error)})") from None
     if "text" not in schema.names:
         raise UserError(f"{path} has no `text` column; its columns are {', '.join(schema.names) or 'none'}")
@@ -50,10 +81,9 @@ def read(path: Path, group: int) -> list[str]:
     """The texts of a row group that are not blank. Raises UserError for damage, nulls, and what is no UTF-8."""
     pa = pyarrow_module()
     try:
-        with opened(path), pa.parquet.ParquetFile(path) as file:
-            return _texts(pa, file, path, group)
+        return _texts(pa, _OPEN.get(path), path, group)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({_first_line(error)}); replace the file") from None
+        raise _unreadable(str(path), error) from None
 
 
 def _texts(pa: Any, file: Any, path: Path, group: int) -> list[str]:
@@ -65,7 +95,7 @@ def _texts(pa: Any, file: Any, path: Path, group: int) -> list[str]:
     except UnicodeDecodeError:
         texts = column.cast(pa.large_binary()).to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}, row group {group}: damaged ({_first_line(error)}); replace the file") from None
+        raise _unreadable(f"{path}, row group {group}", error) from None
     where = lambda row: f"{path}, row {row} of row group {group}"
     if None in texts:
         raise UserError(f"{where(texts.index(None))}: the text is null")
@@ -95,6 +125,16 @@ def _holds_text(pa: Any, kind: Any) -> bool:
 def _binary(pa: Any, kind: Any) -> bool:
     """What older writers make of text: bytes whose type they do not note."""
     return any(is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
+
+
+def _encrypted(error: Exception) -> bool:
+    return any(said in str(error) for said in ("encrypted metadata", "FileDecryption"))
+
+
+def _unreadable(where: str, error: Exception) -> UserError:
+    if _encrypted(error):
+        return UserError(f"{where}: encrypted, and the key is not known here; write it again without")
+    return UserError(f"{where}: damaged ({_first_line(error)}); replace the file")
 
 
 def _first_line(error: Exception) -> str:
