@@ -14,10 +14,10 @@ WORLD, DOCUMENTS = World(), Documents()
 TEXT = [text for unit in range(60) for text in DOCUMENTS.load("train", unit)]
 TALKS = [
     talk
-    for stage in ("mid", "sft")
+    for source in (Conversations("mid"), Conversations("sft"))
     for split, units in (("train", 60), ("val", 4))
     for unit in range(units)
-    for talk in Conversations(stage).load(split, unit)
+    for talk in source.load(split, unit)
     if isinstance(talk, dict)
 ]
 TURNS = [
