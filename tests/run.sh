@@ -7,6 +7,11 @@ EXTRA=dev
 . scripts/venv.sh
 ruff check .
 ruff format --check .
-mypy
+mypy & # one thread, beside the tests
+types=$!
+trap 'kill "$types" 2>/dev/null || true' EXIT
 # A file of tests at a time on each of two processes; their tensors are too small for more than one thread to pay.
-OMP_NUM_THREADS=1 exec python -m pytest -n 2 --dist loadfile "$@"
+code=0
+OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile "$@" || code=$?
+wait "$types"
+exit "$code"
