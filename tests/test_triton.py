@@ -128,6 +128,8 @@ def test_error_at_most_twice_that_of_pytorch(name, case, dtype):
 # ---- what memory may look like
 
 ODD = {name: OPS[name].cases[next(key for key in OPS[name].cases if key.startswith("odd"))] for name in KERNELS}
+if "flash_attention" in ODD:  # the others' launches take the interpreter four times as long
+    ODD["flash_attention"] = OPS["flash_attention"].cases["odd_longer"]
 
 
 def strided(x):
