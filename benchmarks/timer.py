@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from kernels import tuning
-from nanochat.engine.graphs import captured
+from nanochat.capture import captured
 
 WARMUP = 1  # turns that are not counted; everything has run before
 LEAST = 3  # turns that are counted however late it is

@@ -143,8 +143,9 @@ def _rounds(x: Tensor) -> str:
     return "triton" if ours else "torch"
 
 
-def _chunks(x: Tensor, weight: Tensor, fused: bool) -> list[slice]:
-    return [slice(*ends) for ends in stretches(0, x.size(0), chunk_rows(weight.size(0), fused, x), FP8_ROW)]
+def _chunks(x: Tensor, weight: Tensor, fused: bool, fp8: str) -> list[slice]:
+    longest = chunk_rows(weight.size(0), fused, x)
+    return [slice(*ends) for ends in stretches(0, x.size(0), longest, FP8_ROW if fp8 else 1)]
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -159,7 +160,7 @@ class _SummedLoss(torch.autograd.Function):
         dw = torch.zeros(weight.shape, dtype=wide, device=x.device) if ww else None
         one = torch.ones((), device=x.device)
         dx = [torch.zeros_like(x[:0])]
-        for at in _chunks(x, weight, fused):
+        for at in _chunks(x, weight, fused, fp8):
             # the only logits alive: (n, V)
             loss, dlogits = _loss_and_gradient(head.logits(at), targets[at], None, softcap, ignore_index, fused)
             _add_losses(total, loss[None], 0)
@@ -187,7 +188,7 @@ class _TokenLosses(torch.autograd.Function):
         head = _head(x, weight, fp8)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         losses = torch.zeros(x.size(0), dtype=wide, device=x.device)
-        for at in _chunks(x, weight, fused):
+        for at in _chunks(x, weight, fused, fp8):
             if fused:
                 each = token_losses(head.logits(at), targets[at], softcap, ignore_index)
             else:
@@ -204,7 +205,7 @@ class _TokenLosses(torch.autograd.Function):
         dw = torch.zeros(weight.shape, dtype=grad.dtype, device=x.device)
         bound = grad.abs().amax() if fp8 and grad.numel() else grad.new_zeros(())
         dx = [torch.zeros_like(x[:0])]
-        for at in _chunks(x, weight, fused):
+        for at in _chunks(x, weight, fused, fp8):
             _, dlogits = _loss_and_gradient(head.logits(at), targets[at], grad[at], softcap, ignore_index, fused)
             dx.append(head.gradients(at, dlogits, bound, True, dw))
         return torch.cat(dx), dw.to(weight.dtype), None, None, None, None, None

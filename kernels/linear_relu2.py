@@ -225,8 +225,9 @@ def _runs(op: str, x: Tensor) -> bool:
     """As triton_runs, but never in float16, nor unasked for few rows. Raises Refused where Triton is forced."""
     if x.dtype == torch.float16 and mode(op) == "triton":
         raise Refused(f"{op}: Triton is asked for, but x is torch.float16, in which relu² underflows; use bfloat16")
-    few = x.numel() < LEAST_ROWS * x.size(-1) and mode(op) != "triton"
-    return not few and x.dtype != torch.float16 and triton_runs(op, x, x.size(-1))
+    if x.dtype == torch.float16 or not triton_runs(op, x, x.size(-1)):
+        return False
+    return mode(op) == "triton" or x.numel() >= LEAST_ROWS * x.size(-1)
 
 
 def _inputs(case: Case, dtype: torch.dtype, device: str) -> dict:

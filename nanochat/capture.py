@@ -57,6 +57,7 @@ def captured(prepare: Callable[[], Callable[[], T]], pool: Any, warm: int) -> tu
             # asserts in empty_cache. It raises where it was told.
             with suppress(Exception):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            _STREAMS.of.clear()  # it may be capturing still
             raise
     before.wait_stream(stream)
     return graph, result

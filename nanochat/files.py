@@ -32,7 +32,10 @@ def base_dir() -> Path:
 
 
 def _at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    except BlockingIOError:  # a file, which another machine is about to give back
+        return os.open(path, flags)
 
 
 @contextmanager

@@ -7,11 +7,13 @@ EXTRA=dev
 . scripts/venv.sh
 ruff check .
 ruff format --check .
-mypy & # one thread, beside the tests
+said=$(mktemp)
+trap 'rm -f "$said"' EXIT
+mypy >"$said" 2>&1 & # one thread, beside the tests
 types=$!
-trap 'kill "$types" 2>/dev/null || true' EXIT
 # A file of tests at a time on each of two processes; their tensors are too small for more than one thread to pay.
 code=0
 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile "$@" || code=$?
-wait "$types"
+wait "$types" || code=$?
+cat "$said"
 exit "$code"

@@ -190,3 +190,7 @@ def test_stretches_are_a_power_of_two_equal_and_short_enough():
         assert [i for first, last in found for i in range(first, last)] == list(range(start, end))
         assert all(0 < last - first <= longest for first, last in found)
         assert len({last - first for first, last in found[:-1]}) <= 1
+    for end, longest in ((100, 64), (104, 64), (256, 64), (2049, 64), (2049, 256), (15, 64)):
+        found = stretches(0, end, longest, 16)
+        assert [i for first, last in found for i in range(first, last)] == list(range(end))
+        assert all(first % 16 == 0 and last - first <= longest for first, last in found)

@@ -117,23 +117,34 @@ def test_a_file_that_is_a_pipe_meanwhile_is_not_waited_for(tmp_path, name):
 
 def test_a_file_of_many_row_groups_is_opened_once_and_again_when_it_changes(tmp_path, monkeypatch):
     """What is noted of twenty thousand is read in a tenth of a second."""
-    made, plain = [], pq.ParquetFile
-    monkeypatch.setattr(pq, "ParquetFile", lambda *given, **how: made.append(given[0].name) or plain(*given, **how))
+    made, files, plain = [], {}, pq.ParquetFile
+
+    def watched(path, **how):
+        made.append(path.name)
+        files[path.name] = plain(path, **how)
+        return files[path.name]
+
+    monkeypatch.setattr(pq, "ParquetFile", watched)
+    monkeypatch.setattr(parquet, "_OPEN", parquet._Open())
     for number in range(10):
         write_parquet(tmp_path / f"{number}.parquet", TEXTS, rows_per_group=7)
-    source = Documents(tmp_path)
-    made.clear()
     for name in ("0", "1", "0", "1"):
         for group in (3, 2):
             assert parquet.read(tmp_path / f"{name}.parquet", group) == TEXTS[7 * group : 7 * group + 7]
     assert made == ["0.parquet", "1.parquet"]
+    before, total = files["0.parquet"], pa.total_allocated_bytes()
+    for number in (2, 3, 4, 5, 6, 7, 0, 8):
+        parquet.read(tmp_path / f"{number}.parquet", 0)
+    assert files["1.parquet"].closed and not files["0.parquet"].closed and len(parquet._OPEN.files) == parquet.MOST
+    assert pa.total_allocated_bytes() - total < 100_000
     write_parquet(tmp_path / "0.parquet", TEXTS[::-1], rows_per_group=7)
     assert parquet.read(tmp_path / "0.parquet", 1) == TEXTS[::-1][7:14]
-    assert sorted(everything(source, "val")) and len(parquet._OPEN.files) == parquet.MOST
+    assert before.closed and not files["0.parquet"].closed
 
 
+@pytest.mark.parametrize("thorough", [False, True])
 @pytest.mark.parametrize("footer", [False, True])
-def test_an_encrypted_file_is_said_to_be(tmp_path, footer):
+def test_an_encrypted_file_is_said_to_be(tmp_path, footer, thorough):
     class Keys(encryption.KmsClient):
         def __init__(self, settings):
             super().__init__()
@@ -149,7 +160,7 @@ def test_an_encrypted_file_is_said_to_be(tmp_path, footer):
     with pq.ParquetWriter(tmp_path / "crypt" / "a.parquet", table.schema, encryption_properties=sealed) as writer:
         writer.write_table(table)
     with pytest.raises(UserError, match="a.parquet.*: encrypted, and the key is not known here"):
-        Documents(tmp_path / "crypt")
+        parquet.check(tmp_path / "crypt" / "a.parquet", thorough)
     (tmp_path / "crypt" / "b.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(UserError, match="no readable parquet file"):
         parquet.check(tmp_path / "crypt" / "b.parquet")

@@ -25,8 +25,8 @@ from nanochat.engine.weights import Int8, alone, joined
 from nanochat.gpt import GPT, VE_GATE_CHANNELS
 
 SEVERAL = 8  # rows: where there is more than one, a compiled step has its weights laid out for so many
-# Loops over fewer elements are one thread's: to begin and end one together costs as much as it saves, and twice that
-# beside another program.
+# Loops over fewer elements (at SEVERAL rows) are one thread's: to begin and end one together costs as much as it saves,
+# and twice that beside another program.
 ALONE = 16384
 EPS = default_eps(torch.float32)  # gpt.py's for all dtypes that come here
 
@@ -223,7 +223,7 @@ class Decoder:
         # But int8 would be turned back once and for all.
         freezing = not isinstance(self.model.lm_head, Int8)
         for rows in dict.fromkeys((1, min(SEVERAL, most))):
-            chunk = max(512, ALONE // torch.get_num_threads())  # elements a thread; torch's own is 512
+            chunk = max(torch._inductor.config.cpp.min_chunk_size, ALONE // torch.get_num_threads())
             with torch._inductor.config.patch(
                 {"freezing": freezing, "size_asserts": False, "cpp.min_chunk_size": chunk}
             ):
