@@ -6,7 +6,7 @@ what times are predicted from is counts.py's.
 
 from nanochat.cost import parameter_counts
 from nanochat.gpt import GPTConfig
-from profiling.predicted.counts import GLUE, LOSS, NORMS, OPTIMIZER, RELU2, SUMS, TABLES
+from profiling.predicted.counts import GLUE, LOSS, NORMS, OPTIMIZER, RELU2, SUMS, TABLES, updated
 
 NORM_PASSES = 38  # norms, residual mix, rotary, QK norm, and their backwards
 RELU2_PASSES = 22  # relu² forward and backward as passes of their own, over 4 x width
@@ -46,7 +46,7 @@ def moved(config: GPTConfig, tokens: int, micro: int, ours: bool, fp8: bool) -> 
         LOSS: micro * tokens * config.vocab_size * (6 if ours else 10),
         SUMS: casts[0] * matrices + casts[1] * head,
         TABLES: looked_up if ours else tables * (10 * micro + 6 * (micro - 1)),
-        OPTIMIZER: 40 * matrices + 28 * head + 12 * tables + (0 if ours else 24 * matrices),
+        OPTIMIZER: updated(config, ours),
     }  # fmt: skip
     if fp8:
         found[GLUE] = (GLUE_FUSED if ours else GLUE_PASSES) * layers

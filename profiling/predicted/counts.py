@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nanochat.cost import attended
+from nanochat.cost import attended, parameter_counts
 from nanochat.errors import UserError
 from nanochat.files import json_of
 from nanochat.gpt import GPTConfig
@@ -70,7 +70,6 @@ BYTES = {
     LOSS: ((lambda n, c: n), (lambda n, c: n)),
     SUMS: WEIGHTS,
     TABLES: ((lambda n, c: c), (lambda n, c: c)),
-    OPTIMIZER: WEIGHTS,
     ORTHOGONAL: WEIGHTS,
 }
 FLOPS = {ORTHOGONAL: ((lambda n, c: c**3), (lambda n, c: c))}
@@ -82,7 +81,8 @@ def counted(variant: str, config: GPTConfig, tokens: int) -> Sums:
     """Of a step with micro-batches of so many tokens on one GPU. Raises UserError for another vocabulary.
 
     Every two layers add what they add between the two depths that were lowered. Exact at the width and the tokens that
-    were; elsewhere a part has grown as BYTES and FLOPS say, and attention's FLOPs as pairs of query and key.
+    were; elsewhere a part has grown as BYTES and FLOPS say, attention's FLOPs as pairs of query and key, and the
+    optimizer's bytes as its tensors: half of the layers have a table too, which grows by one width, not two.
     """
     if config.vocab_size != VOCABULARY:
         raise UserError(f"counts.json is for a vocabulary of {VOCABULARY}, and here it is {config.vocab_size}")
@@ -92,7 +92,8 @@ def counted(variant: str, config: GPTConfig, tokens: int) -> Sums:
     for phase in few:
         cells = found[phase] = {}
         for name in sorted(few[phase].keys() | more[phase].keys()):
-            terms = ALIKE, BYTES.get(name, ACTIVATIONS), FLOPS.get(name, MULTIPLIED)
+            of_bytes = ALIKE if name == OPTIMIZER else BYTES.get(name, ACTIVATIONS)
+            terms = ALIKE, of_bytes, FLOPS.get(name, MULTIPLIED)
             cells[name] = []
             for (of_layer, of_once), a, b in zip(terms, few[phase].get(name, ZERO), more[phase].get(name, ZERO)):
                 layer = (b - a) / (LAYERS[1] - LAYERS[0])
@@ -100,7 +101,20 @@ def counted(variant: str, config: GPTConfig, tokens: int) -> Sums:
                 cells[name].append(max(0.0, value))
             if name == ATTENTION:
                 cells[name][2] = few[phase][name][2] * n * _scores(config) / _scores(FEW)
+            elif name == OPTIMIZER:
+                ours = variant not in ("plain", "fp8 loop")
+                cells[name][1] *= updated(config, ours) / updated(replace(FEW, n_layer=config.n_layer), ours)
     return found
+
+
+def updated(config: GPTConfig, ours: bool) -> float:
+    """Bytes that an update moves, each tensor read and written once: of Muon's matrices, the head and the tables.
+
+    ours: else matrices are stacked for it, and taken apart.
+    """
+    counts = parameter_counts(config)
+    tables = counts["wte"] + counts["value_embeds"]
+    return (40.0 if ours else 64.0) * counts["transformer_matrices"] + 28 * counts["lm_head"] + 12 * tables
 
 
 def _scores(config: GPTConfig) -> float:
