@@ -27,7 +27,14 @@ def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the slow tests too")
 
 
+# The files that take longest, which come first: the last one running leaves the other process idle.
+LONG = ("triton", "page", "training", "null_device", "dynamic", "scripts", "talker", "kills", "bad_steps", "record",
+        "graph_count", "lab", "attention", "machine_code", "page_cases", "fp8", "rl", "load", "records", "chat_cli",
+        "launch", "oserrors", "infer_bench", "fresh", "sandbox")  # fmt: skip
+
+
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
     if not config.getoption("--full"):
         slow = pytest.mark.skip(reason="slow; bash tests/run.sh --full runs it")
         for item in items:

@@ -13,7 +13,7 @@ mypy >"$said" 2>&1 & # one thread, beside the tests
 types=$!
 # A file of tests at a time on each of two processes; their tensors are too small for more than one thread to pay.
 code=0
-OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile "$@" || code=$?
+OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" || code=$?
 wait "$types" || code=$?
 cat "$said"
 exit "$code"
