@@ -164,3 +164,10 @@ def test_an_encrypted_file_is_said_to_be(tmp_path, footer, thorough):
     (tmp_path / "crypt" / "b.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(UserError, match="no readable parquet file"):
         parquet.check(tmp_path / "crypt" / "b.parquet")
+
+
+@pytest.mark.parametrize("count, said", [(2, True), (9, True), (10, False)])
+def test_that_one_of_few_documents_is_held_out_is_said(tmp_path, capsys, count, said):
+    Documents(write_jsonl(tmp_path / "a.jsonl", [dict(text=text) for text in TEXTS[:count]]))
+    told = capsys.readouterr().err
+    assert (f"a.jsonl has {count} documents, of which one is held out to validate on" in told) == said

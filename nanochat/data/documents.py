@@ -9,6 +9,7 @@ at the ends of lines or of words. nanochat/data/folder.py finds the files, parqu
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -24,6 +25,7 @@ from nanochat.progress import Count
 
 SUFFIXES = (".parquet", ".jsonl", ".txt")
 HELD_OUT = 50  # one document in so many
+FEW = 10  # documents: of fewer one is much
 LINES_PER_UNIT = 512
 TEXT_DOCUMENT = 4_000  # characters
 TEXT_UNIT = 1 << 20  # bytes of plain text read at a time
@@ -85,6 +87,10 @@ class Documents:
         self._units["val"] = [unit for unit in units if held(unit)]
         if not self._units["train"]:
             raise UserError(f"{self.name} has one document only; at least two are needed, one to validate on")
+        count = units[-1].first + units[-1].documents
+        if count < FEW and os.environ.get("RANK", "0") == "0":
+            said = f"note: {self.name} has {count} documents, of which one is held out to validate on; give more text"
+            print(f"{said}, or a file called val… of your choice", file=sys.stderr, flush=True)
 
     def units(self, split: str) -> int:
         return len(self._units[split])
