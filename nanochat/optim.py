@@ -395,7 +395,13 @@ def _muon_step_(
 
 
 def not_finite(tensors: list[Tensor]) -> Tensor:
-    """0-d int32 on their device: 1 where any element is NaN or infinite. One pass, many tensors a launch."""
+    """0-d int32 on their device: 1 where any element is NaN or infinite. One pass, many tensors a launch.
+
+    A CPU adds 10 times as fast as it compares: a finite sum has no such element, so the others only are looked at twice.
+    """
+    tensors = [t for t in tensors if not t.is_cpu or not t.sum().isfinite()]
+    if not tensors:
+        return torch.zeros((), dtype=torch.int32)
     kinds = {tensor.dtype for tensor in tensors}
     norms = [n for kind in kinds for n in torch._foreach_norm([t for t in tensors if t.dtype == kind], math.inf)]
     return (~torch.stack([norm.float() for norm in norms]).isfinite().all()).int()

@@ -183,6 +183,16 @@ def test_a_device_that_cannot_be_waited_for_is_asked_a_step_later(monkeypatch):
 plain_not_finite = optim.not_finite
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("values", [[math.nan], [math.inf], [-math.inf], [math.inf, -math.inf], []], ids=str)
+def test_every_element_that_is_no_number_is_found(values, dtype):
+    largest = torch.full((3, 5), torch.finfo(dtype).max, dtype=dtype)  # whose sum is no finite number
+    for fill in (torch.zeros(3, 5, dtype=dtype), largest):
+        bad = fill.clone()
+        bad.view(-1)[2 : 2 + len(values)] = torch.tensor(values, dtype=dtype)
+        assert plain_not_finite([torch.ones(2), bad, fill]).item() == bool(values)
+
+
 class Elsewhere(torch.Tensor):
     """A tensor that says it is on a GPU, and must not be read by who should not wait."""
 
