@@ -7,8 +7,9 @@ The last line is the result as JSON; README.md says what the committed one says 
 
 Each way has processes of its own (--processes), started in the order a b b a, as one process is often faster than
 another of the same; all are measured in turns, idle and beside the busy loop. `ours` is what scripts set
-(nanochat/threads.py), `libraries` what torch's OpenMP does by itself. With libiomp5.so or libomp.so in LD_PRELOAD those
-are measured; their variables are among the same.
+(nanochat/threads.py) and memory is kept (nanochat/host_memory.py); `libraries` is what torch's OpenMP and the C library
+do by themselves, `given-back` the C library alone. With libiomp5.so or libomp.so in LD_PRELOAD those are measured;
+their variables are among the same.
 """
 
 import json
@@ -27,17 +28,20 @@ import torch
 
 from benchmarks.our_step import drawn_weights
 from benchmarks.worker import settings, sizes
-from nanochat import threads
+from nanochat import host_memory, threads
 from nanochat.flags import flag, listed, number, parse, run_script
 from nanochat.hardware import device_name
 from nanochat.turns import Worker, end, measure, mirrored, start
 
 HERE = Path(__file__).parent
+MALLOCS_OWN = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=7"}  # as it is anyway; where one is set, we set nothing
 WAYS = {
     "ours": threads.BRIEFLY,
-    "libraries": {},
+    "libraries": MALLOCS_OWN,
+    "given-back": {**threads.BRIEFLY, **MALLOCS_OWN},
     "passive": {"OMP_WAIT_POLICY": "passive"},
 }
+SETTINGS = ("GLIBC_TUNABLES", *threads.VARIABLES, *host_memory.VARIABLES)
 WORKERS = dict(
     train="train_worker.py", evaluate="train_worker.py", decode="decode_worker.py", server="server_worker.py"
 )
@@ -72,7 +76,7 @@ def neighbour() -> Iterator[None]:
 
 
 def worker(what: str, way: str, settings: dict[str, Any]) -> Worker:
-    others = {name: value for name, value in os.environ.items() if name not in threads.VARIABLES}
+    others = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     environment = {**others, **WAYS[way]}
     return start(str(HERE.parent), {**settings, "evaluate": what == "evaluate"}, HERE / WORKERS[what], environment)
 

@@ -38,12 +38,11 @@ from .cross_entropy import (
     token_losses,
 )
 from .dispatch import mode, triton_runs
-from .fp8.quantize import E4M3, E5M2, product, quantize
+from .fp8.quantize import E4M3, E5M2, FP8_ROW, product, quantize
 from .linears import _add_product
 from .registry import Case, Op, check_device, itemsize, randint, randn, register, without_autocast
 from .triton_utils import operator, specialized, stretches
 
-FP8_ROW = 16  # fp8 matrix units want rows of a multiple of it, that begin at one
 CHUNK_LOGITS = 1 << 23  # logits alive at a time: 32 MB in float32, fits a server CPU's last-level cache
 
 

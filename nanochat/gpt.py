@@ -35,6 +35,7 @@ from kernels import (
     rms_norm,
 )
 from kernels.fp8 import Quantized, new_history, plain
+from kernels.fp8.quantize import FP8_ROW
 from kernels.linears import linears
 from nanochat import optim
 
@@ -317,12 +318,12 @@ class GPT(nn.Module):
         """Multiplies in fp8 while training (not in eval mode): all matrices of the blocks, and the head; no gate.
 
         scaling: "current" or "delayed" (kernels/fp8/quantize.py). Raises ValueError when the width is no multiple of
-        16, which fp8 matrix units want.
+        FP8_ROW.
         """
         if scaling not in ("current", "delayed"):
             raise ValueError(f"GPT: fp8 scaling is {scaling!r}, wanted current or delayed")
-        if self.config.n_embd % 16 or self.config.n_kv_head * self.config.head_dim % 16:
-            raise ValueError(f"GPT: a width of {self.config.n_embd} is no multiple of 16, as fp8 products want it")
+        if self.config.n_embd % FP8_ROW or self.config.n_kv_head * self.config.head_dim % FP8_ROW:
+            raise ValueError(f"GPT: a width of {self.config.n_embd} is no multiple of {FP8_ROW}, which fp8 wants")
         self.fp8 = True
         device = self.lm_head.weight.device
         for block in self.transformer["h"]:

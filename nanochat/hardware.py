@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from kernels.dispatch import check_setting
-from nanochat import drivers, locks, toolchain
+from nanochat import drivers, host_memory, locks, toolchain
 from nanochat.cards import PEAKS, Peak
 from nanochat.errors import UserError
 from nanochat.locks import Lock
@@ -105,6 +105,7 @@ def setup(device_type: str = "") -> Hardware:
         torch.set_float32_matmul_precision("high")
     if device_type == "cpu":
         repeat_bitwise()
+        host_memory.keep()
     if world > 1 and not dist.is_initialized():
         backend, own = ("nccl", device) if device_type == "cuda" else ("gloo", None)
         meet(backend, own, rank, world)

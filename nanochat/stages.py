@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from kernels import dispatch, use
-from kernels.fp8.quantize import has_units
+from kernels.fp8.quantize import FP8_ROW, has_units
 from nanochat import checkpoint, fresh, measure, optional, trainer
 from nanochat.cadence import MFU, PEAK, between, compiling_pays, validated
 from nanochat.chat import answers, visible_text
@@ -242,10 +242,10 @@ def set_fp8(model: GPT, hardware: Hardware, settings: Settings, fp8: bool, scali
     if hardware.dtype == torch.float16:
         raise UserError("--fp8 goes with bfloat16 or float32 activations, and this run's are float16 (NANOCHAT_DTYPE)")
     rows, tokens = settings.device_batch_size, settings.max_seq_len
-    if rows * tokens % 16:  # a weight's gradient sums over them
+    if rows * tokens % FP8_ROW:  # a weight's gradient sums over them
         raise UserError(
-            f"--fp8: a micro-batch of {rows} × {tokens} tokens is no multiple of 16, as fp8 products want it; change "
-            "--device-batch-size or --max-seq-len"
+            f"--fp8: a micro-batch of {rows} × {tokens} tokens is no multiple of {FP8_ROW}, as fp8 products want it; "
+            "change --device-batch-size or --max-seq-len"
         )
     try:
         model.set_fp8(scaling)

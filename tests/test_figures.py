@@ -113,8 +113,8 @@ def neighbours():
     assert all(ours["share"] > other["share"] for ours, other in zip(*found.values(), strict=True))
     yield (
         f"Beside one busy process training goes on at {kept['ours'][0]} of its idle speed, evaluation at "
-        f"{kept['ours'][1]}, decoding at {kept['ours'][2]} and the server at {kept['ours'][3]}; as torch's threads "
-        f"wait by themselves it is {kept['libraries'][0]}, {kept['libraries'][1]}, {kept['libraries'][2]} and "
+        f"{kept['ours'][1]}, decoding at {kept['ours'][2]} and the server at {kept['ours'][3]}; as torch and malloc "
+        f"do it by themselves it is {kept['libraries'][0]}, {kept['libraries'][1]}, {kept['libraries'][2]} and "
         f"{kept['libraries'][3]}. With no other program ours is {idle[0]}, {idle[1]}, {idle[2]} and {idle[3]} as fast "
         f"as theirs ({machine['threads']} threads of {cpu}"
     )

@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from benchmarks import neighbour
-from nanochat import threads, turns
+from nanochat import host_memory, threads, turns
 from nanochat.engine import weights
 
 
@@ -56,14 +56,15 @@ def test_a_busy_process_ends_with_who_was_killed():
     parent.communicate(timeout=30)
 
 
-@pytest.mark.parametrize("way, wanted", [("ours", threads.BRIEFLY), ("libraries", {})])
+@pytest.mark.parametrize("way, wanted", neighbour.WAYS.items())
 def test_a_worker_has_its_way_whatever_is_set_here(monkeypatch, way, wanted):
-    for name in threads.VARIABLES:
+    names = ("GLIBC_TUNABLES", *threads.VARIABLES, *host_memory.VARIABLES)
+    for name in names:
         monkeypatch.setenv(name, "1")
     seen = {}
     monkeypatch.setattr(turns, "Worker", lambda folder, words, env: seen.update(env))
     neighbour.worker("train", way, {})
-    assert {name: seen[name] for name in threads.VARIABLES if name in seen} == wanted
+    assert {name: seen[name] for name in names if name in seen} == wanted
 
 
 def test_a_worker_gets_what_it_reads(monkeypatch, capsys):

@@ -35,6 +35,7 @@ from ..triton_utils import INTERPRETED, cdiv, launch, operator, programs, tl, tr
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 LARGEST = {E4M3: 448.0, E5M2: 57344.0}
+FP8_ROW = 16  # matrix units want rows of a multiple of it, that begin at one
 HISTORY = 16  # maxima that delayed scaling remembers
 PLAIN, RELU2, RELU2_BACKWARD = 0, 1, 2  # f(x): x; relu(x)²; 2·relu(h)·x
 
@@ -233,7 +234,7 @@ def product(a: Tensor, b: Tensor, inverse: Tensor, dtype: torch.dtype, exact: bo
     in the units' own, shorter sums); anywhere else the same sums in float32, slowly.
     """
     some = a.numel() and b.numel()  # of nothing, strides are as they may be, and those units want them their way
-    if some and _has_units(a) and a.size(1) % 16 == 0 and b.size(0) % 16 == 0 and dtype != torch.float64:
+    if some and _has_units(a) and a.size(1) % FP8_ROW == 0 and b.size(0) % FP8_ROW == 0 and dtype != torch.float64:
         one = torch.ones((), device=a.device)
         return torch._scaled_mm(a, b.t(), scale_a=inverse, scale_b=one, out_dtype=dtype, use_fast_accum=not exact)
     made = (a.float() @ b.float().t()) * inverse

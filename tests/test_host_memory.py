@@ -1,0 +1,47 @@
+"""Memory that was freed is not asked of the kernel again, unless the user has set how malloc is to work."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+from test_training import ROOT
+
+from nanochat import host_memory
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's here")
+
+PAGES = 10 << 12  # of 10 blocks of 16 MB: larger than what glibc keeps of its own accord
+FAULTS = """
+import resource
+from nanochat.hardware import setup
+import torch
+setup("cpu")
+def some():
+    blocks = [torch.ones(1 << 22) for _ in range(10)]
+for _ in range(5):
+    some()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+some()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(**environment) -> int:
+    ours = {name: value for name, value in os.environ.items() if name not in host_memory.VARIABLES}
+    where = {**ours, "GLIBC_TUNABLES": "", "PYTHONPATH": str(ROOT), **environment}
+    ran = subprocess.run([sys.executable, "-c", FAULTS], env=where, capture_output=True, text=True, check=True)
+    return int(ran.stdout.splitlines()[-1])
+
+
+def test_a_step_has_the_pages_of_the_step_before():
+    assert faults() < 0.01 * PAGES
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("MALLOC_TRIM_THRESHOLD_", "131072"), ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072")],
+)
+def test_what_the_user_has_set_stays(name, value):
+    assert faults(**{name: value}) > 0.5 * PAGES
