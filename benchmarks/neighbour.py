@@ -53,7 +53,7 @@ WARM = 2  # measurements before the first that counts
 @dataclass
 class Flags:
     what: str = flag(",".join(WORKERS), "which of them, comma-separated")
-    ways: str = flag("ours,libraries", f"how threads wait, comma-separated: {', '.join(WAYS)}")
+    ways: str = flag("ours,libraries", f"settings of threads and malloc, comma-separated: {', '.join(WAYS)}")
     depth: int = number(6, 1, 1000, "layers of the model")
     width: int = number(384, 128, 1 << 16, "channels; heads are of 128", multiple=128)
     vocab_size: int = number(4096, 1, 1 << 24, "words of the vocabulary")

@@ -162,5 +162,6 @@ def epoch_steps(source: Source, encode: Encode, settings: Settings) -> int:
     capacity = settings.max_seq_len + 1
     first = encode(first_items(source, "train", 1000))
     mean = sum(min(len(document), capacity) for document in first if learnable(document, capacity)) / len(first)
-    items = sum(len(source.load("train", unit)) for unit in (0, source.units("train") - 1)) / 2 * source.units("train")
+    last = source.units("train") - 1  # the units before it are all of one length
+    items = last * len(source.load("train", 0)) + len(source.load("train", last))
     return max(1, round(items * mean / settings.total_batch_size))

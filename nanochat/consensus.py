@@ -6,6 +6,7 @@ collectives of all others break.
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch.distributed as dist
 
 from nanochat import oserrors
-from nanochat.errors import EXIT_AFTER, UserError
+from nanochat.errors import EXIT_AFTER, UserError, is_number
 from nanochat.world import PATIENCE
 
 if TYPE_CHECKING:
@@ -46,12 +47,12 @@ def from_first_machine(make: Callable[[], str], nodes: int, node: int, head: str
     if nodes == 1:
         return make()
     host, _, port = head.rpartition(":")
-    if not (host and port.isascii() and port.isdigit() and int(port) < 1 << 16):
+    if not (host and is_number(port) and int(port) < 1 << 16):
         raise UserError(f"--head is {head!r}, wanted the first machine's address:port, since --nodes is {nodes}")
     try:
         store = dist.TCPStore(host, int(port), is_master=node == 0, timeout=PATIENCE, wait_for_workers=False)
         if node > 0:
-            text = store.get("text").decode()
+            text = os.fsdecode(store.get("text"))
             store.add("taken", 1)
     except RuntimeError as problem:
         why = str(problem).splitlines()[0]
@@ -66,7 +67,7 @@ def from_first_machine(make: Callable[[], str], nodes: int, node: int, head: str
         store.set("text", FAILED)
         _taken(store, nodes - 1, TO_HEAR)
         raise
-    store.set("text", text)
+    store.set("text", os.fsencode(text))  # type: ignore[arg-type]  # its paths may be any bytes
     if (taken := _taken(store, nodes - 1, PATIENCE.total_seconds())) < nodes - 1:
         raise UserError(f"of {nodes} machines only {taken + 1} are there after {PATIENCE}")
     return text

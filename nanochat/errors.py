@@ -21,6 +21,11 @@ def one_line(text: str) -> str:
     return LONG.sub(r"\1…\2", text.translate(CONTROLS))
 
 
+def is_number(word: str) -> bool:
+    """Whether a word is a whole number that `int` reads: nine ASCII digits at most. `isdigit` alone takes ² as well."""
+    return word.isascii() and word.isdigit() and len(word) < 10
+
+
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 75  # stopped by a signal after saving: the same command again goes on (sysexits' "try again")
 EXIT_AFTER = 74  # of a rank that ends because another has failed, which has said why

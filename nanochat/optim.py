@@ -397,7 +397,8 @@ def _muon_step_(
 def not_finite(tensors: list[Tensor]) -> Tensor:
     """0-d int32 on their device: 1 where any element is NaN or infinite. One pass, many tensors a launch.
 
-    A CPU adds 10 times as fast as it compares, and a finite sum has no such element: only the others are compared.
+    A CPU adds many times as fast as it takes this norm, and a finite sum has no such element: only tensors without one
+    have their norm taken.
     """
     tensors = [t for t in tensors if not t.is_cpu or not t.sum().isfinite()]
     if not tensors:

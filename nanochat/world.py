@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from nanochat.errors import UserError
+from nanochat.errors import UserError, is_number
 
 # How long a rank waits for another before it gives up: rank 0 may be compiling, measuring or writing a checkpoint
 # meanwhile, each of which takes minutes, and torch's default for NCCL is ten.
@@ -35,7 +35,7 @@ def place() -> tuple[int, int, int]:
 
 
 def _number(name: str, value: str) -> int:
-    if not (value.isascii() and value.isdigit() and len(value) < 10):
+    if not is_number(value):
         raise UserError(f"{name} is {value!r}, wanted a whole number; {ALONE}")
     return int(value)
 

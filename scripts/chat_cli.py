@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from nanochat import chat
+from nanochat.data.source import unmarked
 from nanochat.engine import Engine, Sampling, weights
 from nanochat.errors import UserError
 from nanochat.flags import SEEDS, flag, number, parse, run_script
@@ -97,12 +98,16 @@ def converse(ask: Ask, flags: Flags, sampling: Sampling) -> None:
     turns = 0
     while True:
         try:
-            line = input("\nYou: ").strip()
+            line = unmarked(input("\nYou: ")).strip()
         except EOFError:
             return print()
         except KeyboardInterrupt:
             print("\n(Ctrl-D or /quit ends the chat)")
             continue
+        if "\0" in line:
+            raise UserError(
+                "stdin has NUL bytes, as a file in UTF-16 has them; make it UTF-8 (iconv -f UTF-16 -t UTF-8)"
+            )
         if line in ("/quit", "/exit"):
             return
         if line.split(" ")[0] in COMMANDS:

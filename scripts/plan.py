@@ -1,5 +1,6 @@
 """Decides what speedrun.sh does on this machine, prints it, and writes it down for the shell."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def main() -> None:
     flags = parse(Flags, __doc__ or "")
     text = from_first_machine(lambda: here(flags), flags.nodes, flags.node, flags.head)
     if text and flags.write:
-        write_atomically(Path(flags.write), text.encode())
+        write_atomically(Path(flags.write), os.fsencode(text))
 
 
 def here(flags: Flags) -> str:

@@ -26,8 +26,8 @@ def main() -> None:
     figures = [one for section in content for one in section.blocks if isinstance(one, render.Figure) and one.file]
     for figure in figures:
         write_atomically(run.folder / figure.file, render.standing_alone(figure).encode())
-    write_atomically(run.folder / "report.md", render.markdown(title, content).encode())
-    write_atomically(run.folder / "report.html", render.page(title, content).encode())
+    for name, text in (("report.md", render.markdown(title, content)), ("report.html", render.page(title, content))):
+        write_atomically(run.folder / name, text.encode("utf-8", "backslashreplace"))  # data's paths may be any bytes
     for section in (
         *scores.sections(run),
         report.conversations(run) if report.latest_chat(run)[1] else report.samples(run),

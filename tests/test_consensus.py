@@ -88,16 +88,26 @@ def test_the_first_machine_plans_for_all():
     head, texts = f"127.0.0.1:{free_port()}", {}
 
     def machine(node):
-        texts[node] = from_first_machine((lambda: "the plan") if node == 0 else never, 3, node, head)
+        texts[node] = from_first_machine((lambda: "the plan\udce9") if node == 0 else never, 3, node, head)
 
     threads = [threading.Thread(target=machine, args=(node,)) for node in (2, 1, 0)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert texts == {node: "the plan" for node in range(3)}
+    assert texts == {node: "the plan\udce9" for node in range(3)}
     assert from_first_machine(lambda: "alone", 1, 0, "") == "alone"
-    for head in ("", "first", "first:", ":29500", "first:x", "first:-1", "first:99999", "first:\u0663"):
+    for head in (
+        "",
+        "first",
+        "first:",
+        ":29500",
+        "first:x",
+        "first:-1",
+        "first:99999",
+        "first:\u0663",
+        "first:" + "9" * 5000,
+    ):
         with pytest.raises(UserError, match="--head is .*wanted the first machine's address:port"):
             from_first_machine(lambda: "two", 2, 0, head)
 

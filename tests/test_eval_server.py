@@ -159,3 +159,25 @@ def test_the_key_goes_to_the_server_and_nowhere_else(waits):
         assert seen[0][1]["Authorization"] == "Bearer secret"
         assert seen_there and not any("secret" in str(headers) for _, headers, _ in seen_there)
     assert "secret" not in repr(server)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://[x]/v1", "http://ex\u2100mple", "http://a:99999", "http://a:x", "http://:80"]
+)
+def test_an_address_that_is_none_is_one_sentence(url):
+    with pytest.raises(UserError, match="--server is .*wanted an address like"):
+        Server(url, "m")
+
+
+@pytest.mark.parametrize("key", ["sec\rret", "“secret”", "sec\u00a0ret"])
+def test_a_key_that_cannot_be_sent_is_not_printed(key):
+    with pytest.raises(UserError, match="a character that no header can have") as said:
+        Server("http://127.0.0.1:1", "m", key)
+    assert "ret" not in str(said.value).replace("character", "")
+    assert Server("http://127.0.0.1:1", "m", "secret\r\n").key == "secret"
+
+
+def test_a_wait_that_is_no_number_is_ours():
+    assert servers.pause(0, " 3 ") == 3
+    for asked_for in ("²", "9" * 5000, "-1", "soon"):
+        assert 0 < servers.pause(0, asked_for) <= servers.FIRST_WAIT

@@ -1,9 +1,11 @@
 """Memory that was freed is not asked of the kernel again, unless the user has set how malloc is to work."""
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from test_training import ROOT
@@ -45,3 +47,21 @@ def test_a_step_has_the_pages_of_the_step_before():
 )
 def test_what_the_user_has_set_stays(name, value):
     assert faults(**{name: value}) > 0.5 * PAGES
+
+
+@pytest.mark.parametrize("most, taken", [(1 << 30, 1 << 30), (32 << 20, 32 << 20), (0, None)])
+def test_of_old_glibc_the_most_that_it_takes(monkeypatch, most, taken):
+    """With only its trimming set, it would no longer adapt, and map every block of 128 kB afresh."""
+    for name in (*host_memory.VARIABLES, "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    made = {}
+
+    def mallopt(name, value):
+        if name == host_memory.M_MMAP_THRESHOLD and value > most:
+            return 0
+        made[name] = value
+        return 1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    host_memory.keep()
+    assert made == ({host_memory.M_MMAP_THRESHOLD: taken, host_memory.M_TRIM_THRESHOLD: -1} if taken else {})

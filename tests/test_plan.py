@@ -446,3 +446,11 @@ def test_on_gpus_gsm8k_is_practised_where_it_can_be_had(gpus, run, monkeypatch, 
         assert made.seconds["rl"] > 100 and "word_problems" not in made.flags["sft"]
         plan.spread(made, 32)
         assert made.flags["rl"]["questions"] == 32
+
+
+def test_a_path_that_is_no_text_reaches_the_shell_as_it_is(run, tmp_path):
+    """Bytes that are no UTF-8 are surrogates in Python."""
+    (tmp_path / "caf\udce9.txt").write_text("Some words.\n\n" * 400)
+    asked = [f"--data={tmp_path}/caf\udce9.txt", "--device=cpu", "--stages=tokenizer", f"--write={tmp_path}/shell"]
+    assert tiny.call("plan", "--run=a", *asked) == 0
+    assert b"caf\xe9.txt" in (tmp_path / "shell").read_bytes()

@@ -2,7 +2,9 @@ import re
 import shutil
 
 import pytest
+import tiny
 
+from nanochat import report
 from nanochat.render import Curve, Section, Table, markdown, page, svg, thinned
 
 NASTY = "<script>alert(1)</script> | \"quoted\" & 'more'\nsecond line"
@@ -44,6 +46,16 @@ def test_a_long_name_leaves_a_phone_room_for_the_numbers_beside_it(tmp_path):
             assert ends[3] <= width - 16 and shown.evaluate("document.documentElement.scrollWidth") == width
         assert heights[1] == heights[2], "where there is room a name of 50 letters does not break"
         browser.close()
+
+
+def test_a_path_that_is_no_text_does_not_end_the_report(tmp_path, monkeypatch):
+    """Bytes that are no UTF-8 are surrogates in Python."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    monkeypatch.setattr(report, "sections", lambda run: [Section("Data", ["caf\udce9.txt"])])
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    assert tiny.call("report", "--run=a") == 0
+    for name in ("report.md", "report.html"):
+        assert r"caf\udce9.txt" in (tmp_path / "runs" / "a" / name).read_text()
 
 
 def test_markdown_tables_keep_their_columns():

@@ -12,11 +12,14 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
 from nanochat import chat_stages, checkpoint, interrupt, report, stages, trainer
+from nanochat.data.conversations import ConversationFiles
+from nanochat.data.packing import Document
 from nanochat.errors import EXIT_INTERRUPTED
 from nanochat.log import read_log
 from nanochat.run import Run
@@ -473,6 +476,17 @@ def test_nothing_stays_frozen_after_training(home):
     """Or Triton's bindings print 25 lines about leaks when the process ends."""
     assert train(home, "a") == 0
     assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize("count", [1, 127, 128, 129, 1024, 1025, 12_673])
+def test_an_epoch_has_every_conversation_once(tmp_path, count):
+    """The last unit of a file may have one."""
+    talk = json.dumps(dict(messages=[dict(role="user", content="a"), dict(role="assistant", content="b")]))
+    for name, many in (("talks.jsonl", count), ("val.jsonl", 1)):
+        (tmp_path / name).write_text(f"{talk}\n" * many)
+    settings = trainer.Settings(num_iterations=-1, device_batch_size=1, max_seq_len=9, total_batch_size=1)
+    encode = lambda items: [Document(np.zeros(5, np.int32)) for _ in items]  # noqa: E731
+    assert chat_stages.epoch_steps(ConversationFiles(tmp_path), encode, settings) == 5 * count
 
 
 def test_an_epoch_may_be_cut_short(trained, monkeypatch):

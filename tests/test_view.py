@@ -53,8 +53,8 @@ def test_a_filter_and_its_end():
 
 
 def test_beyond_the_ends_and_nonsense_say_what_there_is():
-    said = session("p", "7", "0", "hm", "t two", "3", "n")
-    assert sum(line.startswith("there are 6") for line in said) == 3 and said.count(HELP) == 2
+    said = session("p", "7", "0", "hm", "²", "9" * 5000, "t two", "3", "n")
+    assert sum(line.startswith("there are 6") for line in said) == 3 and said.count(HELP) == 4
     assert said[-1].startswith("there are 3") and places(said)[-1] == "3 of 3 two/2"
 
 

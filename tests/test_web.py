@@ -14,7 +14,9 @@ import pytest
 import tiny
 
 from nanochat.engine import Engine
+from nanochat.errors import UserError
 from nanochat.web import metrics, mock
+from nanochat.web import server as web_server
 from nanochat.web.app import make_app
 from nanochat.web.limits import Limits
 from nanochat.web.served import Served
@@ -392,3 +394,12 @@ def test_thousands_of_random_requests_never_break_it(real):
     }  # fmt: skip
     assert httpx.get(real[0] + "/health").json() == dict(status="ok")
     assert wait_until(lambda: real[1].load == 0)
+
+
+def test_a_system_without_ipv6_is_one_sentence(monkeypatch):
+    def refuses(family):
+        raise OSError(97, "Address family not supported by protocol")
+
+    monkeypatch.setattr(web_server, "socket", refuses)
+    with pytest.raises(UserError, match=r"cannot listen on \[::1\]:8000: Address family not supported"):
+        web_server.listen("::1", 8000)

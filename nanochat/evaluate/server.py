@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nanochat.engine import Sampling
-from nanochat.errors import UserError
+from nanochat.errors import UserError, is_number
 from nanochat.evaluate.generative import Tick, Written
 from nanochat.files import json_of
 
@@ -32,7 +32,7 @@ AGAIN = (408, 409, 425, 429)  # statuses, beside 500 and above, that another try
 class Server:
     """url: as OpenAI's clients take it, http://host:8000/v1; without a path, /v1 is added. at_once: requests under way.
 
-    Raises UserError for a URL that is none.
+    Raises UserError for a URL that is none, and for a key that cannot be sent.
     """
 
     url: str
@@ -41,9 +41,19 @@ class Server:
     at_once: int = 16
 
     def __post_init__(self) -> None:
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # of brackets, or a port, that are none
+            right = False
+        if not right:
             raise UserError(f"--server is {self.url!r}, wanted an address like http://127.0.0.1:8000/v1")
+        object.__setattr__(self, "key", self.key.strip())  # a file with Windows' line ends leaves one
+        if not (self.key.isascii() and (self.key.isprintable() or not self.key)):
+            raise UserError(
+                "the server's key has a character that no header can have (a line end, a typographic quote?); set the "
+                "variable that --api-key-env names again"
+            )
         object.__setattr__(self, "url", self.url.rstrip("/") + ("" if parts.path.strip("/") else "/v1"))
 
     def check(self) -> None:
@@ -111,7 +121,7 @@ class Server:
 
 def pause(turn: int, asked_for: str) -> float:
     """Seconds until the next try: as long as the server asks for, else twice the last, not all clients at once."""
-    if asked_for.strip().isdigit():
+    if is_number(asked_for.strip()):
         return min(LONGEST_WAIT, float(asked_for))
     return min(LONGEST_WAIT, FIRST_WAIT * 2**turn) * random.uniform(0.5, 1.0)
 

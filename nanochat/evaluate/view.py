@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nanochat.chat import obeyed
+from nanochat.errors import is_number
 
 HELP = "Enter or n: next, p: previous, a number: that one, t NAME: only this task (t: all), q: quit"
 
@@ -60,7 +61,7 @@ def page(
             at += 1
         elif word == "p":
             at -= 1
-        elif word.isdigit():
+        elif is_number(word):
             at = int(word) - 1
         elif word == "t":
             name = rest.strip()

@@ -42,7 +42,9 @@ def export(found: Checkpoint, tokenizer: Tokenizer, run: Run, out: Path, dtype: 
         written = hf_tokenizer.files(tokenizer, config.sequence_len, eos)
         written["config.json"] = json.dumps(described, indent=1).encode()
         written["generation_config.json"] = json.dumps(generation, indent=1).encode()
-        written["README.md"] = card.text(run, found, architecture["model_type"], dtype).encode()
+        written["README.md"] = card.text(run, found, architecture["model_type"], dtype).encode(
+            "utf-8", "backslashreplace"
+        )
         if architecture["model_type"] == layout.OWN:
             written[MODELING.name] = MODELING.read_bytes()
         for name, content in written.items():

@@ -18,7 +18,7 @@ import anyio
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from nanochat.errors import UserError
+from nanochat.errors import UserError, is_number
 from nanochat.web.schema import ApiError
 
 Scope = MutableMapping[str, Any]
@@ -94,7 +94,7 @@ class Guard:
         limits = self.limits
         too_long = ApiError(413, f"the body is larger than {limits.body_bytes:,} bytes")
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > DRAINED * limits.body_bytes:
+        if not is_number(length) or int(length) > DRAINED * limits.body_bytes:
             raise too_long
         chunks, size = [], 0
         try:

@@ -48,13 +48,15 @@ def address(host: str) -> str:
 
 def listen(host: str, port: int) -> socket:
     """A socket that takes connections. Raises UserError when port or address cannot be had."""
-    at = socket(AF_INET6 if ":" in host else AF_INET)
-    at.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    at = None
     try:
+        at = socket(AF_INET6 if ":" in host else AF_INET)  # refused where the system has no IPv6
+        at.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         at.bind((host, port))
         at.listen(2048)
     except (OSError, UnicodeError, TypeError) as problem:  # the last two of a name that is none
-        at.close()
+        if at:
+            at.close()
         why = getattr(problem, "strerror", None) or problem
         raise UserError(f"cannot listen on {address(host)}:{port}: {why}; try another --port or --host") from None
     return at

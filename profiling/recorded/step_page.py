@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from nanochat import render
+from nanochat.errors import one_line
 from nanochat.files import write_atomically
 from nanochat.render import Section
 from profiling.predicted.cards import by_driver, card
@@ -38,7 +39,7 @@ def write(path: Path, folder: Path, card_name: str = "") -> tuple[Path, Lab]:
     """
     chip = (by_driver(card_name) or card(card_name)) if card_name else None
     found = analyse(trace.read(path))
-    lab = Lab(found, chip or by_driver(found.card or ""), path.name)
+    lab = Lab(found, chip or by_driver(found.card or ""), one_line(path.name))
     where = folder / "profile.html"
     write_atomically(folder / "profile.json", json.dumps(found.json(), indent=1).encode())
     write_atomically(where, render.page(title(found), sections(lab)).encode())

@@ -82,6 +82,10 @@ class Run:
             value = getattr(self, name)
             if value is not None and not value > 0:  # NaN too
                 raise ValueError(f"{name}: is {value}, wanted more than 0")
+        for value in [value for row in self.nvml for value in row.values()]:
+            inside = value if isinstance(value, list) else [value]
+            if any(isinstance(one, list | dict) for one in inside):
+                raise ValueError("nvml: a row has a list of lists or an object, wanted numbers, text or a list of them")
 
 
 @dataclass(frozen=True)
