@@ -13,6 +13,8 @@ import sys
 from contextlib import suppress
 from typing import Any, TextIO
 
+from nanochat.errors import UserError
+
 LATIN, PLAIN = "nanochat.latin1", "nanochat.plain"  # names of the error handlers below
 ASCII: dict[str, str | int | None] = {
     "–": "-", "—": "-", "−": "-", "─": "-", "━": "-", "·": "-", "…": "...", "→": "->", "×": "x", "±": "+-", "µ": "u",
@@ -63,6 +65,17 @@ def decoded(word: str) -> str:
     """A word of the command line as text: bytes that are no UTF-8 are taken for Latin-1."""
     codecs.register_error(LATIN, _as_latin1)
     return os.fsencode(word).decode("utf-8", LATIN)
+
+
+def read_line(prompt: str) -> str:
+    """The next line of stdin without blanks around it, or a byte-order mark, as each of files joined may begin with.
+
+    Raises EOFError at the end, UserError for what is no text.
+    """
+    line = input(prompt).lstrip("\ufeff").strip()
+    if "\0" in line:
+        raise UserError("stdin has NUL bytes, as UTF-16 has them; make it UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    return line
 
 
 class _Pipe(io.FileIO):

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from nanochat import chat
-from nanochat.data.source import unmarked
 from nanochat.engine import Engine, Sampling, weights
 from nanochat.errors import UserError
 from nanochat.flags import SEEDS, flag, number, parse, run_script
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.run import Run
 from nanochat.sandbox import tool as tools
-from nanochat.streams import decoded
+from nanochat.streams import decoded, read_line
 
 Ask = Callable[[list[dict], int, Sampling], Iterator[chat.Event]]
 HELP = """  /clear             forget the conversation
@@ -98,16 +97,12 @@ def converse(ask: Ask, flags: Flags, sampling: Sampling) -> None:
     turns = 0
     while True:
         try:
-            line = unmarked(input("\nYou: ")).strip()
+            line = read_line("\nYou: ")
         except EOFError:
             return print()
         except KeyboardInterrupt:
             print("\n(Ctrl-D or /quit ends the chat)")
             continue
-        if "\0" in line:
-            raise UserError(
-                "stdin has NUL bytes, as a file in UTF-16 has them; make it UTF-8 (iconv -f UTF-16 -t UTF-8)"
-            )
         if line in ("/quit", "/exit"):
             return
         if line.split(" ")[0] in COMMANDS:

@@ -32,17 +32,6 @@ def test_a_conversation_through_a_pipe(chat):
         assert said in ended.stdout
 
 
-def test_marks_of_files_joined_are_no_part_of_a_line(chat):
-    ended = chat("\ufeffWho are you?\n\ufeff/clear\n\ufeff/quit\nHello!\n", "--temperature=0")
-    assert ended.returncode == 0 and talker.ANSWERS["Who are you?"] in ended.stdout
-    assert ended.stdout.count("nanochat: ") == 1
-
-
-def test_utf_16_is_named(chat):
-    ended = chat("".join(f"{letter}\0" for letter in "Hello!\n"))
-    assert ended.returncode == 2 and "stdin has NUL bytes" in ended.stderr and "Traceback" not in ended.stderr
-
-
 def test_a_conversation_with_the_python_tool(chat):
     ended = chat("/temperature 0\nWhat is 27 + 58?\nWho are you?\n", "--python-tool", "--allow-unsandboxed")
     assert ended.returncode == 0 and not ended.stderr and "Python runs with: " in ended.stdout

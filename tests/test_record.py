@@ -456,21 +456,6 @@ def test_the_page_of_a_gpu_trace(page, capsys):
         assert words in text, words
 
 
-@pytest.mark.parametrize(
-    "value", [{"a": 1}, [["deep"]], json.loads("[" * 500 + "]" * 500)], ids=["object", "list", "deep"]
-)
-def test_a_sensors_row_of_anything_else_is_damage(page, capsys, value):
-    code, _ = page(gpu_trace(nvml=[dict(t=0.0, power_w=value)]))
-    assert code == 2 and "nvml: a row has a list of lists or an object" in capsys.readouterr().err
-
-
-def test_a_trace_whose_name_is_no_text(tmp_path):
-    path = tmp_path / "tr\udce9ce.json"
-    path.write_text(json.dumps(gpu_trace()))
-    assert tiny.call_module("profiling.__main__", "trace", str(path)) == 0
-    assert r"tr\udce9ce.json" in (tmp_path / "profile.html").read_text()
-
-
 def test_the_page_of_decoding_on_a_gpu(page):
     code, text = page(gpu_trace(decoding=DECODED, flops_per_token={}, world=1))
     assert code == 0 and "could not be made" not in text and "mfu" not in text and "hfu" not in text

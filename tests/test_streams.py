@@ -1,5 +1,6 @@
 """Closed streams, readers that go away, bytes of another encoding, terminals without letters or without a cursor."""
 
+import io
 import os
 import pty
 import select
@@ -11,6 +12,7 @@ import pytest
 from test_training import ROOT
 
 from nanochat import progress, streams
+from nanochat.errors import UserError
 
 FRAME = """
 import sys
@@ -183,3 +185,12 @@ def test_every_script_bears_it(tmp_path, words):
         command = ["bash", "-c", f"{sys.executable} -m {words} {shell}"]
         ended = subprocess.run(command, cwd=ROOT, env={**where, **locale}, capture_output=True)
         assert b"Traceback" not in ended.stderr and b"ignored" not in ended.stderr, (shell, locale, ended.stderr)
+
+
+def test_a_line_is_read_without_what_is_no_text_of_it(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff/clear\n  Hello!\t\n\nH\0i\0\n"))
+    assert [streams.read_line("") for _ in range(3)] == ["/clear", "Hello!", ""]
+    with pytest.raises(UserError, match="stdin has NUL bytes, as UTF-16"):
+        streams.read_line("")
+    with pytest.raises(EOFError):
+        streams.read_line("")

@@ -502,3 +502,31 @@ def test_a_kernel_whose_name_is_not_text(tmp_path):
     assert [event.name[:5] for event in found] == ["void ", "half ", "\ufffd\ufffd\ufffd p", "gr\ufffdn"]
     page, _ = step_page.write(path, tmp_path)
     assert "void gemm_" in page.read_text("utf-8")
+
+
+def test_a_page_about_a_file_whose_name_is_no_text(tmp_path):
+    from profiling.recorded import step_page
+
+    path = tmp_path / "tr\udce9ce.json"
+    path.write_text(json.dumps(dict(traceEvents=[step(0, 100), *kernel(NORM, 10, 50)])))
+    page, _ = step_page.write(path, tmp_path)
+    assert r"tr\udce9ce.json" in page.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "value", [{"a": 1}, [["deep"]], json.loads("[" * 500 + "]" * 500)], ids=["object", "list", "deep"]
+)
+def test_a_sensors_row_of_anything_else_is_damage(tmp_path, value):
+    about = dict(stage="base", first_step=0, tokens_per_step=1, world=1, device="x", dtype="x", fp8=None, compiled=True,
+                 torch="x", flops_per_token={})  # fmt: skip
+    for nvml, said in (
+        ([dict(t=0.0, throttle=["power"])], ""),
+        ([dict(t=0.0, power_w=value)], "a list of lists or an object"),
+    ):
+        content = dict(traceEvents=[step(0, 100), *kernel(NORM, 10, 50)], nanochat=dict(about, nvml=nvml))
+        path = written(tmp_path, json.dumps(content).encode())
+        if said:
+            with pytest.raises(UserError, match=said):
+                read(path)
+        else:
+            assert read(path).meta["nvml"] == nvml
