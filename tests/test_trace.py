@@ -519,14 +519,12 @@ def test_a_page_about_a_file_whose_name_is_no_text(tmp_path):
 def test_a_sensors_row_of_anything_else_is_damage(tmp_path, value):
     about = dict(stage="base", first_step=0, tokens_per_step=1, world=1, device="x", dtype="x", fp8=None, compiled=True,
                  torch="x", flops_per_token={})  # fmt: skip
-    for nvml, said in (
-        ([dict(t=0.0, throttle=["power"])], ""),
-        ([dict(t=0.0, power_w=value)], "a list of lists or an object"),
-    ):
+
+    def reading(nvml):
         content = dict(traceEvents=[step(0, 100), *kernel(NORM, 10, 50)], nanochat=dict(about, nvml=nvml))
-        path = written(tmp_path, json.dumps(content).encode())
-        if said:
-            with pytest.raises(UserError, match=said):
-                read(path)
-        else:
-            assert read(path).meta["nvml"] == nvml
+        return read(written(tmp_path, json.dumps(content).encode()))
+
+    sound = [dict(t=0.0, throttle=["power"])]
+    assert reading(sound).meta["nvml"] == sound
+    with pytest.raises(UserError, match="a list of lists or an object"):
+        reading([dict(t=0.0, power_w=value)])

@@ -49,7 +49,7 @@ class Server:
         if not right:
             raise UserError(f"--server is {self.url!r}, wanted an address like http://127.0.0.1:8000/v1")
         object.__setattr__(self, "key", self.key.strip())  # a file with Windows' line ends leaves one
-        if not (self.key.isascii() and (self.key.isprintable() or not self.key)):
+        if not (self.key.isascii() and self.key.isprintable()):
             raise UserError(
                 "the server's key has a character that no header can have (a line end, a typographic quote?); set the "
                 "variable that --api-key-env names again"

@@ -6,7 +6,7 @@ what times are predicted from is counts.py's.
 
 from nanochat.cost import parameter_counts
 from nanochat.gpt import GPTConfig
-from profiling.predicted.counts import GLUE, LOSS, NORMS, OPTIMIZER, RELU2, SUMS, TABLES, updated
+from profiling.predicted.counts import GLUE, LOSS, NORMS, OPTIMIZER, RELU2, SUMS, TABLES, VARIANTS, is_ours, updated
 
 NORM_PASSES = 38  # norms, residual mix, rotary, QK norm, and their backwards
 RELU2_PASSES = 22  # relu² forward and backward as passes of their own, over 4 x width
@@ -59,8 +59,7 @@ def against(variant: str, config: GPTConfig, tokens: int, micro: int, counted: d
     """Lines of a table: what is counted of a step (simulate.moved) and what was by hand, and why the two differ."""
     if variant not in ("plain", "ours", "fp8 loop", "fp8 ours"):
         return []
-    ours, fp8 = variant.endswith("ours"), variant.startswith("fp8")
-    mine = moved(config, tokens, micro, ours, fp8)
+    mine = moved(config, tokens, micro, is_ours(variant), fp8=bool(VARIANTS[variant][1]))
     lines = ["  GB of a step on one GPU   compiled  by hand"]
     for name, size in mine.items():
         lines.append(f"  {name:24} {counted.get(name, 0.0) / 1e9:9.1f} {size / 1e9:8.1f}  {DIFFERENCES.get(name, '')}")

@@ -102,9 +102,14 @@ def counted(variant: str, config: GPTConfig, tokens: int) -> Sums:
             if name == ATTENTION:
                 cells[name][2] = few[phase][name][2] * n * _scores(config) / _scores(FEW)
             elif name == OPTIMIZER:
-                ours = variant not in ("plain", "fp8 loop")
-                cells[name][1] *= updated(config, ours) / updated(replace(FEW, n_layer=config.n_layer), ours)
+                as_wide = replace(FEW, n_layer=config.n_layer)
+                cells[name][1] *= updated(config, is_ours(variant)) / updated(as_wide, is_ours(variant))
     return found
+
+
+def is_ours(variant: str) -> bool:
+    """Whether a variant of VARIANTS is our step, and not a plain loop."""
+    return VARIANTS[variant][0].startswith("auto")
 
 
 def updated(config: GPTConfig, ours: bool) -> float:
