@@ -38,7 +38,6 @@ def test_there_are_nine_experiments_and_two_ladders():
 @pytest.mark.parametrize("name", NAMES)
 def test_smoke(name, home, monkeypatch, capsys):
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(home))
-    monkeypatch.setattr("gc.collect", lambda: 0)  # once a training, of all that other tests have left: seconds
     assert call("experiment", name, "--smoke") == 0
     folder = home / "experiments" / name / "smoke"
     experiment = declaration.load(name)

@@ -1,6 +1,7 @@
 """The chat page in a real Chromium against the real server, with the parrot for a model: it says what we want said."""
 
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import tiny
@@ -25,10 +26,24 @@ ATTACKS = (
 )  # fmt: skip
 
 
+@contextmanager
+def parrot(**more):
+    """The address of one that answers at once; a test that interrupts it has it speak slowly."""
+    tokenizer = tiny.tokenizer()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(mock, "SECONDS", 0.001)
+        with serving(mock.Parrot(tokenizer, 8), tokenizer, mock.CONTEXT, **more) as (address, _):
+            yield address
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    monkeypatch.setattr(mock, "SECONDS", 0.02)
+
+
 @pytest.fixture(scope="module")
 def server():
-    tokenizer = tiny.tokenizer()
-    with serving(mock.Parrot(tokenizer, 8), tokenizer, mock.CONTEXT) as (address, _):
+    with parrot() as address:
         yield address
 
 
@@ -91,7 +106,7 @@ def test_send_stream_and_reload(page):
     assert answers(page).count() == 0 and page.get_by_test_id("conversation").count() == 0
 
 
-def test_stop_regenerate_edit_copy(page):
+def test_stop_regenerate_edit_copy(page, slowly):
     send(page, "say: " + "word " * 300, wait=False)
     playwright.expect(answers(page)).to_contain_text("word word word")
     page.get_by_test_id("stop").click()
@@ -118,7 +133,7 @@ def test_tokens_and_their_alternatives(page):
     assert "90.0%" in page.get_by_test_id("alternatives").inner_text()
 
 
-def test_keyboard_alone_and_slash_commands(page):
+def test_keyboard_alone_and_slash_commands(page, slowly):
     assert page.evaluate("document.activeElement.id") == "composer"
     page.keyboard.type("/temperature 0.1")
     page.keyboard.press("Enter")
@@ -133,7 +148,7 @@ def test_keyboard_alone_and_slash_commands(page):
     page.keyboard.press("Enter")
     page.get_by_test_id("stats").wait_for()
     assert page.locator('[data-role="user"] .body').inner_text() == "say: a\nb"
-    page.keyboard.type("say: " + "long " * 200)
+    page.keyboard.insert_text("say: " + "long " * 200)
     page.keyboard.press("Enter")
     page.keyboard.press("Escape")
     playwright.expect(page.get_by_test_id("stats")).to_have_count(2)
@@ -274,7 +289,7 @@ def test_two_tabs_keep_each_others_conversations(page):
     assert page.get_by_test_id("conversation").all_inner_texts() == ["say: first", "say: second"]
 
 
-def test_an_answer_is_kept_though_another_tab_changed_the_history(page):
+def test_an_answer_is_kept_though_another_tab_changed_the_history(page, slowly):
     send(page, "say: " + "word " * 300, wait=False)
     playwright.expect(answers(page)).to_contain_text("word word")
     page.evaluate("""() => {

@@ -5,9 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
-from test_page import answers, browser, page, playwright, pytestmark, send, serious  # noqa: F401 (two are fixtures)
-from test_web import serving
+from test_page import answers, browser, page, parrot, playwright, pytestmark, send, serious  # noqa: F401 (two fixtures)
 
 from nanochat.data.microworld import World
 from nanochat.web import mock, suggestions
@@ -19,8 +17,7 @@ VENDOR = Path(mock.__file__).parent / "static" / "vendor"
 def server(tmp_path_factory):
     report = tmp_path_factory.mktemp("report") / "report.html"
     report.write_text("<!doctype html><title>card</title><style>p { color: rgb(1, 2, 3) }</style><p>card</p>")
-    tokenizer, card = tiny.tokenizer(), suggestions.of_the_world(World())
-    with serving(mock.Parrot(tokenizer, 8), tokenizer, mock.CONTEXT, card=card, report=report) as (address, _):
+    with parrot(card=suggestions.of_the_world(World()), report=report) as address:
         yield address
 
 

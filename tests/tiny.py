@@ -1,5 +1,7 @@
 """Small things that several tests need: a text, a tokenizer, a model, scripts in this process, what a card lacks."""
 
+import functools
+import gc
 import importlib
 import os
 import signal
@@ -24,6 +26,11 @@ WORDS = (
 
 def sentences(count: int, seed: int = 0) -> list[str]:
     """Nonsense in few words, the same on every run."""
+    return list(_sentences(count, seed))
+
+
+@functools.cache
+def _sentences(count: int, seed: int) -> list[str]:
     generator = torch.Generator().manual_seed(seed)
     texts = []
     for _ in range(count):
@@ -76,7 +83,8 @@ def call_module(name: str, *argv: str) -> int:
 
 def called(main: Callable[[], None]) -> int:
     """Runs it as a script's main; returns the exit code."""
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as ended, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gc, "collect", lambda: 0)  # half a second a training, most of it for what other tests have left
         run_script(main)
     code = ended.value.code
     return code if isinstance(code, int) else 1
