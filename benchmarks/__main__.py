@@ -60,7 +60,10 @@ def measured(flags: Flags, profile: profiles.Profile) -> dict[str, Any]:
             print(STOPPED)
             stopped = True
             break
-        print(f"{i + 1:3}/{len(wanted)} {bench.op.name} {bench.setting} {bench.case}: {said(rows, bench)}", flush=True)
+        print(
+            f"{i + 1:3}/{len(wanted)} {bench.op.name} {bench.setting} {bench.case}: {progress_line(rows, bench)}",
+            flush=True,
+        )
     training = None
     if of_training and not stopped:
         try:
@@ -79,7 +82,7 @@ def measured(flags: Flags, profile: profiles.Profile) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def said(rows: list[dict[str, Any]], bench: ops.Bench) -> str:
+def progress_line(rows: list[dict[str, Any]], bench: ops.Bench) -> str:
     """One line of progress: the last way's medians, and who failed."""
     mine = [
         row for row in rows if (row["op"], row["setting"], row["case"]) == (bench.op.name, bench.setting, bench.case)

@@ -367,7 +367,7 @@ NAMES = (*SCENES, "batch")
 async def play(flags: Flags, names: list[str]) -> dict[str, Any]:
     found = {}
 
-    def tell(name: str) -> None:
+    def report(name: str) -> None:
         shown = (f"{k} {round(v, 1) if isinstance(v, float) else v}" for k, v in found[name].items())
         print(f"{name}: {', '.join(shown)}", flush=True)
 
@@ -378,12 +378,12 @@ async def play(flags: Flags, names: list[str]) -> dict[str, Any]:
             for name in SCENES:
                 if name in names:
                     found[name] = await SCENES[name](server, flags)
-                    tell(name)
+                    report(name)
         finally:
             server.end()
     if "batch" in names:
         found["batch"] = await batch(flags)
-        tell("batch")
+        report("batch")
     return found
 
 

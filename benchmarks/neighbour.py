@@ -3,7 +3,7 @@
     python -m benchmarks.neighbour            # by ours and by OpenMP's own way in which threads wait for each other
     python -m benchmarks.neighbour | tee all.txt; tail -n 1 all.txt > benchmarks/results/neighbour-cpu.json
 
-The last line is the result as JSON; README.md says what the committed one says (tests/test_figures.py).
+The last line is the result as JSON; README.md says what the committed one says (tests/test_stated_numbers.py).
 
 Each way has processes of its own (--processes), started in the order a b b a, as one process is often faster than
 another of the same; all are measured in turns, idle and beside the busy loop. `ours` is what scripts set

@@ -108,7 +108,7 @@ def in_flight(row: dict[str, Any]) -> int:
 
 
 REASONS = """
-What the table says. No kernel spills, and both sides touch memory in pieces of 16 bytes. Bytes in flight are what hides
+What the table says. No kernel spills, and both sides access memory 16 bytes at a time. Bytes in flight are what hides
 the memory's latency; about 15 KB a multiprocessor would do on an H100 (3.35 TB/s x 0.6 µs over 132 of them), and all
 have a multiple of it, so that none should be short of it; what is faster, only a card can say.
 

@@ -1,6 +1,6 @@
 """Which implementation of an op runs: the only place that decides between Triton and the reference. A leaf.
 
-The setting is NANOCHAT_KERNELS, or `use(...)` around a piece of code: `auto`, `torch` or `triton`, and exceptions by
+The setting is NANOCHAT_KERNELS, or `use(...)` around a block of code: `auto`, `torch` or `triton`, and exceptions by
 op, as in "auto,cross_entropy=torch". `auto` takes Triton on a GPU where small real launches of the op, in the dtype and
 size at hand, gave the right answer (probing.py) and it pays: as measured on such a card, else, in compiled code, by the
 counts of the compiled step (tuned.verdict). Everywhere else the reference, which `torch.compile` then traces and fuses.

@@ -41,7 +41,7 @@ from .dispatch import mode, triton_runs
 from .fp8.quantize import E4M3, E5M2, FP8_ROW, product, quantize
 from .linears import _add_product
 from .registry import Case, Op, check_device, itemsize, randint, randn, register, without_autocast
-from .triton_utils import operator, specialized, stretches
+from .triton_utils import chunk_ranges, operator, specialized
 
 CHUNK_LOGITS = 1 << 23  # logits alive at a time: 32 MB in float32, fits a server CPU's last-level cache
 
@@ -144,7 +144,7 @@ def _rounds(x: Tensor) -> str:
 
 def _chunks(x: Tensor, weight: Tensor, fused: bool, fp8: str) -> list[slice]:
     longest = chunk_rows(weight.size(0), fused, x)
-    return [slice(*ends) for ends in stretches(0, x.size(0), longest, FP8_ROW if fp8 else 1)]
+    return [slice(*ends) for ends in chunk_ranges(0, x.size(0), longest, FP8_ROW if fp8 else 1)]
 
 
 class _SummedLoss(torch.autograd.Function):

@@ -263,8 +263,8 @@ def read_amd(made: Any) -> dict[str, Any]:
 def usual_width(moved: dict[str, Counter[int]]) -> int:
     """Bytes of the access through which most data flows, loads or stores, whichever is narrower.
 
-    Fewer than four narrow accesses of a width are no stream but scalars, or a sum per row: a tile that is accessed in
-    narrow pieces takes many.
+    Fewer than four narrow accesses of a width are no stream but scalars, or a sum per row: a tile whose accesses are
+    narrow takes many.
     """
     streams = [{w: total for w, total in count.items() if w >= 16 or total >= 4 * w} for count in moved.values()]
     return min((max(stream, key=lambda width: stream[width]) for stream in streams if stream), default=0)

@@ -20,7 +20,7 @@ from torch import Tensor
 from .registry import OPS, Op, tensors
 
 RATIO = 4  # times the error of PyTorch in the same dtype
-PIECE = 1 << 24  # elements that are compared in float64 at a time: results may be as large as a card's memory allows
+CHUNK = 1 << 24  # elements that are compared in float64 at a time: results may be as large as a card's memory allows
 LOOSEST = 1e-2  # of an op's tolerance, which for fp8 and for iterations is far larger: their errors are in RATIO
 
 
@@ -68,7 +68,7 @@ def answers(op: Op, call: Callable[..., Any], inputs: Mapping[str, Any], upcast:
 def relative(found: Tensor, exact: Tensor) -> float:
     """Norm of the difference over the exact answer's, or over 1 per element where that is as good as zero."""
     difference, norm, one = 0.0, 0.0, math.sqrt(exact.numel())
-    for a, b in zip(found.reshape(-1).split(PIECE), exact.reshape(-1).split(PIECE)):
+    for a, b in zip(found.reshape(-1).split(CHUNK), exact.reshape(-1).split(CHUNK)):
         b = b.double()
         difference, norm = math.hypot(difference, (a.double() - b).norm().item()), math.hypot(norm, b.norm().item())
     return difference / (norm if norm > 1e-6 * one else one or 1.0)

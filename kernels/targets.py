@@ -180,7 +180,7 @@ def dot_rows(ttir: str) -> int:
     return min((int(rows) for rows in re.findall(r"tt\.dot .*-> tensor<(\d+)x", ttir)), default=0)
 
 
-# Kernels whose speed is that of memory: they must touch it in pieces of 16 bytes.
+# Kernels whose speed is that of memory: they must access it 16 bytes at a time.
 STREAMING = re.compile(r"norm|rotary|cross_entropy|adamw|momentum|scale_rows|squares|step|amax|quantize")
 
 

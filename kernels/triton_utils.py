@@ -135,11 +135,11 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def stretches(start: int, end: int, longest: int, unit: int = 1) -> list[tuple[int, int]]:
-    """From start to end in equal stretches, (first, end) each, none longer than `longest`: a power of two of them, but
+def chunk_ranges(start: int, end: int, longest: int, unit: int = 1) -> list[tuple[int, int]]:
+    """From start to end in equal chunks, (first, end) each, none longer than `longest`: a power of two of them, but
     for those that would be empty. With a `unit`, of which `longest` is a multiple, all but the last are of one too.
 
-    For loops that `torch.compile` unrolls: where sizes change, it traces one graph for each number of stretches.
+    For loops that `torch.compile` unrolls: where sizes change, it traces one graph for each number of chunks.
     """
     count = 1
     while count * longest < end - start:

@@ -68,7 +68,7 @@ _DATA_CENTER = {
 
 # NVIDIA's white papers on Turing, GA102, Ada and RTX Blackwell. GeForce cards multiply at half the rate of the same
 # chip's workstation cards when they add up in float32: multiprocessors x 512 x boost clock, which gives the papers'
-# figures and those of the cards that they leave out. "RTX 3080" is the card of 10 GB.
+# numbers and those of the cards that they leave out. "RTX 3080" is the card of 10 GB.
 _GEFORCE = {
     "NVIDIA GeForce RTX 2060": _fp16(25.8, 0.336),
     "NVIDIA GeForce RTX 2060 SUPER": _fp16(28.7, 0.448),

@@ -24,7 +24,7 @@ Tool = Callable[[str], str | None | Future[str | None]]
 
 @dataclass(frozen=True)
 class Event:
-    """A piece of an answer: of kind "text", shown as it comes; "python", a whole call; "python_output", its result.
+    """A part of an answer: of kind "text", shown as it comes; "python", a whole call; "python_output", its result.
 
     `tokens` are those that the text is made of, where log-probabilities are asked for.
     """

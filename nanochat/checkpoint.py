@@ -203,7 +203,7 @@ def steps(folder: Path) -> dict[int, Path]:
     return {step: path for step, state, path in _folders(folder) if not state}
 
 
-PIECE = 1 << 24  # bytes that are hashed and written at a time; Python's lock is free meanwhile
+CHUNK = 1 << 24  # bytes that are hashed and written at a time; Python's lock is free meanwhile
 NAMES = {
     torch.float32: "F32",
     torch.float16: "F16",
@@ -242,9 +242,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Moment], metadata: 
         with open(path, "wb") as f:
             head = memoryview(len(text).to_bytes(8, "little") + text)
             for block in chain([head], (_bytes(tensors[name]) for name in order)):
-                for at in range(0, len(block), PIECE):
-                    digest.update(block[at : at + PIECE])
-                    f.write(block[at : at + PIECE])
+                for at in range(0, len(block), CHUNK):
+                    digest.update(block[at : at + CHUNK])
+                    f.write(block[at : at + CHUNK])
             f.flush()
             os.fsync(f.fileno())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What ranks agree on: what rank 0 has found, and whose error is told when they fail.
+"""What ranks agree on: what rank 0 has found, and whose error is reported when they fail.
 
 Ranks may be on several machines, which see a shared folder change at different times; and when one fails, the
 collectives of all others break.
@@ -113,8 +113,8 @@ def _seen(found: Checkpoint, fingerprint: str) -> bool:
         return False
 
 
-def tell_first(error: Exception) -> None:
-    """Around what a script failed with, before it is told to anybody: only the rank that fails first has its say.
+def report_first(error: Exception) -> None:
+    """Around what a script failed with, before it is reported: only the rank that fails first has its say.
 
     When a rank has failed, the collectives of all others break, each with a traceback of its own. So the first notes
     its words where all ranks can read them (the store of the process group), and the others end with one sentence and

@@ -24,7 +24,7 @@ ANSWER_SECONDS = 10.0  # for nvidia-smi; with a driver in trouble it may hang
 @dataclass(frozen=True)
 class Card:
     name: str
-    memory: int | None  # bytes; None where it is not told
+    memory: int | None  # bytes; None where it is not reported
     capability: tuple[int, int] | None = None  # of NVIDIA's
 
     @property
@@ -38,7 +38,7 @@ class Seen:
     """What one vendor's driver says. `remark`: what stands in the way beside the build of torch."""
 
     vendor: str
-    driver: str  # version, "" where it is not told
+    driver: str  # version, "" where it is not reported
     cards: tuple[Card, ...]
     remark: str = ""
 
@@ -227,7 +227,7 @@ def _amd_build() -> tuple[str, list[str]]:
 
 def _nvidia_build(seen: Seen, card: Card, archs: list[str] | None) -> tuple[str, list[str]]:
     """(what is wrong with this build of torch for this driver and card, what to do); ("", []) when nothing is."""
-    driver = int(seen.driver.split(".")[0]) if seen.driver else 0  # 0: not told
+    driver = int(seen.driver.split(".")[0]) if seen.driver else 0  # 0: not reported
     cuda = int(torch.version.cuda.split(".")[0]) if torch.version.cuda else 0
     if archs:
         reason = f"it is built for {_built()} with code for {', '.join(archs)}, and the card is sm_{_digits(card)}"

@@ -1,4 +1,4 @@
-"""What goes wrong through the user's input, told in one sentence, and the exit codes that scripts end with."""
+"""What goes wrong through the user's input, reported in one sentence, and the exit codes that scripts end with."""
 
 import re
 

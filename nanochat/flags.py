@@ -21,7 +21,7 @@ from nanochat.errors import EXIT_INTERRUPTED, EXIT_USAGE, UserError, one_line
 T = TypeVar("T")
 MANY = 10**15  # of whatever is counted: more are a mistake
 SEEDS = (0, 2**32 - 1)
-NO_LIMIT = 1 << 20  # a range that reaches so far is told by its beginning
+NO_LIMIT = 1 << 20  # a range that reaches so far is printed as "at least" its beginning
 LESS = (
     "take less at a time (rows: --device-batch-size; answers: --batch-size or --slots; with speedrun.sh a smaller "
     "--depth), or see what else is on the GPU (nvidia-smi)"
@@ -180,10 +180,10 @@ def _first(main: Callable[[], None]) -> None:
             error = UserError(f"{'. '.join(str(error).splitlines()[0].split('. ')[:3])}; {LESS}")
         if "torch" in sys.modules:
             from kernels.dispatch import Refused
-            from nanochat.consensus import tell_first
+            from nanochat.consensus import report_first
 
             error = UserError(str(error)) if isinstance(error, Refused) else error
-            tell_first(error)
+            report_first(error)
         raise error
 
 

@@ -11,7 +11,7 @@ def find() -> None:
     """Ends the process where one cannot be. Nothing where a package is only imported."""
     if sys.argv[0] != "-m":
         return
-    import tempfile  # only now: Ctrl-C is heeded
+    import tempfile  # only now: Ctrl-C is handled
 
     from nanochat import oserrors
 

@@ -186,7 +186,7 @@ def device_name(device: torch.device) -> str:
 
 
 def memory(device: torch.device) -> int:
-    """Bytes of memory of the device (for CPU and MPS the machine's; 0 where that is not told)."""
+    """Bytes of memory of the device (for CPU and MPS the machine's; 0 where that is not reported)."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:

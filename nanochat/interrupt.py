@@ -18,7 +18,7 @@ from types import FrameType
 
 from nanochat import processes
 from nanochat.errors import EXIT_INTERRUPTED
-from nanochat.launch import ONE_PRESS, heeded
+from nanochat.launch import ONE_PRESS, stop_signals
 
 GRACE = 1.0
 ending: threading.Timer | None = None  # ends the process; a test that lives on cancels it
@@ -36,7 +36,7 @@ class Interrupt:
         self._to_save = to_save
         self._when = 0.0
         self._others = processes.descendants(os.getpid())  # they go on
-        self._before = {s: signal.signal(s, self._note) for s in heeded()}
+        self._before = {s: signal.signal(s, self._note) for s in stop_signals()}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -44,7 +44,7 @@ def launch(module: str, args: Sequence[str], ranks: int) -> int:
     )
     shared.setdefault("OMP_NUM_THREADS", "1")
     signals: list[float] = []
-    before = {number: signal.signal(number, lambda *_: signals.append(time.monotonic())) for number in heeded()}
+    before = {number: signal.signal(number, lambda *_: signals.append(time.monotonic())) for number in stop_signals()}
     processes: list[subprocess.Popen] = []
     try:
         for rank in range(ranks):
@@ -61,7 +61,7 @@ def launch(module: str, args: Sequence[str], ranks: int) -> int:
             signal.signal(number, handler)
 
 
-def heeded() -> list[signal.Signals]:
+def stop_signals() -> list[signal.Signals]:
     """The signals that tell a process to end; not SIGHUP where it is ignored, as under nohup."""
     hung_up = getattr(signal, "SIGHUP", None)
     return [s for s in SIGNALS if s != hung_up or signal.getsignal(s) is not signal.SIG_IGN]
@@ -78,7 +78,7 @@ def watch(processes: Sequence[subprocess.Popen], signals: list[float]) -> int:
         while signals:
             if not passed_on or signals[0] - passed_on[0] > ONE_PRESS:
                 passed_on.append(signals[0])
-                tell(processes, signal.SIGINT)
+                send_signal(processes, signal.SIGINT)
                 deadline = min(deadline, now + TO_SAVE)
             signals.pop(0)
         codes = [process.poll() for process in processes]
@@ -88,11 +88,11 @@ def watch(processes: Sequence[subprocess.Popen], signals: list[float]) -> int:
         if failed is None:
             failed = next((rank for rank, code in enumerate(codes) if bad(code, bool(passed_on))), None)
             if failed is not None:
-                tell(processes, signal.SIGTERM)
+                send_signal(processes, signal.SIGTERM)
                 deadline = min(deadline, now + TO_GIVE_UP)
         if now > deadline:
             late.update(rank for rank, code in enumerate(codes) if code is None)
-            tell(processes, signal.SIGKILL)
+            send_signal(processes, signal.SIGKILL)
         time.sleep(0.1)
     ended = [process.wait() for process in processes]
     if failed is None:
@@ -114,7 +114,7 @@ def bad(code: int | None, stopped: bool) -> bool:
     return code not in (None, 0, EXIT_INTERRUPTED, EXIT_AFTER) and not (stopped and code == -signal.SIGINT)
 
 
-def tell(processes: Sequence[subprocess.Popen], number: int) -> None:
+def send_signal(processes: Sequence[subprocess.Popen], number: int) -> None:
     for process in processes:
         if process.poll() is None:
             process.send_signal(number)

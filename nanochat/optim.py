@@ -10,7 +10,7 @@ An AdamW share is a range of rows, a Muon share a range of whole matrices. Param
 row counts) are averaged and updated everywhere.
 
 Where a reduced gradient has a NaN or an infinity on any rank, no rank changes anything: the device finds out, hands a
-flag to the updates, and the host reads it when it gets round to it (`heed`).
+flag to the updates (`found_inf`), and the host reads it later (`finish_step`).
 
 The arithmetic is in `kernels/optim.py` and `kernels/newton_schulz.py`. Groups and defaults are nanochat's; sharding:
 Rajbhandari et al., ZeRO, arXiv:1910.02054. Read `step` first.
@@ -100,7 +100,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._gradients: dict[Tensor, Tensor] = {}  # banks of gradients by a group's first matrix, where they are kept
         self._shadows: list[tuple[Tensor, Tensor]] = []  # (parameter, its copy)
         self._kept: list[Tensor] = []  # all gradients, where they are never given away: those banks, and the others
-        self.void = torch.zeros((), dtype=torch.int32)  # on the device: 1 where the last step changed nothing
+        self.found_inf = torch.zeros((), dtype=torch.int32)  # on the device: 1 where the last step changed nothing
         self._skip: Tensor | None = None  # the same for the updates, where they are queued before the host can know
         self._verdict: Late | None = None  # the same on its way to the host
         self._taken: bool | None = None  # known, and not yet asked for
@@ -174,9 +174,9 @@ class MuonAdamW(torch.optim.Optimizer):
     def step(self, closure: None = None, scale: float = 1.0) -> None:  # type: ignore[override]
         """One update of every parameter from its gradient, averaged over the ranks and multiplied by `scale`.
 
-        Nothing is changed, to the bit, where one of these gradients is no finite number: see `void` and `heed`.
+        Nothing is changed, to the bit, where one of these gradients is not finite: see `found_inf` and `finish_step`.
         """
-        self.heed()
+        self.finish_step()
         reduced = [self._reduce(group) for group in self.param_groups]
         for work in [work for group in reduced for work, _ in group if work is not None]:
             work.wait()  # once: gloo's copies its result again with each
@@ -184,13 +184,13 @@ class MuonAdamW(torch.optim.Optimizer):
         grads = [grad for group in shares for grad in group]
         if scale != 1:
             torch._foreach_mul_(grads, scale)
-        self.void = not_finite(grads)
+        self.found_inf = not_finite(grads)
         if self.world > 1:
-            dist.all_reduce(self.void, op=dist.ReduceOp.MAX)
-        if not self.void.is_cpu:
-            self._verdict, self._skip = Late(self.void), self.void
+            dist.all_reduce(self.found_inf, op=dist.ReduceOp.MAX)
+        if not self.found_inf.is_cpu:
+            self._verdict, self._skip = Late(self.found_inf), self.found_inf
         else:
-            self._taken = not self.void.item()
+            self._taken = not self.found_inf.item()
             if not self._taken:
                 return
         gathers: list[Any] = []
@@ -202,8 +202,8 @@ class MuonAdamW(torch.optim.Optimizer):
             params, copies = zip(*self._shadows)
             torch._foreach_copy_(list(copies), list(params))
 
-    def heed(self) -> bool | None:
-        """Whether the last step was taken (False: void), for whoever asks first; None for others.
+    def finish_step(self) -> bool | None:
+        """Whether the last step was taken (False: skipped), for whoever asks first; None for others.
 
         But on a CPU, `step` returns before that is known, and this waits until it is.
         """
@@ -309,7 +309,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def moments(self) -> dict[str, Moment]:
         """The same, each to be gathered when it is wanted: who lets go of it before the next never holds them all."""
-        self.heed()
+        self.finish_step()
         found = {}
         for g, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):

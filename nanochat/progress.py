@@ -50,7 +50,7 @@ class Progress:
 
 
 class Count:
-    """Work that comes in pieces, as questions: how many are done, how many a second, and the time that is left."""
+    """Work that comes in items, as questions: how many are done, how many a second, and the time that is left."""
 
     EVERY = 15.0  # seconds between plain lines
 

@@ -92,14 +92,14 @@ class Practising:
         """Updates the model from this rank's samples; samples, tokens: how many of all ranks are learnt from.
 
         An update that changes nothing (nanochat/step.py) is the step's last: it would only be the same again, and what
-        the trainer asks about the step is the last one. Returns the first update's loss of all ranks, or one that is no
-        finite number; what this rank measured; how many tokens it ran; and as Outcome.before.
+        the trainer asks about the step is the last one. Returns the first update's loss of all ranks, or one that is
+        not finite; what this rank measured; how many tokens it ran; and as Outcome.before.
         """
         objective, hardware = self.objective, stage.hardware
         batches, teaching = self.batches(own, samples, tokens, hardware.device)
         teaching = any_rank(teaching, hardware)
         set_rates(stage)
-        before, losses, mismatch = stage.optimizer.heed(), [], Mismatch()
+        before, losses, mismatch = stage.optimizer.finish_step(), [], Mismatch()
         for _ in range(objective.updates):
             total = torch.zeros((), device=hardware.device)
             for batch in batches:
@@ -117,16 +117,16 @@ class Practising:
                     loss = loss * hardware.world  # the optimizer takes the mean over ranks
                     (stage.scaler.scale(loss) if stage.scaler else loss).backward()
             if hardware.world > 1:
-                dist.all_reduce(total)  # where one rank's is no finite number, none updates
+                dist.all_reduce(total)  # where one rank's is not finite, none updates
             losses.append(total.item())
             with record_function("optimizer"):
                 if teaching:  # or momentum alone would move the weights
                     update(stage, losses[-1])
                 stage.optimizer.zero_grad(set_to_none=True)
             if not math.isfinite(losses[-1]):
-                stage.optimizer.heed()  # an update before it does not make the step a good one
+                stage.optimizer.finish_step()  # an update before it does not make the step a good one
                 break
-            if not teaching or stage.optimizer.void.item():
+            if not teaching or stage.optimizer.found_inf.item():
                 break
         said = losses[0] if math.isfinite(losses[-1]) else losses[-1]
         return said, mismatch, len(losses) * sum(batch.inputs.numel() for batch in batches), before

@@ -4,9 +4,9 @@ The loss is the sum over all targets of all micro-batches and ranks, divided by 
 how a step is split does not matter, nor does a micro-batch without targets. Until the number is known, the sums are
 divided by the number of tokens, which is the same where all of them are learnt.
 
-A step changes nothing (weights, moments, their counters, fp8's histories) where its loss or a reduced gradient is no
-finite number, or where its loss is a spike: more than SIGMAS standard deviations above the mean of the last WINDOW. All
-ranks decide alike. A GPU is told by a flag that it makes itself, and the host learns of it a step later.
+A step changes nothing (weights, moments, their counters, fp8's histories) where its loss or a reduced gradient is NaN
+or infinite, or where its loss is a spike: more than SIGMAS standard deviations above the mean of the last WINDOW. All
+ranks decide alike. On a GPU a flag on the device (`found_inf`) decides, and the host learns of it a step later.
 """
 
 import math
@@ -61,8 +61,8 @@ def step(
     """Takes one step. `stop` is asked when this rank's last forward is queued.
 
     A GPU may still be at work on it, up to a whole backward and update; whether the gradient was finite says
-    `stage.optimizer.heed()`. Its parts carry names for a profiler (profiling/recorded/analysis.py); without one, a name
-    costs some ten microseconds.
+    `stage.optimizer.finish_step()`. Its parts carry names for a profiler (profiling/recorded/analysis.py); without one,
+    a name costs some ten microseconds.
     """
     state, optimizer, scaler, world = stage.state, stage.optimizer, stage.scaler, stage.hardware.world
     tokens = stage.settings.total_batch_size
@@ -90,7 +90,7 @@ def step(
         agree(stage.model)
     set_rates(stage)
     loss_sum, learnt, stopping = shared.read()
-    before = optimizer.heed()
+    before = optimizer.finish_step()
     mean = loss_sum / max(1, learnt)
     spike = stage.spike_guard and is_spike(state.recent, mean)
     with record_function("optimizer"):
@@ -120,19 +120,19 @@ def is_spike(recent: list[float], loss: float) -> bool:
 
 
 def update(stage: "Stage", loss: float, scale: float = 1.0, histories: Tensor | None = None) -> None:
-    """The optimizer's step, with the gradients multiplied by `scale`; none where the loss is no finite number."""
+    """The optimizer's step, with the gradients multiplied by `scale`; none where the loss is not finite."""
     optimizer, scaler, finite = stage.optimizer, stage.scaler, math.isfinite(loss)
     if scaler:
         scaler.unscale_(optimizer)
-    void = torch.ones((), dtype=torch.int32, device=stage.hardware.device)
+    found_inf = torch.ones((), dtype=torch.int32, device=stage.hardware.device)
     if finite:
         optimizer.step(scale=scale)
-        void = optimizer.void
+        found_inf = optimizer.found_inf
     if histories is not None and (now := flat(stage.model)) is not None:
-        put(stage.model, torch.where(void != 0, histories, now))
+        put(stage.model, torch.where(found_inf != 0, histories, now))
     if scaler:  # its own check knows this rank's gradients only; nothing here waits for the GPU
         for found in scaler._found_inf_per_device(optimizer).values():
-            found.copy_(void)
+            found.copy_(found_inf)
         scaler.update()
 
 

@@ -6,7 +6,7 @@ the next step depends on, so a resumed run takes the same steps as one that was 
 (nanochat/saving.py), and however training ends, it is written first. SIGINT and SIGTERM let the step finish, save, and
 end the process with a code of its own; a second one ends it at once, and so does the first when nothing is to be saved.
 
-A step (nanochat/step.py) that goes wrong changes nothing. Where its loss or gradient is no finite number it is bad:
+A step (nanochat/step.py) that goes wrong changes nothing. Where its loss or gradient is NaN or infinite it is bad:
 nothing is saved before a good one, and several in a row end the run.
 """
 
@@ -246,7 +246,7 @@ def train(stage: Stage) -> None:
                 stop = _evaluate(stage, interrupt, progress, counting)
             stage.saver.check()
             if stop:
-                _count(stage, progress, state.step, stage.optimizer.heed())
+                _count(stage, progress, state.step, stage.optimizer.finish_step())
                 if state.step > first and state.step != stage.saved_step and not stage.bad:
                     save(stage, finished=False)
                 stage.saver.wait()
@@ -325,7 +325,7 @@ def judge(stage: Stage, progress: Progress, outcome: Outcome, known: bool) -> No
     elif not math.isfinite(outcome.loss):
         _bad(stage, progress, number, f"its loss is {outcome.loss}")
     elif known:
-        _count(stage, progress, number, stage.optimizer.heed())
+        _count(stage, progress, number, stage.optimizer.finish_step())
 
 
 def _count(stage: Stage, progress: Progress, number: int, taken: bool | None) -> None:
@@ -334,7 +334,7 @@ def _count(stage: Stage, progress: Progress, number: int, taken: bool | None) ->
     elif taken is False and stage.scaler and stage.scaler.get_scale() >= 1:
         stage.state.skipped += 1  # float16's loss scale was too large, and is smaller now
     elif taken is False:
-        _bad(stage, progress, number, "its gradient is no finite number")
+        _bad(stage, progress, number, "its gradient is not finite")
 
 
 def _bad(stage: Stage, progress: Progress, number: int, why: str) -> None:
@@ -343,7 +343,7 @@ def _bad(stage: Stage, progress: Progress, number: int, why: str) -> None:
     progress.note(f"{stage.name} step {number}: nothing was changed, {why}")
     if stage.bad == BAD_STEPS:
         raise UserError(
-            f"{stage.name}: loss or gradient was no finite number {BAD_STEPS} steps in a row up to step {number}; "
+            f"{stage.name}: loss or gradient was not finite {BAD_STEPS} steps in a row up to step {number}; "
             f"the last checkpoint is of step {stage.saved_step}; lower the learning rates, or look at the data there"
         )
 

@@ -52,13 +52,13 @@ def test_a_gpus_batches_and_where_they_resume_are_the_same(monkeypatch):
     monkeypatch.setattr(loader, "_batch", lambda own, rows, state: plain(own, Rows(rows.B, rows.T), state))  # unpinned
     monkeypatch.setattr(ahead, "children", lambda world: asked.append(world) or 2)
 
-    def taken(count, rows, state=None):
+    def first_batches(count, rows, state=None):
         return list(itertools.islice(loader.batches(source, "train", encode, rows, state), count))
 
-    usual, gpu = taken(40, Rows(4, 64)), taken(40, Rows(4, 64, pin=True))
+    usual, gpu = first_batches(40, Rows(4, 64)), first_batches(40, Rows(4, 64, pin=True))
     assert asked == [1]
     state = LoaderState.restore(gpu[19].state.metadata(), gpu[19].state.tensors())
-    again = gpu[:20] + taken(20, Rows(4, 64, pin=True), state)
+    again = gpu[:20] + first_batches(20, Rows(4, 64, pin=True), state)
     for found in (gpu, again):
         assert all((a.inputs == b.inputs).all() for a, b in zip(usual, found, strict=True))
         assert [batch.state.position for batch in found] == [batch.state.position for batch in usual]

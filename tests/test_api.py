@@ -63,12 +63,12 @@ def test_clients_that_put_a_stream_together_keep_every_call():
     wanted = [dict(index=i, type=kind, text=text) for i, (kind, text) in enumerate(CALLS)]
     assert message.model_extra["events"] == wanted and message.content == whole.content == "First, then."
     assert [(one["type"], one["text"]) for one in whole.model_extra["events"]] == CALLS
-    told = [one.delta.model_extra["events"] for one in choices if "events" in one.delta.model_extra]
-    assert told == [wanted]  # openai for Node keeps the last delta's list
+    listed = [one.delta.model_extra["events"] for one in choices if "events" in one.delta.model_extra]
+    assert listed == [wanted]  # openai for Node keeps the last delta's list
     live = [one.model_extra.get("event") or one.delta.content for one in choices]
-    pieces = [piece if isinstance(piece, str) else (piece["type"], piece["text"]) for piece in live if piece]
-    assert [piece for piece in pieces if isinstance(piece, tuple)] == CALLS
-    assert "".join(pieces[: pieces.index(CALLS[0])]) == "First" and pieces.index(CALLS[2]) > pieces.index(CALLS[1]) + 1
+    parts = [part if isinstance(part, str) else (part["type"], part["text"]) for part in live if part]
+    assert [part for part in parts if isinstance(part, tuple)] == CALLS
+    assert "".join(parts[: parts.index(CALLS[0])]) == "First" and parts.index(CALLS[2]) > parts.index(CALLS[1]) + 1
 
 
 # ---- plain completions
@@ -379,13 +379,13 @@ def test_a_body_of_many_lists_is_read_without_looking_for_garbage():
     assert len(looked) <= 2 and gc.isenabled()  # one after it
 
 
-def test_long_answers_are_written_in_pieces():
+def test_long_answers_are_written_in_chunks():
     row = {f"né {i}": -0.1 * i for i in range(20)}
     whole = dict(
         id="x", none=None, choices=[dict(index=i, logprobs=dict(top=[row] * 950, at=[]), t="é") for i in (0, 1)]
     )
-    pieces = list(answers.dumped(whole))
-    assert json.loads("".join(pieces)) == whole and max(map(len, pieces)) < len(json.dumps(row)) * 110
+    chunks = list(answers.dumped(whole))
+    assert json.loads("".join(chunks)) == whole and max(map(len, chunks)) < len(json.dumps(row)) * 110
 
 
 def test_a_prompt_may_fill_the_context_where_no_answer_is_asked_for(real):  # noqa: F811

@@ -118,9 +118,9 @@ def test_a_prompts_tiles_are_those_of_flash_attention(window):
     assert rows > 16 and counted.flops == needed * 2 * 2 * rows * columns * D
 
 
-def test_split_count_fills_the_card_but_keeps_pieces_long():
+def test_split_count_fills_the_card_but_keeps_splits_long():
     device = torch.device("meta")  # as an H100: 528 programs
-    assert triton_decode.split_count(device, 12, 4096, 256) == 16  # limited by the pieces' length
+    assert triton_decode.split_count(device, 12, 4096, 256) == 16  # limited by the splits' length
     assert triton_decode.split_count(device, 384, 4096, 256) == 2  # limited by the card
     assert triton_decode.split_count(device, 10_000, 4096, 256) == triton_decode.split_count(device, 1, 100, 256) == 1
 

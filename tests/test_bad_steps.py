@@ -1,6 +1,6 @@
 """Steps that go wrong change nothing; and how a step is split into micro-batches and ranks changes nothing either.
 
-Run again on the null device (test_null_device.py), where the flag is made and heeded as on a GPU.
+Run again on the null device (test_null_device.py), where the flag is made and read as on a GPU.
 """
 
 import json
@@ -72,12 +72,12 @@ def poison(monkeypatch, steps, part="matrix", value=math.nan):
         if stage not in hooked:
             hooked.append(stage)
             spoil(stage, part, steps, value)
-        untold = stage.optimizer.heed()
+        unread = stage.optimizer.finish_step()
         before = everything(stage)
-        stage.optimizer._taken = untold
+        stage.optimizer._taken = unread
         outcome = plain(stage, *rest)
         assert math.isfinite(outcome.loss)
-        taken = stage.optimizer.heed()
+        taken = stage.optimizer.finish_step()
         after = everything(stage)
         seen.append(same(before, after))
         assert taken == (stage.state.step not in steps)
@@ -104,7 +104,7 @@ def test_a_bad_gradient_changes_nothing(home, monkeypatch, capsys, part, value):
     assert train(home, "a") == 0
     assert [i for i, kept in enumerate(seen) if kept] == [0, 5, 6]
     assert Run.open("a").summary("base")["skipped_steps"] == 3
-    assert capsys.readouterr().out.count("nothing was changed, its gradient is no finite number") == 3
+    assert capsys.readouterr().out.count("nothing was changed, its gradient is not finite") == 3
     assert all(t.isfinite().all() for t in Run.open("a").checkpoint("base").tensors("model").values())
 
 
@@ -159,7 +159,7 @@ def test_a_device_that_cannot_be_waited_for_is_asked_a_step_later(monkeypatch):
     monkeypatch.setattr(optim, "not_finite", lambda grads: Elsewhere(plain_not_finite(grads)))
     fill(model, 0)
     optimizer.step()
-    assert not reads and optimizer.heed() is True and len(reads) == 1
+    assert not reads and optimizer.finish_step() is True and len(reads) == 1
     before = {**model.state_dict(), **optimizer.full_state()}
     before = {name: tensor.clone() for name, tensor in before.items()}
     fill(model, 1)
@@ -185,8 +185,8 @@ plain_not_finite = optim.not_finite
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("values", [[math.nan], [math.inf], [-math.inf], [math.inf, -math.inf], []], ids=str)
-def test_every_element_that_is_no_number_is_found(values, dtype):
-    largest = torch.full((3, 5), torch.finfo(dtype).max, dtype=dtype)  # whose sum is no finite number
+def test_every_element_that_is_not_finite_is_found(values, dtype):
+    largest = torch.full((3, 5), torch.finfo(dtype).max, dtype=dtype)  # whose sum is not finite
     for fill in (torch.zeros(3, 5, dtype=dtype), largest):
         bad = fill.clone()
         bad.view(-1)[2 : 2 + len(values)] = torch.tensor(values, dtype=dtype)
@@ -250,11 +250,11 @@ def spiked(monkeypatch, steps):
             loss = model(*args, **kwargs)
             return loss * (wanted * 128 / loss.detach())  # 128 targets in a micro-batch
 
-        untold = stage.optimizer.heed()
+        unread = stage.optimizer.finish_step()
         before = everything(stage)
-        stage.optimizer._taken = untold
+        stage.optimizer._taken = unread
         outcome = plain(stage, scaled, *rest)
-        verdict = stage.optimizer.heed()
+        verdict = stage.optimizer.finish_step()
         after = everything(stage)
         stage.optimizer._taken = verdict
         if same(before, after):

@@ -485,7 +485,7 @@ def test_parity(other, apart, together):
         assert not training_step.parity(dict(a=other, b=[4.0, 2.0]))[1]  # nor when the first is NaN
 
 
-def test_a_loss_that_is_no_number_is_null_in_the_file(monkeypatch):
+def test_a_loss_that_is_nan_is_null_in_the_file(monkeypatch):
     monkeypatch.setattr(training_step, "can_compile", lambda device: (True, ""))
     losses = [3.0, 3.0, NAN, 2.0, 2.0, 2.0]
     monkeypatch.setattr(training_step, "our_step", lambda *_: iter(losses).__next__)

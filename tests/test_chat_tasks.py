@@ -121,7 +121,7 @@ def test_a_failing_task_leaves_the_others(trained, capsys, monkeypatch):
     monkeypatch.setattr("nanochat.evaluate.chat_tasks.MICROWORLD", ("gone", "choice"))
     monkeypatch.setattr("nanochat.evaluate.chat_tasks.CHATCORE", ("gone", "choice"))
     code, found = evaluated()
-    assert code == 0 and "gone: no result" in capsys.readouterr().err, "what nobody asked for by name is only told"
+    assert code == 0 and "gone: no result" in capsys.readouterr().err, "what nobody asked for by name is only reported"
     assert evaluated("-a", "gone")[0] == 1 == evaluated("-a", "gone,choice")[0]
 
 

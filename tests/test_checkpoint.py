@@ -88,12 +88,12 @@ def test_the_library_reads_what_was_written(tmp_path):
     )
     tensors.update(LoaderState(Position(), []).tensors(), one=torch.ones(1).as_strided((1,), (0,)))
     tensors["ünïcode"] = torch.nn.Parameter(torch.randn(1000, 33))
-    for piece in (1 << 24, 1000):  # in one piece, in many
-        checkpoint.PIECE, before = piece, checkpoint.PIECE
+    for size in (1 << 24, 1000):  # in one chunk, in many
+        checkpoint.CHUNK, before = size, checkpoint.CHUNK
         try:
             digest = checkpoint.write_tensors(tmp_path / "x.safetensors", tensors)
         finally:
-            checkpoint.PIECE = before
+            checkpoint.CHUNK = before
         assert digest == sha256(tmp_path / "x.safetensors")
         found = load_file(tmp_path / "x.safetensors")
         assert found.keys() == tensors.keys()

@@ -103,9 +103,9 @@ for i in range(done, 3):
 
 
 def test_a_report_goes_on_after_a_crash(monkeypatch):
-    figures = dict(registers=40, spill_bytes=0, shared_bytes=0, occupancy=1.0, warps=4, float64_instructions=0,
+    fields = dict(registers=40, spill_bytes=0, shared_bytes=0, occupancy=1.0, warps=4, float64_instructions=0,
                    spill_reason="", access_bytes=16, dot_rows=0, tf32=False, error="")  # fmt: skip
-    monkeypatch.setattr(child_compile, "COMMAND", [sys.executable, "-c", CRASHES_AT_ONE, json.dumps(figures)])
+    monkeypatch.setattr(child_compile, "COMMAND", [sys.executable, "-c", CRASHES_AT_ONE, json.dumps(fields)])
     made = report(["rms_norm"], ["gfx1100"], ["d24"], torch.float16)
     assert [row["kernel"] for row in made] == ["_k0", "_k1", "_k2"]
     assert [row["faults"] for row in made] == [[], ["the compiler crashed (signal 11)"], []]

@@ -112,7 +112,7 @@ def test_openai_node(address, home, tmp_path):
     folder = node_with(home)
     shutil.copy(PROGRAMS / "openai_node.mjs", folder)
     found = answered(address, ["node", folder / "openai_node.mjs"], tmp_path)
-    assert found["text"] == found["streamed"] == found["pieces"] == SUM and found["indices"] == [0, 1]
+    assert found["text"] == found["streamed"] == found["deltas"] == SUM and found["indices"] == [0, 1]
     assert found["events"] == [dict(one, index=i) for i, one in enumerate(CALL)]
     tokenizer = tiny.tokenizer()
     with serving(TwoSums(tokenizer, 2), tokenizer, 500) as (twice, _):
@@ -125,13 +125,13 @@ def test_ai_sdk(address, home, tmp_path):
     shutil.copy(PROGRAMS / "ai_sdk.mjs", folder)
     found = answered(address, ["node", folder / "ai_sdk.mjs"], tmp_path)
     assert found["text"] == SUM and found["reason"] == found["reasonStreamed"] == "stop"
-    assert found["pieces"] and found["usage"]["outputTokens"] > 0
+    assert found["chunks"] and found["usage"]["outputTokens"] > 0
 
 
 def test_langchain(address, home, tmp_path):
     found = run(address, home, tmp_path, "with_langchain.py", "langchain-openai")
     assert found["text"] == found["streamed"] == SUM and found["history"]
-    assert found["plain"] == found["pieces"] == found["batch"][0] != found["batch"][1]
+    assert found["plain"] == found["chunks"] == found["batch"][0] != found["batch"][1]
 
 
 def test_litellm(address, home, tmp_path):
@@ -146,7 +146,7 @@ def test_llm(address, home, tmp_path):
 
 def test_llama_index(address, home, tmp_path):
     found = run(address, home, tmp_path, "llamaindex.py", "llama-index-llms-openai-like")
-    assert found["text"] == found["streamed"] == SUM and found["plain"] == found["pieces"]
+    assert found["text"] == found["streamed"] == SUM and found["plain"] == found["chunks"]
 
 
 def test_inspect_ai(address, home, tmp_path):

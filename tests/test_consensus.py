@@ -1,4 +1,4 @@
-"""What rank 0 finds is what all use, and the first error is the one that is told."""
+"""What rank 0 finds is what all use, and the first error is the one that is reported."""
 
 import os
 import shutil
@@ -210,7 +210,7 @@ def test_torchrun_repeats_the_first_ranks_words(fails):
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_without_other_ranks_nothing_changes(monkeypatch, world):
-    """In a process group of one; in one of two whose store is gone, the error is told too."""
+    """In a process group of one; in one of two whose store is gone, the error is reported too."""
     monkeypatch.setattr(consensus, "_others", lambda: world > 1)
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
 
@@ -218,7 +218,7 @@ def test_without_other_ranks_nothing_changes(monkeypatch, world):
         raise RuntimeError("connection reset")
 
     monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", gone)
-    assert consensus.tell_first(UserError("x")) is None
+    assert consensus.report_first(UserError("x")) is None
     assert EXIT_AFTER not in (0, 1, 2, 75)
 
 

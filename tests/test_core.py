@@ -265,7 +265,7 @@ def asked(**sizes):
 
 def test_core_is_the_mean_of_centered_accuracies(small):
     steps = []
-    found = core.core(asked(), small, controls=list(core_controls.CONTROLS), tell=steps.append)
+    found = core.core(asked(), small, controls=list(core_controls.CONTROLS), on_step=steps.append)
     assert list(found["tasks"]) == list(bundles.TASKS) and set(found["controls"]) == set(core_controls.CONTROLS)
     for label, one in found["tasks"].items():
         baseline = bundles.TASKS[label][3] / 100

@@ -205,7 +205,7 @@ def test_without_nvidia_smi_the_kernels_files_tell(tmp_path):
     proc(tmp_path, cards=8)
     seen = drivers.nvidia(tmp_path)
     assert seen.driver == "550.54.15" and len(seen.cards) == 8 and seen.large and not seen.remark
-    proc(tmp_path, "NVIDIA GeForce MX450", cards=8)  # memory is not told, and cards.py does not know it
+    proc(tmp_path, "NVIDIA GeForce MX450", cards=8)  # memory is not reported, and cards.py does not know it
     assert not drivers.nvidia(tmp_path).large
     files(tmp_path, **{"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun"})
     assert drivers.nvidia(tmp_path).driver == "535.183.01"

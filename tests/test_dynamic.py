@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import kernels
 from kernels import OPS, triton_utils
 from kernels.registry import tensors
-from kernels.triton_utils import stretches
+from kernels.triton_utils import chunk_ranges
 
 needs_triton = pytest.mark.skipif(not triton_utils.INSTALLED, reason="Triton is not installed, so no kernel can run")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -184,13 +184,13 @@ def test_the_kernels_take_tensors_that_lie_anyhow(name):
     check(name, f"torch,{name}=triton", "aot_eager", SIZES[name][:1], lay=turned)
 
 
-def test_stretches_are_a_power_of_two_equal_and_short_enough():
+def test_chunks_are_a_power_of_two_equal_and_short_enough():
     for start, end, longest in ((0, 0, 4), (3, 3, 4), (0, 4, 4), (0, 5, 4), (2, 2051, 128), (0, 4225, 34), (0, 7, 1)):
-        found = stretches(start, end, longest)
+        found = chunk_ranges(start, end, longest)
         assert [i for first, last in found for i in range(first, last)] == list(range(start, end))
         assert all(0 < last - first <= longest for first, last in found)
         assert len({last - first for first, last in found[:-1]}) <= 1
     for end, longest in ((100, 64), (104, 64), (256, 64), (2049, 64), (2049, 256), (15, 64)):
-        found = stretches(0, end, longest, 16)
+        found = chunk_ranges(0, end, longest, 16)
         assert [i for first, last in found for i in range(first, last)] == list(range(end))
         assert all(first % 16 == 0 and last - first <= longest for first, last in found)

@@ -50,7 +50,7 @@ def test_runs_of_any_length(setting, tokens):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_what_is_no_number_spreads_no_further_than_the_runs_of_a_block(setting):
+def test_a_nan_spreads_no_further_than_the_runs_of_a_block(setting):
     """Runs of 1 to 96 rows, in each of which in turn the last row is NaN."""
     lengths = torch.arange(1, 101, 5)
     tokens, ends = torch.repeat_interleave(torch.arange(20), lengths).to(DEVICE), lengths.cumsum(0)

@@ -35,13 +35,13 @@ def test_cached_logits_teacher_forced_past_the_window():
     ids = torch.randint(300, (2, 300), generator=torch.Generator().manual_seed(1))
     whole = model(ids).detach()
     slots = Slots(model.config, 2, torch.device("cpu"), torch.float32)
-    pieces = []
+    chunks = []
     with torch.inference_mode():
         for start, end in [(0, 140), (140, 150), *((i, i + 1) for i in range(150, 300))]:
             view = slots.view(0, 2, end - start)
-            pieces.append(model.logits(model.hidden(ids[:, start:end], view)))
+            chunks.append(model.logits(model.hidden(ids[:, start:end], view)))
             view.advance()
-    assert (torch.cat(pieces, 1) - whole).abs().max() < 1e-4
+    assert (torch.cat(chunks, 1) - whole).abs().max() < 1e-4
 
 
 def test_parity_cache_past_128_tokens_teacher_forced(shared):
@@ -50,13 +50,13 @@ def test_parity_cache_past_128_tokens_teacher_forced(shared):
     model, tensors = parity_model(shared)
     ids = tensors["inputs"][0].long()
     slots = Slots(model.config, ids.size(0), torch.device("cpu"), torch.float32)
-    pieces = []
+    chunks = []
     with torch.inference_mode():
         for start, end in [(0, 7), *((i, i + 1) for i in range(7, ids.size(1)))]:
             view = slots.view(0, ids.size(0), end - start)
-            pieces.append(model.logits(model.hidden(ids[:, start:end], view)))
+            chunks.append(model.logits(model.hidden(ids[:, start:end], view)))
             view.advance()
-    found, wanted = torch.cat(pieces, 1), tensors["logits"]
+    found, wanted = torch.cat(chunks, 1), tensors["logits"]
     assert (found - wanted).norm() / wanted.norm() < 1e-5
 
 

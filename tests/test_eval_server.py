@@ -69,7 +69,7 @@ def answering(*replies):
         httpd.server_close()
 
 
-def said(text):
+def reply(text):
     return 200, {}, dict(choices=[dict(message=dict(content=text))])
 
 
@@ -122,7 +122,7 @@ def test_the_script_keeps_a_servers_results_apart(parrot, tmp_path, monkeypatch,
 def test_what_may_pass_is_tried_again(waits):
     busy, broken = (429, {"retry-after": "7"}, {}), (503, {}, dict(error=dict(message="loading")))
     nonsense, lost = (200, {}, b"<html>"), (0, {}, {})
-    with answering(busy, broken, nonsense, lost, said("at last")) as (address, seen):
+    with answering(busy, broken, nonsense, lost, reply("at last")) as (address, seen):
         assert Server(address, "m").one(*asked("hello", temperature=0.5, seed=9)).text == "at last"
     assert len(seen) == 5 and len({json.dumps(body) for _, _, body in seen}) == 1
     path, headers, body = seen[0]
@@ -148,9 +148,9 @@ def test_what_may_not_pass_is_said_once(waits):
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(waits):
-    with answering(said("the other")) as (other, seen_there):
+    with answering(reply("the other")) as (other, seen_there):
         moved = (302, {"location": other + "/v1/chat/completions"}, {})
-        with answering(moved, said("x")) as (address, seen):
+        with answering(moved, reply("x")) as (address, seen):
             server = Server(address + "/v1/", "m", key="secret")
             try:
                 server.one(*asked("a"))
@@ -177,7 +177,7 @@ def test_a_key_that_cannot_be_sent_is_not_printed(key):
     assert Server("http://127.0.0.1:1", "m", "secret\r\n").key == "secret"
 
 
-def test_a_wait_that_is_no_number_is_ours():
+def test_a_wait_that_is_not_a_number_is_ours():
     assert servers.pause(0, " 3 ") == 3
     for asked_for in ("²", "9" * 5000, "-1", "soon"):
         assert 0 < servers.pause(0, asked_for) <= servers.FIRST_WAIT

@@ -114,7 +114,7 @@ def test_october_2025_comes_in_with_its_moments_and_trains_on(base, capsys):
     before = gpt(ids[:, :-1], ids[:, 1:])
     before.backward()
     optimizer.step()
-    assert optimizer.heed() and gpt(ids[:, :-1], ids[:, 1:]) != before
+    assert optimizer.finish_step() and gpt(ids[:, :-1], ids[:, 1:]) != before
 
 
 @pytest.mark.slow

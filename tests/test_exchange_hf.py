@@ -123,7 +123,7 @@ def test_grid_of_architectures(base, config, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [exchanged.original(), exchanged.current(sequence_len=512)], ids=["original", "now"])
-def test_batches_with_padding_beams_and_one_forward_pass_in_pieces(base, config):
+def test_batches_with_padding_beams_and_one_forward_pass_in_chunks(base, config):
     _, gpt = exchanged.run("a", config)
     folder = out(base, "a")
     theirs, tokenizer = loaded(folder), words(folder, padding_side="left")
@@ -204,21 +204,21 @@ ALPHABET = " \n\t\r'abcDEst123_<|>.,!?éßſ日本🎉\u0301\u200b\u00a0\u2028xy
 
 def some_text(dice: random.Random, longest: int = 60) -> str:
     """Letters, digits, spaces, unicode, any code point, what looks like special tokens."""
-    pieces = []
+    parts = []
     for _ in range(dice.randrange(1, 8)):
         kind = dice.randrange(5)
         if kind == 0:
-            pieces.append(dice.choice(SPECIAL_TOKENS + ("<|", "|>", "<|bos", "<|endoftext|>", "<")))
+            parts.append(dice.choice(SPECIAL_TOKENS + ("<|", "|>", "<|bos", "<|endoftext|>", "<")))
         elif kind == 1:
-            pieces.append("".join(dice.choices(ALPHABET, k=dice.randrange(longest))))
+            parts.append("".join(dice.choices(ALPHABET, k=dice.randrange(longest))))
         elif kind == 2:
-            pieces.append(" ".join(dice.choices(["the", "Paris", "don't", "capital", "of", "12", "9999"], k=6)))
+            parts.append(" ".join(dice.choices(["the", "Paris", "don't", "capital", "of", "12", "9999"], k=6)))
         elif kind == 3:
             points = (dice.randrange(0x30000) for _ in range(6))
-            pieces.append("".join(chr(c) for c in points if not 0xD800 <= c < 0xE000 and c not in (0xFDD0, 0xFDD1)))
+            parts.append("".join(chr(c) for c in points if not 0xD800 <= c < 0xE000 and c not in (0xFDD0, 0xFDD1)))
         else:
-            pieces.append(dice.choice([" ", "\n", "\n\n", "  ", "\t"]))
-    return "".join(pieces)
+            parts.append(dice.choice([" ", "\n", "\n\n", "  ", "\t"]))
+    return "".join(parts)
 
 
 def stock_ids(tokenizer, text: str) -> list[int]:

@@ -54,7 +54,7 @@ def test_rounding_by_hand():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("delayed", [False, True])
-def test_what_is_no_number_stays_none(bad, delayed):
+def test_what_is_not_finite_stays_so(bad, delayed):
     """Also where the scale does not know of it; and the history does not take it in."""
     x, w = randn(8, 16), randn(16, 16, seed=1)
     x[3, 5] = bad

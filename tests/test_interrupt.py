@@ -167,7 +167,7 @@ def test_a_process_is_known_for_good():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps 15 bytes of a command's name")
 def test_a_command_may_have_any_name(tmp_path):
-    """Its first 15 bytes are told, which end within a letter here."""
+    """Its first 15 bytes are reported, which end within a letter here."""
     command = tmp_path / "spring 春春春 (1)"
     command.write_text("#!/bin/sh\nread line\n")
     command.chmod(0o755)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_figures import numbers
+from test_stated_numbers import numbers
 from tiny import call
 
 from experiments.ablations import paths

@@ -134,13 +134,13 @@ def test_ranks_are_told_to_stop_when_their_launcher_was_killed(tmp_path):
     wait_for(tmp_path / "told-0", tmp_path / "told-1")
 
 
-def told_thrice(process, folder, tell, number):
+def told_thrice(process, folder, kill, number):
     """Once five steps are logged, sends the signal three times within a second; returns what the process said."""
     while len(read_log(folder / "log.jsonl")) < 5:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     for _ in range(3):
-        tell(process.pid, number)
+        kill(process.pid, number)
         time.sleep(0.3)
     return process.communicate(timeout=120)
 

@@ -333,7 +333,7 @@ def test_numbers_are_read_as_expressions(text, value):
 
 
 @pytest.mark.parametrize("text", ["", "x", "1/0", "open('x')", "inf", "1 +", "'a'", "__import__('os')", "9**9**9"])
-def test_what_is_no_number_is_refused(text):
+def test_what_is_not_a_number_is_refused(text):
     with pytest.raises(UserError):
         number(text)
 
@@ -361,7 +361,7 @@ def test_the_command(monkeypatch, capsys, tmp_path):
     assert ended.value.code == 1 and "Not yet. That is how much padding" in capsys.readouterr().out
     (tmp_path / "broken.py").write_text("x = 1\nx +\n")
     for words, said in {
-        ("check", "2", "x"): "no number",
+        ("check", "2", "x"): "not a number",
         ("check", "99"): "no chapter 99",
         ("show",): "no chapter is named",
         ("show", "2", "4"): "takes no answer",

@@ -35,7 +35,7 @@ DAMAGES = {
     "no JSON between": (lines(GOOD[:2]) + b"warning!\n" + lines(GOOD[2:]), GOOD, ["had 1 damaged"]),
     "JSON of another kind": (lines(GOOD[:2]) + b"[1]\n3\n{}\n" + lines(GOOD[2:]), GOOD, ["had 3 damaged"]),
     "a step that is none": (lines([dict(step="2", loss=1.0), *GOOD]), GOOD, ["had 1 damaged"]),
-    "values that are no numbers": (
+    "values that are not numbers": (
         lines(GOOD[:2]) + b'{"step": 3, "loss": "2"}\n{"step": 3, "loss": 2, "smooth_loss": null}\n' + lines(GOOD[3:]),
         [*GOOD[:2], *GOOD[3:]],
         ["1 of 6", "had 2 damaged"],
@@ -123,7 +123,7 @@ def test_rows_are_on_disk_before_the_checkpoint_of_their_step_is_complete(home, 
         plain(descriptor)
 
     if not os.path.exists("/proc/self/fd"):
-        pytest.skip("which file a descriptor is of is not told here")
+        pytest.skip("which file a descriptor is of is not known here")
     monkeypatch.setattr(os, "fsync", noted)
     assert train(home, "a") == 0
     relevant = [name for name in order if name == LOG or name.startswith(".manifest.json")]

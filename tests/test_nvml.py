@@ -157,7 +157,7 @@ def test_functions_that_the_library_no_longer_has(plug, names):
 
 
 @pytest.mark.parametrize("answer", [None, "N/A", b"?", [], object()])
-def test_answers_that_are_no_numbers_are_no_sensor(plug, answer):
+def test_answers_that_are_not_numbers_are_no_sensor(plug, answer):
     card = plug(Card())
     for name in ("nvmlDeviceGetPowerUsage", "nvmlDeviceGetClockInfo", "nvmlDeviceGetMemoryInfo"):
         setattr(card, name, lambda *arguments: answer)
@@ -209,14 +209,14 @@ def test_a_name_can_be_written_to_a_file(plug, name):
 
 
 def test_a_driver_that_never_answers_holds_nobody_up(plug, monkeypatch):
-    card, told = plug(Card()), threading.Event()
-    card.nvmlDeviceGetPowerUsage = lambda handle: told.wait(60)
+    card, released = plug(Card()), threading.Event()
+    card.nvmlDeviceGetPowerUsage = lambda handle: released.wait(60)
     monkeypatch.setattr(nvml, "PATIENCE", 0.05)
     began = time.monotonic()
     with Sampler():
         pass
     assert time.monotonic() - began < 30
-    told.set()
+    released.set()
 
 
 def test_the_sampler_collects_and_sums_up(plug):

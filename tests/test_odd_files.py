@@ -169,5 +169,5 @@ def test_an_encrypted_file_is_said_to_be(tmp_path, footer, thorough):
 @pytest.mark.parametrize("count, said", [(2, True), (9, True), (10, False)])
 def test_that_one_of_few_documents_is_held_out_is_said(tmp_path, capsys, count, said):
     Documents(write_jsonl(tmp_path / "a.jsonl", [dict(text=text) for text in TEXTS[:count]]))
-    told = capsys.readouterr().err
-    assert (f"a.jsonl has {count} documents, of which one is held out to validate on" in told) == said
+    error = capsys.readouterr().err
+    assert (f"a.jsonl has {count} documents, of which one is held out to validate on" in error) == said

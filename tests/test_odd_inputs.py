@@ -102,7 +102,7 @@ def test_autocast_changes_nothing_within_an_op(setting, name):
 @needs_triton
 @pytest.mark.parametrize("name", [op.name for op in kernels.OPS.values() if op.triton and op.differentiable])
 def test_no_kernel_gives_a_second_derivative(name):
-    """None is promised; what autograd would make of the pieces is wrong (of linear_relu2: NaN where relu is 0)."""
+    """None is promised; what autograd would make of the parts is wrong (of linear_relu2: NaN where relu is 0)."""
     op = kernels.OPS[name]
     inputs = op.inputs(next(iter(op.cases.values())), torch.float32, DEVICE)
     for key in op.differentiable:

@@ -34,12 +34,12 @@ def test_one_that_cannot_be_imported_is_as_good_as_missing(tmp_path, monkeypatch
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     assert progress.live_bar() is None
-    told = f"AttributeError: {said.split()[0]}"
-    with pytest.raises(UserError, match=f"{told}.*pip install pyarrow"):
+    message = f"AttributeError: {said.split()[0]}"
+    with pytest.raises(UserError, match=f"{message}.*pip install pyarrow"):
         parquet.pyarrow_module()
-    with pytest.raises(UserError, match=f"{told}.*pip install transformers"):
+    with pytest.raises(UserError, match=f"{message}.*pip install transformers"):
         core_hf.load("gpt2", torch.device("cpu"), torch.float32)
-    with pytest.raises(UserError, match=f"{told}.*pip install datasets"):
+    with pytest.raises(UserError, match=f"{message}.*pip install datasets"):
         hub.dataset("a/b", None, "train")
 
 

@@ -15,9 +15,9 @@ MEASURED_HERE = replace(H100, calibrated="2026-01-01")
 
 def row(**changed):
     """A kernel of 4 warps and 1,000 programs on sm_90, of 100 instructions a thread."""
-    figures = dict(target="sm_90", mix={"integer": 92, "LDG.128": 4, "STS.64": 4}, warps=4, programs=1000, times=1,
+    fields = dict(target="sm_90", mix={"integer": 92, "LDG.128": 4, "STS.64": 4}, warps=4, programs=1000, times=1,
                    looped=False, dot_rows=0, occupancy=0.5, error="")  # fmt: skip
-    return {**figures, **changed}
+    return {**fields, **changed}
 
 
 def test_a_streaming_kernel_takes_a_launch_and_its_bytes():

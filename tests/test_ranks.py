@@ -82,7 +82,7 @@ def test_the_loss_is_asked_for_before_the_last_backward_and_read_after_it(monkey
     outcome = trainer.step(stage, model, batches, 3, told_to_stop)
     assert order == ["backward", "backward", "told", "asked", "backward", "read"]
     assert outcome.loss == pytest.approx(sum(losses) / 3, rel=1e-6) and outcome.stop == stop
-    assert optimizer.heed() is True
+    assert optimizer.finish_step() is True
 
 
 SLOW = """

@@ -211,7 +211,7 @@ def test_an_update_that_changes_nothing_ends_its_step_which_counts_as_bad(monkey
     said = []
     bad = SimpleNamespace(name="rl", state=State(), optimizer=stage.optimizer, scaler=None, bad=2, saved_step=0)
     trainer.judge(bad, SimpleNamespace(note=said.append), Outcome(loss, False, False, None), known=True)
-    assert bad.bad == 3 and bad.state.skipped == 1 and len(said) == 1 and stage.optimizer.heed() is None
+    assert bad.bad == 3 and bad.state.skipped == 1 and len(said) == 1 and stage.optimizer.finish_step() is None
 
 
 def test_a_second_update_is_clipped_and_drawn_back_to_the_reference():
@@ -310,7 +310,7 @@ def test_every_question_is_practised_once_before_any_twice():
 # ---- the stage
 
 
-def taken(home):
+def results_of(home):
     """(what the log says of each step but times, the last checkpoint's tensors)."""
     rows = read_log(home / "runs" / "a" / "rl" / "log.jsonl")
     kept = [{k: v for k, v in row.items() if "seconds" not in k and k != "tok_per_s"} for row in rows]
@@ -336,11 +336,11 @@ def kills(home, scripts, moments):
     """Trains once in peace, and once killed at each of these file operations, or seconds; the results."""
     scripts.ready()
     assert scripts.run("chat_rl", *FLAGS) == 0, scripts.said.read_text()
-    peace = taken(home)
+    peace = results_of(home)
     shutil.rmtree(home / "runs" / "a" / "rl")
     ended = [scripts.run("chat_rl", *FLAGS, folder=str(home), **when) for when in moments]
     assert scripts.run("chat_rl", *FLAGS) == 0, scripts.said.read_text()
-    assert_same(peace, taken(home))
+    assert_same(peace, results_of(home))
     return peace, ended
 
 
@@ -368,10 +368,10 @@ def test_killed_at_thirty_random_moments(home, scripts):
     for _ in range(30):
         ended.append(scripts.run("chat_rl", *FLAGS, seconds=draw.uniform(0.02, 0.8) * took))
         if ended[-1] == 0:
-            assert_same(peace, taken(home))
+            assert_same(peace, results_of(home))
             shutil.rmtree(home / "runs" / "a" / "rl")
     assert scripts.run("chat_rl", *FLAGS) == 0, scripts.said.read_text()
-    assert_same(peace, taken(home))
+    assert_same(peace, results_of(home))
     assert ended.count(-9) > 10, ended
 
 
@@ -379,11 +379,11 @@ def test_killed_at_thirty_random_moments(home, scripts):
 def test_two_ranks_do_what_one_does(home):
     """They draw the same samples, and learn the same from them but for rounding."""
     assert tiny.call("chat_rl", *FLAGS) == 0
-    one = taken(home)
+    one = results_of(home)
     shutil.rmtree(home / "runs" / "a" / "rl")
     command = [sys.executable, "-m", "scripts.launch", "--gpus", "2", "scripts.chat_rl", "--", *FLAGS]
     subprocess.run(command, check=True, cwd=killed.ROOT, env=dict(os.environ, OMP_NUM_THREADS="1"))
-    two = taken(home)
+    two = results_of(home)
     for a, b in zip(one[0], two[0], strict=True):
         assert a["step"] == b["step"] and a.get("groups") == b.get("groups") and a.get("lengths") == b.get("lengths")
     for name, value in one[1]["model"].items():

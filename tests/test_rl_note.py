@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from test_figures import numbers
+from test_stated_numbers import numbers
 
 ROOT = Path(__file__).parent.parent
 NOTE = (ROOT / "experiments" / "rl.md").read_text("utf-8")
@@ -55,7 +55,7 @@ def rows():
         yield f"| {what} | " + " | ".join(f"{RUNS[seed][key]:.1f}" for seed in SEEDS) + " | |"
 
 
-def figures():
+def allowed_numbers():
     """Every number with a decimal point or a percent sign that the note may have."""
     values = [value for kind in KINDS for at in (0, -1) for value in exams(kind, at)]
     values += [KINDS[kind](exam) for exam in FORM["held_out"] for kind in KINDS]
@@ -75,7 +75,7 @@ def figures():
 
 
 def test_every_number_of_the_note_is_one_of_the_results():
-    known = {figure.replace("e-0", "e-") for figure in figures()}
+    known = {number.replace("e-0", "e-") for number in allowed_numbers()}
     assert len(numbers(NOTE)) > 40 and not [number for number in numbers(NOTE) if number not in known]
     for row in rows():
         assert row in NOTE.replace("**", ""), row

@@ -321,7 +321,7 @@ def test_many_at_once():
     assert [result.value for result in results] == [str(i * i) for i in range(24)]
 
 
-# ---- the pieces
+# ---- the parts
 
 
 def test_the_rights_of_each_landlock_abi():

@@ -85,9 +85,9 @@ def test_the_budget_follows_the_machine(seconds, budget):
     engine, _ = reading_along(budget=64)
     scheduler = engine.scheduler
     del scheduler.learn
-    told = lambda length: (engine.submit(Request([1] * length, 5, GREEDY)), scheduler.begin_step(),
+    measured = lambda length: (engine.submit(Request([1] * length, 5, GREEDY)), scheduler.begin_step(),
                            scheduler.next_chunk(), scheduler.learn(*seconds))  # fmt: skip
-    told(20)  # less than the budget: only that it took too long counts
+    measured(20)  # less than the budget: only that it took too long counts
     assert scheduler.budget == min(budget, 64)
     scheduler.budget, scheduler.entering = 64, None
     scheduler.slots.lengths = [0] * 4

@@ -45,7 +45,7 @@ def slow(engine):
     engine.pause = 0.0
 
 
-def said(question):
+def answer_to(question):
     return talker.text_of(talker.ANSWERS[question])
 
 
@@ -71,11 +71,11 @@ def test_a_first_conversation(page):  # noqa: F811
     assert answers(page).count() == 2 and "85" in answers(page).first.inner_text()
     page.get_by_test_id("new-chat").click()
     send(page, "What is the capital of France?")
-    assert answers(page).inner_text() == said("What is the capital of France?")
+    assert answers(page).inner_text() == answer_to("What is the capital of France?")
     assert page.get_by_test_id("conversation").count() == 2
     page.get_by_test_id("tokens-toggle").click()
     tokens = page.get_by_test_id("token")
-    assert "".join(tokens.all_inner_texts()).replace("·", " ") == said("What is the capital of France?")
+    assert "".join(tokens.all_inner_texts()).replace("·", " ") == answer_to("What is the capital of France?")
     tokens.nth(2).click()
     rows = page.get_by_test_id("alternatives").locator("li")
     assert rows.count() == 8 and "taken" in rows.first.get_attribute("class")
@@ -90,18 +90,18 @@ def test_stop_edit_while_it_answers_and_regenerate(page, slow):  # noqa: F811
     page.get_by_test_id("stop").click()
     page.get_by_test_id("stats").wait_for()
     cut = answers(page).inner_text()
-    assert "stopped" in page.get_by_test_id("stats").inner_text() and said("Count.").startswith(cut.strip())
+    assert "stopped" in page.get_by_test_id("stats").inner_text() and answer_to("Count.").startswith(cut.strip())
     page.get_by_test_id("regenerate").click()
     playwright.expect(answers(page)).to_contain_text("1 2 3")
     page.get_by_test_id("edit").click()  # while the second answer is being written
     page.get_by_test_id("edit-box").fill("Who are you?")
     page.get_by_test_id("edit-send").click()
     page.get_by_test_id("stats").wait_for()
-    assert answers(page).all_inner_texts() == [said("Who are you?")]
+    assert answers(page).all_inner_texts() == [answer_to("Who are you?")]
     send(page, "Hello!")
-    assert answers(page).all_inner_texts() == [said("Who are you?"), said("Hello!")]
+    assert answers(page).all_inner_texts() == [answer_to("Who are you?"), answer_to("Hello!")]
     page.reload()
-    assert answers(page).all_inner_texts() == [said("Who are you?"), said("Hello!")]
+    assert answers(page).all_inner_texts() == [answer_to("Who are you?"), answer_to("Hello!")]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_by_keyboard_alone_at_every_width_and_for_everybody(page):  # noqa: F811
         page.keyboard.type(question)
         page.keyboard.press("Enter")
         page.get_by_test_id("send").wait_for()
-        playwright.expect(answers(page).last).to_contain_text(said(question)[:3])
+        playwright.expect(answers(page).last).to_contain_text(answer_to(question)[:3])
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     page.keyboard.press("Control+Shift+O")
     assert answers(page).count() == 0 and page.evaluate("document.activeElement.id") == "composer"
@@ -135,7 +135,7 @@ def test_whoever_leaves_or_stops_frees_the_engine(page, slow, engine):  # noqa: 
     page.get_by_test_id("new-chat").click()
     assert wait_until(lambda: not engine.running)
     page.get_by_test_id("conversation").click()
-    assert said("Count.").startswith(answers(page).inner_text().strip())  # what had come is kept
+    assert answer_to("Count.").startswith(answers(page).inner_text().strip())  # what had come is kept
 
 
 def test_log_probabilities_are_those_of_the_model(server, engine):
@@ -145,11 +145,11 @@ def test_log_probabilities_are_those_of_the_model(server, engine):
     answer = client.chat.completions.create(
         model="tiny", messages=question, temperature=0, logprobs=True, top_logprobs=20
     )
-    assert answer.choices[0].message.content == said("Hello!")
+    assert answer.choices[0].message.content == answer_to("Hello!")
     prompt = engine.tokenizer.render_for_completion(question)
-    ids = engine.tokenizer.encode(said("Hello!"))
+    ids = engine.tokenizer.encode(answer_to("Hello!"))
     tokens = answer.choices[0].logprobs.content
-    assert b"".join(bytes(token.bytes) for token in tokens).decode() == said("Hello!")
+    assert b"".join(bytes(token.bytes) for token in tokens).decode() == answer_to("Hello!")
     with torch.inference_mode():
         logp = torch.log_softmax(engine.model(torch.tensor([[*prompt, *ids]]))[0, len(prompt) - 1 : -1], -1)
     for i, token in enumerate(tokens):

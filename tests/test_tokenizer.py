@@ -31,7 +31,7 @@ def test_special_tokens_follow_the_merges_in_their_order():
 
 def test_numbers_are_split_by_two_digits_and_words_keep_their_space():
     text = "12345 dog"
-    trained = Tokenizer.train([text] * 50, 270)  # merges enough to make whole pieces one token each
+    trained = Tokenizer.train([text] * 50, 270)  # merges enough to make each pre-token one token
     assert [trained.decode([token]) for token in trained.encode(text)] == ["12", "34", "5", " dog"]
 
 

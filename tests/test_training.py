@@ -421,7 +421,7 @@ def test_wrong_use_is_one_sentence_and_leaves_nothing(home, capsys, stage, flags
     assert sorted(home.rglob("*")) == before
 
 
-def test_a_loss_that_is_no_number_skips_the_step_and_then_stops(home, monkeypatch, capsys):
+def test_a_loss_that_is_not_finite_skips_the_step_and_then_stops(home, monkeypatch, capsys):
     plain, seen = trainer.step, []
 
     def poisoned(stage, model, *rest):
@@ -438,7 +438,7 @@ def test_a_loss_that_is_no_number_skips_the_step_and_then_stops(home, monkeypatc
     assert seen == [(not bad, bad) for bad in (i in (3, 4) for i in range(12))]
     assert Run.open("a").summary("base")["skipped_steps"] == 2
     assert train(home, "b") == 2
-    assert "no finite number 5 steps in a row" in capsys.readouterr().err
+    assert "not finite 5 steps in a row" in capsys.readouterr().err
 
 
 def test_a_step_is_timed_to_its_end_where_something_else_follows(home, monkeypatch):

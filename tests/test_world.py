@@ -49,9 +49,9 @@ def variables(monkeypatch):
 )  # fmt: skip
 def test_variables_that_no_launcher_sets_are_refused(variables, values, words):
     variables(**values)
-    with pytest.raises(UserError, match="unset RANK LOCAL_RANK WORLD_SIZE") as told:
+    with pytest.raises(UserError, match="unset RANK LOCAL_RANK WORLD_SIZE") as excinfo:
         world.place()
-    assert words in str(told.value)
+    assert words in str(excinfo.value)
 
 
 def test_without_a_launcher_and_with_one(variables):

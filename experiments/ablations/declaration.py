@@ -6,7 +6,7 @@ from typing import Any
 from experiments import training
 from experiments.ablations.paths import ADAMW, TRICKS, WHOLE, without
 from nanochat.lab.declaration import Experiment, Findings, Rows
-from nanochat.lab.estimate import Interval, by_seed, multiplier, paired, said
+from nanochat.lab.estimate import Interval, by_seed, formatted, multiplier, paired
 from nanochat.lab.plot import forest
 from nanochat.lab.table import Value, Values
 
@@ -53,8 +53,8 @@ def findings(rows: Rows) -> Findings:
     found = effects(rows)
     claims = {}
     for trick, (effect, factor) in found.items():
-        claims[trick] = said(effect)
-        claims[f"{trick}: compute"] = said(factor, ".2f")
+        claims[trick] = formatted(effect)
+        claims[f"{trick}: compute"] = formatted(factor, ".2f")
     for length in {int(row["steps"]) for row in rows if row["trick"] == WHOLE}:
         whole = by_seed(rows, at(WHOLE, length), METRIC).values()
         claims[f"baseline at {length}"] = f"{min(whole):.3f} to {max(whole):.3f}"

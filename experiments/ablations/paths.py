@@ -51,7 +51,7 @@ def uncapped(x: Tensor, weight: Tensor, targets: Tensor, softcap: float, **more:
 def momentum_only_(
     grad: Tensor, buffer: Tensor, momentum: Any, dtype: torch.dtype, skip: Tensor | None = None
 ) -> Tensor:
-    """Nesterov's momentum; rows keep their norms. (K, m, n). A CPU's steps are never void: skip is not heeded."""
+    """Nesterov's momentum; rows keep their norms. (K, m, n). On a CPU no bad step gets here: skip is not used."""
     buffer.lerp_(grad, 1 - momentum)
     return grad.lerp(buffer, momentum).to(dtype)
 

@@ -7,7 +7,7 @@ from experiments import training
 from nanochat.data.microworld.conversations import SUM_FRAMES
 from nanochat.evaluate.intervals import wilson
 from nanochat.lab.declaration import Experiment, Findings, Rows
-from nanochat.lab.estimate import Interval, rate, said
+from nanochat.lab.estimate import Interval, formatted, rate
 from nanochat.lab.plot import curves
 from nanochat.lab.table import Value, Values
 from nanochat.tasks.arithmetic import sums_task
@@ -43,7 +43,7 @@ def right(shares: list[float], digits: int) -> Interval:
 
 def findings(rows: Rows) -> Findings:
     rates = {(way, d): right([float(row[f"{way}_{d}"]) for row in rows], d) for way in WAYS for d in DIGITS}
-    claims = {f"{way}, {d} digits": said(found, ".1%") for (way, d), found in rates.items()}
+    claims = {f"{way}, {d} digits": formatted(found, ".1%") for (way, d), found in rates.items()}
     claims |= {f"declared sums of {d} digits": str(there(d)) for d in DIGITS}
     each = [f"{float(row['tool_3']):.0%}" for row in rows]
     claims["tool, 3 digits: seeds"] = ", ".join(each)

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import training
 from nanochat.lab.declaration import Experiment, Findings, Rows
-from nanochat.lab.estimate import Interval, by_seed, of_groups, ratio, said
+from nanochat.lab.estimate import Interval, by_seed, formatted, of_groups, ratio
 from nanochat.lab.plot import curves
 from nanochat.lab.table import Value, Values
 
@@ -66,15 +66,15 @@ def findings(rows: Rows) -> Findings:
     by_batch = lambda what: {batch: by_seed(reached, dict(batch=batch), what) for batch in batches}
     spent, took = by_batch("tokens"), by_batch("steps")
     for batch in batches[1:]:  # FLOPs of a token are the same: what a batch wastes is its tokens
-        claims[f"compute at {batch}"] = said(ratio(spent[batches[0]], spent[batch]), ".2f")
-        claims[f"saved at {batch}"] = said(ratio(took[batches[0]], took[batch]), ".1f")
-        claims[f"spent at {batch}"] = said(ratio(spent[batch], spent[batches[0]]), ".1f")
+        claims[f"compute at {batch}"] = formatted(ratio(spent[batches[0]], spent[batch]), ".2f")
+        claims[f"saved at {batch}"] = formatted(ratio(took[batches[0]], took[batch]), ".1f")
+        claims[f"spent at {batch}"] = formatted(ratio(spent[batch], spent[batches[0]]), ".1f")
     inside = lambda interval, tried: "held" if tried[0] < interval[1] and interval[2] < tried[-1] else "refuted"
     misses = [abs(mean[batch] / (s_min[0] * (1 + b_crit[0] / batch)) - 1) for batch in batches]
     claims |= {
-        "critical batch": said(b_crit, ",.0f"),
-        "critical batch, first": said(first, ",.0f"),
-        "least steps": said(s_min, ",.0f"),
+        "critical batch": formatted(b_crit, ",.0f"),
+        "critical batch, first": formatted(first, ",.0f"),
+        "least steps": formatted(s_min, ",.0f"),
         "missed": str(len(rows) - len(reached)),
         "largest miss of the fit": f"{max(misses):.0%}",
         "verdict": inside(first, declared),

@@ -10,7 +10,7 @@ from experiments import training
 from nanochat.data.microworld import Documents
 from nanochat.evaluate.intervals import mean
 from nanochat.lab.declaration import Experiment, Findings, Rows
-from nanochat.lab.estimate import by_seed, multiplier, paired, said
+from nanochat.lab.estimate import by_seed, formatted, multiplier, paired
 from nanochat.lab.plot import curves
 from nanochat.lab.table import Value, Values
 
@@ -62,13 +62,13 @@ def findings(rows: Rows) -> Findings:
         name = f"{unique:,} unique tokens"
         series[name] = [(float(unique * epochs), *mean(list(one.values()))) for epochs, one in losses.items()]
         for before, epochs in zip(there, there[1:]):
-            claims[f"{unique}, {before} to {epochs}"] = said(paired(losses[epochs], losses[before]))
+            claims[f"{unique}, {before} to {epochs}"] = formatted(paired(losses[epochs], losses[before]))
             flops = next(float(row["flops"]) for row in rows if row["unique"] == unique and row["epochs"] == epochs)
-            claims[f"{unique}, {epochs}: compute"] = said(multiplier(fresh, flops, losses[epochs]), ".2f")
+            claims[f"{unique}, {epochs}: compute"] = formatted(multiplier(fresh, flops, losses[epochs]), ".2f")
         means = {epochs: sum(one.values()) / len(one) for epochs, one in losses.items()}
         best[unique] = min(means, key=lambda epochs: means[epochs])
         claims[f"{unique}: best"] = str(best[unique])
-        claims[f"{unique}: best to most"] = said(paired(losses[there[-1]], losses[best[unique]]))
+        claims[f"{unique}: best to most"] = formatted(paired(losses[there[-1]], losses[best[unique]]))
         first = min(means.keys() & set(EPOCHS), key=lambda epochs: means[epochs])
         claims[f"{unique}: best of the first"] = str(first)
     lengths = sorted({int(row["unique"]) for row in rows if row["epochs"] in (FRESH, 1)})

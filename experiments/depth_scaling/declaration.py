@@ -13,7 +13,7 @@ from experiments import training
 from nanochat.cost import flops_per_token
 from nanochat.evaluate.intervals import mean
 from nanochat.lab.declaration import Experiment, Findings, Rows
-from nanochat.lab.estimate import of_groups, power_law, said
+from nanochat.lab.estimate import formatted, of_groups, power_law
 from nanochat.lab.plot import curves
 from nanochat.lab.table import Value, Values
 from nanochat.recipe import horizon, model_config
@@ -70,7 +70,7 @@ def findings(rows: Rows, folder: Path = Path(__file__).parent) -> Findings:
     """folder: of the forecast."""
     found = by_depth(rows)
     points = {f"depth {depth}": (flops, *mean(group)) for depth, (flops, group) in found.items()}
-    claims = {name: said((value, low, high), ".4f") for name, (_, value, low, high) in points.items()}
+    claims = {name: formatted((value, low, high), ".4f") for name, (_, value, low, high) in points.items()}
     known = [one for depth, one in found.items() if depth != HELD_OUT]
     fit = power_law([flops for flops, _ in known], [statistics.fmean(group) for _, group in known])
     ends = [flops for flops, _ in found.values()]
@@ -90,20 +90,21 @@ def findings(rows: Rows, folder: Path = Path(__file__).parent) -> Findings:
 def missed(found: Mapping[int, tuple[float, list[float]]], folder: Path) -> dict[str, str]:
     """The held-out depth against what was forecast."""
     path = folder / "forecast.json"
-    told = json.loads(path.read_text("utf-8")) if path.exists() else dict(value=math.nan, low=math.nan, high=math.nan)
+    unknown = dict(value=math.nan, low=math.nan, high=math.nan)
+    forecast = json.loads(path.read_text("utf-8")) if path.exists() else unknown
     came, low, high = mean(found[HELD_OUT][1])
-    held = told["low"] <= came <= told["high"]
+    held = forecast["low"] <= came <= forecast["high"]
     return {
-        "forecast": said((told["value"], told["low"], told["high"]), ".4f"),
-        "measured": said((came, low, high), ".4f"),
-        "miss": said((came - told["value"], low - told["value"], high - told["value"])),
+        "forecast": formatted((forecast["value"], forecast["low"], forecast["high"]), ".4f"),
+        "measured": formatted((came, low, high), ".4f"),
+        "miss": formatted((came - forecast["value"], low - forecast["value"], high - forecast["value"])),
         "verdict": "held" if held else "refuted",
     }
 
 
 SHAPE = dict(head_dim=16, window_pattern="L", max_seq_len=128, weight_decay=0.0)
 EXPERIMENT = Experiment(
-    question="Does the loss of small depths foretell that of a larger one, at a fixed ratio of tokens to parameters?",
+    question="Does the loss of small depths predict that of a larger one, at a fixed ratio of tokens to parameters?",
     hypothesis="A power law in FLOPs with a floor, fitted to depths 2 to 4, forecasts depth 5 within its interval.",
     refuted_by="A mean of depth 5, over its seeds, outside the interval that was committed before it ran.",
     metric="validation bits per byte of the microworld",

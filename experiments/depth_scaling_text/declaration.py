@@ -35,7 +35,7 @@ def findings(rows: Rows) -> Findings:
 
 
 EXPERIMENT = Experiment(
-    question="Does the loss of small depths foretell that of a larger one on real text, of which there is little?",
+    question="Does the loss of small depths predict that of a larger one on real text, of which there is little?",
     hypothesis="A power law in FLOPs with a floor, fitted to depths 2 to 4, forecasts depth 5 within its interval; on "
     "the microworld, whose facts a model begins to recall at some depth, it did not.",
     refuted_by="A mean of depth 5, over its seeds, outside the interval that was committed before it ran.",

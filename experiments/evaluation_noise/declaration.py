@@ -17,7 +17,7 @@ from nanochat.data.microworld.dice import Dice
 from nanochat.evaluate.intervals import McNemar, Z, mean, wilson
 from nanochat.gpt import GPT
 from nanochat.lab.declaration import Experiment, Findings, Rows
-from nanochat.lab.estimate import Interval, said
+from nanochat.lab.estimate import Interval, formatted
 from nanochat.lab.plot import curves
 from nanochat.lab.table import Value, Values, matches
 from nanochat.tokenizer import Tokenizer
@@ -130,13 +130,15 @@ def findings(rows: Rows) -> Findings:
     same = lambda share: 100 * Z * (share / QUESTIONS) ** 0.5
     apart_bounds = wilson(disagree * whole, whole)
     claims = {f"recall at {steps}": f"{float(one.mean()):.1%}" for steps, one in by_length.items()}
-    claims |= {name: said((100 * value, 100 * low, 100 * high), ".1f") for name, (value, low, high) in spread.items()}
+    claims |= {
+        name: formatted((100 * value, 100 * low, 100 * high), ".1f") for name, (value, low, high) in spread.items()
+    }
     claims |= {
         "steps": str(middle),
         "facts": f"{whole:,}",
-        "disagree": said((disagree, *apart_bounds), ".1%"),
-        "shown apart": said((unpaired(p), *sorted(unpaired(min(0.5, max(0.0, q))) for q in by_model[1:])), ".1f"),
-        "shown paired": said((same(disagree), *map(same, apart_bounds)), ".1f"),
+        "disagree": formatted((disagree, *apart_bounds), ".1%"),
+        "shown apart": formatted((unpaired(p), *sorted(unpaired(min(0.5, max(0.0, q))) for q in by_model[1:])), ".1f"),
+        "shown paired": formatted((same(disagree), *map(same, apart_bounds)), ".1f"),
         "best wording": f"{float(found.mean((0, 2)).max()):.1%}",
         "worst wording": f"{float(found.mean((0, 2)).min()):.1%}",
     }

@@ -15,7 +15,7 @@ from experiments.knowledge.measures import GROUPS, WARM, asked_all, completed
 from experiments.knowledge.reading import calibration, kept, risks, selective
 from experiments.knowledge.variants import NO_REFUSALS, REMEDY, USUAL
 from nanochat.lab.declaration import Experiment, Findings, Rows
-from nanochat.lab.estimate import by_seed, paired, rate, said
+from nanochat.lab.estimate import by_seed, formatted, paired, rate
 from nanochat.lab.plot import curves, forest
 from nanochat.lab.table import Value, Values
 from nanochat.run import Run
@@ -38,9 +38,9 @@ def trained(seed: int, size: tuple[tuple[str, Any], ...]) -> tuple[TemporaryDire
     place = TemporaryDirectory()
     with training.base("knowledge", seed, **training.base_flags(dict(size))) as (made, summary):
         found: dict[str, Value] = {"val_bpb": summary["val_bpb"], **completed(made, "base", dict(size)["wordings"])}
-        told = variants.exposures(seed, summary["documents"])
+        exposures = variants.exposures(seed, summary["documents"])
         shutil.copytree(made.folder, Path(place.name, "run"))
-    return place, found | {f"exposures_{g}": round(told[g], 1) for g in GROUPS}
+    return place, found | {f"exposures_{g}": round(exposures[g], 1) for g in GROUPS}
 
 
 def run(cell: Values, seed: int, size: Mapping[str, Any]) -> dict[str, Value]:
@@ -71,7 +71,7 @@ def findings(rows: Rows) -> Findings:
     for variant in there[1:]:
         for name in COMPARED:
             effect = paired(by_seed(rows, dict(variant=variant), name), by_seed(rows, dict(variant=USUAL), name))
-            claims[f"{variant}: effect on {name}"] = said(effect, "+.1%")
+            claims[f"{variant}: effect on {name}"] = formatted(effect, "+.1%")
             effects.append((f"{variant}: {name.removeprefix('sft_')}", effect))
     for variant in there:
         found = [calibration(row) for row in rows if row["variant"] == variant]
@@ -83,11 +83,11 @@ def findings(rows: Rows) -> Findings:
     claims |= {"kept by refusals": f"{share[0]:.1%}", "kept by confidence": f"{share[1]:.1%}"}
     claims["kept: seeds"] = ", ".join(f"{100 * one:.0f} → {100 * other:.0f}" for one, other in both.values())
     refused, confident = ({seed: pair[i] for seed, pair in both.items()} for i in (0, 1))
-    claims["kept: difference"] = said(paired(confident, refused), "+.1%")
+    claims["kept: difference"] = formatted(paired(confident, refused), "+.1%")
     for name, (variant, one, other) in DIFFERENCES.items():
         if variant in there:
             values = [by_seed(rows, dict(variant=variant), what) for what in (one, other)]
-            claims[f"difference: {name}"] = said(paired(*values), "+.1%")
+            claims[f"difference: {name}"] = formatted(paired(*values), "+.1%")
     denied = of(USUAL, "sft_silent_refused") > 0.5
     cured = lambda: of(REMEDY, "sft_silent_right") >= 2 * of(USUAL, "sft_silent_right")
     verdicts = {

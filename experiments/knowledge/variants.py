@@ -32,7 +32,7 @@ def group(i: int) -> int:
 
 
 def biography(self: Documents, dice: Dice) -> str:
-    """As the usual one, but for who is told of."""
+    """As the usual one, but for who is mentioned."""
     weights = [(OFTEN[group(i)], person) for i, person in enumerate(self.world.people)]
     return " ".join(self._about(dice, dice.weighted(weights)) for _ in range(2 if dice.chance(15) else 1))
 
@@ -51,12 +51,12 @@ def world() -> Iterator[None]:
 
 
 def exposures(draw: int, documents: int) -> list[float]:
-    """How often the first so many documents of a draw tell of a person, by group."""
-    told: Counter[str] = Counter()
+    """How often the first so many documents of a draw mention a person, by group."""
+    mentions: Counter[str] = Counter()
     usual = Documents._about
 
     def counting(self: Documents, dice: Dice, person: str) -> str:
-        told[person] += 1
+        mentions[person] += 1
         return usual(self, dice, person)
 
     source = Documents(draw=draw)
@@ -65,7 +65,7 @@ def exposures(draw: int, documents: int) -> list[float]:
             source.load("train", unit)
     people = source.world.people
     return [
-        sum(told[person] for i, person in enumerate(people) if group(i) == g) * len(OFTEN) / len(people)
+        sum(mentions[person] for i, person in enumerate(people) if group(i) == g) * len(OFTEN) / len(people)
         for g in range(len(OFTEN))
     ]
 

@@ -14,7 +14,7 @@ from nanochat.data.loader import document_encoder, one_pass
 from nanochat.evaluate.intervals import mean
 from nanochat.gpt import GPT
 from nanochat.lab.declaration import Experiment, Findings, Rows
-from nanochat.lab.estimate import by_seed, multiplier, paired, said
+from nanochat.lab.estimate import by_seed, formatted, multiplier, paired
 from nanochat.lab.plot import forest
 from nanochat.lab.table import Value, Values
 from nanochat.run import Run
@@ -75,16 +75,18 @@ def findings(rows: Rows) -> Findings:
     losses = {way: by_seed(rows, dict(way=way), "val_bpb") for way in ways if not way.startswith(WHOLE)}
     effects = {way: paired(one, base) for way, one in losses.items()}
     of = lambda way, what: statistics.fmean(by_seed(rows, dict(way=way), what).values())
-    claims = {way: said(effect) for way, effect in effects.items()}
+    claims = {way: formatted(effect) for way, effect in effects.items()}
     lengths = [row for row in rows if str(row["way"]).startswith(WHOLE)]
     if len({row["way"] for row in lengths}) > 1:
         curve = lambda seed: [(float(row["flops"]), float(row["val_bpb"])) for row in lengths if row["seed"] == seed]
         curves = {seed: curve(seed) for seed in base}
         factors = {way: multiplier(curves, of(WHOLE, "flops"), one) for way, one in losses.items()}
-        claims |= {f"{way}: compute": said(factor, ".2f") for way, factor in factors.items()}
+        claims |= {f"{way}: compute": formatted(factor, ".2f") for way, factor in factors.items()}
     claims |= {f"{way}: logit": f"{of(way, 'logit'):.1f}" for way in ways}
     claims |= {f"{way}: jump": f"{of(way, 'jump'):.2f}" for way in ways}
-    claims |= {f"{way}: jump, 95%": said(mean([*by_seed(rows, dict(way=way), "jump").values()]), ".2f") for way in ways}
+    claims |= {
+        f"{way}: jump, 95%": formatted(mean([*by_seed(rows, dict(way=way), "jump").values()]), ".2f") for way in ways
+    }
     for way in ways:
         back = [int(value) for value in by_seed(rows, dict(way=way), "recovered").values()]
         claims[f"{way}: jump at"] = ", ".join(str(int(at)) for at in by_seed(rows, dict(way=way), "jump_step").values())

@@ -2,7 +2,7 @@
 
 Row b of the cache holds keys for the positions 0, 1, 2, …; its new queries stand at start[b], start[b]+1, … and their
 own keys are already in the cache. A query at position i sees the keys i−window … i of its row. What lies beyond in the
-cache (left over, or padding) is never seen, but must be numbers, as 0 · NaN is NaN. Bound by memory: every key and
+cache (left over, or padding) is never seen, but must be finite, as 0 · NaN is NaN. Bound by memory: every key and
 value in sight is read once, for 4·D FLOPs a pair; splitting long rows over more programs is what a kernel can add.
 
 Source: the paged and split decode kernels of FlashAttention (Dao et al.) and vLLM (arXiv:2309.06180) serve the same

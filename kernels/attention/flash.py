@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..dispatch import triton_runs
 from ..registry import Case, Op, check_device, itemsize, randn, register
-from ..triton_utils import stretches
+from ..triton_utils import chunk_ranges
 from .backends import flash
 from .triton_flash import LARGEST_HEAD, attend
 
@@ -37,7 +37,7 @@ def flash_attention_reference(
     shift = S - T  # query i stands at key position i + shift
     blind = min(max(-shift, 0), T)  # queries before the first key see nothing
     outputs = [q[:, :, :blind].masked_fill(torch.ones((), dtype=torch.bool, device=q.device), 0.0)] if blind else []
-    for start, end in stretches(blind, T, max(window or 0, 128)):
+    for start, end in chunk_ranges(blind, T, max(window or 0, 128)):
         first, last = 0 if window is None else max(start + shift - window, 0), end + shift
         i = torch.arange(start + shift, end + shift, device=q.device)[:, None]
         j = torch.arange(first, last, device=q.device)[None, :]

@@ -131,7 +131,7 @@ def _prefill_kernel(
 
 
 def split_count(device: torch.device, blocks: int, keys: int, least: int) -> int:
-    """Stretches to cut the keys into: enough to fill the device, none shorter than `least` keys."""
+    """Splits to cut the keys into: enough to fill the device, none shorter than `least` keys."""
     return max(1, min(cdiv(programs(device), max(blocks, 1)), keys // least))
 
 

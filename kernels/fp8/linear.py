@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from ..dispatch import triton_runs
 from ..linear_relu2 import _inputs
 from ..registry import Case, Op, as_rows, check_device, itemsize, register, without_autocast
-from .quantize import E4M3, E5M2, HISTORY, Quantized, plain, product, quantize, taken
+from .quantize import E4M3, E5M2, HISTORY, Quantized, plain, product, quantize, quantized_input
 
 ROLES = ("x", "weight", "gradient")  # rows of a delayed history
 
@@ -29,7 +29,7 @@ class _Fp8Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, values, transposed, inverse, history, fused):
         """x (N, C); values (N, C), transposed (C, N), inverse (): x in fp8 where its producer made it, else None."""
-        x8 = taken(x, (values, transposed, inverse), fused, history)
+        x8 = quantized_input(x, (values, transposed, inverse), fused, history)
         w8 = quantize(weight, E4M3, fused, history=history, row=1)
         ctx.save_for_backward(x8.transposed, x8.inverse, w8.transposed, w8.inverse)
         ctx.history, ctx.fused, ctx.dtypes = history, fused, (x.dtype, weight.dtype)

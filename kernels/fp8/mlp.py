@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from ..linear_relu2 import _pair_inputs
 from ..registry import Op, as_rows, check_device, itemsize, register, without_autocast
 from .linear import CASES, check_history, probe, runs
-from .quantize import E4M3, E5M2, RELU2, RELU2_BACKWARD, Quantized, plain, product, quantize, taken
+from .quantize import E4M3, E5M2, RELU2, RELU2_BACKWARD, Quantized, plain, product, quantize, quantized_input
 
 ROLES = ("x", "w1", "relu2", "w2", "dout", "dh")  # rows of a delayed history
 
@@ -25,7 +25,7 @@ ROLES = ("x", "w1", "relu2", "w2", "dout", "dh")  # rows of a delayed history
 class _Fp8Mlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w1, w2, values, transposed, inverse, history, fused):
-        x8 = taken(x, (values, transposed, inverse), fused, history)
+        x8 = quantized_input(x, (values, transposed, inverse), fused, history)
         w1_8 = quantize(w1, E4M3, fused, history=history, row=1)
         h = product(x8.values, w1_8.values, x8.inverse * w1_8.inverse, x.dtype)  # (N, F)
         y8 = quantize(h, E4M3, fused, RELU2, history=history, row=2)

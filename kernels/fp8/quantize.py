@@ -218,7 +218,7 @@ def quantize(
     return made
 
 
-def taken(x: Tensor, made: tuple[Tensor | None, ...], fused: bool, history: Tensor | None) -> Fp8:
+def quantized_input(x: Tensor, made: tuple[Tensor | None, ...], fused: bool, history: Tensor | None) -> Fp8:
     """An activation in e4m3: as its producer made it (the parts of an Fp8), or rounded now, with history's row 0."""
     return quantize(x, E4M3, fused, history=history, row=0) if made[0] is None else Fp8(*made)  # type: ignore[arg-type]
 

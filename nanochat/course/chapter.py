@@ -56,7 +56,7 @@ def number(answer: str) -> float:
         tree = ast.fix_missing_locations(_FloatPowers().visit(ast.parse(text, mode="eval")))
         value = float(eval(compile(tree, "answer", "eval"), known))
     except Exception as problem:
-        raise UserError(f"{answer!r} is no number and no expression of numbers ({problem})") from None
+        raise UserError(f"{answer!r} is not a number, nor an expression of numbers ({problem})") from None
     if not math.isfinite(value):
         raise UserError(f"{answer!r} is {value}, wanted a finite number")
     return value

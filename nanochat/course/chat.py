@@ -23,7 +23,7 @@ CONVERSATION = dict(
 
 
 def picture() -> str:
-    """Ids as text, in stretches with the same mask."""
+    """Ids as text, in runs with the same mask."""
     tokenizer = Tokenizer([bytes([value]) for value in range(256)])
     ids, mask = tokenizer.render(CONVERSATION)
     lines = []

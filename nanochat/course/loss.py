@@ -1,4 +1,4 @@
-"""Chapter 5: what is minimised, and the unit in which it is told."""
+"""Chapter 5: what is minimised, and the unit in which it is reported."""
 
 import math
 

@@ -261,7 +261,7 @@ def _cut(text: str) -> list[str]:
             documents.append(text[begin:end])
             begin = start
         if stop - start > 2 * TEXT_DOCUMENT:
-            *whole, rest = _pieces(text[start:stop])
+            *whole, rest = _chunks(text[start:stop])
             documents += whole
             begin = stop - len(rest)
         end = stop
@@ -277,7 +277,7 @@ def _paragraphs(text: str) -> Iterator[tuple[int, int]]:
     yield start, len(text)
 
 
-def _pieces(paragraph: str) -> Iterator[str]:
+def _chunks(paragraph: str) -> Iterator[str]:
     """What a long paragraph is made of, in parts that end with a line, else with a word, else anywhere."""
     start = 0
     while len(paragraph) - start > TEXT_DOCUMENT:

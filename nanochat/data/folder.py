@@ -93,10 +93,10 @@ def _in_folder(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         else:
             seen.add(at)
             files.append(file)
-    _tell(path, left_out, "hidden, a system's, an editor's copies, or the same file again")
+    _note(path, left_out, "hidden, a system's, an editor's copies, or the same file again")
     if not files:
         raise UserError(f"--data {path} has no {', '.join(suffixes)} file in it")
-    _tell(path, others, f"not {', '.join(suffixes)}")
+    _note(path, others, f"not {', '.join(suffixes)}")
     return files
 
 
@@ -127,7 +127,7 @@ def by_the_way(name: str, folder: bool = False) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM or copy
 
 
-def _tell(path: Path, names: list[str], why: str) -> None:
+def _note(path: Path, names: list[str], why: str) -> None:
     if names and os.environ.get("RANK", "0") == "0":
         said = f"{len(names)} files or folders are" if len(names) > 1 else "1 file or folder is"
         more = ", …" if len(names) > 1 else ""

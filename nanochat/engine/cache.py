@@ -1,6 +1,6 @@
 """The KV cache: one slot per running request, the running ones always in the first slots.
 
-Keys and values are (L, slots, S, K, D) in the compute dtype; on a CPU in float32 and with each head's in a piece, which
+Keys and values are (L, slots, S, K, D) in the compute dtype; on a CPU in float32 and with each head's contiguous, which
 decode.py reads much faster. The slots behind the running ones keep what ended requests left: a new request whose prompt
 begins like one of them, or like a running one's, starts from there. A chat sends its history again with each turn, and
 a server's system prompt is the same for everybody, so most prompts do. Where a prompt's log-probabilities were asked

@@ -40,9 +40,9 @@ class Static:
         self.tokens = self._inputs[0, :rows, None]  # (B, 1)
         self.previous = slots.previous[:rows]  # (B, 1, C)
         self._rows = torch.arange(rows, device=device)
-        self.tell([], [])
+        self.set_inputs([], [])
 
-    def tell(self, tokens: list[int], lengths: list[int]) -> None:
+    def set_inputs(self, tokens: list[int], lengths: list[int]) -> None:
         """The first rows' next tokens, and how many they have; the other rows are idle."""
         idle = self._inputs.size(1) - len(tokens)
         inputs = [[*tokens, *[0] * idle], [*lengths, *[0] * idle], [*lengths, *[self.end] * idle]]
@@ -85,7 +85,7 @@ class Graphs:
         static, graph, logits = self._get(rows)
         lengths = self.slots.lengths[:B]
         kept = self.slots.previous[B:rows].clone()
-        static.tell(tokens, lengths)
+        static.set_inputs(tokens, lengths)
         if graph is None or logits is None:
             logits = self._run(static)
         else:

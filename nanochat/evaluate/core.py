@@ -76,7 +76,7 @@ def core(
     bundle: Bundle,
     max_per_task: int = -1,
     controls: Sequence[str] = (),
-    tell: Callable[[Step], None] = lambda step: None,
+    on_step: Callable[[Step], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Asks all tasks of a bundle, spread over the ranks, and returns what a run's summary keeps of it:
 
@@ -95,7 +95,7 @@ def core(
 
         def tick(done: int, rows: int, result: dict[str, Any] | None = None) -> None:
             share = (sum(work[:i]) + work[i] * done / max(rows, 1)) / sum(work)  # noqa: B023 (called within the turn)
-            tell(Step(i + 1, len(asked), label, done, rows, share, time.monotonic() - started, result))  # noqa: B023
+            on_step(Step(i + 1, len(asked), label, done, rows, share, time.monotonic() - started, result))  # noqa: B023
 
         answers = answer(model, task, name, max_per_task, tick)
         if isinstance(answers, str):

@@ -119,7 +119,7 @@ def power_law(x: Sequence[float], y: Sequence[float], floor: float | None = None
 # ---- in words
 
 
-def said(interval: Interval, form: str = "+.4f") -> str:
+def formatted(interval: Interval, form: str = "+.4f") -> str:
     """ "+0.0123 (+0.0100 to +0.0146)"; "+0.0123 (one seed)" where there is no interval."""
     value, low, high = interval
     if math.isinf(high):

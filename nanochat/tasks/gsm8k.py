@@ -23,12 +23,12 @@ def train() -> Rendered:
 def solution(answer: str) -> list[dict]:
     """A solution as parts of a message: text, and for each mark the call and its output."""
     parts = []
-    for piece in re.split(r"(<<[^>]*>>)", answer):
-        if piece.startswith("<<"):
-            expression, _, result = piece[2:-2].rpartition("=")
+    for part in re.split(r"(<<[^>]*>>)", answer):
+        if part.startswith("<<"):
+            expression, _, result = part[2:-2].rpartition("=")
             parts += [dict(type="python", text=expression), dict(type="python_output", text=result)]
-        elif piece:
-            parts.append(dict(type="text", text=piece))
+        elif part:
+            parts.append(dict(type="text", text=part))
     return parts
 
 

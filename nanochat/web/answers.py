@@ -28,7 +28,7 @@ class Form(Protocol):
     """How one kind of completion is written."""
 
     def opening(self, index: int) -> list[Chunk]: ...
-    def piece(self, index: int, event: Event, job: Job) -> list[Chunk]: ...
+    def delta(self, index: int, event: Event, job: Job) -> list[Chunk]: ...
     def ending(self, index: int, job: Job) -> list[Chunk]: ...
     def usage(self, jobs: list[Job]) -> Chunk: ...
     def whole(self, jobs: list[Job], found: list[list[Event]]) -> Chunk: ...
@@ -55,7 +55,7 @@ class ChatForm:
     def opening(self, index: int) -> list[Chunk]:
         return [self._chunk(index, dict(role="assistant", content=""))]
 
-    def piece(self, index: int, event: Event, job: Job) -> list[Chunk]:
+    def delta(self, index: int, event: Event, job: Job) -> list[Chunk]:
         if event.kind == "text":
             return [self._chunk(index, dict(content=event.text), logprobs=self._logprobs([event]))]
         calls = self.calls.setdefault(index, [])
@@ -118,7 +118,7 @@ class TextForm:
     def opening(self, index: int) -> list[Chunk]:
         return []
 
-    def piece(self, index: int, event: Event, job: Job) -> list[Chunk]:
+    def delta(self, index: int, event: Event, job: Job) -> list[Chunk]:
         return [self._chunk(index, job, event.text, event.tokens)]
 
     def ending(self, index: int, job: Job) -> list[Chunk]:
@@ -204,7 +204,7 @@ def finite(logprob: float) -> float:
 
 
 def dumped(value: Any) -> Iterator[str]:
-    """JSON in pieces: json.dumps lets no other thread run, and takes tenths of a second of long log-probabilities."""
+    """JSON in chunks: json.dumps lets no other thread run, and takes tenths of a second of long log-probabilities."""
     if isinstance(value, dict):
         yield "{"
         for i, (name, inner) in enumerate(value.items()):

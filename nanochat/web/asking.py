@@ -146,7 +146,7 @@ async def stream(asked: Asked, form: answers.Form, usage: bool) -> AsyncIterator
                 yield sse(chunk)
         async for i, event in asked.each():
             job = asked.jobs[i]
-            make = partial(form.ending, i, job) if event is None else partial(form.piece, i, event, job)
+            make = partial(form.ending, i, job) if event is None else partial(form.delta, i, event, job)
             long = job.request.echo and i not in begun  # the whole prompt is in it
             begun.add(i)
             for line in await asyncio.to_thread(long_lines, make) if long else map(sse, make()):

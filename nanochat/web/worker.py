@@ -48,11 +48,11 @@ class Full(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """A request, what follows its answer, and who is told: tell(event), in the end tell(None) or tell(exception)."""
+    """A request, what follows its answer, and who gets it: emit(event), in the end emit(None) or emit(exception)."""
 
     request: Request
     reply: Reply
-    tell: Callable[[Event | Exception | None], None]
+    emit: Callable[[Event | Exception | None], None]
     submitted: float = field(default_factory=time.perf_counter)
     first_token: float | None = None  # seconds after it was submitted
     failed: bool = False  # the engine died
@@ -146,7 +146,7 @@ class Worker:
         self.ready.set()
         for job in abandoned:
             job.failed = True
-            job.tell(RuntimeError(f"the engine stopped: {why}"))
+            job.emit(RuntimeError(f"the engine stopped: {why}"))
             self.on_end(job)
 
     def _take(self) -> bool:
@@ -169,7 +169,7 @@ class Worker:
         """Is there anything to do, but to wait for tools?"""
         return any(request.finished or not request.paused for request in self._jobs)
 
-    def _tell_answered(self, job: Job, _: object) -> None:
+    def _tool_answered(self, job: Job, _: object) -> None:
         """Called by a tool's thread."""
         with self._wake:
             self._answered.append(job)
@@ -189,9 +189,9 @@ class Worker:
             if job.first_token is None:
                 job.first_token = now - job.submitted
             for event in job.reply.feed(token):
-                job.tell(event)
+                job.emit(event)
             if job.reply.pending:
-                job.reply.pending.add_done_callback(partial(self._tell_answered, job))
+                job.reply.pending.add_done_callback(partial(self._tool_answered, job))
             if job.reply.stopped:
                 self.engine.cancel(request)
         over = [request for request in self._jobs if request.finished]  # before retire: who is cancelled after it
@@ -199,8 +199,8 @@ class Worker:
         for request in over:
             job = self._jobs.pop(request)
             for event in job.reply.finish():
-                job.tell(event)
-            job.tell(None)
+                job.emit(event)
+            job.emit(None)
             self.on_end(job)
 
 

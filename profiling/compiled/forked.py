@@ -26,7 +26,7 @@ from torch._inductor.output_code import OutputCode
 
 from nanochat.processes import end_at_once, signal_with_parent
 
-TOLD = 2000  # characters of what went wrong there
+TRACEBACK = 2000  # characters of it that are reported, its last
 Strides = list[tuple[int, ...] | None]
 
 
@@ -147,7 +147,7 @@ def _answer(make: Callable[[], Any], writing: int, parent: int) -> NoReturn:
             end_at_once(SystemExit(1))
         answer, failed = pickle.dumps(make()), False
     except BaseException:
-        answer = traceback.format_exc()[-TOLD:].encode()
+        answer = traceback.format_exc()[-TRACEBACK:].encode()
     try:
         with open(writing, "wb") as pipe:
             pipe.write(answer)

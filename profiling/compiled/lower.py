@@ -271,8 +271,8 @@ def stub_inductor(
     Shapes.evaluate_symexpr = lambda self, code: int(code) if code.isdecimal() else evaluate(self, code)
 
     def triton_kernel(name: str, source: str) -> _Kernel:
-        for tell in written:
-            tell(name, source)
+        for callback in written:
+            callback(name, source)
         return _Kernel(name, source, launched)
 
     AsyncCompile: Any = async_compile.AsyncCompile
@@ -311,8 +311,8 @@ def stub_inductor(
 
         def observed(args: list[Any]) -> Any:
             out = call(args)
-            for tell in returned:
-                tell(name, out)
+            for callback in returned:
+                callback(name, out)
             return out
 
         module.call = observed

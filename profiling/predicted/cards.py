@@ -72,8 +72,8 @@ class Sheet:
 Known = Card | Sheet
 
 
-# An all-reduce takes START + SQRT·√x + x / (BUS · link) seconds for x = 2·(n-1)/n of its bytes: what is cut into pieces
-# pays for each piece and for filling the pipe with one, and with the best number of pieces both grow as √x. Fitted on
+# An all-reduce takes START + SQRT·√x + x / (BUS · link) seconds for x = 2·(n-1)/n of its bytes: what is cut into chunks
+# pays for each chunk and for filling the pipe with one, and with the best number of chunks both grow as √x. Fitted on
 # 8 H200 at 1 MiB, 16 MiB and 8 GiB; points.py has 256 MiB beside it.
 START, SQRT, BUS = 31.6e-6, 7.81e-9, 0.547
 

@@ -9,8 +9,8 @@ const messages = [
 ];
 const whole = await generateText({ model, messages, temperature: 0 });
 const stream = streamText({ model, system: "Be kind.", prompt: "What is 27 + 58?", temperature: 0 });
-let pieces = "";
-for await (const piece of stream.textStream) pieces += piece;
+let chunks = "";
+for await (const chunk of stream.textStream) chunks += chunk;
 console.log(JSON.stringify({
-  text: whole.text, reason: whole.finishReason, pieces, usage: await stream.usage, reasonStreamed: await stream.finishReason,
+  text: whole.text, reason: whole.finishReason, chunks, usage: await stream.usage, reasonStreamed: await stream.finishReason,
 }));

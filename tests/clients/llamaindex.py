@@ -14,9 +14,9 @@ print(
     json.dumps(
         dict(
             text=chat.chat(asked).message.content,
-            streamed=[piece.message.content for piece in chat.stream_chat(asked)][-1],
+            streamed=[chunk.message.content for chunk in chat.stream_chat(asked)][-1],
             plain=plain.complete("One two").text,
-            pieces=[piece.text for piece in plain.stream_complete("One two")][-1],
+            chunks=[chunk.text for chunk in plain.stream_complete("One two")][-1],
         )
     )
 )

@@ -18,7 +18,7 @@ print(
             history=chat.invoke(history).content,
             plain=plain.invoke("One two"),
             batch=plain.batch(["One two", "The"]),
-            pieces="".join(plain.stream("One two")),
+            chunks="".join(plain.stream("One two")),
         )
     )
 )

@@ -27,7 +27,7 @@ def stream_of(card):
 capture_stream, capture.stream_of = capture.stream_of, stream_of
 
 
-def taken(dtype: torch.dtype, fp8: str, replayed: bool, waiting: str = "") -> list[torch.Tensor]:
+def train(dtype: torch.dtype, fp8: str, replayed: bool, waiting: str = "") -> list[torch.Tensor]:
     """Losses, gradients, weights and histories of three steps of two micro-batches."""
     model = tiny.model().cuda()
     model.set_dtype(dtype)
@@ -71,16 +71,16 @@ class Waiting(torch.autograd.Function):
 
 
 for dtype, fp8 in [(torch.float32, ""), (torch.bfloat16, ""), (torch.bfloat16, "current"), (torch.bfloat16, "delayed")]:
-    plain, replayed = (taken(dtype, fp8, replayed) for replayed in (False, True))
+    plain, replayed = (train(dtype, fp8, replayed) for replayed in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(plain, replayed, strict=True)), (dtype, fp8)
     assert len(STREAMS) == 4 and len({id(stream) for stream in STREAMS}) == 1  # two micro-batches were captured
     STREAMS.clear()
 
 # Where it cannot be captured, that is said once, and steps are taken as they are.
-plain = taken(torch.bfloat16, "", replayed=False)
+plain = train(torch.bfloat16, "", replayed=False)
 for where in ("forward", "backward"):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert all(torch.equal(a, b) for a, b in zip(plain, taken(torch.bfloat16, "", True, where), strict=True)), where
+        assert all(torch.equal(a, b) for a, b in zip(plain, train(torch.bfloat16, "", True, where), strict=True)), where
     assert len([w for w in said if "without CUDA graphs: CUDA error: operation not permitted" in str(w.message)]) == 1
 print("replays: as wanted")

@@ -30,14 +30,14 @@ function wire(messages) { // as the server wants them: the calculator's calls st
   return sent;
 }
 
-function grow(message, piece) {
-  if (piece.text) {
+function grow(message, chunk) {
+  if (chunk.text) {
     const last = message.parts.at(-1);
-    if (last?.type === "text") last.text += piece.text;
-    else message.parts.push({ type: "text", text: piece.text });
+    if (last?.type === "text") last.text += chunk.text;
+    else message.parts.push({ type: "text", text: chunk.text });
   }
-  if (piece.event) message.parts.push(piece.event);
-  message.tokens.push(...piece.tokens);
+  if (chunk.event) message.parts.push(chunk.event);
+  message.tokens.push(...chunk.tokens);
 }
 
 async function ask(fresh = false) {
@@ -58,11 +58,11 @@ async function ask(fresh = false) {
   const seconds = () => (performance.now() - started) / 1000;
   const stats = message.stats = { tokens: 0, seconds: 0, first: 0, reason: "" };
   try {
-    for await (const piece of answer(request, key.get(), control.signal)) {
+    for await (const chunk of answer(request, key.get(), control.signal)) {
       if (!stats.first) stats.first = seconds();
-      grow(message, piece);
-      stats.tokens = piece.usage?.completion_tokens ?? Math.max(stats.tokens, message.tokens.length);
-      if (piece.reason) [stats.reason, stats.seconds] = [piece.reason, seconds()];
+      grow(message, chunk);
+      stats.tokens = chunk.usage?.completion_tokens ?? Math.max(stats.tokens, message.tokens.length);
+      if (chunk.reason) [stats.reason, stats.seconds] = [chunk.reason, seconds()];
       if (running === control) { shown.update(false); follow(); }
     }
   } catch (problem) {
