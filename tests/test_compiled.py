@@ -1,19 +1,22 @@
 """A step compiled for an H100 that is not here: its launches, their bytes and FLOPs by hand, and the page about it."""
 
 import inspect
+import json
 import sys
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import test_memory
 import tiny
 import torch
 
+from kernels.triton_utils import Launch
 from nanochat.cost import linear_params
 from nanochat.gpt import GPT
 from nanochat.recipe import model_config
 from nanochat.render import page
-from profiling.compiled import generated, launches, lower, null_device, places, plain, promises, report, sections
+from profiling.compiled import generated, launches, lower, null_device, places, plain, promises, report, sections, work
 from profiling.predicted.cards import all_reduce, card
 
 
@@ -58,15 +61,58 @@ def test_the_module_is_the_models_whose_work_is_done():
 
 def test_flops_by_hand():
     a, b = torch.empty(6, 4, device="meta"), torch.empty(4, 5, device="meta")
-    assert launches.product_flops([a, b]) == 2 * 6 * 4 * 5
+    assert work.product_flops([a, b]) == 2 * 6 * 4 * 5
     turned, out = b.mT.contiguous(), torch.empty(6, 5, device="meta")
     for read in ((), (out,)):  # by an epilogue
-        assert launches.template_flops([a, turned, *read, out]) == launches.template_flops([a, b, *read, out]) == 240
+        assert work.template_flops([a, turned, *read, out]) == work.template_flops([a, b, *read, out]) == 240
     q = torch.empty(2, 8, 3, 16, device="meta")  # (B, T, H, D)
     pairs = sum(min(i + 1, 3) for i in range(8))
-    assert launches.attention_flops("flash_attention", [q, q, q, 2]) == 4 * 2 * 3 * 16 * pairs
-    assert launches.attention_flops("flash_attention_backward", [q, q, q]) == 10 * 2 * 3 * 16 * 36
-    assert launches.attention_flops("rotary", [q, q]) == 0
+    assert work.attention_flops("flash_attention", [q, q, q, 2]) == 4 * 2 * 3 * 16 * pairs
+    assert work.attention_flops("flash_attention_backward", [q, q, q]) == 10 * 2 * 3 * 16 * 36
+    assert work.attention_flops("rotary", [q, q]) == 0
+    last, cache = q[:, :2], torch.empty(2, 32, 3, 16, device="meta")  # two new tokens and 30 before them
+    for window, pairs in (None, 31 + 32), (4, 5 + 5):
+        args = [last, cache, cache, None, window]
+        assert work.attention_flops("flash_attention_decode", args) == 4 * 2 * 3 * 16 * pairs
+    masked = [x.transpose(1, 2) for x in (last, cache, cache)]
+    assert work.attention_flops("_scaled_dot_product_efficient_attention", masked) == 4 * 2 * 3 * 16 * 2 * 32
+
+
+def test_bytes_by_hand():
+    aten, x, y, long = torch.ops.aten, torch.empty(100), torch.empty(100), torch.zeros(3, dtype=torch.int64)
+
+    def moved(op, *args):
+        return work.aten_bytes(op, args, op(*args))
+
+    assert moved(aten.zero_.default, x) == moved(aten.fill_.Scalar, x, 1.0) == 400
+    assert moved(aten.copy_.default, x, y) == 800
+    assert moved(aten.add_.Tensor, x, y) == moved(aten.add.Tensor, x, y) == 1200
+    assert moved(aten._foreach_mul_.Scalar, [x, y], 2.0) == 1600 and moved(aten._foreach_zero_.default, [x, y]) == 800
+    assert moved(aten._foreach_copy_.default, [x], [y]) == 800 and moved(aten.zeros_like.default, x) == 400
+    assert moved(aten.mul.Tensor, x, torch.empty(1).expand(100)) == 804  # of what is expanded one element is there
+    table = torch.empty(1000, 4)
+    assert moved(aten.embedding.default, table, long) == 2 * 3 * 16 + 24
+    assert moved(aten.index_put_.default, table, [long], torch.empty(3, 4)) == 2 * 3 * 16 + 24
+    q, k = torch.empty(2, 1, 4, 16), torch.empty(2, 64, 2, 16)
+    assert list(work.seen_of_caches("flash_attention_decode", [q, k, k, long, 7]).values()) == [k.nbytes // 8]
+    assert list(work.seen_of_caches("flash_attention_decode", [q, k, k, long, None]).values()) == [k.nbytes]
+    assert work.seen_of_caches("flash_attention", [q, k, k, True, 7]) == {}
+
+
+def launched(name, **tensors):
+    """As kernels/triton_utils.py records it."""
+    kernel = SimpleNamespace(arg_names=[*tensors, "N"], fn=SimpleNamespace(__name__=name))
+    return Launch(kernel, (1,), (*tensors.values(), 5), {})
+
+
+def test_what_our_kernels_move_and_multiply():
+    x, y, out = (torch.empty(100) for _ in range(3))
+    assert work.kernel_bytes(launched("_k", x_ptr=x, y_ptr=y, again_ptr=x), [], {}) == 800
+    assert work.kernel_bytes(launched("_k", x_ptr=x, y_ptr=y), [x], {id(y): 40}) == 840
+    assert work.kernel_bytes(launched("_momentum_kernel", buffer_ptr=x, out_ptr=out), [x, out], {}) == 1200
+    names = ("_delta_kernel", "_attention_dkdv_kernel", "_attention_dq_kernel")
+    assert [work.kernel_flops(launched(name), not i, 70) for i, name in enumerate(names)] == [0, 40, 30]
+    assert [work.kernel_flops(launched("_k"), first, 70) for first in (True, False)] == [70, 0]
 
 
 def made(**changed):
@@ -90,7 +136,11 @@ def test_what_no_kernel_should_do():
     assert promises.faults(row | dict(bytes=10**6), dict(kernel, access_bytes=2)) == []  # too little to stream
     assert promises.faults(row | dict(category=launches.PRODUCTS), dict(kernel, access_bytes=2)) == []
     found["kernels"]["k"] = bad
-    assert list(promises.broken(found).values()) == [("2 bytes at a time, spills 8 bytes, float64", 2 * 10**9, 1)]
+    said = "2 bytes at a time, spills 8 bytes, float64"
+    assert promises.broken(found) == {(row["name"], said): (2 * 10**9, 1)}
+    found["kernels"]["other"] = dict(kernel, spill_bytes=512)  # one name, launched twice: each fault is a row
+    found["launches"].append(row | dict(kernel="other", bytes=7))
+    assert promises.broken(found) == {(row["name"], said): (2 * 10**9, 1), (row["name"], "spills 512 bytes"): (7, 1)}
     assert "spills 8 bytes" in page("x", sections.sections(dict(auto=found), card("H100")))
 
 
@@ -106,10 +156,12 @@ def test_kernels_alike_differ_in_their_name_and_in_a_scalars_address():
 
 def test_an_exception_is_for_a_kernel_and_a_fault(monkeypatch):
     monkeypatch.setattr(promises, "EXCEPTIONS", {(r"_embedding_\d+$", "2 bytes at a time"): "rows of a table"})
-    assert promises.excused("triton_poi_fused_embedding_0", "2 bytes at a time") == "rows of a table"
-    assert not promises.excused("triton_poi_fused_embedding_0", "2 bytes at a time, float64")
-    assert not promises.excused("triton_poi_fused_add_0", "2 bytes at a time")
-    softmax = "triton_red_fused_prepare_softmax_online_0", "spills 136 bytes"
+    assert promises.excused("triton_poi_fused_embedding_0", "2 bytes at a time", 10**9) == "rows of a table"
+    assert not promises.excused("triton_poi_fused_embedding_0", "2 bytes at a time, float64", 10**9)
+    assert not promises.excused("triton_poi_fused_add_0", "2 bytes at a time", 10**9)
+    bank = "muon_momentum: _momentum_kernel", "spills 32 bytes"
+    assert promises.excused(*bank, 28228) and not promises.excused(*bank, 10**9)  # a large bank may not
+    softmax = "triton_red_fused_prepare_softmax_online_0", "spills 136 bytes", 10**9
     assert promises.excused(*softmax) and not promises.excused(*softmax, reference=False)  # ours may not
 
 
@@ -118,6 +170,9 @@ def test_what_is_suspect():
     bad["kernels"]["k"]["error"] = "no"
     for found, why in (copies, "computes nothing"), (bad, "does not compile: no"):
         assert sections.suspects("x", found).blocks[0].rows[0][1] == why
+    narrow = made(phase="optimizer", bytes=7)
+    narrow["kernels"]["k"]["access_bytes"] = 4
+    assert sections.suspects("x", narrow).blocks[0].rows[0][1] == "4 bytes at a time"
     assert sections.suspects("x", made()).blocks == ["None."]
 
 
@@ -193,7 +248,9 @@ def test_wrong_use_is_one_sentence(capsys, monkeypatch):
         (["--card=A100", "--fp8"], "has no fp8 units"),
         (["--against=plain", "--fp8"], "the plain baseline is a training step in bfloat16"),
         (["--part=decode", "--gpus=8"], "the engine runs on one GPU"),
-        (["--card=RTX 4070", "--depth=48"], "no such card"),
+        (["--card=rtx 4070", "--depth=48"], "no such card"),
+        (["--kernels=torch", "--against=torch"], "is what --kernels says already"),
+        (["--kernels=auto,flash_attention=fa3"], "a library's"),
     ):
         assert tiny.call_module("profiling.compiled.report", *flags) == 2
         assert said in capsys.readouterr().err
@@ -204,8 +261,9 @@ def test_wrong_use_is_one_sentence(capsys, monkeypatch):
 
 def test_without_triton_it_says_so(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert tiny.call_module("profiling.compiled.report", "--depth=1") == 2
-    assert "pip install triton" in capsys.readouterr().err
+    for room in "report", "memory":
+        assert tiny.call_module(f"profiling.compiled.{room}", "--depth=1") == 2
+        assert "pip install triton" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +278,26 @@ def small():
 
 def test_the_lowered_step_of_a_small_model_allocates_what_is_predicted(small):
     test_memory.check(*small)
+
+
+def test_the_page_of_a_decode_step(tmp_path, capsys):
+    """From the command on: what a token of a small model moves is its weights, and the keys that its layers see."""
+    if reason := null_device.obstacle():
+        pytest.skip(reason)
+    pytest.importorskip("triton", reason="Triton is not installed")
+    flags = "--depth=2", "--part=decode", "--rows=4", "--card=h100", f"--out={tmp_path}"
+    assert tiny.call_module("profiling.compiled.report", *flags) == 0
+    assert "PREDICTED" in (tmp_path / "compiled.html").read_text()
+    found = json.loads((tmp_path / "compiled.json").read_text())["variants"]["auto"]
+    config = model_config(2, 32768)
+    S, width = config.sequence_len, config.n_kv_head * config.head_dim
+    keys = sum(S if config.window(layer) is None else config.window(layer) + 1 for layer in range(2))
+    attention = [row for row in found["launches"] if "_decode_kernel" in row["name"]]
+    assert sum(row["bytes"] for row in attention) == pytest.approx(2 * 4 * keys * width * 2, rel=0.05)
+    assert all(row["bytes"] < 10**5 for row in found["launches"] if row["name"] in ("index_put_", "embedding"))
+    weights = 2 * linear_params(config)
+    products = sum(row["bytes"] for row in found["launches"] if row["category"] == launches.PRODUCTS)
+    assert products == pytest.approx(weights, rel=0.05)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from profiling.compiled import lower, null_device, sections
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "profiling" / "compiled"
-# Setting → its summary beside plain's: what runs where nothing was measured; what needs a measurement, with it.
+# Setting → its summary beside plain's: what `auto` takes on an H100; with what needs a measurement.
 FILES = {"auto": "against_plain.json", "auto,mlp_relu2=triton": "against_plain_all.json"}
 ROWS = {
     "streaming_gigabytes": ("GB that are streamed: all but products and attention", "{:.1f}"),

@@ -2,8 +2,8 @@
 which line of the model. Look at `Launch`, then at `recorded`.
 
 lower.py runs the step's generated code on fake tensors; here each launch of it is noted: a kernel that Inductor wrote
-(its source says how many bytes it moves), one of ours (its tensors once, or twice where it changes them), a library's
-product, what is left of ATen. Nothing of it is measured.
+(its source says how many bytes it moves), one of ours, a library's product, what is left of ATen (work.py counts
+theirs). Nothing of it is measured.
 """
 
 import re
@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from math import isqrt
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from kernels.targets import source
 from kernels.triton_utils import NAMESPACE
 from kernels.triton_utils import Launch as OurLaunch
-from profiling.compiled import places
+from profiling.compiled import places, work
 from profiling.compiled.lower import Case, Graph, Prepared
 
 INDUCTOR, OURS, LIBRARY, ATEN, NCCL = "inductor", "ours", "library", "aten", "nccl"
@@ -29,9 +28,9 @@ PRODUCTS, ATTENTION, LOSS, STREAMING = "matrix products", "attention", "loss", "
 COPIES, COMMUNICATION = "casts, copies, fills", "communication"
 NOT_STREAMING = (PRODUCTS, ATTENTION)
 # Kernels of Inductor that compute nothing: all that is fused in them is one of these.
-MOVES = re.compile(r"(?:_?(?:to_copy|copy|clone|zeros_like|zeros|full_like|full|fill|empty|t|view|permute|transpose|"
-                   r"slice|select|expand|squeeze|unsqueeze|reshape|as_strided|detach|cat|split|unbind))+$")  # fmt: skip
-FILLS = re.compile(r"new_|(zeros|ones|full)_like")  # write what they return, and read nothing of what it is like
+MOVES = re.compile(r"(?:_?(?:foreach|new|to_copy|copy|clone|zeros_like|zeros|zero|full_like|full|fill|empty|t|view|"
+                   r"permute|transpose|slice|select|expand|squeeze|unsqueeze|reshape|as_strided|detach|cat|stack|split|"
+                   r"unbind))+_?$")  # fmt: skip
 NO_LAUNCH = re.compile(r"empty|new_empty|as_strided|detach|set_|resize_|alias|record_stream|lift|_unsafe_view")
 
 
@@ -82,19 +81,6 @@ def is_template(name: str) -> bool:
     return name.startswith("triton_tem_")
 
 
-def product_flops(tensors: Sequence[Tensor]) -> int:
-    """2·M·N·K of a product (.., M, K) × (K, N) or (.., K, N), the last two of these factors and results: a, b, out."""
-    a, b = tensors[0], tensors[1]
-    return 2 * a.numel() * b.shape[-1]
-
-
-def template_flops(tensors: Sequence[Tensor]) -> int:
-    """2·M·N·K of a template of Inductor's: two factors, what its epilogue reads and the result, each as it lies in
-    memory, turned or not; all that are of the result's size.
-    """
-    return 2 * isqrt(tensors[0].numel() * tensors[1].numel() * tensors[-1].numel())
-
-
 def sent(name: str, args: Sequence[Any], world: int) -> int:
     """Bytes that a rank sends in a collective over a ring: an all-reduce is a reduce-scatter and an all-gather."""
     whole = max(x.nbytes for x in tree_leaves(args) if isinstance(x, Tensor))
@@ -119,41 +105,36 @@ class Recorder:
             moved = round(float(said[1]) * 1e9) if said and not template else sum(x.nbytes for x in tensors)
             key = self.keys.setdefault(text, f"{name}:{len(self.keys)}")
             self.found.generated[key] = text
-            self.add(INDUCTOR, name, moved, template_flops(tensors) if template else 0, kernel=key)
+            self.add(INDUCTOR, name, moved, work.template_flops(tensors) if template else 0, kernel=key)
         else:
             factors = tensors[-3:] if "add" in name else tensors  # (bias, a, b, out)
             fp8 = tensors[0].dtype.itemsize == 1
-            self.add(LIBRARY, name, sum(x.nbytes for x in tensors), product_flops(factors), fp8)
+            self.add(LIBRARY, name, sum(x.nbytes for x in tensors), work.product_flops(factors), fp8)
 
     def called(self, func: Any, args: Sequence[Any], out: Any, launches: list[OurLaunch]) -> None:
         """An operator that ran as such: ours with its launches, or ATen's."""
         name = func._schema.name.split("::")[1]
-        tensors = [x for x in tree_leaves(out if FILLS.match(name) else (args, out)) if isinstance(x, Tensor)]
+        tensors = work.tensors_of((args, out))
         if not any(x.device.type == self.device for x in tensors):
             return
         if func.namespace == "c10d":
             self.add(NCCL, name, sent(name, args, self.world), 0)
             return
-        changed = {
-            x.untyped_storage()._cdata
-            for argument, value in zip(func._schema.arguments, args)
-            for x in tree_leaves(value if argument.is_write else ())
-        }
-        for i, launch in enumerate(launches):  # an operator's FLOPs are its first kernel's
-            self.ours(name, launch, 0 if i else our_flops(name, args), changed)
+        flops = work.our_flops(name, args) if func.namespace == NAMESPACE else 0
+        mutated, seen = work.changed(func, args), work.seen_of_caches(name, args)
+        for i, launch in enumerate(launches):
+            moved = work.kernel_bytes(launch, mutated, seen)
+            self.ours(name, launch, moved, work.kernel_flops(launch, not i, flops))
         if func.namespace == NAMESPACE and self.device == "cpu":
-            self.add(OURS, name, sum(x.nbytes for x in tensors), our_flops(name, args))
+            self.add(OURS, name, sum(x.nbytes for x in tensors), flops)
         if func.namespace != "aten" or func.is_view or NO_LAUNCH.match(name):
             return
         product = name in ("mm", "addmm", "addmm_", "bmm", "_scaled_mm")
         factors = tensors[1:] if name.startswith("addmm") else tensors
-        flops = product_flops(factors) if product else attention_flops(name, args)
-        self.add(ATEN, name, sum(x.nbytes for x in tensors), flops, tensors[0].dtype.itemsize == 1)
+        flops = work.product_flops(factors) if product else work.attention_flops(name, args)
+        self.add(ATEN, name, work.aten_bytes(func, args, out), flops, tensors[0].dtype.itemsize == 1)
 
-    def ours(self, op: str, launch: OurLaunch, flops: int, changed: set[int]) -> None:
-        """changed: storages that the operator changes in place, which are read and written."""
-        tensors = {id(x): x for x in launch.args if isinstance(x, Tensor)}.values()
-        moved = sum(x.nbytes * (1 + (x.untyped_storage()._cdata in changed)) for x in tensors)
+    def ours(self, op: str, launch: OurLaunch, moved: int, flops: int) -> None:
         key = repr((source(launch), sorted((k, repr(v)) for k, v in launch.constants.items())))
         if key not in self.found.ours:
             self.found.ours[key] = replace(launch, args=tuple(map(on_meta, launch.args)))
@@ -183,31 +164,6 @@ class Recorder:
                 running.insert(0, (name, frame.f_lineno))
             frame = frame.f_back
         return places.place(running) if running else ("", "")
-
-
-def our_flops(op: str, args: Sequence[Any]) -> int:
-    """Of an operator of ours, by its arguments; 0 where bytes are the limit anyway."""
-    if op in ("linear_relu2", "relu2_backward"):  # x (N, C) · weight (4·C, C)ᵀ; dout (N, C) · w2 (C, 4·C)
-        return 2 * args[0].numel() * args[1].shape[0 if op == "linear_relu2" else 1]
-    if op == "symmetric_product":  # x (.., M, K) · xᵀ, half of it
-        return args[0].numel() * args[0].shape[-2]
-    return attention_flops(op, args)
-
-
-def attention_flops(op: str, args: Sequence[Any]) -> int:
-    """Of causal attention over the pairs that a window leaves; q (B, T, H, D) or (B, H, T, D) is the first tensor.
-
-    A block of queries that meets more keys than it has queries is multiplied with all of them, and masked.
-    """
-    tensors = [x for x in args if isinstance(x, Tensor) and x.dim() == 4]
-    if "attention" not in op or len(tensors) < 2:
-        return 0
-    q, k = tensors[0], tensors[2 if "backward" in op else 1]
-    T, S = max(q.shape[1:3]), max(k.shape[1:3])
-    windows = [x for x in args if type(x) is int and 0 <= x < T]
-    W = windows[0] + 1 if windows and op.startswith("flash") else T
-    pairs = T * S if S != T else T * W - W * (W - 1) // 2
-    return (10 if "backward" in op else 4) * q.numel() // T * pairs
 
 
 def on_meta(value: Any) -> Any:

@@ -65,11 +65,25 @@ class Graph:
     places: dict[str, list[str]]  # a launch's number, as in the comment above it → stack traces of what it computes
 
 
+def triton_version() -> str:
+    """Raises UserError where Triton is not installed."""
+    try:
+        import triton
+    except ImportError:
+        raise UserError(
+            "the step's kernels are compiled by Triton, which is not installed: pip install triton"
+        ) from None
+    return str(triton.__version__)
+
+
 def ask(module: str, case: Case, card: str) -> Any:
     """Runs `python -m module` with a case on the null device of a card, or for this CPU; returns the JSON it leaves.
 
-    Raises UserError where there can be no null device, RuntimeError with the child's last lines when it fails.
+    Raises UserError where there can be no null device, or no Triton; RuntimeError with the child's last lines when it
+    fails.
     """
+    if case.device != "cpu":
+        triton_version()
     try:
         of_card = dict(os.environ) if case.device == "cpu" else null_device.environment(card, 1)
     except ValueError as problem:
@@ -95,9 +109,11 @@ def check_kernels(*settings: str) -> None:
 
     for setting in settings:
         try:
-            dispatch.parse(setting)
+            modes = dispatch.parse(setting)
         except ValueError as problem:
             raise UserError(str(problem)) from None
+        if (mode := modes.get("flash_attention")) in dispatch.FURTHER["flash_attention"]:
+            raise UserError(f"--kernels flash_attention={mode} is a library's, whose launches are not known here")
 
 
 def child_case() -> Case:

@@ -37,7 +37,7 @@ class Block:
     """A storage: bytes, what for, and the line that made it, of generated code or ours.
 
     Kinds: what is there before the step has names of its own; `saved` is what a forward graph returned, `gradients`
-    what a backward graph returned, `workspace` everything else.
+    what a backward graph returned, `workspace` everything else; of what is there before the step, line is "".
     """
 
     size: int
@@ -94,7 +94,7 @@ class Allocations(TorchDispatchMode):
         key = storage._cdata
         if key not in self._alive:
             grain = ROUND if self.device == "cuda" else 1
-            block = Block(-(-storage.nbytes() // grain) * grain, kind, _line())
+            block = Block(-(-storage.nbytes() // grain) * grain, kind, _line() if kind == "workspace" else "")
             self._alive[key] = block, weakref.ref(storage, lambda _: self._freed(key))
             self.events.append((self.phase, 1, block))
 

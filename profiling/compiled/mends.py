@@ -54,10 +54,22 @@ def views_of_lambdas() -> None:
     gpt.mix_rms_norm = of_views  # type: ignore[assignment]
 
 
+def sums_before_the_norm() -> None:
+    from nanochat import gpt
+
+    mix = gpt.mix_rms_norm
+
+    def of_sum(x: Any, x0: Any, a: Any, b: Any, delta: Any, index: int) -> tuple[Any, Any]:
+        return mix(x if delta is None else x + delta, x0, a, b, None, index)
+
+    gpt.mix_rms_norm = of_sum  # type: ignore[assignment]
+
+
 MENDS: dict[str, Callable[[], None]] = {
     "weights cast once a step, and all that follows from it": cast_at_every_use,
     "weights' gradients added to in their products": weight_gradients_from_autograd,
     "gradients of the input of q, k and v summed in their products": input_gradients_from_autograd,
+    "what the MLP returns added in the next layer's mix and norm": sums_before_the_norm,
     "a layer's lambdas passed as vectors and an index, not as views": views_of_lambdas,
 }
 

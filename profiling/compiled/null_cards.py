@@ -114,7 +114,7 @@ SHORT = {
 
 def card(name: str) -> NullCard:
     """A card by its name or its short name. Raises ValueError for one that is not in the table."""
-    full = SHORT.get(name.lower(), name)
+    full = SHORT.get(name.lower().removeprefix("rtx "), name)
     if full not in CARDS:
         raise ValueError(
             f"the null device has no card {name!r}; it has {', '.join(SHORT)}, or by full name one of these"

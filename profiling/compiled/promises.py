@@ -1,6 +1,7 @@
 """What no kernel of a compiled program should do: spill, compute in float64, access memory narrowly where it streams.
 
-The exceptions, each with its reason, are in `EXCEPTIONS`, and those of programs without our kernels in `REFERENCES`.
+The exceptions, each with its reason, are in `EXCEPTIONS` and `OF_SMALL`, and those of programs without our kernels in
+`REFERENCES`.
 """
 
 import re
@@ -9,14 +10,18 @@ from typing import Any
 from profiling.compiled.launches import NOT_STREAMING
 
 STREAMS = 32e6  # bytes: a launch that moves so many is bound by the memory, if it does not multiply
+SMALL = 1e6  # bytes: a launch that moves less takes as long as a launch
 # (kernel's name, fault): regular expressions → why that is accepted.
 EXCEPTIONS: dict[tuple[str, str], str] = {
-    ("_momentum_kernel|_symmetric_kernel", r"spills \d\d bytes"): "of the gates' banks alone, whose launches move "
-    "kilobytes: blocks made for wide matrices hold few of their columns",
     ("triton_red_fused.*mul_neg_sum", "[28] bytes at a time"): "the gradient of backout's lambda, one sum over a "
     "tensor: Inductor cuts it by the card's multiprocessors, into parts that are short or no multiple of 16 bytes",
     ("triton_poi_fused.*cat_mul_sigmoid_slice", "4 bytes at a time"): "the smear after an embedding's norm that "
     "Inductor fuses: what streams is touched 16 bytes at a time; beside it an element loads its row's root from cache",
+}
+# The same, of launches that move less than SMALL.
+OF_SMALL: dict[tuple[str, str], str] = {
+    ("_momentum_kernel|_symmetric_kernel", r"spills \d\d bytes"): "the gates' banks: blocks made for wide matrices "
+    "hold few of their columns",
 }
 # With kernels=torch, read in the sources that Inductor generates: what our kernels are there for.
 REFERENCES: dict[tuple[str, str], str] = {
@@ -36,14 +41,14 @@ REFERENCES: dict[tuple[str, str], str] = {
 }
 
 
-def broken(found: dict[str, Any]) -> dict[str, tuple[str, int, int]]:
-    """Kernels of a program that do what they should not: name → (fault, bytes of the largest launch, launches)."""
-    rows: dict[str, tuple[str, int, int]] = {}
+def broken(found: dict[str, Any]) -> dict[tuple[str, str], tuple[int, int]]:
+    """What kernels of a program do that they should not: (name, fault) → (bytes of the largest launch, launches)."""
+    rows: dict[tuple[str, str], tuple[int, int]] = {}
     for launch in found["launches"]:
         if said := ", ".join(faults(launch, found["kernels"].get(launch["kernel"], {}))):
-            _, size, times = rows.get(launch["name"], ("", 0, 0))
-            rows[launch["name"]] = said, max(size, launch["bytes"]), times + 1
-    return dict(sorted(rows.items(), key=lambda row: -row[1][1]))
+            largest, times = rows.get((launch["name"], said), (0, 0))
+            rows[launch["name"], said] = max(largest, launch["bytes"]), times + 1
+    return dict(sorted(rows.items(), key=lambda row: -row[1][0]))
 
 
 def faults(launch: dict[str, Any], kernel: dict[str, Any]) -> list[str]:
@@ -59,8 +64,11 @@ def faults(launch: dict[str, Any], kernel: dict[str, Any]) -> list[str]:
     return found
 
 
-def excused(kernel: str, fault: str, reference: bool = True) -> str:
-    """The reason of an exception, of programs without our kernels too if `reference`; "" where there is none."""
-    rules = {**EXCEPTIONS, **REFERENCES} if reference else EXCEPTIONS
+def excused(kernel: str, fault: str, largest: int, reference: bool = True) -> str:
+    """The reason of an exception, of programs without our kernels too if `reference`; "" where there is none.
+
+    largest: bytes of the largest launch with this fault.
+    """
+    rules = EXCEPTIONS | (OF_SMALL if largest < SMALL else {}) | (REFERENCES if reference else {})
     matches = (why for (name, what), why in rules.items() if re.search(name, kernel) and re.fullmatch(what, fault))
     return next(matches, "")

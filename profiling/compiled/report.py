@@ -23,10 +23,20 @@ from nanochat.recipe import model_config
 from nanochat.render import page
 from profiling.compiled import null_cards, sections
 from profiling.compiled.launches import ATTENTION, COMMUNICATION
-from profiling.compiled.lower import PARTS, PLAIN, Case, ask, check_kernels, child_case, child_ends, prepared
+from profiling.compiled.lower import (
+    PARTS,
+    PLAIN,
+    Case,
+    ask,
+    check_kernels,
+    child_case,
+    child_ends,
+    prepared,
+    triton_version,
+)
 from profiling.compiled.null_device import torch_version
 from profiling.predicted.cards import Card, all_reduce, card
-from profiling.predicted.predict import FITTED, predict
+from profiling.predicted.predict import BACKWARD, FITTED, predict
 
 
 @dataclass
@@ -58,7 +68,8 @@ def predicted(row: dict[str, Any], case: Case, chip: Card) -> dict[str, Any]:
         seconds /= 1 if row["name"] == "allreduce_" else 2
         return dict(predicted_s=seconds, usual=FITTED[0], band=FITTED[1], bound="link", lower_bound=False)
     bare = "fp8_" if row["fp8"] else ATTENTION if row["category"] == ATTENTION else ""
-    said = predict(chip, bare, row["bytes"], row["flops"])
+    slower = BACKWARD if bare == ATTENTION and "backward" in row["name"] else 1
+    said = predict(chip, bare, row["bytes"], row["flops"] / slower)
     return dict(predicted_s=said.seconds, usual=said.usual, band=said.band, bound=said.bound,
                 lower_bound=said.lower_bound)  # fmt: skip
 
@@ -78,6 +89,8 @@ def answer() -> None:
 def case_of(flags: Flags, chip: Card) -> Case:
     """Raises UserError for what cannot be run."""
     plain = PLAIN in (flags.kernels, flags.against)
+    if flags.against == flags.kernels:
+        raise UserError(f"--against {flags.against} is what --kernels says already; name another setting, or {PLAIN}")
     if chip.driver not in null_cards.CARDS:
         raise UserError(f"--card {flags.card!r}: the null device has no such card")
     if flags.fp8 and not chip.fp8:
@@ -99,12 +112,7 @@ def main() -> None:
     chip = card(flags.card)
     check_kernels(*{flags.kernels, flags.against} - {PLAIN, ""})
     case = case_of(flags, chip)
-    try:
-        import triton
-    except ImportError:
-        raise UserError(
-            "the step's kernels are compiled by Triton, which is not installed: pip install triton"
-        ) from None
+    triton = triton_version()
     started = time.perf_counter()
     names = list(filter(None, (flags.kernels, flags.against)))
     print(
@@ -121,7 +129,7 @@ def main() -> None:
     out = Path(flags.out) if flags.out else base_dir() / "compiled"
     sums = {name: sections.totals(found) for name, found in variants.items()}
     said = {**vars(flags), "out": "", "rows": case.rows, "predicted": True, "torch": torch_version()[0],
-            "triton": triton.__version__, "sums": sums}  # fmt: skip
+            "triton": triton, "sums": sums}  # fmt: skip
     if flags.against:
         said["ratios"] = sections.ratios(*sums.values())
     write_atomically(out / "compiled.json", json.dumps(dict(said, took_s=took, variants=variants)).encode())

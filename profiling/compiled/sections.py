@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from nanochat.render import Curve, Section, Table
-from profiling.compiled.launches import COMMUNICATION, COPIES, NOT_STREAMING, is_template
+from profiling.compiled.launches import COMMUNICATION, COPIES, INDUCTOR, NOT_STREAMING, is_template
 from profiling.compiled.promises import STREAMS, broken, excused
 from profiling.predicted.cards import Card
 from profiling.predicted.predict import time_text
@@ -85,10 +85,12 @@ def summary(variants: dict[str, Found], chip: Card) -> Section:
     )
     updates = any("optimizer_launches" in side for side in sides.values())
     of = "A forward and a backward, and the updates" if updates else "All of it"
+    compiled = any(row["who"] == INDUCTOR for found in variants.values() for row in found["launches"])
     return Section(of, [
-        f"Inductor's own code for the {chip.name}, run on fake tensors; no card was involved. Times are PREDICTED "
-        f"({chip.constants}): bytes over bandwidth or FLOPs over the rate of products, and a launch each; what runs "
-        "beside something else, as communication does, is counted as if it did not.",
+        f"{'The code of Inductor' if compiled else 'What the engine launches'} for the {chip.name}, run on fake "
+        f"tensors; no card was involved. Times are PREDICTED ({chip.constants}): bytes over bandwidth or FLOPs over "
+        "the rate of products, and a launch each, of which a replayed CUDA graph saves a part; what runs beside "
+        "something else, as communication does, is counted as if it did not.",
         Table(("", *sides, *([" / ".join(sides)] if parts else [])), rows),
         *fits,
         *searched,
@@ -99,8 +101,8 @@ def kept(variants: dict[str, Found]) -> Section:
     """What no kernel should do, and which do it."""
     rows = []
     for name, found in variants.items():
-        for kernel, (fault, size, times) in broken(found).items():
-            rows.append((name, kernel, fault, excused(kernel, fault) or "–", f"{times}", f"{size / 1e6:,.1f}"))
+        for (kernel, fault), (size, times) in broken(found).items():
+            rows.append((name, kernel, fault, excused(kernel, fault, size) or "–", f"{times}", f"{size / 1e6:,.1f}"))
     checked = sum(len({row["kernel"] for row in found["launches"] if row["kernel"]}) for found in variants.values())
     said = (
         f"Of {checked} kernels, Inductor's and ours, compiled for the card: none may spill, compute in float64, or "
@@ -144,12 +146,17 @@ def memory(name: str, found: dict[str, Any]) -> Section:
 
 
 def suspects(name: str, found: Found) -> Section:
-    """Kernels that compute nothing, and those of which no more is known than that they do not compile."""
+    """Of the whole program: what computes nothing, what is accessed narrowly, and what does not compile."""
     rows: Counter[tuple[str, str, str]] = Counter()
     moved: Counter[tuple[str, str, str]] = Counter()
-    for row in micro_step(found):
-        error = found["kernels"].get(row["kernel"], {}).get("error")
-        why = f"does not compile: {error}" if error else "computes nothing" if row["category"] == COPIES else ""
+    for row in found["launches"]:
+        kernel = found["kernels"].get(row["kernel"], {})
+        width = kernel.get("access_bytes") or 16
+        why = "computes nothing" if row["category"] == COPIES else ""
+        if width < 16 and row["category"] not in NOT_STREAMING:
+            why = f"{why}, {width} bytes at a time".removeprefix(", ")
+        if error := kernel.get("error"):
+            why = f"does not compile: {error}"
         if why:
             rows[row["name"], why, row["line"]] += 1
             moved[row["name"], why, row["line"]] += row["bytes"]

@@ -89,16 +89,16 @@ def all_reduce(chip: Card, size: float, gpus: int) -> float:
 # clocks in MHz from the same sheets; Hopper's and B200's clocks are those at which their peaks are stated.
 _GEFORCE = "NVIDIA GeForce"
 _CARDS = {  # driver's name, target, link, memory in GiB as drivers report it, SMs, clock, attention, products
-    "A100": ("NVIDIA A100-SXM4-80GB", "sm_80", 600, 80, 108, 1410, 0.45, 0.94 * 271 / 312),
-    "H100": ("NVIDIA H100 80GB HBM3", "sm_90", 900, 80, 132, 1830, 0.57, 0.94 * 794.5 / 989),  # FA3's forward: 566
-    "H200": ("NVIDIA H200", "sm_90", 900, 141, 132, 1830, 0.57, 0.94 * 794.5 / 989),
-    "B200": ("NVIDIA B200", "sm_100", 1800, 180, 148, 1860, 0.45, 0.94 * 1745 / 2250),
-    "L40S": ("NVIDIA L40S", "sm_89", 32, 45, 142, 2520, 0.45, 0.75),
-    "RTX 3090": (f"{_GEFORCE} RTX 3090", "sm_86", 32, 24, 82, 1695, 0.45, 0.75),
-    "RTX 4090": (f"{_GEFORCE} RTX 4090", "sm_89", 32, 24, 128, 2520, 0.45, 0.75),
-    "RTX 4070": (f"{_GEFORCE} RTX 4070", "sm_89", 32, 12, 46, 2475, 0.45, 0.75),
-    "RTX 5090": (f"{_GEFORCE} RTX 5090", "sm_120", 64, 32, 170, 2407, 0.45, 0.75),
-    "MI300X": ("AMD Instinct MI300X", "gfx942", 896, 192, 304, 2100, 0.45, 0.75),
+    "A100": ("NVIDIA A100-SXM4-80GB", "sm_80", 600, 79.15, 108, 1410, 0.45, 0.94 * 271 / 312),
+    "H100": ("NVIDIA H100 80GB HBM3", "sm_90", 900, 79.11, 132, 1830, 0.57, 0.94 * 794.5 / 989),  # FA3's forward: 566
+    "H200": ("NVIDIA H200", "sm_90", 900, 139.81, 132, 1830, 0.57, 0.94 * 794.5 / 989),
+    "B200": ("NVIDIA B200", "sm_100", 1800, 178.35, 148, 1860, 0.45, 0.94 * 1745 / 2250),
+    "L40S": ("NVIDIA L40S", "sm_89", 32, 44.39, 142, 2520, 0.45, 0.75),
+    "RTX 3090": (f"{_GEFORCE} RTX 3090", "sm_86", 32, 23.69, 82, 1695, 0.45, 0.75),
+    "RTX 4090": (f"{_GEFORCE} RTX 4090", "sm_89", 32, 23.64, 128, 2520, 0.45, 0.75),
+    "RTX 4070": (f"{_GEFORCE} RTX 4070", "sm_89", 32, 11.6, 46, 2475, 0.45, 0.75),
+    "RTX 5090": (f"{_GEFORCE} RTX 5090", "sm_120", 64, 31.36, 170, 2407, 0.45, 0.75),
+    "MI300X": ("AMD Instinct MI300X", "gfx942", 896, 191.98, 304, 2100, 0.45, 0.75),
 }
 
 
@@ -107,8 +107,10 @@ def card(name: str) -> Card:
 
     Raises UserError for a card that is not known (no look-alike is taken instead) and for a file that cannot be read.
     """
-    if name not in _CARDS:
-        raise UserError(f"--card {name!r} is not known; there are {', '.join(_CARDS)}")
+    short = {known.lower().removeprefix("rtx "): known for known in _CARDS}
+    given, name = name, short.get(name.lower().removeprefix("rtx "), "")
+    if not name:
+        raise UserError(f"--card {given!r} is not known; there are {', '.join(_CARDS)}")
     driver, target, link, capacity, sms, clock, attention, gemm = _CARDS[name]
     found = Card(name, driver, target, *_peaks(driver), link * 1e9, capacity * 2**30, sms, clock * 1e6, attention, gemm)
     path = FOLDER / f"{slug(driver)}.json"

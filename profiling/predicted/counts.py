@@ -35,7 +35,7 @@ VARIANTS = {
     "fp8 torch-mlp": (f"{OURS},fp8_mlp_relu2=torch", "current"),
     "fp8 ours": (OURS, "current"),
 }
-DEPTH, LAYERS, ROWS, T, VOCABULARY = 24, (2, 4), 16, 2048, 32768  # lowered: the width of a depth, rows of T tokens
+DEPTH, LAYERS, ROWS, T, VOCABULARY = 24, (4, 6), 16, 2048, 32768  # lowered: the width of a depth, rows of T tokens
 FEW = replace(model_config(DEPTH, VOCABULARY, T), n_layer=LAYERS[0])
 
 Cell = list[float]  # launches, bytes, FLOPs

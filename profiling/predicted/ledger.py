@@ -61,7 +61,8 @@ SWITCHED = """## With and without each change, as compiled for an H100
 
 Four layers of the width of depth 24, 16 rows: a forward and a backward whose gradients are added to others, or the
 updates; the peak is that of 24 layers (`python -m profiling ablate`, `python -m profiling mends`). All other changes
-are there in both. Where a card was measured, that decides which ops run, not these counts. Below 16 bytes at a time:
+are there in both. Where a card was measured, that decides which ops run, not these counts. An op that streams more so
+holds less: its backward computes again what the compiler keeps. Below 16 bytes at a time:
 what kernels stream whose loads and stores are mostly so narrow, as their machine code says; read for the first rows.
 
 """
@@ -97,12 +98,10 @@ def predicted(first: str, known: dict[str, str]) -> str:
 def checked(variant: str) -> str:
     """Bytes by part as compiled, and as they were counted by hand."""
     now = job(variant)
-    mine = by_hand.moved(now.config, now.tokens, now.micro, ours=variant == "ours", fp8=False)
     text = f"## A step's bytes on one GPU, as compiled and as counted by hand: {variant}\n\n"
     text += "| part | compiled | by hand | why they differ |\n|---|---|---|---|\n"
-    for name, size in moved(now).items():
-        hand = f"{mine[name] / 1e9:.1f} GB" if name in mine else ""
-        text += f"| {name} | {size / 1e9:.1f} GB | {hand} | {by_hand.DIFFERENCES.get(name, '')} |\n"
+    for name, size, hand, why in by_hand.compared(variant, now.config, now.tokens, now.micro, moved(now)):
+        text += f"| {name} | {size / 1e9:.1f} GB | {'' if hand is None else f'{hand / 1e9:.1f} GB'} | {why} |\n"
     return text + "\n"
 
 

@@ -19,6 +19,7 @@ from kernels.architectures import ALL_TARGETS
 from profiling.predicted.cards import Card
 
 LARGE = 32e6  # bytes: from there on a kernel is said to stream
+BACKWARD = 0.8  # of the rate of attention's forward is what its backward reaches
 PRODUCTS = 16  # FLOPs a byte: only matrix products do more
 
 # Relative errors: (usual, nine in ten are within it).
