@@ -8,6 +8,7 @@ import pytest
 
 from nanochat.recipe import model_config
 from profiling.compiled import lower, null_device, sections
+from profiling.predicted import ledger, simulate
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "profiling" / "compiled"
@@ -59,6 +60,15 @@ def test_inductors_template_counts_as_our_product_does():
     made, ours = found["sums"]["auto,mlp_relu2=inductor"], summary("auto,mlp_relu2=triton")["sums"]
     assert found["sums"]["plain"] == ours["plain"]
     assert {what: made[what] for what in ROWS} == {what: ours["auto,mlp_relu2=triton"][what] for what in ROWS}
+
+
+@pytest.mark.parametrize("variant, kernels", [("plain", "plain"), ("ours", "auto"), ("relu2", "auto,mlp_relu2=triton")])
+def test_what_is_taken_from_few_layers_is_nearly_the_whole_depth(variant, kernels):
+    """The simulator and the ledger count four and six layers, the README all 24."""
+    streaming, launches = simulate.streamed(ledger.job(variant))
+    whole = summary("auto" if kernels == "plain" else kernels)["sums"][kernels]
+    assert streaming == pytest.approx(1e9 * whole["streaming_gigabytes"], rel=0.02)
+    assert launches == pytest.approx(whole["launches"], rel=0.02)
 
 
 @pytest.mark.parametrize("what", ROWS)

@@ -26,8 +26,8 @@ DIFFERENCES = {
     SUMS: "by hand without fills, and with the cast once a step, which compiled is the optimizer's; of fp8 no weight "
     "is cast, and the head's gradient is added in chunks",
     TABLES: "compiled: the forward's reading too, and tables counted whole",
-    OPTIMIZER: "by hand each tensor once; compiled also whether gradients are finite, their zeros, what reductions "
-    "read again, and plain's stacks",
+    OPTIMIZER: "by hand each tensor once; compiled also whether gradients are finite and their zeros, and plain's Muon "
+    "in several passes over stacks",
     RELU2: "compiled without the pass that a neighbour's kernel saves",
     GLUE: "relu² and rounding to fp8; compiled with sums that Inductor fuses with them, which by hand are the norms'",
 }
