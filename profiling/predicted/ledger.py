@@ -51,9 +51,8 @@ the context, from the launches and bytes of the compiled step (`python -m profil
 run a step of depth 12 (below) and single ops. The whole step is within ±{band:.0%} of what was published
 (`python -m profiling points`); what a change saves is less certain. A row has all rows above it; one that begins with
 "or" stands in place of the row above.
-Streamed: bytes of a forward and a backward that are of no matrix product or attention. They and the launches are counted
-with 4 and with 6 layers: what two layers add is taken for all others, which is within 2% of the whole depth compiled (the
-README's table).
+Streamed: bytes of a forward and a backward that are of no matrix product or attention. They and the launches are of
+steps with 4 and 6 layers: what these two add is taken for all others, within 2% of the whole depth compiled (README).
 What no part explains is fitted, so that the whole meets one published step: that it does says nothing of the parts.
 
 """
