@@ -55,3 +55,14 @@ def gpus(monkeypatch, *cards, archs=CU130):
     )
     for name, stub in stubs.items():
         monkeypatch.setattr(torch.cuda, name, stub)
+
+
+def lost(monkeypatch):
+    """A GPU on which a kernel has read what is not its own: every later call raises the same."""
+
+    def call(*_):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, call)

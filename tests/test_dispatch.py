@@ -3,13 +3,18 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import standins
+import tiny
 import torch
 
 import kernels
 from kernels import OPS, dispatch, measured, triton_utils, tuned
+from kernels.attention import backends
 
 ROOT = Path(__file__).parent.parent
 needs_triton = pytest.mark.skipif(not triton_utils.INSTALLED, reason="Triton is not installed")
@@ -172,6 +177,52 @@ def test_a_failed_probe_is_said_once_and_falls_back_for_this_configuration(h100)
     assert dispatch.refusal("flash_attention", torch.float16, 128, 0)  # a second warning would be an error
     assert dispatch.refusal("flash_attention", torch.float16, 64, 0) == ""
     assert dispatch.refusal("rotary", torch.bfloat16, 64, 0) == ""
+
+
+def test_a_probe_that_breaks_the_gpu_ends_with_what_to_do(h100):
+    """PyTorch cannot take over: the next call on the card would raise the same."""
+
+    def broken(*_):
+        torch.cuda.synchronize()
+
+    h100.setattr(dispatch.probing, "check", broken)
+    h100.setenv("NANOCHAT_KERNELS", "auto,rotary=torch")
+    standins.lost(h100)
+    said = r"rms_norm \(bfloat16, size 64\): CUDA error: an illegal memory access .*; this .* no more: start again"
+    with pytest.raises(dispatch.Lost, match=said + " with NANOCHAT_KERNELS=auto,rotary=torch,rms_norm=torch$"):
+        dispatch.refusal("rms_norm", torch.bfloat16, 64, 0)
+    h100.setattr(torch.cuda, "synchronize", lambda *_: None)
+    h100.setattr(dispatch.probing, "check", lambda *_: 1 / 0)
+    with pytest.warns(UserWarning, match="runs on PyTorch"):
+        assert dispatch.refusal("rms_norm", torch.bfloat16, 128, 0)
+
+
+def test_a_script_that_loses_its_gpu_ends_with_one_sentence(capsys):
+    def main():
+        raise dispatch.Lost("rms_norm: an illegal memory access; start again with NANOCHAT_KERNELS=auto,rms_norm=torch")
+
+    assert tiny.called(main) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: rms_norm: an illegal memory access; start again") and error.count("\n") == 1
+
+
+def test_what_a_capture_forbids_breaks_no_gpu(h100):
+    standins.lost(h100)
+
+    def forbidden(*_):
+        raise torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing")
+
+    h100.setattr(torch.cuda, "synchronize", forbidden)
+    dispatch.check_alive("rms_norm", "")
+
+
+def test_an_attention_of_another_package_that_breaks_the_gpu_is_named(h100):
+    standins.lost(h100)
+    h100.setattr(dispatch, "with_memory", lambda call: torch.cuda.synchronize())
+    h100.setitem(sys.modules, "made_up", SimpleNamespace(flash_attn_func=None))
+    backend = replace(next(iter(backends.BACKENDS.values())), module="made_up")
+    with pytest.raises(dispatch.Lost, match="flash_attention: .* does not work here .*,flash_attention=torch$"):
+        backends._outcome(backend, torch.bfloat16, 64, torch.device("cuda", 0))
 
 
 def test_cards_below_8_0_take_kernels_only_where_measured(h100):
