@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import torch
 
+from nanochat import hardware
+
 # By what they report: name, compute capability, GiB.
 CARDS = {
     "H100": ("NVIDIA H100 80GB HBM3", (9, 0), 79.1),
@@ -55,6 +57,7 @@ def gpus(monkeypatch, *cards, archs=CU130):
     )
     for name, stub in stubs.items():
         monkeypatch.setattr(torch.cuda, name, stub)
+    monkeypatch.setattr(hardware, "try_allocator", lambda device, rank: None)
 
 
 def lost(monkeypatch):
