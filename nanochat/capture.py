@@ -12,6 +12,9 @@ import torch
 
 CAPTURING = threading.Lock()  # torch captures one graph at a time, whichever thread and card it is for
 T = TypeVar("T")
+# Whether a graph whose capture failed keeps its hold on the pool's memory for ever: torch's issue 190348, mended since,
+# and in ROCm's builds. What is let go twice would be taken from other graphs.
+KEEPS_POOL = torch.__version__.startswith(("2.11.", "2.12.", "2.13.0")) and not torch.version.hip
 
 
 class _Streams(threading.local):
@@ -35,12 +38,20 @@ def stream_of(card: int) -> torch.cuda.Stream:
     return _STREAMS.of[card]
 
 
+def empty_cache() -> None:
+    """As torch's, after a failure that one of its own must not hide."""
+    with suppress(RuntimeError):
+        torch.cuda.empty_cache()
+
+
 def captured(prepare: Callable[[], Callable[[], T]], pool: Any, warm: int) -> tuple[torch.cuda.CUDAGraph, T]:
     """(the graph of a call, what it returned) on the current card, captured after `warm` runs on the same stream.
 
     `prepare` does what shall not be in the graph and returns the call. Raises what capturing raises; then too the
-    thread's stream is the one before, and the allocator is not left capturing.
+    thread's stream is the one before, the allocator is not left capturing, and `empty_cache` frees what was reserved,
+    as soon as the exception is gone.
     """
+    held = False  # whether the graph has a hold on the pool
     before, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
     stream = stream_of(torch.cuda.current_device())
     stream.wait_stream(before)
@@ -51,12 +62,21 @@ def captured(prepare: Callable[[], Callable[[], T]], pool: Any, warm: int) -> tu
         try:
             mode = "thread_local"  # others allocate meanwhile
             with CAPTURING, torch.cuda.graph(graph, pool, stream, capture_error_mode=mode):
+                held = True
                 result = call()
         except BaseException:
+            card = torch.cuda.current_device()
             # Where ending a capture fails, torch (2.11, 2.13) goes before it tells its allocator, which from then on
             # asserts in empty_cache. It raises where it was told.
             with suppress(Exception):
-                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+                torch._C._cuda_endAllocateToPool(card, pool)
+                held = True
+            with suppress(Exception):
+                graph.pool()  # raises unless the capture ended well: only the call failed, and the graph lets go itself
+                held = False
+            if held and KEEPS_POOL:
+                with suppress(Exception):
+                    torch._C._cuda_releasePool(card, pool)
             _STREAMS.of.clear()  # it may be capturing still
             raise
     before.wait_stream(stream)
