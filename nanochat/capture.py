@@ -4,8 +4,8 @@ Source: torch's notes on CUDA graphs.
 """
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -38,6 +38,18 @@ def stream_of(card: int) -> torch.cuda.Stream:
     return _STREAMS.of[card]
 
 
+@contextmanager
+def on_this_stream() -> Iterator[None]:
+    """Within it autograd runs nodes that an earlier backward has left on the stream that captures, not on their own,
+    which would be an error (from torch 2.13 on). For the whole process: within CAPTURING."""
+    override = getattr(torch.autograd.graph, "set_override_stale_capture_stream", lambda enabled: None)
+    override(True)
+    try:
+        yield
+    finally:
+        override(False)
+
+
 def empty_cache() -> None:
     """As torch's, after a failure that one of its own must not hide."""
     with suppress(RuntimeError):
@@ -61,7 +73,7 @@ def captured(prepare: Callable[[], Callable[[], T]], pool: Any, warm: int) -> tu
         call = prepare()
         try:
             mode = "thread_local"  # others allocate meanwhile
-            with CAPTURING, torch.cuda.graph(graph, pool, stream, capture_error_mode=mode):
+            with CAPTURING, on_this_stream(), torch.cuda.graph(graph, pool, stream, capture_error_mode=mode):
                 held = True
                 result = call()
         except BaseException:

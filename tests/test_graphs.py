@@ -318,6 +318,21 @@ def test_what_torch_lets_go_itself_is_not_let_go_twice(cards, monkeypatch):
     assert cards.holds.total() == 1
 
 
+@pytest.mark.skipif(not hasattr(torch._C, "_override_stale_capture_stream"), reason="torch before 2.13")
+@pytest.mark.parametrize("where", ["", "body"])
+def test_while_it_captures_autograd_stays_on_that_stream(cards, where):
+    cards.fails, seen = where, []
+
+    def call():
+        seen.append((cards.capturing is not None, torch._C._override_stale_capture_stream()))
+        if cards.capturing:
+            cards.failing("body")
+
+    with pytest.raises(RuntimeError) if where else nullcontext():
+        capture.captured(lambda: call, object(), warm=1)
+    assert seen == [(False, False), (True, True)] and not torch._C._override_stale_capture_stream()
+
+
 def test_numbers_reach_a_card_from_pinned_memory_and_nobody_waits(monkeypatch):
     class Made:
         def __init__(self, values, dtype, pin_memory):
