@@ -357,6 +357,30 @@ def test_where_nothing_was_measured_the_counts_of_the_compiled_step_decide(count
     assert refusal("rotary", True) == ""  # nor is this kind of card
 
 
+def test_counts_are_of_a_step_in_bfloat16(counts):
+    """float16 has the same bytes; weights and moments are float32 there too."""
+    counts.setitem(COUNTS["sm_90"], "adamw_", dict(streaming=1.1, peak=1.0, flops=1.0))
+    refusal = lambda op, dtype: dispatch.refusal(op, dtype, 512, 0, True)
+    assert "counts" in refusal("rotary", torch.bfloat16) and "counts" in refusal("rotary", torch.float16)
+    assert refusal("rotary", torch.float32) == ""
+    assert "counts" in refusal("adamw_", torch.float32)
+
+
+@pytest.mark.parametrize("name", ["polar_express", "newton_schulz", "flash_attention"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_products_in_float32_are_pytorchs_until_they_were_measured(counts, name, compiled):
+    """Ours are IEEE's, on the ordinary units; a float16 training orthogonalises in float32."""
+    counts.setitem(COUNTS["sm_90"], name, dict(streaming=0.5, peak=0.5, flops=0.5))
+    assert "no measurement" in dispatch.refusal(name, torch.float32, 128, 0, compiled)
+    assert dispatch.refusal(name, torch.bfloat16, 128, 0, compiled) == ""
+    measured.adopt({name: [dict(dtype="float32", config={}, ms=1.0, reference_ms=2.0)]})
+    dispatch.forget()
+    try:
+        assert dispatch.refusal(name, torch.float32, 128, 0, compiled) == ""
+    finally:
+        measured.adopt({})
+
+
 def test_a_measurement_overrules_the_counts(counts):
     row = lambda ms, reference: [dict(dtype="*", config={}, ms=ms, reference_ms=reference)]
     measured.adopt(dict(rotary=row(1.0, 2.0), rms_norm=row(2.0, 1.0)))
