@@ -59,7 +59,7 @@ def main() -> None:
             readme.write()
         else:
             describe()
-    except ValueError as problem:
+    except (ValueError, dispatch.Lost) as problem:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except OSError as problem:  # a file that cannot be read or written
@@ -115,6 +115,8 @@ def tune_and_store(flags: argparse.Namespace) -> None:
         tuning.tune(tuning.registered_cases(chosen_ops(flags.op)), 60 * flags.minutes, keep=keep)
     except KeyboardInterrupt:
         stopped = True
+    except dispatch.Lost as problem:
+        raise dispatch.Lost(f"{problem}, or tune the others (--op): what was found is kept") from None
     index = torch.cuda.current_device()
     path = tuned.FOLDER / f"{tuned.architecture(index)}.json" if flags.into_repo else measured.path(index)
     print(("stopped; " if stopped else "") + (f"written: {path}" if path.exists() else "nothing was written"))

@@ -39,6 +39,10 @@ class Refused(ValueError):
     """A setting, NANOCHAT_KERNELS or use(), asks for what cannot run this call here."""
 
 
+class Lost(BaseException):
+    """A kernel has failed so that this process can use its GPU no more. No `except Exception` is to go on from it."""
+
+
 def parse(setting: str) -> dict[str, str]:
     """From "auto,rotary=torch" to {"*": "auto", "rotary": "torch"}. Raises ValueError for what it cannot read."""
     modes = {"*": "auto"}
@@ -191,16 +195,38 @@ def probe(op: str, dtype: torch.dtype, size: int, index: int) -> str:
     """Runs small cases of an op, forward and backward, in Triton on a GPU; "" if right, else what went wrong.
 
     A GPU's presence proves nothing: driver, compiler and card must fit together, and a configuration may ask for more
-    registers or shared memory than the card has. A failure is warned about.
+    registers or shared memory than the card has. A failure is warned about. Raises Lost where it leaves no GPU.
     """
     try:
         with_memory(lambda: probing.check(op, dtype, size, torch.device("cuda", index)))
     except Exception as problem:  # whatever a driver or compiler throws
         reason = f"{type(problem).__name__}: {problem}".split("\n")[0]
         what = f"{op} ({str(dtype)[6:]}, size {size})"
+        check_alive(what, without(op), index)
         warnings.warn(f"kernels: {what} runs on PyTorch, its Triton kernel failed here: {reason}", stacklevel=2)
         return reason
     return ""
+
+
+def check_alive(what: str, remedy: str, index: int | None = None) -> None:
+    """Raises Lost where a GPU is of no more use after `what` has failed there; nothing where there is none.
+
+    After an illegal memory access, say, every later call in this process raises the same again.
+    """
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize(index)
+    except RuntimeError as problem:
+        error = str(problem).split("\n")[0]
+        if "captur" not in error:  # what must not be called while a graph is captured says nothing
+            raise Lost(f"{what}: {error}; this process can use its GPU no more: start again with {remedy}") from None
+
+
+def without(*ops: str) -> str:
+    """The setting that leaves ops to PyTorch, in words for the user."""
+    setting = os.environ.get("NANOCHAT_KERNELS") or "auto"
+    return "NANOCHAT_KERNELS=" + ",".join([setting, *(f"{op}=torch" for op in ops)])
 
 
 def with_memory(call: Callable[[], None]) -> None:

@@ -13,6 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -177,6 +178,7 @@ def climb(
                 check(config)
                 now, then = timed([trial(config), trial(best)])
             except Exception as problem:  # too much shared memory, too many registers: not a candidate
+                dispatch.check_alive(f"{op.name}, {config}", dispatch.without(op.name))
                 say(f"{op.name}: {config} does not run: {str(problem).splitlines()[:1]}")
                 continue
             finally:
@@ -229,7 +231,8 @@ def tune(
     """Rows by op for its cases, one of each size, as far as the time goes; progress is said.
 
     The ops that are left share the time that is left. The reference is compiled for an op's first case only. `keep`
-    gets all rows so far after every op. This process uses them from then on. Raises ValueError without a CUDA device.
+    gets all rows so far after every op. This process uses them from then on. Raises ValueError without a CUDA device,
+    dispatch.Lost where a candidate has made it useless.
     """
     if not torch.cuda.is_available():
         raise ValueError("tuning needs a CUDA device, and there is none here")
@@ -251,11 +254,11 @@ def tune(
             try:
                 mine = share(until, len(sizes) - j)
                 rows = measure(OPS[name], case, dtype, searched, mine, reference and not j, say)
-            except torch.OutOfMemoryError:
-                say(f"{what}: not tuned: it does not fit in the memory of this card")
-                memory = True
             except Exception as problem:  # its kernels do not run here: dispatch will find out and say so
-                say(f"{what}: not tuned: {type(problem).__name__}: {str(problem).splitlines()[:1]}")
+                dispatch.check_alive(what, dispatch.without(name))
+                memory = isinstance(problem, torch.OutOfMemoryError)
+                why = f"{type(problem).__name__}: {str(problem).splitlines()[:1]}"
+                say(f"{what}: not tuned: {'it does not fit in the memory of this card' if memory else why}")
             else:
                 found = _merged(found, rows)
                 for part, (row,) in rows.items():
@@ -263,7 +266,8 @@ def tune(
                     say(f"{part:24} {row['ms']:.4f} ms{beside}, {row['config']}")
             measured.adopt(found)
             if memory:
-                torch.cuda.empty_cache()  # only now: the exception held what was allocated
+                with suppress(RuntimeError):
+                    torch.cuda.empty_cache()  # only now: the exception held what was allocated
         dispatch.forget()
         keep(found)
     return found

@@ -172,17 +172,17 @@ def run_script(main: Callable[[], None], goes_on: bool = False) -> NoReturn:
 
 def _first(main: Callable[[], None]) -> None:
     """Runs main; of several ranks that fail, only the first says why. A full memory of a GPU is said in a sentence, and
-    what NANOCHAT_KERNELS asks for in vain."""
+    what NANOCHAT_KERNELS asks for in vain, or a GPU that a kernel has made useless."""
     try:
         main()
-    except Exception as error:
+    except (Exception, getattr(sys.modules.get("kernels.dispatch"), "Lost", Exception)) as error:
         if isinstance(error, RuntimeError) and "out of memory" in str(error):  # torch's, whatever its class
             error = UserError(f"{'. '.join(str(error).splitlines()[0].split('. ')[:3])}; {LESS}")
         if "torch" in sys.modules:
-            from kernels.dispatch import Refused
+            from kernels.dispatch import Lost, Refused
             from nanochat.consensus import report_first
 
-            error = UserError(str(error)) if isinstance(error, Refused) else error
+            error = UserError(str(error)) if isinstance(error, (Lost, Refused)) else error
             report_first(error)
         raise error
 

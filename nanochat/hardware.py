@@ -93,7 +93,7 @@ def setup(device_type: str = "") -> Hardware:
     be used, and rather than pass over a GPU of 8 GB or more in silence.
     """
     rank, local_rank, world = place()
-    set_allocator()
+    expands = set_allocator()
     device_type = pick(device_type, local_rank)
     try:
         check_setting()
@@ -102,6 +102,8 @@ def setup(device_type: str = "") -> Hardware:
     device = torch.device(f"cuda:{local_rank}" if device_type == "cuda" else device_type)
     if device_type == "cuda":
         torch.cuda.set_device(device)
+        if expands:
+            try_allocator(device, rank)
         torch.set_float32_matmul_precision("high")
     if device_type == "cpu":
         repeat_bitwise()
@@ -143,17 +145,36 @@ def pick(asked: str, index: int) -> str:
 
 
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+DXG = Path("/dev/dxg")  # Windows's GPU in its Linux, whatever the kernel's name
 
 
-def set_allocator() -> None:
+def set_allocator() -> bool:
     """Lets the caching allocator grow its segments, so that less memory is lost between them; before CUDA starts.
 
     Not where the user set it otherwise, nor on Windows, its Linux (where mapping memory fails) or ROCm before 7.
+    Returns whether it was set here.
     """
-    linux = sys.platform == "linux" and "microsoft" not in os.uname().release.lower()
+    linux = sys.platform == "linux" and "microsoft" not in os.uname().release.lower() and not DXG.exists()
     old_rocm = bool(torch.version.hip) and int(str(torch.version.hip).split(".")[0]) < 7
-    if linux and not old_rocm and not any(name in os.environ for name in ALLOCATOR):
+    wanted = linux and not old_rocm and not any(name in os.environ for name in ALLOCATOR)
+    if wanted:
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    return wanted
+
+
+def try_allocator(device: torch.device, rank: int) -> None:
+    """Allocates for the first time, and without such segments from then on where that fails: some virtual GPUs have no
+    virtual memory management, and nothing else tells."""
+    try:
+        torch.empty(1, device=device)
+    except RuntimeError as problem:
+        why = str(problem).split("\n")[0]
+        if "driver error" not in why:
+            raise
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:False"  # for processes that this one starts
+        torch._C._accelerator_setAllocatorSettings(os.environ["PYTORCH_ALLOC_CONF"])
+        if rank == 0:
+            print(f"note: this GPU cannot map memory ({why}): its memory is allocated in fixed segments", flush=True)
 
 
 def repeat_bitwise() -> None:

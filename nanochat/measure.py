@@ -15,6 +15,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -204,10 +205,14 @@ def _measured(config: GPTConfig, rows: int, hardware: Hardware, fp8: str, say: S
     try:
         with torch.random.fork_rng([]):  # what training draws next stays the same
             return measure(config, rows, hardware, fp8, say)
+    except dispatch.Lost as problem:
+        raise dispatch.Lost(f"{problem}, or with --no-tune, which measures nothing") from None
     except Exception as problem:  # out of memory, a compiler's failure: training will say it if it meets the same
+        dispatch.check_alive("measuring what pays", "--no-tune, which measures nothing")
         say(f"nothing was measured: {type(problem).__name__}: {str(problem).splitlines()[:1]}; kernels as by default")
         torch._dynamo.reset()
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
         return None
     finally:  # ranks adopt the same, each the choice that is handed to it
         measured.adopt(None)
@@ -259,6 +264,7 @@ def measure(
                 first = other.warm()
                 now, then = in_turns(other, before)
             except RuntimeError as problem:  # out of memory, say: what runs stays
+                dispatch.check_alive(f"a step with {change}", dispatch.without(*GROUPS.get(group, ("mlp_relu2",))))
                 say(f"{group}: not measured: {str(problem).splitlines()[:1]}")
                 before = other = best  # what was made is let go
                 continue

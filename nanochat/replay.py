@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanochat.capture import captured
+from nanochat.capture import captured, empty_cache
 from nanochat.optim import MuonAdamW
 
 PLAIN = 2  # micro-batches run as they are, before a capture: kernels are probed and compiled in them
@@ -56,7 +56,9 @@ class Replayed:
         if self.wanted() and not self.problem and self._calls > PLAIN:
             if self._graphs is None:
                 self._graphs = self._captured(inputs.clone(), targets.clone(), loss_reduction)
-            if self._graphs is not None:
+            if self._graphs is None:
+                empty_cache()  # only now: the exception held what was captured
+            else:
                 return _Replay.apply(self._anchor, self._graphs, inputs, targets)
         return self.model(inputs, targets, loss_reduction=loss_reduction)
 

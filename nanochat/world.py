@@ -41,7 +41,8 @@ def _number(name: str, value: str) -> int:
 
 
 def meet(backend: str, device: torch.device | None, rank: int, world: int) -> None:
-    """Joins the process group, and says for whom it waits when that takes long. Raises UserError where nobody comes."""
+    """Joins the process group, and says for whom it waits when that takes long. Raises UserError where nobody comes,
+    or NCCL does not start."""
     at = f"MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT {os.environ['MASTER_PORT']}"
     waiting = f"note: rank {rank} waits for the others of WORLD_SIZE {world} at {at}; {ALONE}"
     said = threading.Timer(TO_BE_SAID, print, [waiting], dict(flush=True))
@@ -52,5 +53,11 @@ def meet(backend: str, device: torch.device | None, rank: int, world: int) -> No
     except (dist.DistNetworkError, dist.DistStoreError) as problem:
         why = str(problem).splitlines()[0]
         raise UserError(f"rank {rank} of {world} cannot meet the others at {at}: {why}; {ALONE}") from None
+    except dist.DistBackendError as problem:  # with a device, NCCL starts here already
+        why = next((line for line in reversed(str(problem).splitlines()) if line.strip()), "")
+        raise UserError(
+            f"rank {rank} of {world}: NCCL could not start: {why}; NCCL_DEBUG=INFO says more; in docker: --ipc=host "
+            "(or --shm-size)"
+        ) from None
     finally:
         said.cancel()

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import torch
 
+from nanochat import hardware
+
 # By what they report: name, compute capability, GiB.
 CARDS = {
     "H100": ("NVIDIA H100 80GB HBM3", (9, 0), 79.1),
@@ -55,3 +57,15 @@ def gpus(monkeypatch, *cards, archs=CU130):
     )
     for name, stub in stubs.items():
         monkeypatch.setattr(torch.cuda, name, stub)
+    monkeypatch.setattr(hardware, "try_allocator", lambda device, rank: None)
+
+
+def lost(monkeypatch):
+    """A GPU on which a kernel has read what is not its own: every later call raises the same."""
+
+    def call(*_):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, call)

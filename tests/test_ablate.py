@@ -39,7 +39,7 @@ def test_an_op_is_taken_where_the_step_moves_or_holds_or_multiplies_less_with_it
         cells = own if len(own) > 1 else ablate.of_like(own[""], program, COUNTS)
         for op in set(cells) - {"", *tuned.UNPROVEN}:
             less = any(cells[""][what] < (1 - 5e-4) * cells[op][what] for what in tuned.COUNTED)
-            taken, _ = tuned.verdict(op, torch.float64, 64, torch.device("cuda", 0), True)
+            taken, _ = tuned.verdict(op, torch.bfloat16, 64, torch.device("cuda", 0), True)
             assert taken == (less or op in tuned.KEPT), op
 
 

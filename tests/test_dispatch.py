@@ -3,13 +3,18 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import standins
+import tiny
 import torch
 
 import kernels
 from kernels import OPS, dispatch, measured, triton_utils, tuned
+from kernels.attention import backends
 
 ROOT = Path(__file__).parent.parent
 needs_triton = pytest.mark.skipif(not triton_utils.INSTALLED, reason="Triton is not installed")
@@ -174,6 +179,52 @@ def test_a_failed_probe_is_said_once_and_falls_back_for_this_configuration(h100)
     assert dispatch.refusal("rotary", torch.bfloat16, 64, 0) == ""
 
 
+def test_a_probe_that_breaks_the_gpu_ends_with_what_to_do(h100):
+    """PyTorch cannot take over: the next call on the card would raise the same."""
+
+    def broken(*_):
+        torch.cuda.synchronize()
+
+    h100.setattr(dispatch.probing, "check", broken)
+    h100.setenv("NANOCHAT_KERNELS", "auto,rotary=torch")
+    standins.lost(h100)
+    said = r"rms_norm \(bfloat16, size 64\): CUDA error: an illegal memory access .*; this .* no more: start again"
+    with pytest.raises(dispatch.Lost, match=said + " with NANOCHAT_KERNELS=auto,rotary=torch,rms_norm=torch$"):
+        dispatch.refusal("rms_norm", torch.bfloat16, 64, 0)
+    h100.setattr(torch.cuda, "synchronize", lambda *_: None)
+    h100.setattr(dispatch.probing, "check", lambda *_: 1 / 0)
+    with pytest.warns(UserWarning, match="runs on PyTorch"):
+        assert dispatch.refusal("rms_norm", torch.bfloat16, 128, 0)
+
+
+def test_a_script_that_loses_its_gpu_ends_with_one_sentence(capsys):
+    def main():
+        raise dispatch.Lost("rms_norm: an illegal memory access; start again with NANOCHAT_KERNELS=auto,rms_norm=torch")
+
+    assert tiny.called(main) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: rms_norm: an illegal memory access; start again") and error.count("\n") == 1
+
+
+def test_what_a_capture_forbids_breaks_no_gpu(h100):
+    standins.lost(h100)
+
+    def forbidden(*_):
+        raise torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing")
+
+    h100.setattr(torch.cuda, "synchronize", forbidden)
+    dispatch.check_alive("rms_norm", "")
+
+
+def test_an_attention_of_another_package_that_breaks_the_gpu_is_named(h100):
+    standins.lost(h100)
+    h100.setattr(dispatch, "with_memory", lambda call: torch.cuda.synchronize())
+    h100.setitem(sys.modules, "made_up", SimpleNamespace(flash_attn_func=None))
+    backend = replace(next(iter(backends.BACKENDS.values())), module="made_up")
+    with pytest.raises(dispatch.Lost, match="flash_attention: .* does not work here .*,flash_attention=torch$"):
+        backends._outcome(backend, torch.bfloat16, 64, torch.device("cuda", 0))
+
+
 def test_cards_below_8_0_take_kernels_only_where_measured(h100):
     h100.setattr(dispatch.probing, "check", lambda *_: None)
     h100.setattr(torch.cuda, "get_device_capability", lambda index=None: (7, 5))
@@ -304,6 +355,30 @@ def test_where_nothing_was_measured_the_counts_of_the_compiled_step_decide(count
     counts.setattr(tuned, "architecture", lambda index: "sm_75")
     dispatch.forget()
     assert refusal("rotary", True) == ""  # nor is this kind of card
+
+
+def test_counts_are_of_a_step_in_bfloat16(counts):
+    """float16 has the same bytes; weights and moments are float32 there too."""
+    counts.setitem(COUNTS["sm_90"], "adamw_", dict(streaming=1.1, peak=1.0, flops=1.0))
+    refusal = lambda op, dtype: dispatch.refusal(op, dtype, 512, 0, True)
+    assert "counts" in refusal("rotary", torch.bfloat16) and "counts" in refusal("rotary", torch.float16)
+    assert refusal("rotary", torch.float32) == ""
+    assert "counts" in refusal("adamw_", torch.float32)
+
+
+@pytest.mark.parametrize("name", ["polar_express", "newton_schulz", "flash_attention"])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_products_in_float32_are_pytorchs_until_they_were_measured(counts, name, compiled):
+    """Ours are IEEE's, on the ordinary units; a float16 training orthogonalises in float32."""
+    counts.setitem(COUNTS["sm_90"], name, dict(streaming=0.5, peak=0.5, flops=0.5))
+    assert "no measurement" in dispatch.refusal(name, torch.float32, 128, 0, compiled)
+    assert dispatch.refusal(name, torch.bfloat16, 128, 0, compiled) == ""
+    measured.adopt({name: [dict(dtype="float32", config={}, ms=1.0, reference_ms=2.0)]})
+    dispatch.forget()
+    try:
+        assert dispatch.refusal(name, torch.float32, 128, 0, compiled) == ""
+    finally:
+        measured.adopt({})
 
 
 def test_a_measurement_overrules_the_counts(counts):

@@ -9,7 +9,10 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -18,7 +21,7 @@ import torch
 from benchmarks import timer
 from kernels import traffic, triton_utils, use
 from kernels.attention import triton_decode
-from nanochat import capture
+from nanochat import capture, replay
 from nanochat.engine import Engine, Request, Sampling
 from nanochat.engine import graphs as engine_graphs
 from nanochat.engine.cache import Slots
@@ -26,6 +29,8 @@ from nanochat.engine.decode import Decoder
 from nanochat.engine.engine import KINDS, PREFILLS
 from nanochat.engine.graphs import WARM, Graphs
 from nanochat.engine.sampling import moved
+
+WHERE = ["begin", "start", "body", "end", "memory"]  # where capturing fails
 
 
 class Stream:
@@ -47,15 +52,27 @@ class Graph:
     """Notes on which card and stream it was captured and replayed."""
 
     cards: "Cards"
+    ended = False
+
+    def __del__(self):
+        if self.ended:
+            self.cards.holds.subtract([(self.device, *self.of)])
+
+    def pool(self):
+        if not self.ended:
+            raise RuntimeError("without a preceding successful capture")
+        return self.of[0]
 
     def capture_begin(self, *pool, **options):
         cards = self.cards
         cards.failing("begin")
         assert cards.capturing is None, "two captures at a time"
         assert options["capture_error_mode"] == "thread_local"
-        cards.capturing = self
-        self.pool, self.device = pool, cards.current_device()
+        self.of, self.device = pool, cards.current_device()
         cards.underway.append((self.device, *pool))
+        cards.holds.update(cards.underway[-1:])
+        cards.failing("start")
+        cards.capturing = self
         self.stream = torch.cuda.current_stream()
         time.sleep(0.01)  # for another thread to begin one too
 
@@ -64,7 +81,8 @@ class Graph:
         self.cards.failing("end")
         if self.cards.fails == "body":
             raise RuntimeError("the capture is not valid any more, as an operation was not permitted at the body")
-        self.cards.end_allocate(self.device, *self.pool)
+        self.cards.end_allocate(self.device, *self.of)
+        self.ended = True
 
     def replay(self):
         assert self.cards.capturing is not self
@@ -82,6 +100,7 @@ class Cards:
         self.defaults = [Stream(self, f"cuda:{i}") for i in range(2)]
         self.capturing, self.fails, self.all, self.replays, self.runs = None, "", [], [], []
         self.underway = []  # captures that the allocator knows of
+        self.holds, self.emptied = Counter(), []  # of each pool, and those when the cache was emptied after a failure
         cards = self
 
         class device:
@@ -101,7 +120,8 @@ class Cards:
         for name, value in dict(
             device=device, Stream=lambda device=None: Stream(cards, device), CUDAGraph=type("CUDAGraph", (Graph,),
             dict(cards=self)), current_device=self.current_device, current_stream=self.current_stream,
-            synchronize=lambda *_: None, empty_cache=lambda: None, graph_pool_handle=object,
+            synchronize=lambda *_: None, graph_pool_handle=object,
+            empty_cache=lambda: self.emptied.append(self.holds.total()),
             _get_device_index=lambda *_: self.current_device(), _set_stream_by_id=set_stream_by_id,
         ).items():  # fmt: skip
             monkeypatch.setattr(torch.cuda, name, value)
@@ -109,6 +129,9 @@ class Cards:
         monkeypatch.setattr(capture, "_STREAMS", capture._Streams())
         monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocate, raising=False)
+        monkeypatch.setattr(capture, "KEEPS_POOL", True)
+        release = lambda *pool: self.holds.subtract([pool])
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", release, raising=False)
 
     def end_allocate(self, device, pool):
         if (device, pool) not in self.underway:
@@ -127,6 +150,10 @@ class Cards:
         return self.of_thread()[self.current_device() if device is None else torch.device(device).index]
 
     def failing(self, where):
+        if self.fails in (where, "memory"):
+            self.emptied.clear()
+        if self.fails == "memory" and where == "body":
+            raise torch.OutOfMemoryError("out of memory, not permitted at the memory")  # the capture itself is valid
         if self.fails == where:
             raise RuntimeError(f"operation not permitted at the {where}\nmore about it")
 
@@ -137,7 +164,7 @@ class Cards:
         inner = made._run
 
         def run(static):
-            self.runs.append((made, static.rows, self.current_device(), self.current_stream(), self.capturing))
+            self.runs.append((made, static.rows, self.current_device(), self.current_stream(), id(self.capturing)))
             if self.capturing is not None:
                 self.failing("body")
             return inner(static)
@@ -193,12 +220,12 @@ def test_replicas_capture_and_replay_each_on_its_card(cards):
         for graph in captured:
             assert graph.device == card == graph.stream.device.index
             assert graph.stream is captured[0].stream is not cards.defaults[card]
-            assert graph.pool == (graphs.pool,)
+            assert graph.of == (graphs.pool,)
         assert [made.device for made, _ in cards.replays if made in captured] == [card, card]
         assert all(device == card for graph, device in cards.replays if graph in captured)
         warmed = [run for run in cards.runs if run[0] is graphs and run[1] == 4][: WARM + 1]
         assert all(device == card and stream is captured[0].stream for _, _, device, stream, _ in warmed)
-        assert [run[4] in captured for run in warmed] == [False] * WARM + [True]
+        assert [run[4] in map(id, captured) for run in warmed] == [False] * WARM + [True]
     slots, ids = slots_of(model, 4, [5, 3, 9])
     with torch.inference_mode():
         step = Decoder(model, slots)
@@ -226,7 +253,7 @@ def test_all_that_a_thread_captures_is_on_one_stream_a_card(cards):
     assert len({stream.stream_id for stream in made}) == 4
 
 
-@pytest.mark.parametrize("where", ["begin", "body", "end"])
+@pytest.mark.parametrize("where", WHERE)
 def test_where_capturing_fails_decoding_goes_on_without(cards, where):
     model = tiny.model()
     slots, ids = slots_of(model, 4, [5, 3, 9])
@@ -243,18 +270,67 @@ def test_where_capturing_fails_decoding_goes_on_without(cards, where):
         assert (found - step(ids[:3, 20].tolist())).abs().max() < 1e-4
         assert cards.of_thread() == cards.defaults and cards.current_device() == 0 and not cards.underway
         assert graphs.problem and graphs._made[4][1] is None and graphs._made[1][1] is not None
+        assert cards.holds.total() == cards.emptied[-1] == 1  # the first graph's: nothing more is reserved
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # said once
             found = graphs(ids[:2, 21].tolist())
         assert (found - step(ids[:2, 21].tolist())).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("where", ["begin", "body", "end"])
+@pytest.mark.parametrize("where", WHERE)
 def test_a_benchmark_that_cannot_be_captured_leaves_nothing_behind(cards, where):
     cards.fails = where
     with pytest.raises(RuntimeError, match=f"not permitted at the {where}"):
         timer.replayed(lambda: lambda: cards.capturing and cards.failing("body"))
     assert cards.of_thread() == cards.defaults and cards.capturing is None and not cards.underway
+    assert cards.holds.total() == 0
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+@pytest.mark.parametrize("where", ["body", "memory"])
+def test_where_a_step_cannot_be_captured_its_memory_is_given_back(cards, part, where):
+    """Both graphs', and only when nothing holds them any more; steps go on as they are."""
+    cards.fails = where
+    weight = torch.ones(4, requires_grad=True)
+
+    def model(inputs, targets, loss_reduction):
+        y = weight * inputs
+        if part == "backward":
+            y.register_hook(lambda grad: cards.capturing and cards.failing("body"))
+        elif cards.capturing:
+            cards.failing("body")
+        return y.sum()
+
+    optimizer = SimpleNamespace(forget_shadows=lambda: None)
+    run = replay.Replayed(model, optimizer, torch.device("cpu"), lambda: True)
+    for call in range(4):
+        with pytest.warns(UserWarning, match="not permitted at the") if call == replay.PLAIN else nullcontext():
+            run(torch.ones(4), torch.ones(4), "sum").backward()
+    assert run.problem and cards.holds.total() == cards.emptied[-1] == 0 and weight.grad.tolist() == [4.0] * 4
+
+
+def test_what_torch_lets_go_itself_is_not_let_go_twice(cards, monkeypatch):
+    """It would be taken from another graph of the pool."""
+    monkeypatch.setattr(capture, "KEEPS_POOL", False)
+    cards.fails = "body"
+    with pytest.raises(RuntimeError, match="at the body"):
+        timer.replayed(lambda: lambda: cards.capturing and cards.failing("body"))
+    assert cards.holds.total() == 1
+
+
+@pytest.mark.skipif(not hasattr(torch._C, "_override_stale_capture_stream"), reason="torch before 2.13")
+@pytest.mark.parametrize("where", ["", "body"])
+def test_while_it_captures_autograd_stays_on_that_stream(cards, where):
+    cards.fails, seen = where, []
+
+    def call():
+        seen.append((cards.capturing is not None, torch._C._override_stale_capture_stream()))
+        if cards.capturing:
+            cards.failing("body")
+
+    with pytest.raises(RuntimeError) if where else nullcontext():
+        capture.captured(lambda: call, object(), warm=1)
+    assert seen == [(False, False), (True, True)] and not torch._C._override_stale_capture_stream()
 
 
 def test_numbers_reach_a_card_from_pinned_memory_and_nobody_waits(monkeypatch):

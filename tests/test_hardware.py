@@ -176,7 +176,8 @@ def allocator(monkeypatch):
         monkeypatch.setattr(hardware.sys, "platform", platform)
         monkeypatch.setattr(os, "uname", lambda: types.SimpleNamespace(release=kernel))
         monkeypatch.setattr(torch.version, "hip", hip)
-        hardware.set_allocator()
+        set_here = hardware.set_allocator()
+        assert set_here == (os.environ.get("PYTORCH_ALLOC_CONF") == "expandable_segments:True")
         return {name: os.environ[name] for name in hardware.ALLOCATOR if name in os.environ}
 
     return after
@@ -189,6 +190,47 @@ def test_segments_expand_where_they_can_and_nobody_set_it_otherwise(allocator):
     assert allocator(platform="win32") == {}
     for name in hardware.ALLOCATOR:
         assert allocator(**{name: "max_split_size_mb:64"}) == {name: "max_split_size_mb:64"}
+
+
+def test_windows_gpu_is_known_under_another_kernels_name(allocator, monkeypatch, tmp_path):
+    monkeypatch.setattr(hardware, "DXG", tmp_path)
+    assert allocator(kernel="6.6.87-custom") == {}
+
+
+@pytest.fixture
+def first(monkeypatch):
+    """first(error): what a machine with a T4, whose first allocation fails so, says and sets."""
+    try_allocator = hardware.try_allocator
+
+    def after(error, **given):
+        standins.gpus(monkeypatch, "T4")
+        monkeypatch.setattr(hardware, "try_allocator", try_allocator)
+        for name in hardware.ALLOCATOR:
+            monkeypatch.setenv(name, "")  # for it to be as before after the test
+            monkeypatch.delenv(name)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+
+        def fail(*_, **__):
+            raise error
+
+        told = []
+        monkeypatch.setattr(torch, "empty", fail)
+        monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append)
+        hardware.setup()
+        return told
+
+    return after
+
+
+def test_a_gpu_that_maps_no_memory_has_it_in_fixed_segments(first, capsys):
+    unmapped = RuntimeError("CUDA driver error: operation not supported\nException raised from map")
+    assert first(unmapped) == ["expandable_segments:False"] == [os.environ["PYTORCH_ALLOC_CONF"]]
+    said = capsys.readouterr().out
+    assert "cannot map memory (CUDA driver error: operation not supported)" in said and said.count("\n") == 1
+    assert first(unmapped, PYTORCH_ALLOC_CONF="expandable_segments:True") == []  # the user's own
+    with pytest.raises(torch.OutOfMemoryError):
+        first(torch.OutOfMemoryError("CUDA out of memory"))
 
 
 def test_the_allocator_reads_these_variables():

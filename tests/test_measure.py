@@ -6,6 +6,7 @@ import socket
 from datetime import timedelta
 
 import pytest
+import standins
 import tiny
 import torch
 import torch.distributed as dist
@@ -186,6 +187,22 @@ def test_a_failure_leaves_the_defaults_and_is_said(card, monkeypatch):
     choice = measure.choose(CONFIG, 4, H100, "", said.append)
     assert (choice["setting"], choice["rows"]) == ("auto", []) and "steps" not in measured.load(0)
     assert any("CUDA out of memory" in line for line in said)
+
+
+@pytest.mark.parametrize("where", ["tune", "shallow_step", "other"])
+def test_a_gpu_that_is_lost_ends_it_with_what_to_do(card, monkeypatch, where):
+    """Training could not go on with the defaults: every call on the card would fail."""
+
+    def failing(*args, **rest):
+        if where == "other" and not card.made:
+            return card.step()
+        standins.lost(monkeypatch)
+        torch.cuda.empty_cache()
+
+    monkeypatch.setattr(*((measure.tuning, "tune") if where == "tune" else (measure, "shallow_step")), failing)
+    with pytest.raises(dispatch.Lost, match="illegal memory access .* no more: start again with .*--no-tune") as told:
+        measure.choose(CONFIG, 4, H100, "", lambda line: None)
+    assert ("mix_rms_norm=torch" in str(told.value)) == (where == "other")
 
 
 def test_what_was_not_measured_goes_on_with_the_block_sizes_that_it_began_with(card):

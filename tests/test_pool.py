@@ -10,6 +10,7 @@ import pytest
 import tiny
 from test_web import HOSTS, client, say, serving, wait_until
 
+from kernels.dispatch import Lost
 from nanochat import chat
 from nanochat.chat import Reply
 from nanochat.engine import Engine, Request, Sampling
@@ -108,7 +109,8 @@ def test_a_dead_replica_leaves_the_others_alone(pool):
         submit(pool, Listener())
 
 
-def test_nobody_waits_for_ever_who_comes_while_it_dies():
+@pytest.mark.parametrize("end", [RuntimeError, Lost])
+def test_nobody_waits_for_ever_who_comes_while_it_dies(end):
     """The worker is in its last step when the second job comes; a third comes after its end."""
     inside, go = threading.Event(), threading.Event()
 
@@ -116,7 +118,7 @@ def test_nobody_waits_for_ever_who_comes_while_it_dies():
         def step(self):
             inside.set()
             go.wait(5)
-            raise RuntimeError("gone")
+            raise end("gone")
 
     worker = Worker(Blocked(TOKENIZER, 2))
     first, second, third = Listener(), Listener(), Listener()

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import standins
 import torch
 
-from kernels import OPS, measured, registry, triton_utils, tuned, tuning
+from kernels import OPS, dispatch, measured, registry, triton_utils, tuned, tuning
 from kernels.__main__ import main
 
 pytestmark = pytest.mark.skipif(not triton_utils.INSTALLED, reason="Triton is not installed, so nothing can be tuned")
@@ -117,6 +118,34 @@ def test_a_wrong_answer_is_no_candidate(card, monkeypatch, capsys):
     monkeypatch.setattr(tuning, "right", lambda op, case, dtype: False)
     assert tuning.tune(tuning.registered_cases(["rms_norm"])) == {}
     assert "not tuned: RuntimeError: ['its answer is wrong']" in capsys.readouterr().out
+
+
+def test_a_candidate_that_breaks_the_gpu_ends_the_tuning(card, timed, monkeypatch, capsys):
+    """Whatever came next would fail as it did, and be said to be its own fault."""
+    tried = []
+
+    def right(op, case, dtype):
+        tried.append(tuned.config(*WIDE))
+        if len(tried) > 1:
+            standins.lost(monkeypatch)
+            torch.cuda.synchronize()
+        return True
+
+    monkeypatch.setattr(tuning, "right", right)
+    monkeypatch.setattr(sys, "argv", ["kernels", "tune", "--op=rms_norm"])
+    with pytest.raises(SystemExit):
+        main()
+    error = capsys.readouterr().err
+    assert len(tried) == 2 and error.count("\n") == 1
+    assert error.startswith(f"error: rms_norm, {tried[1]}: CUDA error: an illegal memory access was encountered; ")
+    assert error.endswith("NANOCHAT_KERNELS=auto,rms_norm=torch, or tune the others (--op): what was found is kept\n")
+
+
+def test_a_first_configuration_that_breaks_the_gpu_ends_the_tuning(card, monkeypatch):
+    standins.lost(monkeypatch)
+    monkeypatch.setattr(tuning, "measure", lambda *_: torch.cuda.synchronize())
+    with pytest.raises(dispatch.Lost, match="rms_norm, size 64: CUDA error: an illegal memory access"):
+        tuning.tune(tuning.registered_cases(["rms_norm"]))
 
 
 def test_a_user_without_a_home_has_nothing_measured(card, monkeypatch):

@@ -75,6 +75,25 @@ def test_who_waits_says_for_whom_and_an_address_of_nobody_is_one_sentence(variab
     assert capsys.readouterr().out.startswith("note: rank 1 waits for the others of WORLD_SIZE 2 at MASTER_ADDR 127.0")
 
 
+def test_where_nccl_does_not_start_its_last_line_is_told(variables, monkeypatch):
+    variables(**HERE)
+    wrong = (
+        "NCCL error in: NCCLUtils.cpp:77, unhandled system error, NCCL version 2.28.9\nncclSystemError: System call\n"
+        "Last error:\nError while creating shared memory segment /dev/shm/nccl-x (size 9637888)\n"
+    )
+
+    def fail(*_, **__):
+        raise dist.DistBackendError(wrong)
+
+    monkeypatch.setattr(dist, "init_process_group", fail)
+    with pytest.raises(UserError) as told:
+        world.meet("nccl", torch.device("cuda:1"), 1, 2)
+    assert str(told.value) == (
+        "rank 1 of 2: NCCL could not start: Error while creating shared memory segment /dev/shm/nccl-x (size 9637888); "
+        "NCCL_DEBUG=INFO says more; in docker: --ipc=host (or --shm-size)"
+    )
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
 @pytest.mark.parametrize("value", ["abc", "1"])
 def test_a_launcher_that_is_not_there_is_one_sentence(value):

@@ -102,6 +102,7 @@ def _outcome(backend: Backend, dtype: torch.dtype, head: int, device: torch.devi
     except Exception as problem:  # a broken build, a missing symbol, no kernel for this card
         reason = f"{type(problem).__name__}: {problem}".split("\n")[0]
         what = f"{backend.name} is installed but does not work here ({str(dtype)[6:]}, heads of {head})"
+        dispatch.check_alive(f"flash_attention: {what}", dispatch.without("flash_attention"), device.index)
         warnings.warn(f"flash_attention: {what}: {reason}", stacklevel=2)
         return reason
     if backend.name != "fa4" and not hasattr(getattr(torch.ops, backend.namespace), "_flash_attn_forward"):

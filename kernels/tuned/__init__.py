@@ -28,6 +28,9 @@ COUNTED = dict(streaming="streaming bytes", peak="memory", flops="FLOPs")  # col
 KEPT = {"fp8_add_rms_norm": "the compiled reference touches memory 8 bytes at a time"}
 FASTER, FASTER_MS = 0.95, 0.002  # by so much less the reference's time must be to count: two medians, an event's step
 UNPROVEN = ("linear_relu2", "mlp_relu2")  # faster only if our GEMM comes near cuBLAS's: to be shown first
+# In float32 their products are IEEE's, on the ordinary units, where PyTorch's have TF32: to be shown too.
+PRODUCTS = ("polar_express", "newton_schulz", "flash_attention")
+STATE = ("muon_momentum_", "muon_update_", "adamw_")  # in float32 in every training; the counts' other ops in bfloat16
 
 
 @cache
@@ -123,8 +126,13 @@ def measured(op: str, dtype: torch.dtype, size: int, device: torch.device) -> Ro
     return next((row for row in rows(op, dtype, size, device) if "reference_ms" in row), None)
 
 
-def counted(op: str, device: torch.device) -> Row | None:
-    """What the compiled step is with an op's kernels, in shares of what it is without, as counted for such a card."""
+def counted(op: str, dtype: torch.dtype, device: torch.device) -> Row | None:
+    """What the compiled step is with an op's kernels, in shares of what it is without, as counted for such a card.
+
+    None where the op has other bytes than in the step that was counted, one in bfloat16.
+    """
+    if dtype.itemsize != 2 and op not in STATE:
+        return None
     arch, found = architecture(device.index or 0), table("counts")
     return found.get(arch, found.get(LIKE.get(arch, ""), {})).get(op)
 
@@ -138,16 +146,16 @@ def verdict(op: str, dtype: torch.dtype, size: int, device: torch.device, compil
     """Whether an op's kernels are taken on a GPU on which they are right, and by which rule.
 
     Measured beside the compiled reference on such a card, the times decide; else, in code that torch.compile traces,
-    the counts of the compiled step, but for KEPT; else they are taken, but those of UNPROVEN.
+    the counts of the compiled step, but for KEPT; else they are taken, but those of UNPROVEN, and PRODUCTS in float32.
     """
     if row := measured(op, dtype, size, device):
         least = row["ms"] if op in UNPROVEN else min(FASTER * row["ms"], row["ms"] - FASTER_MS)
         return row["reference_ms"] >= least, (
             f"measured on this kind of card: {row['ms']:.3g} ms, {row['reference_ms']:.3g} by torch.compile"
         )
-    if op in UNPROVEN:
+    if op in UNPROVEN or (op in PRODUCTS and dtype == torch.float32):
         return False, "default: torch.compile where no measurement says that our products are as fast as the vendor's"
-    if compiled and (row := counted(op, device)):
+    if compiled and (row := counted(op, dtype, device)):
         shares = ", ".join(f"{row[what]:.3f} of its {said}" for what, said in COUNTED.items())
         kept = f"; kept all the same: {KEPT[op]}" if op in KEPT and not pays(row) else ""
         return pays(row) or bool(kept), f"counts of the compiled step: {shares}, with our kernels{kept}"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kernels import flash_attention_decode
-from nanochat.capture import captured
+from nanochat.capture import captured, empty_cache
 from nanochat.engine.cache import Slots
 from nanochat.engine.sampling import moved
 from nanochat.gpt import GPT
@@ -122,6 +122,8 @@ class Graphs:
                     self.problem = str(problem).splitlines()[0]
                     warnings.warn(f"decoding on {self.device} without CUDA graphs: {self.problem}", stacklevel=2)
                     torch.cuda.synchronize()
+            if made[1] is None and self.device.type == "cuda":
+                empty_cache()  # only now: the exception held what was captured
             if made[1] is None:
                 self._run(static)  # kernels are compiled and probed now, and not when somebody waits
         self.slots.previous[:rows] = kept

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from kernels.dispatch import Lost
 from nanochat.chat import Event, Reply
 from nanochat.engine import Request
 
@@ -136,7 +137,7 @@ class Worker:
             while self._take():
                 self._step()
             why = "the server is shutting down"
-        except Exception as problem:  # whatever the model or the card throws: everybody who waits is told
+        except (Exception, Lost) as problem:  # whatever the model or the card throws: everybody who waits is told
             why = f"{type(problem).__name__}: {problem}".split("\n")[0]
         with self._wake:
             self.problem = why
