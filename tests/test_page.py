@@ -86,7 +86,7 @@ def answers(page):
     return page.locator('[data-role="assistant"] .body')
 
 
-def test_send_stream_and_reload(page):
+def test_send_stream_and_reload(page, slowly):
     page.get_by_test_id("example").first.click()
     page.get_by_test_id("stats").wait_for()
     assert page.get_by_test_id("tool-call").inner_text().split("\n") == ["calculator", "27 + 58", "=", "85"]
