@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+from pathlib import Path
 
 import pytest
 import tiny
@@ -544,3 +546,16 @@ def test_a_trace_is_never_written_over(tmp_path, capsys):
     assert tiny.call_module("profiling.__main__", "diff", *pair) == 0
     with pytest.raises(UserError, match="profile.json is the trace itself"):
         step_page.write(tmp_path / "profile.json", tmp_path)
+
+
+def test_the_page_of_a_pipe_comes_where_the_user_stands(tmp_path, monkeypatch):
+    from profiling.recorded import step_page
+
+    (tmp_path / "t.json").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/stdin", "/dev/fd/63", "/proc/self/fd/0", tmp_path / "pipe"):
+        assert step_page.home_of(Path(path)) == Path()
+    monkeypatch.chdir("/dev")
+    assert step_page.home_of(Path("stdin")) == Path()
+    for path in (tmp_path / "t.json", tmp_path / "missing.json"):
+        assert step_page.home_of(path) == tmp_path

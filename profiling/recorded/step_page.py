@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nanochat import render
 from nanochat.errors import UserError, one_line
-from nanochat.files import write_atomically
+from nanochat.files import STREAMS, write_atomically
 from nanochat.render import Section
 from profiling.predicted.cards import by_driver, card
 from profiling.recorded import step_sections, trace
@@ -56,6 +56,12 @@ def name_of(path: Path) -> str:
     return f"{path.name.removesuffix('.gz').removesuffix('.json')}.profile"
 
 
+def home_of(path: Path) -> Path:
+    """The folder of a trace; of what is no file, as /dev/stdin, the one that the user stands in."""
+    stream = str(path.absolute().parent) in STREAMS or (path.exists() and not path.is_file())
+    return Path() if stream else path.parent
+
+
 def title(found: Analysis) -> str:
     about = found.meta
     what = f"{about['stage']}, steps {about['first_step'] + 1} to {about['first_step'] + found.steps}" if about else ""
@@ -80,12 +86,13 @@ def main() -> None:
     parser.add_argument(
         "--card", default="", help="which card it was, where the trace does not say: H100, or the driver's name"
     )
-    parser.add_argument("--out", type=Path, help="folder of X.profile.html and X.profile.json (default: the trace's)")
+    where = "folder of X.profile.html and X.profile.json (default: the trace's; of a pipe, this one)"
+    parser.add_argument("--out", type=Path, help=where)
     flags = parser.parse_args()
-    where, lab = write(flags.file, flags.out or flags.file.parent, flags.card, name_of(flags.file))
+    made, lab = write(flags.file, flags.out or home_of(flags.file), flags.card, name_of(flags.file))
     found = lab.found
-    print(f"{where}: {found.wall_ns / 1e6:,.2f} ms in {found.steps} steps, {found.idle_ns / found.wall_ns:.1%} idle")
+    print(f"{made}: {found.wall_ns / 1e6:,.2f} ms in {found.steps} steps, {found.idle_ns / found.wall_ns:.1%} idle")
     parts = {name: lab.ms(ns) for name, ns in found.category_ns.items()}
-    print(json.dumps(dict(page=str(where), on_device=found.on_device, card=lab.card.name if lab.card else None,
+    print(json.dumps(dict(page=str(made), on_device=found.on_device, card=lab.card.name if lab.card else None,
                           step_ms=lab.ms(found.wall_ns), idle_ms=lab.ms(found.idle_ns), category_ms=parts,
                           beside=found.meta.get("beside", []), **rates(found, lab.card))))  # fmt: skip
