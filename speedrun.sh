@@ -9,16 +9,24 @@
 # On several machines that share that folder each runs it once, as scripts/slurm.sh shows.
 set -euo pipefail
 
-# A path after --data is meant from where the user stands.
+wrong() { echo "error: $*" >&2; exit 2; }
+
+# A path after --data or in the environment is meant from where the user stands.
 ARGS=()
 previous=""
 for word in "$@"; do
     path="${word#--data=}"
+    [[ -n "$path" || ("$previous" != --data && -z "$word") ]] ||
+        wrong "--data is empty, wanted embedded, hub or a path to your own (a variable that is not set?)"
     if [[ ("$previous" == --data || "$word" == --data=*) && "$path" != embedded && "$path" != hub && "$path" != /* && "$path" != '~/'* ]]; then
         word="${word%"$path"}$PWD/$path"
     fi
     ARGS+=("$word")
     previous="$word"
+done
+for name in NANOCHAT_BASE_DIR NANOCHAT_HUB_ROOT NANOCHAT_PYTHON TMPDIR; do # Python's may be a name, found by PATH
+    path="${!name:-/}"
+    [[ "$path" == [/~]* || ("$name" == NANOCHAT_PYTHON && "$path" != */*) ]] || export "$name=$PWD/$path"
 done
 
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
@@ -51,8 +59,6 @@ child() {
     CHILD=""
     return $code
 }
-
-wrong() { echo "error: $*" >&2; exit 2; }
 
 # Several machines: Slurm (srun) or torchrun's variables say how many there are and which of them this is. The first one
 # plans, and takes the stages of a single process; the others wait for it where the next training begins.

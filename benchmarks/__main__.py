@@ -7,6 +7,7 @@ Without --profile: quick on a GPU (planned for 8 minutes), smoke on a CPU (a min
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -108,16 +109,19 @@ def run() -> None:
     out = Path(flags.out)
     if out.suffix != ".json" or not out.parent.is_dir():
         raise UserError(f"--out is {flags.out!r}, wanted a name ending in .json, in a folder that is there")
+    beside = [out.with_suffix(".md"), out.with_suffix(".html")]
+    if not out.exists() and (others := [one for one in beside if os.path.lexists(one)]):
+        raise UserError(f"--out is {flags.out!r}, but {others[0]} would be written over; take another name")
     with Sampler(interval=0.5) as sampler:
         result = measured(flags, profile)
     result["sensors"] = sampler.summary()
     write_atomically(out, (json.dumps(result, allow_nan=False) + "\n").encode())
     title = f"Benchmarks on {result['environment']['machine']}"
     sections = pages.sections(result)
-    write_atomically(out.with_suffix(".md"), markdown(title, sections).encode())
-    write_atomically(out.with_suffix(".html"), page(title, sections).encode())
+    for one, made in zip(beside, (markdown, page)):
+        write_atomically(one, made(title, sections).encode())
     counts = {name: sum(row["status"] == name for row in result["rows"]) for name in ("timed", "failed", "skipped")}
-    print(f"Written: {out}, {out.with_suffix('.md')}, {out.with_suffix('.html')}")
+    print(f"Written: {out}, {beside[0]}, {beside[1]}")
     print(json.dumps(dict(out=str(out), profile=flags.profile, seconds=result["seconds"], **counts)))
     if result["stopped"]:
         sys.exit(130)

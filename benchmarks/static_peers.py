@@ -10,6 +10,7 @@ No card is involved, so nothing here is a speed.
 import importlib.metadata
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from kernels.architectures import ALL_TARGETS
 from kernels.triton_utils import INSTALLED, Launch, triton
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
-from nanochat.flags import run_script
+from nanochat.flags import parse, run_script
 
 RESULTS = Path(__file__).parent / "results"
 TARGETS = ("sm_80", "sm_90", "sm_100")
@@ -82,7 +83,13 @@ def liger() -> dict[str, list[Launch]]:
     return {name: recorded(call) for name, call in calls.items()}
 
 
+@dataclass
+class Flags:
+    pass
+
+
 def main() -> None:
+    parse(Flags, __doc__ or "")
     if not INSTALLED:
         raise UserError("comparing needs Triton (pip install triton)")
     try:

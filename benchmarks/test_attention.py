@@ -4,6 +4,7 @@ python -m pytest benchmarks/test_attention.py --benchmark-only      (or python -
 """
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from benchmarks import timer
 from kernels import tuning, use
 from kernels.attention import flash_attention
+from nanochat.flags import parse, run_script
 
 T, WINDOW, H, D = 2048, 512, 6, 64
 
@@ -45,8 +47,14 @@ def test_forward_and_backward(benchmark, attention):
     benchmark(step, attention, tensors)
 
 
+@dataclass
+class Flags:
+    pass
+
+
 def main() -> None:
     """Medians of runs in turns, and their ratio, as one line of JSON."""
+    parse(Flags, __doc__ or "")
     result: dict[str, object] = dict(T=T, window=WINDOW, heads=H, head_dim=D, threads=torch.get_num_threads())
     clock = tuning.clock("cpu")
     for dtype in (torch.float32, torch.bfloat16):
@@ -60,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -118,6 +119,16 @@ def sha256(path: Path) -> str:
         for block in iter(lambda: f.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def short_hash(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
+
+
+def file_name(text: str) -> str:
+    """A file's name for any text: the text, or what can be kept of it and a hash, so that no two are one."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".")[:80]
+    return name if name and name == text else f"{name or '_'}-{short_hash(text)}"
 
 
 def json_of(text: str | bytes, parse_float: Callable[[str], Any] = float) -> Any:

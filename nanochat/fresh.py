@@ -16,9 +16,12 @@ from pathlib import Path
 from nanochat.files import sync_folder
 
 STAGES = ("tokenizer", "base", "mid", "sft", "rl")  # folders within a run
+FOLDERS = (*STAGES, "eval", "profile")  # in which there may be more than what is ours
 OURS = re.compile(
-    r"step_[0-9]+|\.(old|tmp)-step_[0-9]+-[0-9]+|\..*\.(tmp|lock)|\.lock|log\.jsonl|(summary|tokenizer|plan)\.json|"
-    r"report(_\w+)?\.(md|html|svg)|profile|eval|" + "|".join(STAGES)
+    r"step_[0-9]+|\.(old|tmp)-step_[0-9]+-[0-9]+|\..+\.([0-9]+\.tmp|lock)|\.lock|log\.jsonl|"
+    r"(summary|tokenizer|plan)\.json|report\.(md|html)|report_(chat|core|pass|reward)\.svg|"
+    r"(base|mid|sft|rl)_failures\.jsonl|(base|mid|sft|rl|hf_.+)_core\.csv|"
+    r"trace-rank0\.json\.gz|profile\.(json|html)"
 )
 
 
@@ -74,10 +77,11 @@ def forget(folder: Path) -> None:
 def _remove(folder: Path, other: Path) -> None:
     """Removes a folder; what is not ours in it moves to the other one, if that has nothing of the name."""
     for name in os.listdir(folder):
-        if not OURS.fullmatch(name):
+        if name in FOLDERS and (folder / name).is_dir():
+            if not (folder / name).is_symlink():
+                _remove(folder / name, other / name)
+        elif not OURS.fullmatch(name):
             other.mkdir(parents=True, exist_ok=True)
             if not os.path.lexists(other / name):
                 os.rename(folder / name, other / name)
-        elif name in STAGES and (folder / name).is_dir() and not (folder / name).is_symlink():
-            _remove(folder / name, other / name)
     shutil.rmtree(folder)

@@ -21,7 +21,10 @@ def identity(pid: int) -> str:
     container nearly always: the first process is 1.
     """
     if (PROC / "self").exists():
-        boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        try:
+            boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
+        except OSError:  # some containers do not show it
+            boot = ""
         fields = _stat(pid)
         return f"{pid} {boot} {fields[BEGUN]}" if fields else ""
     begun = _ps("-o", "lstart=", "-p", str(pid)).strip()
@@ -72,7 +75,7 @@ def _stat(pid: int) -> list[str]:
     try:
         said = (PROC / str(pid) / "stat").read_bytes()  # with the command's name, which may be cut off within a letter
         return said.rpartition(b")")[2].decode("ascii").split()
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:  # gone, or another user's where /proc is mounted with hidepid
         return []
 
 
@@ -88,7 +91,7 @@ def git(folder: Path, *words: str) -> str:
 def _ps(*words: str) -> str:
     try:
         return subprocess.run(["ps", *words], capture_output=True, text=True, errors="replace").stdout
-    except FileNotFoundError:  # Windows
+    except OSError:  # Windows
         return ""
 
 

@@ -17,7 +17,7 @@ from nanochat import checkpoint, records
 from nanochat.checkpoint import Checkpoint
 from nanochat.complete import TRAINED
 from nanochat.errors import UserError
-from nanochat.files import base_dir
+from nanochat.files import base_dir, file_name
 from nanochat.tokenizer import Tokenizer
 
 SCRIPTS = dict(
@@ -44,8 +44,7 @@ class Run:
     @classmethod
     def served(cls, model: str) -> "Run":
         """Where the results of a model behind a server are kept, as of a stage "server": apart from the runs."""
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", model).lstrip(".") or "_"
-        return cls(model, base_dir() / "servers" / name)
+        return cls(model, base_dir() / "servers" / file_name(model))
 
     def stage(self, stage: str) -> Path:
         return self.folder / stage

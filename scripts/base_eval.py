@@ -13,7 +13,7 @@ from nanochat.evaluate.bits_per_byte import bits_per_byte
 from nanochat.evaluate.core import Model, check, core
 from nanochat.evaluate.core_batches import OurModel
 from nanochat.evaluate.core_controls import CONTROLS
-from nanochat.files import write_atomically
+from nanochat.files import file_name, write_atomically
 from nanochat.flags import MANY, SEEDS, flag, number, parse, path, run_script
 from nanochat.gpt import GPT
 from nanochat.hardware import Hardware
@@ -127,7 +127,7 @@ def ask_core(
         part, key, file = "core", flags.source, flags.source
     elif run.folder.is_dir():
         part, key = "core_hf", core_hf.label(flags.hf)
-        file = core_hf.file_name(key)
+        file = f"hf_{file_name(key)}"
     else:
         return print(f"Not kept: there is no run {run.name!r} to keep it beside; --run names one", flush=True)
     write_atomically(run.stage("eval") / f"{file}_core.csv", core_output.as_csv(result))

@@ -2,6 +2,10 @@
 # Installs what the tests need into .venv and runs them: `bash tests/run.sh`, or with --full the slow ones too.
 # Further arguments go to pytest.
 set -euo pipefail
+for name in NANOCHAT_HUB_ROOT NANOCHAT_PYTHON TMPDIR; do # paths from where the user stands; Python's may be a name
+    path="${!name:-/}"
+    [[ "$path" == [/~]* || ("$name" == NANOCHAT_PYTHON && "$path" != */*) ]] || export "$name=$PWD/$path"
+done
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 EXTRA=dev
 . scripts/venv.sh

@@ -97,6 +97,18 @@ def test_smoke_writes_tables_and_a_page(smoke):
     assert page.count("<svg") == 1 and "<script" not in page and "nan" not in text.lower().replace("nanochat", "")
 
 
+def test_a_page_of_another_is_not_written_over(tmp_path, capsys, monkeypatch):
+    from benchmarks import __main__ as command
+
+    monkeypatch.setattr(command, "measured", lambda *_: pytest.fail("measured"))
+    for ending in ("md", "html"):
+        (other := tmp_path / f"README.{ending}").write_text("mine")
+        flags = ("--profile=smoke", f"--out={tmp_path / 'README.json'}")
+        assert tiny.call_module("benchmarks.__main__", "run", *flags) == 2
+        assert f"README.{ending} would be written over" in capsys.readouterr().err and other.read_text() == "mine"
+        other.unlink()
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [

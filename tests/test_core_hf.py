@@ -1,6 +1,7 @@
 """Models of the Hugging Face Hub beside ours: the same scores as their own whole forward pass gives, one by one."""
 
 import importlib.util
+from pathlib import Path
 
 import bundles
 import hf_models
@@ -72,6 +73,14 @@ def test_nanochats_own_class_gives_our_scores(tmp_path):
         assert core.answer(asked, task) == core.answer(theirs, task)
 
 
+def test_two_folders_of_one_name_are_two_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("x/model", "y/model"):
+        Path(path).mkdir(parents=True)
+    assert core_hf.label("x/model") == core_hf.label(f"{tmp_path}/x/model/") != core_hf.label("y/model")
+    assert core_hf.label("x/model").startswith("model-") and core_hf.label("org/model") == "org/model"
+
+
 @needs_transformers
 def test_the_script_asks_a_folder(tmp_path, monkeypatch, capsys):
     import transformers
@@ -94,10 +103,12 @@ def test_the_script_asks_a_folder(tmp_path, monkeypatch, capsys):
     run.stage("base").mkdir(parents=True)
     assert tiny.call("base_eval", "--run=a", f"--hf={tmp_path / 'model'}", f"--bundle={folder}") == 0
     assert "Not kept" not in capsys.readouterr().out
-    kept, file = run.summary("eval")["core_hf"]["model"], run.stage("eval") / "hf_model_core.csv"
+    (label, kept), *_ = run.summary("eval")["core_hf"].items()
+    assert label == core_hf.label(str(tmp_path / "model"))
+    file = run.stage("eval") / f"hf_{label}_core.csv"
     assert kept["partial"] and kept["bundle"] and file.read_text().startswith("Task,")
     assert tiny.call("report", "--run=a") == 0
-    assert "CORE, model (Hugging Face)](" in (run.folder / "report.md").read_text()
+    assert f"CORE, {label} (Hugging Face)](" in (run.folder / "report.md").read_text()
 
     assert tiny.call("base_eval", f"--hf={tmp_path / 'model'}", "--eval=bpb") == 2
     assert "--hf is about CORE, which --eval bpb leaves out" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import tiny
 
 from nanochat.errors import UserError
 from nanochat.recipe import model_config
@@ -111,6 +112,14 @@ def test_a_step_has_the_same_counts_wherever_they_are_kept(variant, program):
         found = json.loads(file.read_text())
         sums = found["h100"][program][""] if file == ablate.FILE else found[""]
         assert {what: sums[what] for what in together} == together, file.name
+
+
+def test_a_variant_that_is_not_there_is_one_sentence(capsys, monkeypatch):
+    monkeypatch.setattr(count, "write_atomically", lambda *_: pytest.fail("written"))
+    for word in ("typo", "ours,typo", ","):
+        assert tiny.call_module("profiling.compiled.count", f"--only={word}") == 2
+        said = capsys.readouterr().err
+        assert "--only names" in said and "fp8 loop" in said and said.count("\n") == 1
 
 
 @pytest.mark.slow

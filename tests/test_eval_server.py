@@ -1,6 +1,7 @@
 """nanochat.evaluate.server against our own server, and against one that is busy, broken, or says no."""
 
 import json
+import re
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,7 +104,8 @@ def test_the_script_keeps_a_servers_results_apart(parrot, tmp_path, monkeypatch,
     assert "choice: no result" in capsys.readouterr().err
     chat = Run.served("tiny").summary("eval")["chat"]
     assert chat["server"]["echo"]["outcomes"] == "rrww" and list(chat["server"]) == ["echo"]
-    assert not (tmp_path / "runs").exists() and Run.served("a/b c").folder.name == "a_b_c"
+    assert not (tmp_path / "runs").exists() and Run.served("tiny").folder.name == "tiny"
+    assert re.fullmatch("a_b_c-[0-9a-f]{8}", Run.served("a/b c").folder.name)
     assert tiny.call("chat_eval", *flags, "--view") == 0
     assert "echo/2" in capsys.readouterr().out
     for more, words in (

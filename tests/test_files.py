@@ -4,6 +4,7 @@ results that are written to what is no file.
 
 import json
 import os
+import re
 import threading
 
 import pytest
@@ -97,3 +98,12 @@ def test_standard_output_by_its_name_is_written_to_and_not_replaced(tmp_path, mo
     (tmp_path / "dev" / "stdout").symlink_to(tmp_path / "redirected")
     files.write_atomically(tmp_path / "dev" / "stdout", b"content")
     assert (tmp_path / "dev" / "stdout").is_symlink() and (tmp_path / "redirected").read_bytes() == b"content"
+
+
+def test_a_name_of_a_file_tells_all_texts_apart():
+    texts = ["模型一", "模型二", "..", ".", "", "_", "llama3:8b", "llama3/8b", "llama3_8b", "org/model", "org_model"]
+    texts += [".x", "x", "a" * 300, "a" * 299, "\udcff"]
+    names = [files.file_name(text) for text in texts]
+    assert len(set(names)) == len(texts)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name) for name in names)
+    assert files.file_name("llama3_8b") == "llama3_8b" and names[6].startswith("llama3_8b-")

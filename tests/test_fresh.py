@@ -1,7 +1,9 @@
 """--fresh: nothing is forgotten before all checks are done and what replaces it is there."""
 
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -130,10 +132,18 @@ def test_what_somebody_has_put_there_is_not_removed(tmp_path):
         run / "base" / "step_000009_keep" / "x",
         run / "base" / "step_notes",
         run / "sft" / "idea",
+        run / "eval" / "mine.txt",
+        run / "eval" / "profile" / "mine.txt",
+        run / "base" / "profile" / "mine.json",
+        run / "report_mine.md",
+        run / "profile",
+        run / ".mine.tmp",
     ]
     for path in mine:
         path.parent.mkdir(exist_ok=True)
         path.write_text(path.name)
+    for name in ("summary.json", "base_failures.jsonl", "hf_gpt2_core.csv", "profile/profile.html"):
+        (run / "eval" / name).touch()
     (run / "base" / "log.jsonl").write_text("old")
     for folder, complete in ((run / "base", there), (run, of_run)):
         for _ in range(2):
@@ -147,6 +157,13 @@ def test_what_somebody_has_put_there_is_not_removed(tmp_path):
         checkpoint.write(run / "base", dict(META, step=step), parts(1))
         assert not fresh.old(folder).exists() and all(path.read_text() == path.name for path in mine)
         assert list(checkpoint.steps(run / "base")) == [step] and not (run / "base" / "log.jsonl").exists()
+    assert names(run / "eval") == ["mine.txt", "profile"] and names(run / "eval" / "profile") == ["mine.txt"]
+
+
+def test_every_figure_of_a_report_is_known_as_ours():
+    folder = Path(fresh.__file__).parent
+    named = [name for path in folder.glob("*.py") for name in re.findall(r'"(report_\w+\.svg)"', path.read_text())]
+    assert named and all(fresh.OURS.fullmatch(name) for name in named)
 
 
 @pytest.mark.slow

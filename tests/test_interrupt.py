@@ -1,5 +1,6 @@
 """Signals: what is noted, what ends at once, and that an end comes whatever holds it up."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -163,6 +164,25 @@ def test_a_process_is_known_for_good():
     processes.end({process.pid})
     process.wait()
     assert processes.identity(process.pid) != own and process.pid not in processes.descendants(os.getpid())
+
+
+def test_proc_may_hide_the_boot_and_what_others_run(monkeypatch, tmp_path):
+    """hidepid=1: their folders are there, and what is in them may not be read."""
+    (tmp_path / "self").mkdir()
+    for pid, parent in ((7, 1), (8, 7), (9, 7)):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (x) S {parent}" + 17 * " 0" + " 123")
+    reads = Path.read_bytes
+
+    def refused(path):
+        if path.parent.name == "9":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return reads(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    assert processes.descendants(7) == {8}
+    assert processes.identity(8).split() == ["8", "123"] and processes.identity(9) == ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps 15 bytes of a command's name")

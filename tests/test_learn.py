@@ -272,6 +272,7 @@ GRADIENTS = [
     ("dy[0]", "wanted dx (37, 100)"),
     ("None", "NoneType"),
     ("dy @ unit", "RuntimeError"),
+    ("exit(0)", "It fails: SystemExit: 0, line"),
 ]
 
 
@@ -360,6 +361,7 @@ def test_the_command(monkeypatch, capsys, tmp_path):
         called(monkeypatch, "check", "2", "8")
     assert ended.value.code == 1 and "Not yet. That is how much padding" in capsys.readouterr().out
     (tmp_path / "broken.py").write_text("x = 1\nx +\n")
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit()\n")
     for words, said in {
         ("check", "2", "x"): "not a number",
         ("check", "99"): "no chapter 99",
@@ -368,6 +370,7 @@ def test_the_command(monkeypatch, capsys, tmp_path):
         ("read", "2", "4"): "read takes no answer",
         ("check", "6", "nowhere.py"): "no file nowhere.py",
         ("check", "6", str(tmp_path / "broken.py")): "line 2",
+        ("check", "6", str(tmp_path / "ends.py")): "ends.py does not run: SystemExit, line 2",
         ("check", "6", str(ROOT / "nanochat" / "errors.py")): "defines no function rms_norm_backward",
     }.items():
         with pytest.raises(UserError, match=said):

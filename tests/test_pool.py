@@ -2,6 +2,7 @@
 
 import gc
 import socket
+import sys
 import threading
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from test_web import HOSTS, client, say, serving, wait_until
 from kernels.dispatch import Lost
 from nanochat import chat
 from nanochat.chat import Reply
-from nanochat.engine import Engine, Request, Sampling
+from nanochat.engine import Engine, Request, Sampling, background
 from nanochat.errors import UserError
 from nanochat.web import metrics, mock
 from nanochat.web.limits import Limits
@@ -243,6 +244,18 @@ def test_the_door_stays_closed_until_every_replica_is_warm(capsys):
         assert gc.get_freeze_count() > 10_000  # a full collection would stop everything
         assert httpx.get(address + "/health").json() == dict(status="ok") and not failed
         assert httpx.post(address + "/v1/chat/completions", json=body).status_code == 200
+
+
+def test_nothing_stays_frozen_when_the_server_ends():
+    """Or Triton's bindings print 30 lines about leaks."""
+
+    def serve():
+        gc.freeze()
+        sys.exit(3)
+
+    with pytest.raises(SystemExit, match="3"):
+        background.end_at_once(serve)
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_replica_that_dies_while_it_is_warmed(capsys):

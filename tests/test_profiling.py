@@ -10,6 +10,7 @@ from nanochat.cost import parameter_counts
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.recipe import model_config
+from profiling.__main__ import COMMANDS
 from profiling.predicted import by_hand, cards, points, simulate
 from profiling.predicted.cards import all_reduce, card
 from profiling.predicted.counts import VARIANTS
@@ -131,3 +132,9 @@ def test_wrong_use_is_one_sentence(capsys, flags, words):
 def test_an_unknown_card_is_no_look_alike():
     with pytest.raises(UserError, match="L40' is not known"):
         card("L40")
+
+
+@pytest.mark.parametrize("name", [*COMMANDS.values(), "benchmarks.static_peers", "benchmarks.test_attention"])
+def test_no_command_works_when_it_is_asked_for_help_or_for_what_it_has_not(name, capsys):
+    assert tiny.call_module(name, "--help") == 0 and "usage:" in capsys.readouterr().out
+    assert tiny.call_module(name, "--nonsense") == 2 and "error: " in capsys.readouterr().err

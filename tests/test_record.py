@@ -438,7 +438,7 @@ def page(tmp_path):
         path = tmp_path / "trace.json"
         path.write_text(json.dumps(content))
         code = tiny.call_module("profiling.__main__", "trace", str(path), *flags)
-        return code, (tmp_path / "profile.html").read_text() if code == 0 else ""
+        return code, (tmp_path / "trace.profile.html").read_text() if code == 0 else ""
 
     return make
 

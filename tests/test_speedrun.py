@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -249,6 +250,31 @@ def test_paths_are_meant_from_where_the_user_stands(run, tmp_path):
         assert f"{tmp_path}/mine.txt" in calls(run(*words, cwd=tmp_path))[0]
     for words in (["--data", "hub"], ["--data=/a/b.txt"], ["--run", "mine.txt"]):
         assert " ".join(words) in calls(run(*words, cwd=tmp_path))[0]
+
+
+@pytest.mark.parametrize("words", [["--data", ""], ["--data="], ["--depth", "2", "--data", ""]])
+def test_data_of_a_variable_that_is_not_set_is_an_error(run, tmp_path, words):
+    done = run(*words, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: --data is empty") and done.stderr.count("\n") == 1
+    assert not calls(done)
+
+
+def test_paths_in_the_environment_are_meant_from_where_the_user_stands(run, tmp_path, monkeypatch):
+    show = 'echo "called: $NANOCHAT_BASE_DIR,$NANOCHAT_HUB_ROOT,$NANOCHAT_PYTHON,$TMPDIR"\n'
+    monkeypatch.setitem(globals(), "STAND_IN", STAND_IN + show)
+    names = ("NANOCHAT_BASE_DIR", "NANOCHAT_HUB_ROOT", "NANOCHAT_PYTHON", "TMPDIR")
+    run()  # makes the folder
+    given = dict(zip(names, ("runs", "../hub", "root/python", "./tmp")))
+    stay = dict(zip(names, ("~/runs", "/hub", "python", "")))
+    wanted = f"{tmp_path}/runs,{tmp_path}/../hub,{tmp_path}/root/python,{tmp_path}/./tmp"
+    assert wanted in calls(run(cwd=tmp_path, **given))
+    assert "~/runs,/hub,python," in calls(run(cwd=tmp_path, **stay))
+    (tmp_path / "root" / "tests").mkdir()
+    script = shutil.copy(ROOT / "tests" / "run.sh", tmp_path / "root" / "tests")
+    (tmp_path / "root" / "scripts" / "venv.sh").write_text(f"{show}exit\n")
+    given["NANOCHAT_BASE_DIR"] = f"{tmp_path}/runs"  # of which the tests make their own
+    done = subprocess.run(["bash", script], capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ, **given))
+    assert calls(done) == [wanted]
 
 
 def test_rl_comes_after_sft_where_the_plan_has_it(run, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+from pathlib import Path
 
 import pytest
 import tiny
@@ -528,3 +530,32 @@ def test_a_sensors_row_of_anything_else_is_damage(tmp_path, value):
     assert reading(sound).meta["nvml"] == sound
     with pytest.raises(UserError, match="a list of lists or an object"):
         reading([dict(t=0.0, power_w=value)])
+
+
+def test_a_trace_is_never_written_over(tmp_path, capsys):
+    from profiling.recorded import step_page
+
+    text = json.dumps(dict(traceEvents=[step(0, 100), *kernel(NORM, 10, 50)]))
+    for name in ("profile.json", "other.json"):
+        (tmp_path / name).write_text(text)
+        assert tiny.call_module("profiling.__main__", "trace", str(tmp_path / name)) == 0
+        assert (tmp_path / name).read_text() == text
+    made = {f"{name}.profile.{ending}" for name in ("profile", "other") for ending in ("json", "html")}
+    assert {path.name for path in tmp_path.iterdir()} == made | {"profile.json", "other.json"}
+    pair = [str(tmp_path / f"{name}.profile.json") for name in ("profile", "other")]
+    assert tiny.call_module("profiling.__main__", "diff", *pair) == 0
+    with pytest.raises(UserError, match="profile.json is the trace itself"):
+        step_page.write(tmp_path / "profile.json", tmp_path)
+
+
+def test_the_page_of_a_pipe_comes_where_the_user_stands(tmp_path, monkeypatch):
+    from profiling.recorded import step_page
+
+    (tmp_path / "t.json").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/stdin", "/dev/fd/63", "/proc/self/fd/0", tmp_path / "pipe"):
+        assert step_page.home_of(Path(path)) == Path()
+    monkeypatch.chdir("/dev")
+    assert step_page.home_of(Path("stdin")) == Path()
+    for path in (tmp_path / "t.json", tmp_path / "missing.json"):
+        assert step_page.home_of(path) == tmp_path

@@ -74,7 +74,7 @@ def function(answer: str, name: str) -> Callable[..., Any]:
         raise UserError(f"there is no file {path}; the answer is the path of a Python file that defines {name}")
     try:
         found = runpy.run_path(str(path)).get(name)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise UserError(f"{path} does not run: {_where(problem, path)}") from None
     if not callable(found):
         raise UserError(f"{path} defines no function {name}")
@@ -85,12 +85,12 @@ def attempt(call: Callable[[], Any], path: str) -> str:
     """Runs the reader's function; "" where it ran, else what it raised and in which line."""
     try:
         call()
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         return f"It fails: {_where(problem, Path(path.strip()).expanduser())}."
     return ""
 
 
-def _where(problem: Exception, path: Path) -> str:
+def _where(problem: BaseException, path: Path) -> str:
     """The exception, and the last line of the file that it passed through."""
     line, at = getattr(problem, "lineno", None), problem.__traceback__
     while at is not None:
@@ -98,7 +98,7 @@ def _where(problem: Exception, path: Path) -> str:
             line = at.tb_lineno
         at = at.tb_next
     first = (str(problem).splitlines() or [""])[0]
-    return f"{type(problem).__name__}: {first}" + (f", line {line}" if line else "")
+    return ": ".join(filter(None, (type(problem).__name__, first))) + (f", line {line}" if line else "")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

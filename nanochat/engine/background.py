@@ -32,4 +32,5 @@ def end_at_once(run: Callable[[], None]) -> None:
     except SystemExit as ended:
         if any(thread.name == COMPILER for thread in threading.enumerate()):
             processes.end_at_once(ended)
+        gc.unfreeze()  # or it is never taken apart, of which Triton's bindings complain when Python ends
         raise

@@ -6,7 +6,6 @@ Needs transformers: pip install transformers (the extra `hf`).
 """
 
 import inspect
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from nanochat import optional
 from nanochat.errors import UserError
 from nanochat.evaluate.core_batches import Score
 from nanochat.evaluate.core_prompts import Example, Ids, shared
+from nanochat.files import short_hash
 
 UNKNOWN_LIMIT = 1 << 15  # tokens, of a model that does not say how many it takes
 
@@ -40,13 +40,9 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> "HubModel":
 
 
 def label(name: str) -> str:
-    """What a model is called where its results are shown: of a folder, its own name."""
-    return Path(name).resolve().name if Path(name).is_dir() else name
-
-
-def file_name(label: str) -> str:
-    """The beginning of the name of a file about it."""
-    return "hf_" + re.sub(r"[^A-Za-z0-9._-]+", "_", label)
+    """What a model is called where its results are shown: of a folder, its own name and a hash of where it is."""
+    folder = Path(name).resolve()
+    return f"{folder.name}-{short_hash(str(folder))}" if folder.is_dir() else name
 
 
 class HubModel:

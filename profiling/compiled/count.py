@@ -17,7 +17,7 @@ import torch
 
 from kernels import tuned
 from nanochat.files import write_atomically
-from nanochat.flags import flag, parse
+from nanochat.flags import flag, listed, parse
 from nanochat.recipe import model_config
 from profiling.compiled import launches, memory
 from profiling.compiled.launches import COPIES, Launch
@@ -150,9 +150,9 @@ class Flags:
 
 def main() -> None:
     flags = parse(Flags, __doc__ or "")
+    again = listed("only", flags.only, VARIANTS) if flags.only else []
     now = code()
     known = read()
-    again = set(filter(None, flags.only.split(",")))
     todo = {
         name: how
         for name, how in wanted().items()

@@ -49,7 +49,7 @@ class Flags:
     fp8: bool = flag(False, "multiply in fp8")
     gpus: int = number(1, 1, 8, "ranks of the training step; what the first does is shown")
     part: str = flag("step", "the training step, or the engine's decode step or prefill", choices=PARTS)
-    out: str = path("", "folder for compiled.json and compiled.html (default: compiled/ beside the runs)")
+    out: str = path("", "folder for compiled.json, summary.json and compiled.html (default: compiled/ beside the runs)")
 
 
 def measured(case: Case, chip: Card) -> dict[str, Any]:

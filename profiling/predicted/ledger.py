@@ -3,6 +3,7 @@
 Predictions come from simulate.py as the file is written, measurements from result files; a change without one says so.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from kernels.tuned import UNPROVEN
 from nanochat import records
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
+from nanochat.flags import parse
 from nanochat.recipe import model_config
 from profiling.predicted import by_hand
 from profiling.predicted.cards import card
@@ -225,7 +227,13 @@ def written() -> str:
     return text + listed("Not built, and why", NOT_BUILT)
 
 
+@dataclass
+class Flags:
+    pass
+
+
 def main() -> None:
+    parse(Flags, __doc__ or "")
     text = written()
     write_atomically(ROOT / "profiling" / "LEDGER.md", text.encode())
     print(text)

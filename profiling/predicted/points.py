@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from nanochat.flags import parse
 from nanochat.recipe import model_config
 from profiling.predicted.cards import all_reduce, card, names
 from profiling.predicted.simulate import Job, seconds
@@ -111,7 +112,13 @@ def table() -> str:
     return text
 
 
+@dataclass
+class Flags:
+    pass
+
+
 def main() -> None:
+    parse(Flags, __doc__ or "")
     used = [f"{name} {card(name).constants}" for name in names() if card(name).calibrated]
     print(f"PREDICTED with {'; '.join(used) or 'the fitted constants of cards.py'}.\n")
     print(table())
