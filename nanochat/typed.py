@@ -1,0 +1,37 @@
+"""Values read from JSON, held against the types that a dataclass declares: text is no number, and neither is True."""
+
+import reprlib
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def made(kind: type[T], content: dict[str, Any]) -> T:
+    """The dataclass of this content. Raises TypeError for a field that is missing, unknown or of another type."""
+    hints = get_type_hints(kind)
+    for name, value in content.items():
+        if name in hints and not fits(value, hints[name]):
+            raise TypeError(f"{name} is {reprlib.repr(value)}, wanted {said(hints[name])}")
+    return kind(**content)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type: int, float (a whole number too), str, bool, None, list[…], dict[str, …], a | b."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(fits(value, part) for part in parts)
+    if origin is list:
+        return isinstance(value, list) and all(fits(one, parts[0]) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            fits(key, parts[0]) and fits(one, parts[1]) for key, one in value.items()
+        )
+    return type(value) in ((int, float) if hint is float else (hint,))
+
+
+def said(hint: Any) -> str:
+    """A type as a reader writes it."""
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
