@@ -231,7 +231,16 @@ def test_a_plan_of_other_types_is_damaged(tmp_path, monkeypatch, change):
 
 
 @pytest.mark.parametrize(
-    "content", [[], dict(steps=[]), dict(blocks=3), dict(blocks=dict(x=3)), dict(blocks=dict(x=[dict(dtype="*")]))]
+    "content",
+    [
+        [],
+        dict(steps=[]),
+        dict(blocks=3),
+        dict(blocks=dict(x=3)),
+        dict(blocks=dict(x=[dict(dtype="*")])),
+        dict(blocks=dict(x=[dict(dtype="*", config=dict(num_warps="4"))])),
+        dict(blocks=dict(x=[dict(dtype="*", config={}, up_to="64")])),
+    ],
 )
 def test_measurements_of_other_types_are_made_again(tmp_path, monkeypatch, content):
     monkeypatch.setattr(measured, "path", lambda index: tmp_path / "card.json")
