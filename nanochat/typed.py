@@ -2,9 +2,10 @@
 
 import reprlib
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NewType, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+Finite = NewType("Finite", float)  # no NaN, and nothing so large that it could not be printed
 
 
 def made(kind: type[T], content: dict[str, Any]) -> T:
@@ -17,7 +18,9 @@ def made(kind: type[T], content: dict[str, Any]) -> T:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type: int, float (a whole number too), str, bool, None, list[…], dict[str, …], a | b."""
+    """Whether a value is of a type: int, float (a whole number too), Finite, str, bool, None, list[…], dict[str, …],
+    a | b.
+    """
     origin, parts = get_origin(hint), get_args(hint)
     if hint is Any:
         return True
@@ -29,6 +32,8 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(
             fits(key, parts[0]) and fits(one, parts[1]) for key, one in value.items()
         )
+    if hint is Finite:
+        return type(value) in (int, float) and abs(value) < 1e300
     return type(value) in ((int, float) if hint is float else (hint,))
 
 
