@@ -88,7 +88,10 @@ def _is_table(found: Any) -> bool:
     if not isinstance(blocks, dict) or not all(isinstance(rows, list) for rows in blocks.values()):
         return False
     return all(
-        isinstance(row, dict) and isinstance(row.get("dtype"), str) and isinstance(row.get("config"), dict)
+        isinstance(row, dict)
+        and isinstance(row.get("dtype"), str)
+        and isinstance(row.get("config"), dict)
+        and all(type(size) is int for size in [row.get("up_to", 0), *row["config"].values()])
         for rows in blocks.values()
         for row in rows
     )

@@ -191,7 +191,10 @@ def prompt_within(tokenizer: Tokenizer, messages: list[dict], max_tokens: int, c
         if len(prompt) <= room or first == last:
             break
         first += 2  # what joins two texts may be a token more than the two
-    return prompt if len(prompt) < context else [prompt[0], *prompt[-(context * 3 // 4) :]]
+    if len(prompt) < context:
+        return prompt
+    kept = min(context * 3 // 4, context - 2)  # beside <|bos|>, with room for a token of the answer
+    return [prompt[0], *prompt[len(prompt) - kept :]]
 
 
 def ends(tokenizer: Tokenizer) -> frozenset[int]:

@@ -12,6 +12,7 @@ import torch
 
 from nanochat import complete, fresh
 from nanochat.cadence import EVERY, TOKENS
+from nanochat.checkpoint import same_version
 from nanochat.consensus import same_checkpoint
 from nanochat.data import choose
 from nanochat.data.loader import Encode, conversation_encoder
@@ -82,19 +83,20 @@ def _train(
     before = flags.source or _stage_before(run, name)
     parent = same_checkpoint(lambda: run.checkpoint(before))
     parent.check_tokenizer(tokenizer)
-    base = parent.meta["settings"]
     source, left_out = choose.conversations(flags.data, name, flags.seed, before, flags.word_problems)
     masked = name == "sft"
     encode = conversation_encoder(tokenizer, masked)
-    settings = Settings(
-        flags.num_iterations,
-        flags.device_batch_size if flags.device_batch_size > 0 else base["device_batch_size"],
-        flags.max_seq_len if flags.max_seq_len > 0 else base["max_seq_len"],
-        flags.total_batch_size if flags.total_batch_size > 0 else base["total_batch_size"],
-        flags.eval_every,
-        flags.save_every,
-        flags.sample_every,
-    )
+    with same_version(parent.folder):
+        base = parent.meta["settings"]
+        settings = Settings(
+            flags.num_iterations,
+            flags.device_batch_size if flags.device_batch_size > 0 else base["device_batch_size"],
+            flags.max_seq_len if flags.max_seq_len > 0 else base["max_seq_len"],
+            flags.total_batch_size if flags.total_batch_size > 0 else base["total_batch_size"],
+            flags.eval_every,
+            flags.save_every,
+            flags.sample_every,
+        )
     settings.accumulation(hardware.world)
     if settings.num_iterations <= 0:
         epoch, most = epoch_steps(source, encode, settings), flags.max_iterations
@@ -105,11 +107,12 @@ def _train(
         raise UserError(
             f"--max-seq-len {settings.max_seq_len} is more than the {model.config.sequence_len} of the base model"
         )
-    rates = {key: value * flags.init_lr_frac for key, value in parent.meta["rates"].items()}
-    optimizer = model.setup_optimizer(**rates, weight_decay=0.0)
-    if flags.load_optimizer and "optimizer" in complete.parts(parent.meta):
-        optimizer.load_full_state(parent.tensors("optimizer"))
-    elif flags.load_optimizer:  # an imported model may have none
+    with same_version(parent.folder):
+        rates = {key: value * flags.init_lr_frac for key, value in parent.meta["rates"].items()}
+        optimizer = model.setup_optimizer(**rates, weight_decay=0.0)
+        if warm := flags.load_optimizer and "optimizer" in complete.parts(parent.meta):
+            optimizer.load_full_state(parent.tensors("optimizer"))
+    if not warm and flags.load_optimizer:  # an imported model may have none
         left_out.append(f"the {before} model came without the optimizer's moments: new ones")
     schedule = Schedule(
         settings.num_iterations, 0, flags.warmdown_ratio, flags.final_lr_frac, momentum_peak=0.95, momentum_end=0.95

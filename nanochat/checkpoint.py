@@ -14,10 +14,11 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -81,10 +82,23 @@ class Checkpoint:
         """The model, activations in `dtype`. weights: what it is to have them in; they are there in no other."""
         with torch.device("meta"):
             model = GPT(self.config).to(weights)
+        wanted = self.weights(model)  # on the host: a GPU need not hold them twice
         model.to_empty(device=device)
-        model.load_state_dict(self.tensors("model"))  # from the host: a GPU need not hold them twice
+        model.load_state_dict(wanted)
         model.set_dtype(dtype)
         return model
+
+    def weights(self, model: GPT) -> dict[str, Tensor]:
+        """The tensors for this model. Raises UserError where they are another one's."""
+        found, wanted = self.tensors("model"), model.state_dict()
+        with same_version(self.folder):
+            if names := sorted(set(found) ^ set(wanted)):
+                raise ValueError(f"{names[0]} is {'too many' if names[0] in found else 'missing'}")
+            for name, tensor in found.items():
+                if tensor.shape != wanted[name].shape or tensor.is_floating_point() != wanted[name].is_floating_point():
+                    kinds = (f"{one.dtype} {tuple(one.shape)}" for one in (tensor, wanted[name]))
+                    raise ValueError(f"{name} is {' and not '.join(kinds)}")
+        return found
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raises UserError when the model was trained with another tokenizer."""
@@ -93,6 +107,24 @@ class Checkpoint:
                 f"{self.folder} was trained with another tokenizer ({self.meta['tokenizer']}) than the run's "
                 f"({tokenizer.fingerprint}); train the stage again with --fresh, or put its tokenizer back"
             )
+
+
+DEVICE = re.compile(r"memory|\b(CUDA|HIP|MPS|NCCL)\b")  # what a card complains of is no file's fault
+
+
+@contextmanager
+def same_version(folder: Path) -> Iterator[None]:
+    """Raises UserError where what a whole checkpoint holds is not as this code writes it."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+        if isinstance(problem, RuntimeError) and DEVICE.search(str(problem)):
+            raise
+        why = f"it has no {problem}" if isinstance(problem, KeyError) else str(problem).partition("\n")[0]
+        raise UserError(
+            f"{folder} was saved by another version of this code ({why}); go on with that version, or give --fresh to "
+            "train the stage again"
+        ) from problem
 
 
 def save(

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nanochat import typed
 from nanochat.files import json_of, sha256
 from nanochat.gpt import GPTConfig
 
@@ -24,10 +25,11 @@ TRAINED = ("base", "mid", "sft", "rl")  # stages that leave a model, in order; t
 # A folder's name: its state and its step. Of one step, a complete temporary one is newer than the one in its place, and
 # one that was moved aside is older.
 FOLDER = re.compile(r"step_([0-9]+)|(\.old-|\.tmp-)step_([0-9]+)-[0-9]+")
-NEEDED = dict(stage=str, step=int, finished=bool, config=dict, tokenizer=str)
-TO_RESUME = dict(
-    data=str, plan=dict, dtype=str, rates=dict, settings=dict, state=dict, loader=dict
-)  # with an optimizer
+NEEDED = dict(stage=str, step=int, finished=bool, config=dict[str, Any], tokenizer=str)
+TO_RESUME = dict(  # with an optimizer
+    data=str, plan=dict[str, Any], dtype=str, rates=dict[str, float], settings=dict[str, int], state=dict[str, Any],
+    loader=dict[str, Any],
+)  # fmt: skip
 NOT_THE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors that say nothing about a file
 
 
@@ -91,10 +93,10 @@ def _check(meta: dict[str, Any], folder: Path) -> None:
         raise Damaged(f"{META} has no plan")
     resumable = "optimizer" in parts(meta)
     for key, kind in {**NEEDED, **(TO_RESUME if resumable else {})}.items():
-        if type(meta.get(key)) is not kind:
-            raise Damaged(f"{META} has {'another type of' if key in meta else 'no'} {key}, wanted {kind.__name__}")
+        if not typed.fits(meta.get(key), kind):
+            raise Damaged(f"{META} has {'another type of' if key in meta else 'no'} {key}, wanted {typed.said(kind)}")
     try:
-        GPTConfig(**meta["config"])
+        typed.made(GPTConfig, meta["config"])
     except (TypeError, ValueError) as problem:
         raise Damaged(f"the config in {META} is no model's ({problem})") from None
     named, stage = FOLDER.fullmatch(folder.name), folder.parent.name

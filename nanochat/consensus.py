@@ -119,8 +119,8 @@ def report_first(error: Exception) -> None:
     When a rank has failed, the collectives of all others break, each with a traceback of its own. So the first notes
     its words where all ranks can read them (the store of the process group), and the others end with one sentence and
     EXIT_AFTER, unless they would say the same. Returns where the error is to be raised on: on the first rank, for a
-    sentence (UserError, OSError, memory), and without ranks. What would be a traceback is printed at once: parting
-    takes time.
+    sentence (UserError, what the system refuses), and without ranks. What would be a traceback is printed at once:
+    parting takes time.
     """
     if not _others():
         return
@@ -137,7 +137,7 @@ def report_first(error: Exception) -> None:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)  # torchrun repeats them
-        if isinstance(error, (UserError, OSError)) or oserrors.memory(error):
+        if isinstance(error, (UserError, OSError)) or oserrors.sentence(error):
             return
         print(f"error: {own}" if broken else traceback.format_exc(), file=sys.stderr, flush=True)
         sys.exit(1)

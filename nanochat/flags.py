@@ -158,7 +158,7 @@ def run_script(main: Callable[[], None], goes_on: bool = False) -> NoReturn:
             print(f"\nStopped. {same} goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except (OSError, MemoryError, RuntimeError) as error:
-        if not (said := oserrors.sentence(error) if isinstance(error, OSError) else oserrors.memory(error)):
+        if not (said := oserrors.sentence(error)):
             raise
         sys.exit(fail(said))
     finally:

@@ -325,16 +325,35 @@ class MuonAdamW(torch.optim.Optimizer):
         tensors = (value for state in self.state.values() for value in state.values() if isinstance(value, Tensor))
         return self.world * sum(tensor.nbytes for tensor in tensors)
 
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all moments, by their names in `full_state`, once steps were taken."""
+        found: dict[str, tuple[int, ...]] = {}
+        for g, group in enumerate(self.param_groups):
+            if is_muon(group):
+                stack = (len(group["params"]), *group["params"][0].shape)
+                found[f"{g}.0.momentum_buffer"] = stack
+                found[f"{g}.0.second_moment"] = second_moment_shape(torch.Size(stack))
+                continue
+            for i, p in enumerate(group["params"]):
+                found.update({f"{g}.{i}.step": (), f"{g}.{i}.exp_avg": p.shape, f"{g}.{i}.exp_avg_sq": p.shape})
+        return found
+
     def load_full_state(self, flat: dict[str, Tensor]) -> None:
         """The inverse of `full_state`, for any number of ranks. Raises ValueError when the groups differ."""
+        wanted = self._shapes()
+        for key, value in flat.items():
+            if key not in wanted:
+                raise ValueError(f"MuonAdamW: saved state {key} belongs to no parameter of this model")
+            if tuple(value.shape) != tuple(wanted[key]) or value.is_floating_point() == key.endswith(".step"):
+                kind = f"{value.dtype} {tuple(value.shape)}"
+                raise ValueError(f"MuonAdamW: saved state {key} is {kind}, wanted shape {tuple(wanted[key])}")
+        if flat and (missing := [key for key in wanted if key not in flat]):
+            raise ValueError(f"MuonAdamW: saved state {missing[0]} is missing")
         self.state.clear()
         for key, value in flat.items():
             g, i, name = key.split(".")
-            try:
-                group = self.param_groups[int(g)]
-                p = group["params"][int(i)]
-            except IndexError:
-                raise ValueError(f"MuonAdamW: saved state {key} belongs to no parameter of this model") from None
+            group = self.param_groups[int(g)]
+            p = group["params"][int(i)]
             if name == "step":
                 self.state[p][name] = int(value)
                 continue

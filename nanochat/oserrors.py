@@ -1,4 +1,4 @@
-"""What the operating system refuses, a file or memory, in one sentence: why, and what to do. Scripts end with it."""
+"""What the system refuses, a file, memory or a thread, in one sentence: why, and what to do. Scripts end with it."""
 
 import errno
 import os
@@ -27,6 +27,11 @@ OF_PATHS = {
     errno.ENOENT: "{where} is not there, or not any more; put it back, or look at the path",
 }
 
+NO_MORE = (
+    "no more threads or processes can be started here; raise the limit (ulimit -u; of a container --pids-limit), or "
+    "end other programs"
+)
+NO_THREAD = "can't start new thread"  # as Python has it
 NO_TEMPORARY = "No usable temporary directory"  # as tempfile begins
 SHORT = ("can't allocate memory", "not enough memory")  # as torch has it, of the CPU
 
@@ -40,8 +45,20 @@ def memory(error: Exception) -> str:
     return f"memory is short{more}; take fewer rows or tokens at a time, or a smaller model, or end other programs"
 
 
-def sentence(error: OSError) -> str:
-    """About a file operation that failed; "" for errors of another kind: of connections, of libraries."""
+def no_more(error: Exception) -> bool:
+    """Whether a thread or a process could not be started, by Python or by torch."""
+    again = os.strerror(errno.EAGAIN)
+    if isinstance(error, BlockingIOError):
+        return error.strerror == again and error.filename is None
+    return isinstance(error, RuntimeError) and str(error) in (NO_THREAD, again)
+
+
+def sentence(error: Exception) -> str:
+    """About what the system refused; "" for errors of another kind: of connections, of libraries."""
+    if no_more(error):
+        return NO_MORE
+    if not isinstance(error, OSError):
+        return memory(error)
     if type(error).__module__ != "builtins" or isinstance(error, NOT_OF_FILES):
         return ""
     if str(error.strerror).startswith(NO_TEMPORARY):

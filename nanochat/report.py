@@ -159,7 +159,7 @@ def stages(run: Run) -> Section:
         row("FLOPs", lambda s: f"{s['flops']:.2e}"),
         row("training time", lambda s: f"{s['training_seconds']:.0f} s"),
         row("tokens/s", lambda s: f"{s['tok_per_s']:,.0f}"),
-        row("training loss, nats", lambda s: DASH if s["stage"] == "rl" else f"{s['train_loss']:.4f}"),
+        row("training loss, nats", lambda s: DASH if s.get("stage") == "rl" else f"{s['train_loss']:.4f}"),
         row("validation, bits per byte", lambda s: DASH if s["val_bpb"] is None else f"{s['val_bpb']:.4f}"),
         row("validated on, tokens", lambda s: f"{s['val_tokens']:,}" if s.get("val_tokens") else DASH),
         row("steps skipped", lambda s: str(s["skipped_steps"])),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from nanochat.chat_stages import PROMPTS
+from nanochat.checkpoint import same_version
 from nanochat.consensus import same_checkpoint
 from nanochat.data.loader import conversation_encoder
 from nanochat.engine import Engine
@@ -142,19 +143,22 @@ def _train(flags: RLFlags, run: Run, hardware: Hardware, watch: Callable[[Stage]
     tokenizer = run.tokenizer()
     parent = same_checkpoint(lambda: run.checkpoint(flags.source))
     parent.check_tokenizer(tokenizer)
-    name = flags.task or ("word_sums" if parent.meta["data"].startswith("microworld") else "gsm8k")
+    with same_version(parent.folder):
+        name = flags.task or ("word_sums" if parent.meta["data"].startswith("microworld") else "gsm8k")
+        rows = flags.device_batch_size if flags.device_batch_size > 0 else parent.meta["settings"]["device_batch_size"]
+        rates = {key: value * flags.init_lr_frac for key, value in parent.meta["rates"].items()}
     practice, objective = PRACTICE[name], flags.objective()
     asked = Questions(practice, practice.train(), flags.seed)
     limit = flags.max_new_tokens if flags.max_new_tokens > 0 else min(practice.task.limit, 256)
     steps = flags.num_iterations if flags.num_iterations > 0 else max(1, len(asked.all) // flags.questions)
-    rows = flags.device_batch_size if flags.device_batch_size > 0 else parent.meta["settings"]["device_batch_size"]
     torch.manual_seed(flags.seed)  # nothing draws from it, but its state is in the checkpoint
     model = parent.model(hardware.device, hardware.dtype)
     length = model.config.sequence_len
     at_once = rows * length * hardware.world  # the loop wants a size of batch, and a step of RL has none
     save = flags.save_every if flags.save_every > 0 else flags.eval_every
     settings = Settings(steps, rows, length, at_once, flags.eval_every, save, flags.sample_every)
-    rates = {key: value * flags.init_lr_frac for key, value in parent.meta["rates"].items()}
+    with same_version(parent.folder):
+        optimizer = model.setup_optimizer(**rates, weight_decay=0.0)
     schedule = Schedule(steps, 0, 1.0, 0.0, momentum_start=0.95, momentum_peak=0.95, momentum_end=0.95)
     decides = dict(
         vars(objective),
@@ -185,7 +189,7 @@ def _train(flags: RLFlags, run: Run, hardware: Hardware, watch: Callable[[Stage]
             source=asked,
             encode=conversation_encoder(tokenizer, masked=True),
             model=model,
-            optimizer=model.setup_optimizer(**rates, weight_decay=0.0),
+            optimizer=optimizer,
             schedule=schedule,
             settings=settings,
             rates=parent.meta["rates"],

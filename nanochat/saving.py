@@ -6,7 +6,8 @@ memory, on the stream that computes, so whatever changes the weights next comes 
 event behind them. One checkpoint is written at a time.
 
 It takes as much host memory as is saved, on rank 0: weights, and the moments of all ranks (pinned, up to a quarter
-more: chunks are not filled to the end). Where less is available, checkpoints are written before `save` returns.
+more: chunks are not filled to the end). Where less is available, or no thread can be started, checkpoints are written
+before `save` returns.
 """
 
 import os
@@ -23,6 +24,7 @@ from nanochat import checkpoint
 from nanochat.files import sync_file
 from nanochat.log import LOG
 from nanochat.optim import Moment
+from nanochat.oserrors import no_more
 
 CHUNK = 1 << 28  # bytes that are asked for at a time: a power of two, to which torch rounds pinned memory up
 ALIGNED = 64  # bytes
@@ -77,7 +79,13 @@ class Saver:
                 copied = torch.cuda.Event()
                 copied.record()
             arguments = (meta, {**copies, **fixed}, copied)
-            threading.Thread(target=self._write, args=arguments, daemon=True, name="save").start()
+            try:
+                threading.Thread(target=self._write, args=arguments, daemon=True, name="save").start()
+            except RuntimeError as problem:
+                if not no_more(problem):
+                    raise
+                print("note: no thread can be started: this checkpoint is written while training waits", flush=True)
+                self._write(*arguments)
         except BaseException:
             self._idle.set()
             raise

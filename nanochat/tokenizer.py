@@ -81,7 +81,7 @@ class Tokenizer:
             most = len(merges) + len(SPECIAL_TOKENS)
             raise UserError(
                 f"the text has pairs for a vocabulary of {most:,} only, not {vocab_size:,}; "
-                f"give more text or --vocab-size {most} or less"
+                f"give more text, or scripts.tok_train a --vocab-size of {most} or less (speedrun.sh has no such flag)"
             )
         return cls(merges)
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanochat import checkpoint
+from nanochat import checkpoint, typed
 from nanochat.consensus import same_checkpoint
 from nanochat.cost import flops_per_token
 from nanochat.data.loader import Batch, LoaderState, Prefetch
@@ -170,21 +170,25 @@ def resume(stage: Stage) -> checkpoint.Checkpoint | None:
     if found is None:
         return None
     for key in ("tokenizer", "data", "plan"):
-        if found.meta[key] != stage.meta[key]:
+        if found.meta.get(key) != stage.meta[key]:
             raise UserError(
-                f"{found.folder} was made with another {key} ({found.meta[key]}) than asked for now "
+                f"{found.folder} was made with another {key} ({found.meta.get(key)}) than asked for now "
                 f"({stage.meta[key]}); give --fresh to train the stage again, or another --run"
             )
-    stage.model.load_state_dict(found.tensors("model"))
+    stage.model.load_state_dict(found.weights(stage.model))
     stage.model.set_dtype(stage.model.dtype)
-    stage.optimizer.load_full_state(found.tensors("optimizer"))
+    with checkpoint.same_version(found.folder):
+        stage.optimizer.load_full_state(found.tensors("optimizer"))
+        _restore(stage, found)
+    return found
+
+
+def _restore(stage: Stage, found: checkpoint.Checkpoint) -> None:
+    """All but weights and moments. Raises as a file that another version wrote does: see checkpoint.same_version."""
     stage.meta["kernels"] = found.meta.get("kernels")
-    try:
-        stage.state = State(**found.meta["state"])
-    except TypeError as problem:
-        raise UserError(f"{found.folder} was saved by another version of this code ({problem})") from None
+    stage.state = typed.made(State, found.meta["state"])
     loader = found.tensors("loader")
-    stage.state.loader = LoaderState.restore(found.meta["loader"], loader)
+    stage.state.loader = LoaderState.restore(found.meta["loader"], loader, stage.model.config.vocab_size)
     torch.set_rng_state(loader["torch_rng"])
     if stage.scaler and stage.state.scaler:
         stage.scaler.load_state_dict(stage.state.scaler)
@@ -192,7 +196,6 @@ def resume(stage: Stage) -> checkpoint.Checkpoint | None:
         for name, tensor in found.tensors("fp8").items():
             histories[name].copy_(tensor)
     stage.saved_step = stage.state.step
-    return found
 
 
 def save(stage: Stage, finished: bool) -> None:

@@ -81,6 +81,12 @@ def several(names: list[str]) -> dict[str, Any]:
         for what in first[stage]:
             if all(what in run.get(stage, {}) for run in each.values()):
                 together.setdefault(stage, {})[what] = spread([run[stage][what] for run in each.values()])
+    if not together:
+        has = "; ".join(
+            f"{name} has {', '.join(f'{what} of {stage}' for stage in run for what in run[stage])}"
+            for name, run in each.items()
+        )
+        raise UserError(f"these runs have no result in common: {has}; evaluate them alike")
     interval = "; then the 95% interval of the mean, by Student's t" if len(names) > 1 else ""
     print(f"Mean of {len(names)} runs ({', '.join(names)}), in brackets the lowest and the highest{interval}.\n")
     print(f"| | {' | '.join(together)} |\n|---|{'---|' * len(together)}")

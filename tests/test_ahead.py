@@ -57,7 +57,7 @@ def test_a_gpus_batches_and_where_they_resume_are_the_same(monkeypatch):
 
     usual, gpu = first_batches(40, Rows(4, 64)), first_batches(40, Rows(4, 64, pin=True))
     assert asked == [1]
-    state = LoaderState.restore(gpu[19].state.metadata(), gpu[19].state.tensors())
+    state = LoaderState.restore(gpu[19].state.metadata(), gpu[19].state.tensors(), 1 << 16)
     again = gpu[:20] + first_batches(20, Rows(4, 64, pin=True), state)
     for found in (gpu, again):
         assert all((a.inputs == b.inputs).all() for a, b in zip(usual, found, strict=True))

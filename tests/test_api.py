@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from test_web import HOSTS, client, parrot, real, say, serving  # noqa: F401 (parrot and real are fixtures)
 
 from nanochat import chat
+from nanochat.engine import Engine, Sampling
 from nanochat.errors import UserError
 from nanochat.tokenizer import Tokenizer
 from nanochat.web import answers, asking, mock, reading
@@ -289,6 +290,18 @@ def test_a_long_conversation_is_read_from_its_end_and_no_further(monkeypatch):
     read.clear()
     assert len(chat.prompt_within(tiny.tokenizer(), [system("be kind " * 500), *messages], 16, 256)) == 1 + 192
     assert sum(read) < 2 * 8 * 500 + 200
+
+
+def test_a_prompt_leaves_room_for_an_answer_in_every_context():
+    tokenizer, messages = tiny.tokenizer(), [dict(role="user", content=TEXT)]
+    whole = tokenizer.render_for_completion(messages)
+    for context in range(2, len(whole) + 3):
+        prompt = chat.prompt_within(tokenizer, messages, 16, context)
+        assert 1 <= len(prompt) < context and prompt[0] == tokenizer.bos
+        assert context == 2 or prompt[-1] == whole[-1]
+    for context in (2, 3, 4):
+        engine = Engine(tiny.model(sequence_len=context), 1)
+        chat.answers(engine, tokenizer, [messages], 16, Sampling(temperature=0))
 
 
 def in_threads(monkeypatch, *named):

@@ -39,6 +39,7 @@ def test_the_real_bundle(shared):
 
 
 ROW = bundles.ROWS["arc_easy"][0]
+TASK = b"icl_tasks:\n- {label: arc_easy, dataset_uri: arc_easy.jsonl, num_fewshot: [3], icl_task_type: multiple_choice}"
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,19 @@ def test_a_damaged_row_is_named(tmp_path, task, line, said):
         ("core.yaml", None, "core.yaml is missing"),
         ("eval_meta_data.csv", b"Eval Task,Random baseline\narc_easy,much\n", "eval_meta_data.csv, line 2"),
         ("eval_meta_data.csv", b"Eval Task,Random baseline\n", "no baseline of arc_easy"),
+        *(
+            (
+                "eval_meta_data.csv",
+                f"Eval Task,Random baseline\nx,0\narc_easy,{value}\n".encode(),
+                "csv, line 3",
+            )
+            for value in ("100", "-1", "nan", "inf", "1" * 140_000)
+        ),
+        ("core.yaml", b"icl_tasks: " + b"[" * 5000, "core.yaml is damaged"),
+        *(
+            ("core.yaml", TASK.replace(b"[3]", shots), "num_fewshot of arc_easy is .*, wanted a whole number")
+            for shots in (b"[.inf]", b"[-1]", b"['3']", b"[true]")
+        ),
         ("eval_data/arc_easy.jsonl", b"\xff\xfe", "no UTF-8 at byte 0"),
         ("eval_data/arc_easy.jsonl", json.dumps(ROW).encode(), "has 1 rows, wanted more than the 3"),
     ],
@@ -81,6 +95,13 @@ def test_a_damaged_file_is_named(tmp_path, name, content, said):
     (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=said):
         bundle.load(folder).tasks[0].rows()
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path):
+    folder = bundles.write(tmp_path / "b")
+    for path in (folder / "eval_meta_data.csv", folder / "core.yaml", folder / "eval_data" / "arc_easy.jsonl"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert bundle.load(folder).tasks[0].rows() == bundles.ROWS["arc_easy"]
 
 
 def test_an_unknown_kind_is_named(tmp_path):

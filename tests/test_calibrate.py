@@ -135,6 +135,10 @@ def test_a_file_written_by_hand(folder):
         (json.dumps(written_by_hand(rates={})), "is damaged"),
         (json.dumps(written_by_hand(rates=dict(written_by_hand()["rates"], launch_s=-1))), "is damaged"),
         (json.dumps(written_by_hand(rates=dict(written_by_hand()["rates"], launch_s=float("nan")))), "is damaged"),
+        *(
+            (json.dumps(written_by_hand(rates=dict(written_by_hand()["rates"], stream_bytes_per_s=rate))), "is damaged")
+            for rate in ("3e12", True, [3e12])
+        ),
         (json.dumps(written_by_hand(date=None)), "is damaged"),
         (json.dumps(written_by_hand(version=0)), "is of version 0, wanted 1"),
     ],

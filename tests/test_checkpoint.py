@@ -4,15 +4,19 @@ import json
 import os
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
 
-from nanochat import checkpoint
+from nanochat import checkpoint, trainer
 from nanochat.data.loader import LoaderState
+from nanochat.data.packing import Document
 from nanochat.data.source import Position
 from nanochat.errors import UserError
 from nanochat.files import sha256
@@ -219,3 +223,89 @@ def test_leftovers_of_a_killed_save_are_cleared(tmp_path):
     (tmp_path / f".tmp-step_000001-{os.getpid()}9").mkdir(parents=True)
     save(tmp_path, 2)
     assert [p.name for p in tmp_path.iterdir()] == ["step_000002"]
+
+
+# ---- whole, but not as this code writes it
+
+
+def test_the_weights_of_another_model_are_refused_in_a_sentence(tmp_path):
+    model = tiny.model()
+    weights, sound = dict(model.state_dict()), asdict(model.config)
+    cases = [
+        (weights, dict(sound, smear=False), "smear_.* is too many"),
+        (weights, dict(sound, n_layer=3), "is missing"),
+        (weights, dict(sound, n_embd=64), r"is torch.float32 \(.*\) and not torch.float32 \("),
+        ({name: one for name, one in weights.items() if name != "lm_head.weight"}, sound, "lm_head.weight is missing"),
+        (dict(weights, new=torch.zeros(1)), sound, "new is too many"),
+        ({**weights, "lm_head.weight": weights["lm_head.weight"].int()}, sound, "lm_head.weight is torch.int32"),
+    ]
+    for step, (tensors, config, said) in enumerate(cases):
+        made = checkpoint.write(tmp_path, dict(META, step=step, config=config), dict(model=tensors))
+        with pytest.raises(UserError, match=rf"step_.* was saved by another version of this code \(.*{said}.*--fresh"):
+            made.model("cpu", torch.float32)
+
+
+@pytest.mark.parametrize("change", [dict(softcap="x"), dict(n_layer=2.0), dict(smear=1), dict(rope_base=None)])
+def test_a_config_of_other_types_is_no_models(tmp_path, change):
+    config = dict(asdict(tiny.model().config), **change)
+    made = checkpoint.write(tmp_path, dict(META, step=1, config=config), dict(model={}))
+    with pytest.raises(UserError, match=f"cannot be used: the config in meta.json is no model's .{list(change)[0]} is"):
+        checkpoint.at(made.folder)
+
+
+def without(content, *keys):
+    return {key: value for key, value in content.items() if key not in keys}
+
+
+WAITING = LoaderState(Position(0, 1), [Document(np.array([1, 2, 3], np.int32))], 5)
+OTHERS = {  # what a checkpoint to go on from may have otherwise: (part, what is in its place, what is said)
+    "no torch_rng": ("loader", lambda found: without(found, "torch_rng"), "it has no 'torch_rng'"),
+    "tokens beyond": ("loader", lambda found: dict(found, tokens=found["tokens"] + 400), "vocabulary of 300"),
+    "other lengths": ("loader", lambda found: dict(found, lengths=found["lengths"] + 1), "lengths of its waiting"),
+    "another generator": ("loader", lambda found: dict(found, torch_rng=torch.zeros(3)), "RNG state|ByteTensor"),
+    "a moment less": ("optimizer", lambda found: without(found, "0.0.exp_avg"), "0.0.exp_avg is missing"),
+    "another shape": ("optimizer", lambda found: {**found, "0.0.exp_avg": torch.zeros(3)}, r"0.0.exp_avg is .* \(3,\)"),
+    "a moment more": ("optimizer", lambda found: dict(found, new=torch.zeros(3)), "new belongs to no parameter"),
+    "no seen": ("meta", lambda found: dict(found, loader=without(found["loader"], "seen")), "argument: 'seen'"),
+    "recent": ("meta", lambda found: dict(found, state=dict(found["state"], recent=None)), "recent is None"),
+    "seconds": ("meta", lambda found: dict(found, state=dict(found["state"], seconds="x")), "seconds is 'x'"),
+    "epoch": (
+        "meta",
+        lambda found: dict(found, loader=dict(found["loader"], position=dict(epoch="1"))),
+        "epoch is '1'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "as it is"])
+def test_a_stage_does_not_go_on_from_what_another_version_has_saved(tmp_path, name):
+    model = tiny.model()
+    optimizer = model.setup_optimizer(weight_decay=0.1)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    state = trainer.State(step=1, seconds=2.0, recent=[1.0], loader=WAITING)
+    saved = dict(
+        meta=dict(META, step=1, state=state.numbers(), loader=WAITING.metadata(), config=asdict(model.config)),
+        optimizer=optimizer.full_state(),
+        loader=dict(WAITING.tensors(), torch_rng=torch.get_rng_state()),
+        model=dict(model.state_dict()),
+    )
+    if name in OTHERS:
+        part, change, said = OTHERS[name]
+        saved[part] = change(saved[part])
+    checkpoint.write(tmp_path, saved.pop("meta"), saved)
+    stage = SimpleNamespace(folder=tmp_path, model=model, optimizer=optimizer, scaler=None, meta=dict(META))
+    stage.hardware = SimpleNamespace(is_main=True)
+    if name not in OTHERS:
+        assert trainer.resume(stage).step == stage.state.step == 1 and stage.state.loader.seen == 5
+        return
+    with pytest.raises(
+        UserError, match=rf"step_000001 was saved by another version of this code \(.*({said}).*--fresh"
+    ):
+        trainer.resume(stage)
+
+
+def test_a_full_memory_is_no_version():
+    with pytest.raises(RuntimeError, match="CUDA out of memory"), checkpoint.same_version(Path("there")):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

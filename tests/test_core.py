@@ -305,6 +305,13 @@ def test_a_task_that_fails_leaves_the_others_and_is_said(small):
         core.core(asked(), small)
 
 
+def test_files_without_a_row_leave_nothing_to_score(small):
+    for task in small.tasks:
+        task.path.write_bytes(b"")
+    with pytest.raises(UserError, match="no CORE task could be scored .*arc_easy.jsonl has 0 rows, wanted more than"):
+        core.core(asked(), small)
+
+
 def test_a_model_that_fails_is_said_too(small, monkeypatch):
     def broken(model, examples):
         raise RuntimeError("out of memory\nand more")

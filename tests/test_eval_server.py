@@ -138,6 +138,30 @@ def test_what_may_pass_is_tried_again(waits):
     )
 
 
+def test_an_error_whose_body_breaks_off_is_tried_again(waits):
+    broken = (503, {"transfer-encoding": "chunked"}, b"50\r\nthe mod")
+    with answering(broken, said("at last")) as (address, seen):
+        assert Server(address, "m").one(*asked("hello")).text == "at last"
+    assert len(seen) == 2
+
+
+def test_an_answer_in_parts_is_joined_and_one_that_is_no_text_is_none(waits):
+    parts = [dict(type="text", text="at "), dict(type="image"), dict(type="text", text="last")]
+    with answering(said(parts)) as (address, _):
+        assert Server(address, "m").one(*asked("hello")).text == "at last"
+    for content in (5, True, {}, ["text"], [dict(type="text", text=5)]):
+        with answering(said(content)) as (address, seen):
+            with pytest.raises(UserError, match="6 tries: its answer is no chat completion"):
+                Server(address, "m").one(*asked("a"))
+        assert len(seen) == 6
+
+
+@pytest.mark.parametrize("listed", [dict(data=5), dict(data=True), True, [1], dict(data=[5, dict(id=7)])])
+def test_a_list_of_models_that_is_none_says_nothing(monkeypatch, listed):
+    monkeypatch.setattr(Server, "_call", lambda self, path, body: listed)
+    Server("http://127.0.0.1:1", "7").check()
+
+
 def test_what_may_not_pass_is_said_once(waits):
     refusal = (400, {}, dict(error=dict(message="max_tokens is\ntoo large")))
     with answering(refusal) as (address, seen):

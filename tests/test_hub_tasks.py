@@ -10,7 +10,7 @@ import tiny
 from nanochat.calculator import calculate
 from nanochat.chat import Event, content
 from nanochat.errors import UserError
-from nanochat.tasks import CHATCORE, TASKS, arc, available, gsm8k, mmlu, smoltalk
+from nanochat.tasks import CHATCORE, TASKS, arc, available, gsm8k, humaneval, mmlu, smoltalk
 from nanochat.tasks.task import final_number
 
 
@@ -181,3 +181,30 @@ def test_another_mirror_has_other_problems(made, monkeypatch, tmp_path):
     assert TASKS["humaneval"].questions(1)[0].messages[0]["content"] == "hub"
     monkeypatch.setenv("NANOCHAT_HUB_ROOT", str(tmp_path / "other"))
     assert TASKS["humaneval"].questions(1)[0].messages[0]["content"] == "other"
+
+
+def test_a_malformed_row_of_a_test_is_named(made):
+    """Left out it would make another score."""
+    arc_row, mmlu_row = hub_fixture.arc_rows("test", 1)[0], hub_fixture.mmlu_rows("test", 1)[0]
+    question, problem = dict(question="1 and 2?", answer="#### 3"), dict.fromkeys(humaneval.COLUMNS, "pass")
+    cases = [
+        ("arc_easy", arc.EASY, arc_row, dict(answerKey="Z"), "its answerKey 'Z' is none of its labels"),
+        (
+            "arc_easy",
+            arc.EASY,
+            arc_row,
+            dict(choices=dict(text=["a"], label=["A", "B"])),
+            "it has 1 choices and 2 labels",
+        ),
+        ("mmlu", mmlu.TEST, mmlu_row, dict(answer=-1), "its answer is -1, wanted 0 to 3"),
+        ("mmlu", mmlu.TEST, mmlu_row, dict(choices=["a", None, "b", "c"]), "its choices are .*, wanted texts"),
+        ("gsm8k", gsm8k.TEST, question, dict(question=None), "its question is None, wanted a text"),
+        ("humaneval", humaneval.TEST, problem, dict(test=None), "its test is None, wanted a text"),
+    ]
+    for name, split, sound, change, said in cases:
+        hub_fixture.write(made, *split, [dict(sound, id="1"), {**sound, "id": "2", **change}])
+        with pytest.raises(UserError, match=f"{split[0]}, {split[1]}, test, row 2 is malformed \\({said}"):
+            TASKS[name].all_questions()
+    hub_fixture.write(made, *gsm8k.TEST, [dict(question="?")])
+    with pytest.raises(UserError, match=r"row 1 is malformed \(it has no 'answer'\); get the data set again"):
+        TASKS["gsm8k"].all_questions()

@@ -45,7 +45,7 @@ def take(count, rows, state=None, source=SOURCE, encode=None):
 
 def restored(state: LoaderState) -> LoaderState:
     """Through the same form as on disk."""
-    return LoaderState.restore(state.metadata(), state.tensors())
+    return LoaderState.restore(state.metadata(), state.tensors(), 1 << 16)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -153,6 +153,31 @@ def test_what_is_missing_is_left_out_and_said(made):
         choose.conversations("hub", "mid")
 
 
+def test_malformed_rows_are_left_out_counted_and_said(made):
+    user, assistant = (lambda text: dict(role="user", content=text)), dict(role="assistant", content="yes")
+    talks = [[user("a"), assistant], [user("b"), user("c")], [user(None), assistant], [user("d"), assistant]]
+    for split in ("train", "test"):
+        hub_fixture.write(made, "HuggingFaceTB/smol-smoltalk", "data", split, [dict(messages=talk) for talk in talks])
+    sound = hub_fixture.mmlu_rows("auxiliary_train", 5)
+    bad = [dict(answer=7), dict(question=None), dict(choices=["one"]), dict(choices=None)]
+    hub_fixture.mmlu(made, "auxiliary_train", sound + [dict(sound[0], **change) for change in bad])
+    rows = [dict(question="train: 1 and 2?", answer="#### 3"), dict(question="?", answer=None)]
+    hub_fixture.write(made, "openai/gsm8k", "main", "train", rows)
+    source, notes = choose.conversations("hub", "mid")
+    assert notes[0].startswith("smoltalk, test: 2 of 4 rows are malformed (row 2: message 2 is from 'user'")
+    assert notes[1].startswith("smoltalk, train: 2 of 4 rows") and notes[1].endswith("and are left out")
+    assert "mmlu, train: 4 of 9 rows are malformed (row 6: its answer is 7, wanted 0 to 3), and are left out" in notes
+    assert (
+        "gsm8k, train: 1 of 2 rows are malformed (row 2: its answer is None, wanted a text), and are left out" in notes
+    )
+    assert sorted(asked_by(rows_of(source, "val"))) == ["a", "d"]
+    assert {"a", "d"} < (asked := set(asked_by(rows_of(source)))) and not {"b", "c", None} & asked
+
+    hub_fixture.write(made, "HuggingFaceTB/smol-smoltalk", "data", "test", [dict(other=1)])
+    with pytest.raises(UserError, match=r"nothing to validate on: smoltalk, test: 1 of 1 rows .*no 'messages'"):
+        choose.conversations("hub", "mid")
+
+
 # ---- the mirror
 
 

@@ -15,6 +15,7 @@ import torch
 from test_training import home, train, writing  # noqa: F401 (home is a fixture)
 
 from nanochat import files, oserrors
+from nanochat.data.loader import Prefetch
 from nanochat.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -34,6 +35,26 @@ def test_one_sentence_with_the_path_and_exit_code_2(capsys, name):
     assert tiny.called(main) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "/some/where" in error
+
+
+def no_thread():
+    raise RuntimeError("can't start new thread")
+
+
+def no_process():
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+@pytest.mark.parametrize(
+    "where, start", [("threading.Thread.start", no_thread), ("subprocess.Popen.__init__", no_process)]
+)
+def test_a_limit_on_threads_and_processes_is_one_sentence(capsys, monkeypatch, where, start):
+    monkeypatch.setattr(where, lambda self, *words, **more: start())
+    main = (lambda: Prefetch(iter([]))) if start is no_thread else (lambda: subprocess.run(["true"]))
+    assert tiny.called(main) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: no more threads or processes can be started here; raise the limit (ulimit -u")
+    assert error.count("\n") == 1
 
 
 def no_memory_for(allocate):

@@ -146,8 +146,9 @@ def test_settings_that_the_server_refuses_are_not_taken(page):  # noqa: F811
     for field in ("max-tokens", "seed"):
         page.get_by_test_id(field).fill("9" * 30)
     page.get_by_test_id("settings-close").click()
-    for line in ("/topk 1000000000", "/temperature 1e30"):
+    for line, said in (("/topk 1000000000", "Top-k is 50;"), ("/temperature 1e30", "Temperature is 0.6;")):
         send(page, line, wait=False)
+        assert said in page.locator('[data-role="note"]').last.inner_text()
     with page.expect_request("**/v1/chat/completions") as sent:
         send(page, "say: ok")
     body = sent.value.post_data_json

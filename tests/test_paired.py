@@ -88,3 +88,12 @@ def test_runs_side_by_side(write, tmp_path, capsys):
     assert "nobody" in capsys.readouterr().err
     assert tiny.call("compare", "--runs=one,two,one") == 2  # would have an interval of no width
     assert "--runs names 'one' twice" in capsys.readouterr().err
+
+
+def test_runs_with_nothing_in_common_are_refused(write, capsys):
+    write("runs/a", add_tool=result("rw"))
+    write("runs/b", "base", add_tool=result("rw"))
+    assert tiny.call("compare", "--runs=a,b") == 2
+    said = capsys.readouterr()
+    words = "these runs have no result in common: a has add_tool of sft; b has add_tool of base; evaluate them alike"
+    assert said.err == f"error: {words}\n" and not said.out

@@ -110,6 +110,17 @@ def test_a_dead_replica_leaves_the_others_alone(pool):
         submit(pool, Listener())
 
 
+def test_a_request_that_the_engine_does_not_take_is_its_own_trouble():
+    worker = Worker(Engine(tiny.model(), 2))
+    long, short = Listener(), Listener(max_tokens=2)
+    long.job.request.prompt = [0] * 64
+    worker.submit([long.job, short.job])
+    wait_until(lambda: long.over and short.over)
+    assert long.job.reason == "error" and "the prompt has 64 tokens, wanted 1 to 63" in str(long.events[-1])
+    assert short.events[-1] is None and not worker.problem and worker.load == 0
+    worker.close()
+
+
 @pytest.mark.parametrize("end", [RuntimeError, Lost])
 def test_nobody_waits_for_ever_who_comes_while_it_dies(end):
     """The worker is in its last step when the second job comes; a third comes after its end."""

@@ -1,6 +1,7 @@
 """Summaries, plans and other JSON of a run: missing is missing, damaged is an error, and what can be is made again."""
 
 import json
+import math
 
 import pytest
 import tiny
@@ -118,6 +119,43 @@ def test_a_damaged_summary_is_no_reason_to_train_again(home, capsys):  # noqa: F
         assert "python -m scripts.base_train" in error
 
 
+TRAINED = dict(
+    plan={}, data="d", device="cpu", world=1, dtype="torch.float32", compiled=False, parameters=dict(total=1), steps=1,
+    tokens=1, flops=1e3, training_seconds=1.0, tok_per_s=1.0, train_loss=1.0, val_bpb=None, skipped_steps=0,
+    peak_memory=0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        ({}, ""),
+        (dict(kernels=None, samples=["a"], plan=dict(matrix_lr=0.1)), ""),
+        (dict(plan=dict(matrix_lr="x")), "plan: matrix_lr is of another type"),
+        (dict(tok_per_s=math.inf), "tok_per_s is of another type"),
+        (dict(steps=True), "steps is of another type"),
+        (dict(samples=[5]), "samples is of another type"),
+        (dict(kernels=dict(rows=[dict(group="norms")], when="")), "kernels: rows: 0: on_ms is missing"),
+        (dict(parameters={}), "parameters: total is missing"),
+    ],
+)
+def test_what_a_summary_without_a_checksum_lacks(change, why):
+    assert records.lacks("base", {**TRAINED, **change}) == why
+
+
+def test_a_summary_without_all_that_it_once_had_gives_a_report(tmp_path, monkeypatch):
+    """The least that is taken: nothing breaks later."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    task = dict(wanted="right", n=1, counts=dict(right=1, wrong=0, refused=0), rate=1.0, low=0.2, high=1.0, examples={})
+    summaries = dict(base=TRAINED, tokenizer=dict(wanted=dict(data="d", fingerprint="f"), characters=1, fingerprint="f",
+                     vocab_size=9), eval=dict(chat=dict(base=dict(choice=task))))  # fmt: skip
+    for stage, content in summaries.items():
+        path = tmp_path / "runs" / "a" / stage / "summary.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content))
+    assert tiny.call("report", "--run=a") == 0 == tiny.call("compare", "--runs=a")
+
+
 def test_the_tokenizer_of_trained_models_is_not_replaced(home, capsys):  # noqa: F811
     data = f"--data={home / 'text.jsonl'}"
     words = ["tok_train", "--run=c", data, "--vocab-size=300"]
@@ -231,7 +269,16 @@ def test_a_plan_of_other_types_is_damaged(tmp_path, monkeypatch, change):
 
 
 @pytest.mark.parametrize(
-    "content", [[], dict(steps=[]), dict(blocks=3), dict(blocks=dict(x=3)), dict(blocks=dict(x=[dict(dtype="*")]))]
+    "content",
+    [
+        [],
+        dict(steps=[]),
+        dict(blocks=3),
+        dict(blocks=dict(x=3)),
+        dict(blocks=dict(x=[dict(dtype="*")])),
+        dict(blocks=dict(x=[dict(dtype="*", config=dict(num_warps="4"))])),
+        dict(blocks=dict(x=[dict(dtype="*", config={}, up_to="64")])),
+    ],
 )
 def test_measurements_of_other_types_are_made_again(tmp_path, monkeypatch, content):
     monkeypatch.setattr(measured, "path", lambda index: tmp_path / "card.json")

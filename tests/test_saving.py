@@ -48,6 +48,18 @@ def test_what_changes_after_save_is_not_in_the_file(tmp_path, gate):
     assert found.tensors("loader")["x"].tolist() == [0, 1, 2]
 
 
+def test_where_no_thread_can_be_started_it_is_written_at_once(tmp_path, monkeypatch, capsys):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    saver = Saver(tmp_path, pinned=False)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    save(saver, tensors())
+    assert checkpoint.latest(tmp_path).step == 1 and not saver.busy
+    assert "no thread can be started" in capsys.readouterr().out
+    saver.wait()
+
+
 def test_a_second_save_waits_for_the_first_and_uses_its_memory(tmp_path, gate):
     saver, live = Saver(tmp_path, pinned=False), tensors()
     save(saver, live)

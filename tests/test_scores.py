@@ -1,6 +1,7 @@
 """The report card's evaluation: tables, pictures, links, what is partial, and summaries of older versions."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -104,6 +105,23 @@ def test_older_summaries_still_give_a_report(run):
         (dict(chat=dict(sft=dict(choice=dict(OLD, rate="x")))), "chat, sft: choice: rate is of another type"),
         (dict(chat=dict(sft=[])), "chat, sft: it is no object"),
         (dict(base=dict(train_bpb=1.0)), "base: val_bpb is missing"),
+        (dict(chat=dict(sft=dict(choice=dict(OLD, rate=math.nan)))), "chat, sft: choice: rate is of another type"),
+        (dict(chat=dict(sft=dict(choice=dict(OLD, counts={})))), "chat, sft: choice: counts: right is missing"),
+        (dict(chat=dict(sft=dict(choice=dict(OLD, wanted="x")))), "chat, sft: choice: wanted is of another type"),
+        (
+            dict(chat=dict(sft=dict(choice=dict(OLD, **{"pass": {"k": {}}})))),
+            "chat, sft: choice: pass is of another type",
+        ),
+        (
+            dict(chat=dict(sft=dict(choice=dict(OLD, examples=dict(wrong=[dict(outcome="wrong")]))))),
+            "chat, sft: choice: examples: wrong: 0: question is missing",
+        ),
+        (dict(core=dict(base=dict(CORE, tasks=dict(x={})))), "core, base: tasks: x: accuracy is missing"),
+        (
+            dict(core=dict(base=dict(CORE, controls=dict(shuffled=dict(x="1"))))),
+            "core, base: controls: shuffled is of another type",
+        ),
+        (dict(int8=dict(sft=dict(dtype="bf16", bpb=[1.0], tasks={}))), "int8, sft: bpb is of another type"),
     ],
 )
 def test_a_damaged_summary_is_told(summary, why):

@@ -71,7 +71,10 @@ def test_training_twice_gives_the_same_merges():
 
 
 def test_vocabulary_beyond_the_text_is_refused_with_what_is_possible():
-    with pytest.raises(UserError, match=r"vocabulary of [\d,]+ only, not 5,000"):
+    with pytest.raises(
+        UserError,
+        match=r"of [\d,]+ only, not 5,000; give more text, or scripts.tok_train a --vocab-size of \d+ or less",
+    ):
         Tokenizer.train(["one two three"], 5000)
     with pytest.raises(UserError, match="at least 265"):
         Tokenizer.train(["one two three"], 200)

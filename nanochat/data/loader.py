@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanochat import typed
 from nanochat.data import ahead
 from nanochat.data.packing import Document, Packer, row_arrays
 from nanochat.data.source import Position, Source, read
@@ -58,13 +59,32 @@ class LoaderState:
         return dict(position=asdict(self.position), masked=masked, seen=self.seen, left_out=self.left_out)
 
     @classmethod
-    def restore(cls, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> "LoaderState":
-        ends = np.cumsum(tensors["lengths"].numpy())[:-1]
-        tokens = np.split(tensors["tokens"].numpy(), ends) if len(tensors["lengths"]) else []
-        trained = np.split(tensors["trained"].numpy(), ends) if len(tensors["lengths"]) else []
-        masked = metadata["masked"]
-        waiting = [Document(t, m if masked else None) for t, m in zip(tokens, trained)]
-        return cls(Position(**metadata["position"]), waiting, metadata["seen"], metadata["left_out"])
+    def restore(cls, metadata: dict[str, Any], tensors: dict[str, Tensor], vocabulary: int) -> "LoaderState":
+        """The inverse of both. Raises KeyError, TypeError or ValueError for what they did not write."""
+        numbers = typed.made(_Numbers, metadata)
+        lengths, all_tokens, all_trained = (tensors[name].numpy() for name in ("lengths", "tokens", "trained"))
+        ends = np.cumsum(lengths)
+        if (len(all_tokens), len(all_trained)) != 2 * (int(ends[-1]) if len(ends) else 0,) or (lengths < 1).any():
+            raise ValueError("the lengths of its waiting documents are others")
+        if (
+            all_tokens.dtype != np.int32
+            or all_trained.dtype != bool
+            or ((all_tokens < 0) | (all_tokens >= vocabulary)).any()
+        ):
+            raise ValueError(f"its waiting documents are no tokens of a vocabulary of {vocabulary}")
+        tokens, trained = (np.split(all, ends[:-1]) if len(ends) else [] for all in (all_tokens, all_trained))
+        waiting = [Document(t, m if numbers.masked else None) for t, m in zip(tokens, trained)]
+        return cls(typed.made(Position, numbers.position), waiting, numbers.seen, numbers.left_out)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What `LoaderState.metadata` gives."""
+
+    position: dict[str, Any]
+    masked: bool
+    seen: int
+    left_out: int
 
 
 @dataclass(frozen=True)

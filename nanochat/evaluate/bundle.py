@@ -82,14 +82,16 @@ def load(folder: Path) -> Bundle:
         for entry in listed:
             label = str(entry["label"])
             path = folder / "eval_data" / entry["dataset_uri"]
-            kind, shots = entry["icl_task_type"], int(entry["num_fewshot"][0])
+            kind, shots = entry["icl_task_type"], entry["num_fewshot"][0]
             if kind not in KINDS:
                 raise UserError(f"{config}: {label} is of kind {kind!r}, wanted one of {', '.join(KINDS)}")
+            if type(shots) is not int or shots < 0:
+                raise UserError(f"{config}: num_fewshot of {label} is {shots!r}, wanted a whole number, 0 or more")
             if label not in baselines:
                 raise UserError(f"{folder / 'eval_meta_data.csv'} has no baseline of {label}, which core.yaml lists")
             delimiter = str(entry.get("continuation_delimiter", " "))
             tasks.append(CoreTask(label, kind, path, shots, delimiter, baselines[label]))
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as problem:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError, RecursionError) as problem:
         said = " ".join(str(problem).split())
         raise UserError(f"{config} is damaged ({type(problem).__name__}: {said}); get the bundle again") from None
     there = [task for task in tasks if task.path.is_file()]
@@ -176,7 +178,7 @@ def fingerprint(bundle: Bundle) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path} is missing; get the evaluation bundle again") from None
     except UnicodeDecodeError as problem:
@@ -184,12 +186,18 @@ def _text(path: Path) -> str:
 
 
 def _baselines(path: Path) -> dict[str, float]:
-    found = {}
-    for number, row in enumerate(csv.DictReader(io.StringIO(_text(path))), 2):
-        try:
-            found[row["Eval Task"]] = float(row["Random baseline"])
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}, line {number}: wanted columns Eval Task and Random baseline, a number") from None
+    found, lines = {}, csv.DictReader(io.StringIO(_text(path)))
+    try:
+        for row in lines:
+            found[row["Eval Task"]] = baseline = float(row["Random baseline"])
+            if not 0 <= baseline < 100:  # NaN too
+                raise ValueError
+    except csv.Error as problem:
+        raise UserError(f"{path}, line {lines.line_num + 1} is damaged ({problem}); get the bundle again") from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path}, line {lines.line_num}: wanted columns Eval Task and Random baseline, from 0 to below 100 percent"
+        ) from None
     return found
 
 

@@ -132,7 +132,7 @@ def work_of(task: CoreTask, control: str, max_per_task: int) -> float:
     """About how much there is to compute: the bytes of the rows, each asked once and shown in as many others."""
     text = task.path.read_bytes()
     rows = text.count(b"\n") + 1
-    asked = len(text) * min(1.0, max_per_task / rows if max_per_task > 0 else 1.0)
+    asked = max(1, len(text)) * min(1.0, max_per_task / rows if max_per_task > 0 else 1.0)
     return asked * (1 if control == "removed" else 1 + task.shots)
 
 

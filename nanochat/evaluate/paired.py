@@ -50,7 +50,7 @@ def paired(a: Taker, b: Taker) -> tuple[dict[str, McNemar], list[str]]:
         one, two = a.results[task], b.results[task]
         if not (one.get("outcomes") and two.get("outcomes")):
             left_out.append(f"{task}: an older version wrote its result, without each question's; evaluate again")
-        elif one["asked"] != two["asked"]:
+        elif one.get("asked") != two.get("asked"):
             left_out.append(f"{task}: not the same questions ({one['n']} and {two['n']}); evaluate both alike")
         else:
             sign = SIGNS[one["wanted"]]

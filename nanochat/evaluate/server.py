@@ -67,7 +67,7 @@ class Server:
         except (OSError, http.client.HTTPException, ValueError) as problem:
             raise UserError(f"nothing that speaks OpenAI's API answers at {self.url}: {reason(problem)}") from None
         data = listed.get("data") if isinstance(listed, dict) else None
-        names = [str(one.get("id")) for one in data or [] if isinstance(one, dict)]
+        names = [str(one.get("id")) for one in data if isinstance(one, dict)] if isinstance(data, list) else []
         if names and self.model not in names:
             raise UserError(f"{self.url} has no model {self.model!r}; it lists {', '.join(names[:20])}")
 
@@ -92,11 +92,9 @@ class Server:
             body["seed"] = sampling.seed
         for turn in range(TRIES):
             try:
-                message = self._call("/chat/completions", body)["choices"][0]["message"]
-                calls = [one["text"] for one in message.get("events") or [] if one["type"] == "python"]  # our server's
-                return Written(message["content"] or "", calls)
+                return written(self._call("/chat/completions", body)["choices"][0]["message"])
             except urllib.error.HTTPError as refusal:
-                said = refusal.read(1 << 16).decode("utf-8", "replace")
+                said = body_of(refusal)
                 if "context_length" in said and refusal.code == 400:
                     return Written("", [], cropped=True)
                 problem, wait = f"{refusal.code} {error_text(said)}", refusal.headers.get("retry-after", "")
@@ -124,6 +122,23 @@ def pause(turn: int, asked_for: str) -> float:
     if is_number(asked_for.strip()):
         return min(LONGEST_WAIT, float(asked_for))
     return min(LONGEST_WAIT, FIRST_WAIT * 2**turn) * random.uniform(0.5, 1.0)
+
+
+def written(message: dict[str, Any]) -> Written:
+    """An answer's text, and the calls that our server tells. Raises ValueError and the like where there is none."""
+    content, events = message["content"], message.get("events") or []
+    calls = [one["text"] for one in events if one["type"] == "python"]
+    if not isinstance(content, str | list | None) or not all(isinstance(call, str) for call in calls):
+        raise ValueError(f"content is {type(content).__name__}")
+    return Written(text_of(content or ""), calls)
+
+
+def body_of(refusal: urllib.error.HTTPError) -> str:
+    """Its beginning, "" where it breaks off: what counts is the status."""
+    try:
+        return refusal.read(1 << 16).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def text_of(content: str | list[dict]) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from nanochat import checkpoint
 from nanochat.checkpoint import Checkpoint
+from nanochat.cost import meta_model
 from nanochat.exchange import card, hf_tokenizer, layout
 from nanochat.exchange.whole import new_folder
 from nanochat.run import Run
@@ -35,7 +36,7 @@ def export(found: Checkpoint, tokenizer: Tokenizer, run: Run, out: Path, dtype: 
     )  # fmt: skip
     weights = {
         layout.their_name(name): layout.cast(name, layout.cut(name, tensor, config), DTYPES[dtype])
-        for name, tensor in found.tensors("model").items()
+        for name, tensor in found.weights(meta_model(config)).items()
     }
     with new_folder(out) as folder:
         checkpoint.write_tensors(folder / "model.safetensors", weights, dict(format="pt"))

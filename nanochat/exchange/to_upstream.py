@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from nanochat import complete
-from nanochat.checkpoint import Checkpoint
+from nanochat.checkpoint import Checkpoint, same_version
+from nanochat.cost import meta_model
 from nanochat.errors import UserError
 from nanochat.exchange import layout, moments
 from nanochat.exchange.whole import new_folder
@@ -40,7 +41,7 @@ def export(found: Checkpoint, tokenizer: Tokenizer, out: Path) -> str:
     config, meta = found.config, found.meta
     code = generation(config)
     stage = "sft" if meta["stage"] == "mid" and code == "today" else meta["stage"]  # today's code knows no mid
-    weights = found.tensors("model")
+    weights = found.weights(meta_model(config))
     settings, rates = meta.get("settings", {}), meta.get("rates", {})
     sizes: dict[str, Any] = {name: getattr(config, name) for name in SIZES}
     batch = settings.get("total_batch_size", REFERENCE_BATCH)
@@ -63,7 +64,8 @@ def export(found: Checkpoint, tokenizer: Tokenizer, out: Path) -> str:
         torch.save(weights, place / f"model_{found.step:06d}.pt")
         (place / f"meta_{found.step:06d}.json").write_text(json.dumps(described, indent=2))
         if code == "today" and "optimizer" in complete.parts(meta):
-            saved = moments.to_upstream(found.tensors("optimizer"), config, rates)
+            with same_version(found.folder):
+                saved = moments.to_upstream(found.tensors("optimizer"), config, rates)
             torch.save(saved, place / f"optim_{found.step:06d}_rank0.pt")
         (words / "tokenizer.pkl").write_bytes(pickle.dumps(tokenizer.encoding))
         torch.save(tokenizer.token_bytes().int(), words / "token_bytes.pt")

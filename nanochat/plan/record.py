@@ -1,10 +1,10 @@
 """What was decided, as it is stored with the run (plan.json): a second call goes on with the same numbers."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
-from nanochat import records
+from nanochat import records, typed
 from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.presets import Flags
@@ -59,12 +59,8 @@ def load(run: Run, asked: dict[str, Any]) -> Plan | None:
     if content is None:
         return None
     try:
-        plan = Plan(**content)
-        GPTConfig(**plan.config)
-        for needed in fields(Plan):
-            kind = needed.type if isinstance(needed.type, type) else get_origin(needed.type)
-            if not isinstance(getattr(plan, needed.name), (int, float) if kind is float else kind):  # type: ignore
-                raise TypeError(f"{needed.name} is of another type")
+        plan = typed.made(Plan, content)
+        typed.made(GPTConfig, plan.config)
         if not set(ON_TOKENS) | {"tokenizer"} <= plan.flags.keys():
             raise TypeError("the flags of a stage are missing")
     except (TypeError, ValueError) as problem:

@@ -7,7 +7,7 @@ from functools import partial
 
 from nanochat.data import hub
 from nanochat.data.microworld.conversations import choice_prompt
-from nanochat.tasks.rows import Rendered, conversation, shuffled
+from nanochat.tasks.rows import Rendered, conversation, of_rows, shuffled, text, texts
 from nanochat.tasks.task import Question, Task, ask, is_only
 
 EASY = ("allenai/ai2_arc", "ARC-Easy", "test")  # data set, subset, split
@@ -16,24 +16,29 @@ CHALLENGE = ("allenai/ai2_arc", "ARC-Challenge", "test")
 
 def train(subset: str) -> Rendered:
     """Conversations of a subset's training split, "ARC-Easy" (2,251) or "ARC-Challenge" (1,119)."""
-    return Rendered(
-        hub.dataset("allenai/ai2_arc", subset, "train"), lambda row: conversation(prompt(row), row["answerKey"])
-    )
+    return Rendered(hub.dataset("allenai/ai2_arc", subset, "train"), lambda row: conversation(prompt(row), answer(row)))
 
 
 def prompt(row: dict) -> str:
-    return choice_prompt(row["question"], row["choices"]["text"], row["choices"]["label"])
+    return choice_prompt(text(row, "question"), texts(row["choices"]["text"], "choices"), letters(row))
+
+
+def letters(row: dict) -> list[str]:
+    found, options = texts(row["choices"]["label"], "labels"), row["choices"]["text"]
+    if len(found) != len(options):
+        raise ValueError(f"it has {len(options)} choices and {len(found)} labels")
+    return found
+
+
+def answer(row: dict) -> str:
+    if text(row, "answerKey") not in letters(row):
+        raise ValueError(f"its answerKey {row['answerKey']!r} is none of its labels")
+    return row["answerKey"]
 
 
 def questions(name: str, data: hub.Split) -> list[Question]:
-    rows = hub.dataset(*data)
-    return shuffled(
-        name,
-        (
-            Question(ask(prompt(row)), row["answerKey"], letters=tuple(row["choices"]["label"]), id=row["id"])
-            for row in rows
-        ),
-    )
+    make = lambda row, _: Question(ask(prompt(row)), answer(row), letters=tuple(letters(row)), id=text(row, "id"))
+    return shuffled(name, of_rows(data, make))
 
 
 def tasks() -> list[Task]:

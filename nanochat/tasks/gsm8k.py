@@ -7,17 +7,15 @@ Source: Cobbe et al., Training Verifiers to Solve Math Word Problems, arXiv:2110
 import re
 
 from nanochat.data import hub
-from nanochat.tasks.rows import Rendered, conversation, key, keys, shuffled
+from nanochat.tasks.rows import Rendered, conversation, key, keys, of_rows, shuffled, text
 from nanochat.tasks.task import Question, Task, ask, ends_with_mark, final_number
 
-TEST = ("openai/gsm8k", "main", "test")
+TEST, TRAIN = (("openai/gsm8k", "main", split) for split in ("test", "train"))
 
 
 def train() -> Rendered:
     """Conversations of the training split (7,473)."""
-    return Rendered(
-        hub.dataset("openai/gsm8k", "main", "train"), lambda row: conversation(row["question"], solution(row["answer"]))
-    )
+    return Rendered(hub.dataset(*TRAIN), lambda row: conversation(text(row, "question"), solution(text(row, "answer"))))
 
 
 def solution(answer: str) -> list[dict]:
@@ -33,18 +31,17 @@ def solution(answer: str) -> list[dict]:
 
 
 def questions() -> list[Question]:
-    return shuffled("gsm8k", (_question(row, f"gsm8k/{i}") for i, row in enumerate(hub.dataset(*TEST))))
+    return shuffled("gsm8k", of_rows(TEST, lambda row, i: _question(row, f"gsm8k/{i}")))
 
 
 def train_questions() -> list[Question]:
     """Of the training split, to practise: without those that the test split asks too, in a fixed order."""
-    asked, rows = keys(hub.dataset(*TEST)), hub.dataset("openai/gsm8k", "main", "train")
-    kept = (_question(row, f"gsm8k/train/{i}") for i, row in enumerate(rows) if key(row["question"]) not in asked)
-    return shuffled("gsm8k train", kept)
+    asked, made = keys(hub.dataset(*TEST)), of_rows(TRAIN, lambda row, i: _question(row, f"gsm8k/train/{i}"))
+    return shuffled("gsm8k train", [one for one in made if key(one.messages[0]["content"]) not in asked])
 
 
 def _question(row: dict, id: str) -> Question:
-    return Question(ask(row["question"]), final_number(row["answer"]) or "", id=id)
+    return Question(ask(text(row, "question")), final_number(text(row, "answer")) or "", id=id)
 
 
 def tasks() -> list[Task]:

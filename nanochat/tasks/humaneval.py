@@ -8,16 +8,18 @@ from functools import cache
 from pathlib import Path
 
 from nanochat.data import hub
-from nanochat.tasks.rows import shuffled
+from nanochat.tasks.rows import of_rows, shuffled, text
 from nanochat.tasks.task import Question, Task, ask
 
 TEST = ("openai/openai_humaneval", "openai_humaneval", "test")
+COLUMNS = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
 
 
 @cache
 def problems(mirror: Path | None) -> dict[str, dict[str, str]]:
     """Rows by task_id. mirror: where they are read from, so that another one is read anew."""
-    return {row["task_id"]: row for row in hub.dataset(*TEST)}
+    rows = of_rows(TEST, lambda row, _: {name: text(row, name) for name in COLUMNS})
+    return {row["task_id"]: row for row in rows}
 
 
 def questions() -> list[Question]:

@@ -6,7 +6,7 @@ more) and has no subjects. Source: Hendrycks et al., arXiv:2009.03300; cais/mmlu
 
 from nanochat.data import hub
 from nanochat.data.microworld.conversations import choice_prompt
-from nanochat.tasks.rows import Rendered, conversation, shuffled
+from nanochat.tasks.rows import Rendered, conversation, of_rows, shuffled, text, texts
 from nanochat.tasks.task import Question, Task, ask, is_only
 
 TEST = ("cais/mmlu", "all", "test")
@@ -17,22 +17,25 @@ def train() -> Rendered:
     """Conversations of auxiliary_train (99,842)."""
     return Rendered(
         hub.dataset("cais/mmlu", "all", "auxiliary_train"),
-        lambda row: conversation(prompt(row), LETTERS[row["answer"]]),
+        lambda row: conversation(prompt(row), answer(row)),
     )
 
 
 def prompt(row: dict) -> str:
-    return choice_prompt(row["question"], row["choices"], LETTERS)
+    if len(texts(row["choices"], "choices")) != len(LETTERS):
+        raise ValueError(f"it has {len(row['choices'])} choices, wanted {len(LETTERS)}")
+    return choice_prompt(text(row, "question"), row["choices"], LETTERS)
+
+
+def answer(row: dict) -> str:
+    if row["answer"] not in range(len(LETTERS)):
+        raise ValueError(f"its answer is {row['answer']!r}, wanted 0 to {len(LETTERS) - 1}")
+    return LETTERS[row["answer"]]
 
 
 def questions() -> list[Question]:
-    return shuffled(
-        "mmlu",
-        (
-            Question(ask(prompt(row)), LETTERS[row["answer"]], letters=LETTERS, id=f"{row['subject']}/{i}")
-            for i, row in enumerate(hub.dataset(*TEST))
-        ),
-    )
+    make = lambda row, i: Question(ask(prompt(row)), answer(row), letters=LETTERS, id=f"{text(row, 'subject')}/{i}")
+    return shuffled("mmlu", of_rows(TEST, make))
 
 
 def tasks() -> list[Task]:

@@ -1,9 +1,9 @@
 """What mid-training and SFT learn from with `--data hub`: nanochat's mixtures, row by row. Look at the three recipes.
 
-What a mirror lacks is left out and said; what our own code makes is then cut by the same share, so that spelling does
-not outgrow conversation. Rows of question sets (MMLU, GSM8K, ARC) that a test split asks too are left out, counted and
-said; SmolTalk is not searched for them. Validation is SmolTalk's test split alone: no question that the model is later
-graded on, so that nothing is tuned on those.
+What a mirror lacks, and malformed rows, are left out and said; what our own code makes is then cut by the same share,
+so that spelling does not outgrow conversation. Rows of question sets (MMLU, GSM8K, ARC) that a test split asks too are
+left out, counted and said; SmolTalk is not searched for them. Validation is SmolTalk's test split alone: no question
+that the model is later graded on, so that nothing is tuned on those.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,11 +71,14 @@ def mixture(stage: str, after: str) -> tuple[Mixture, list[str]]:
     Raises UserError without SmolTalk: there is nothing to validate on.
     """
     recipe = MID if stage == "mid" else SFT if after == "mid" else SFT_ALONE
-    val = smoltalk.conversations("test")
-    found, notes = {}, []
+    val, said = smoltalk.conversations("test").sound("smoltalk, test")
+    if not len(val):
+        raise UserError(f"there is nothing to validate on: {said or 'the test split of smoltalk is empty'}")
+    found, notes = {}, [said] if said else []
     for name, data_set in recipe.data_sets.items():
         try:
-            found[name] = data_set.load()
+            found[name], said = data_set.load().sound(f"{name}, train")
+            notes += [said] if said else []
         except UserError as error:
             if name == "smoltalk":
                 raise

@@ -41,7 +41,7 @@ class Asked:
             self.worker.cancel(job)
 
     async def each(self) -> AsyncIterator[tuple[int, Event | None]]:
-        """Events as they come; None when the answer of that index is over. Raises ApiError when the engine dies."""
+        """Events as they come; None when the answer of that index is over. Raises ApiError when the engine fails."""
         left = len(self.jobs)
         while left:
             index, event = await self.events.get()

@@ -56,7 +56,7 @@ class Job:
     emit: Callable[[Event | Exception | None], None]
     submitted: float = field(default_factory=time.perf_counter)
     first_token: float | None = None  # seconds after it was submitted
-    failed: bool = False  # the engine died
+    failed: bool = False  # the engine died, or did not take it
 
     @property
     def reason(self) -> str:
@@ -146,9 +146,12 @@ class Worker:
             self._incoming.clear()
         self.ready.set()
         for job in abandoned:
-            job.failed = True
-            job.emit(RuntimeError(f"the engine stopped: {why}"))
-            self.on_end(job)
+            self._fail(job, RuntimeError(f"the engine stopped: {why}"))
+
+    def _fail(self, job: Job, problem: Exception) -> None:
+        job.failed = True
+        job.emit(problem)
+        self.on_end(job)
 
     def _take(self) -> bool:
         """Gives new jobs to the engine, waiting for one when there is nothing to do; False: it is time to leave."""
@@ -163,7 +166,11 @@ class Worker:
         for job in answered:
             job.reply.resume()
         for job in (*answered, *fresh):
-            self.engine.submit(job.request)
+            try:
+                self.engine.submit(job.request)
+            except ValueError as problem:  # of this request alone
+                self._jobs.pop(job.request)
+                self._fail(job, ValueError(f"the engine does not take this request: {problem}"))
         return not self._leaving
 
     def _busy(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from nanochat.errors import UserError
 from nanochat.files import json_of
 from nanochat.hardware import PEAKS
+from nanochat.typed import fits
 
 FOLDER = Path(__file__).parents[1] / "calibration"
 VERSION = 1  # of the files in it
@@ -148,8 +149,8 @@ def read(path: Path) -> dict[str, Any]:
         if made["version"] != VERSION:
             raise UserError(f"{path} is of version {made['version']}, wanted {VERSION}: {again}")
         rates = made["rates"]
-        needed = [float(rates[key]) for key in RATES if key != "fp8_flop_per_s" or rates[key] is not None]
-        if not all(0 < rate < 1e18 for rate in needed) or not isinstance(made["date"], str):
+        needed = [rates[key] for key in RATES if key != "fp8_flop_per_s" or rates[key] is not None]
+        if not all(fits(rate, float) and 0 < rate < 1e18 for rate in needed) or not isinstance(made["date"], str):
             raise ValueError
     except (ValueError, KeyError, TypeError, OSError):
         raise UserError(f"{path} is damaged: {again}") from None

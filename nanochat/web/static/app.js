@@ -128,11 +128,11 @@ function command(line) {
   else if (name === "/temperature" && value !== undefined && VALID.temperature(number)) {
     saveSettings({ temperature: number });
     show(note(`Temperature is ${number} now.`));
-  } else if (name === "/topk" && Number.isInteger(number) && value !== undefined && number >= 0) {
+  } else if (name === "/topk" && value !== undefined && VALID.topK(number)) {
     saveSettings({ topK: number });
     show(note(`Top-k is ${number || "all"} now.`));
   } else if (name === "/temperature") show(note(`Temperature is ${settings.temperature}; \`/temperature 0\` to 2 sets it.`));
-  else show(note(`Top-k is ${settings.topK || "all"}; \`/topk 50\` sets it.`));
+  else show(note(`Top-k is ${settings.topK || "all"}; \`/topk 50\` sets it, up to a million.`));
   follow(true);
 }
 
