@@ -140,17 +140,17 @@ def test_what_may_pass_is_tried_again(waits):
 
 def test_an_error_whose_body_breaks_off_is_tried_again(waits):
     broken = (503, {"transfer-encoding": "chunked"}, b"50\r\nthe mod")
-    with answering(broken, said("at last")) as (address, seen):
+    with answering(broken, reply("at last")) as (address, seen):
         assert Server(address, "m").one(*asked("hello")).text == "at last"
     assert len(seen) == 2
 
 
 def test_an_answer_in_parts_is_joined_and_one_that_is_no_text_is_none(waits):
     parts = [dict(type="text", text="at "), dict(type="image"), dict(type="text", text="last")]
-    with answering(said(parts)) as (address, _):
+    with answering(reply(parts)) as (address, _):
         assert Server(address, "m").one(*asked("hello")).text == "at last"
     for content in (5, True, {}, ["text"], [dict(type="text", text=5)]):
-        with answering(said(content)) as (address, seen):
+        with answering(reply(content)) as (address, seen):
             with pytest.raises(UserError, match="6 tries: its answer is no chat completion"):
                 Server(address, "m").one(*asked("a"))
         assert len(seen) == 6
