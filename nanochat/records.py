@@ -142,10 +142,10 @@ def lacks(stage: str, summary: dict[str, Any]) -> str:
 def _wrong(found: Any, form: Any) -> str:
     """What is wrong with a value first, "" if it has the form: OTHER, or the same of a part of it."""
     if isinstance(form, Each):
-        if not isinstance(found, form.of):
+        if not isinstance(found, dict | list) or type(found) is not form.of:
             return OTHER
-        parts: dict[Any, Any] = dict(enumerate(found)) if isinstance(found, list) else found
-        return next((_of(name, why) for name, one in parts.items() if (why := _wrong(one, form.form))), "")
+        parts: Any = found.items() if isinstance(found, dict) else enumerate(found)
+        return next((_of(name, why) for name, one in parts if (why := _wrong(one, form.form))), "")
     if isinstance(form, tuple):
         return min((_wrong(found, one) for one in form), key=lambda why: (why != "", why == OTHER))
     if isinstance(form, dict):
