@@ -26,7 +26,7 @@ for word in "$@"; do
 done
 for name in NANOCHAT_BASE_DIR NANOCHAT_HUB_ROOT NANOCHAT_PYTHON TMPDIR; do # Python's may be a name, found by PATH
     path="${!name:-/}"
-    [[ "$path" == [/~]* || ("$name" == NANOCHAT_PYTHON && "$path" != */*) ]] || export "$name=$PWD/$path"
+    [[ "$path" == [/~]* || "$path" == [A-Za-z]:* || ("$name" == NANOCHAT_PYTHON && "$path" != */*) ]] || export "$name=$PWD/$path"
 done
 
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")"

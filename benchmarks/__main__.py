@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import compare, ops, pages, profiles, training_step
 from benchmarks.contenders import CONTENDERS
 from benchmarks.environment import environment
-from kernels import OPS
+from kernels import OPS, dispatch
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
 from nanochat.flags import flag, number, parse, path, run_script
@@ -57,6 +57,10 @@ def measured(flags: Flags, profile: profiles.Profile) -> dict[str, Any]:
             rows += ops.measure(bench, contenders, machine, seconds, profile.most)
         except Exception as problem:  # out of memory, say: what was measured before is not lost with it
             rows += ops.failed(bench, contenders, machine, problem)
+        except dispatch.Lost as problem:
+            rows += ops.failed(bench, contenders, machine, problem)
+            stopped = True
+            break
         except KeyboardInterrupt:
             print(STOPPED)
             stopped = True
@@ -69,7 +73,7 @@ def measured(flags: Flags, profile: profiles.Profile) -> dict[str, Any]:
     if of_training and not stopped:
         try:
             training = training_step.run(training_step.Flags(minutes=of_training / 60), setup())
-        except Exception as problem:
+        except (Exception, dispatch.Lost) as problem:
             training = dict(status="failed", why=ops.sentence(problem), rows=[])
         except KeyboardInterrupt:
             print(STOPPED)

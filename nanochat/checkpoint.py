@@ -114,7 +114,7 @@ DEVICE = re.compile(r"memory|\b(CUDA|HIP|MPS|NCCL)\b")  # what a card complains 
 
 @contextmanager
 def same_version(folder: Path) -> Iterator[None]:
-    """Raises UserError where what a whole checkpoint holds is not as this code writes it."""
+    """Raises UserError where what a whole checkpoint holds is not as this code writes it, naming its stage's folder."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
@@ -122,8 +122,8 @@ def same_version(folder: Path) -> Iterator[None]:
             raise
         why = f"it has no {problem}" if isinstance(problem, KeyError) else str(problem).partition("\n")[0]
         raise UserError(
-            f"{folder} was saved by another version of this code ({why}); go on with that version, or give --fresh to "
-            "train the stage again"
+            f"{folder} was saved by another version of this code ({why}); go on with that version, or train "
+            f"{folder.parent.name} again with --fresh"
         ) from problem
 
 

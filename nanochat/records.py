@@ -68,8 +68,9 @@ TASK = {
     "permuted?": {**RATE, "steady": Finite, "by_position": dict[str, Finite], "letters": LETTERS},
 }  # fmt: skip
 
+NOT_ASKED = dict(n=lambda value: value == 0)  # older versions kept tasks without a question, whose rates are NaN
 # Keys of an evaluation's summary that hold results by stage, or by the name of a Hugging Face model.
-OF_STAGES: dict[str, Any] = dict(chat=Each(TASK), core=CORE, core_hf=CORE, chatcore=CHATCORE, int8=INT8)
+OF_STAGES: dict[str, Any] = dict(chat=Each((TASK, NOT_ASKED)), core=CORE, core_hf=CORE, chatcore=CHATCORE, int8=INT8)
 
 
 def digest(content: dict[str, Any]) -> str:

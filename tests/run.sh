@@ -4,7 +4,7 @@
 set -euo pipefail
 for name in NANOCHAT_HUB_ROOT NANOCHAT_PYTHON TMPDIR; do # paths from where the user stands; Python's may be a name
     path="${!name:-/}"
-    [[ "$path" == [/~]* || ("$name" == NANOCHAT_PYTHON && "$path" != */*) ]] || export "$name=$PWD/$path"
+    [[ "$path" == [/~]* || "$path" == [A-Za-z]:* || ("$name" == NANOCHAT_PYTHON && "$path" != */*) ]] || export "$name=$PWD/$path"
 done
 CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 EXTRA=dev

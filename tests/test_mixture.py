@@ -6,7 +6,7 @@ import tiny
 
 from nanochat.data import choose
 from nanochat.errors import UserError
-from nanochat.tasks import TASKS, stage_mixtures
+from nanochat.tasks import TASKS, rows, stage_mixtures
 from nanochat.tasks.mixture import InOrder, Mixture
 from nanochat.tasks.rows import key
 
@@ -153,7 +153,8 @@ def test_what_is_missing_is_left_out_and_said(made):
         choose.conversations("hub", "mid")
 
 
-def test_malformed_rows_are_left_out_counted_and_said(made):
+def test_malformed_rows_are_passed_over_and_said(made, capsys):
+    rows.note_malformed.cache_clear()
     user, assistant = (lambda text: dict(role="user", content=text)), dict(role="assistant", content="yes")
     talks = [[user("a"), assistant], [user("b"), user("c")], [user(None), assistant], [user("d"), assistant]]
     for split in ("train", "test"):
@@ -161,20 +162,18 @@ def test_malformed_rows_are_left_out_counted_and_said(made):
     sound = hub_fixture.mmlu_rows("auxiliary_train", 5)
     bad = [dict(answer=7), dict(question=None), dict(choices=["one"]), dict(choices=None)]
     hub_fixture.mmlu(made, "auxiliary_train", sound + [dict(sound[0], **change) for change in bad])
-    rows = [dict(question="train: 1 and 2?", answer="#### 3"), dict(question="?", answer=None)]
-    hub_fixture.write(made, "openai/gsm8k", "main", "train", rows)
-    source, notes = choose.conversations("hub", "mid")
-    assert notes[0].startswith("smoltalk, test: 2 of 4 rows are malformed (row 2: message 2 is from 'user'")
-    assert notes[1].startswith("smoltalk, train: 2 of 4 rows") and notes[1].endswith("and are left out")
-    assert "mmlu, train: 4 of 9 rows are malformed (row 6: its answer is 7, wanted 0 to 3), and are left out" in notes
-    assert (
-        "gsm8k, train: 1 of 2 rows are malformed (row 2: its answer is None, wanted a text), and are left out" in notes
-    )
-    assert sorted(asked_by(rows_of(source, "val"))) == ["a", "d"]
+    sums = [dict(question="train: 1 and 2?", answer="#### 3"), dict(question="?", answer=None)]
+    hub_fixture.write(made, "openai/gsm8k", "main", "train", sums)
+    source, _ = choose.conversations("hub", "mid")
+    assert sorted(asked_by(rows_of(source, "val"))) == ["a", "d", "d", "d"]  # as many rows as there were
     assert {"a", "d"} < (asked := set(asked_by(rows_of(source)))) and not {"b", "c", None} & asked
+    said = capsys.readouterr().err
+    assert said.count("smoltalk, test is malformed (message 2 is from 'user'") == 1
+    assert "a row of mmlu, train is malformed (its answer is 7, wanted 0 to 3): the next is taken for it" in said
+    assert "gsm8k, train is malformed (its answer is None, wanted a text)" in said
 
     hub_fixture.write(made, "HuggingFaceTB/smol-smoltalk", "data", "test", [dict(other=1)])
-    with pytest.raises(UserError, match=r"nothing to validate on: smoltalk, test: 1 of 1 rows .*no 'messages'"):
+    with pytest.raises(UserError, match=r"none of the rows of smoltalk, test is a conversation"):
         choose.conversations("hub", "mid")
 
 

@@ -48,13 +48,13 @@ def paired(a: Taker, b: Taker) -> tuple[dict[str, McNemar], list[str]]:
             left_out.append(f"{task}: {b.name} has no result")
             continue
         one, two = a.results[task], b.results[task]
-        if not (one.get("outcomes") and two.get("outcomes")):
+        if not all(result.get(key) for result in (one, two) for key in ("outcomes", "asked")):
             left_out.append(f"{task}: an older version wrote its result, without each question's; evaluate again")
-        elif one.get("asked") != two.get("asked"):
+        elif one["asked"] != two["asked"]:
             left_out.append(f"{task}: not the same questions ({one['n']} and {two['n']}); evaluate both alike")
         else:
             sign = SIGNS[one["wanted"]]
-            pairs = [(x == sign, y == sign) for x, y in zip(one["outcomes"], two["outcomes"])]
+            pairs = [(x == sign, y == sign) for x, y in zip(one["outcomes"], two["outcomes"], strict=True)]
             found[task] = McNemar(len(pairs), pairs.count((True, False)), pairs.count((False, True)))
     left_out += [f"{task}: {a.name} has no result" for task in b.results if task not in a.results]
     if not found:

@@ -2,14 +2,16 @@
 
 Training never sees a question of a test split, whichever data set it came by: `unasked` leaves such rows out. (MMLU's
 auxiliary_train is made of other people's multiple choice, ARC's too; a mirror's train split may be cut from its test.)
-Other people's rows may be malformed: of training they are left out, of a test they are an error, or scores would not
-compare.
+Other people's rows may be malformed: in training the next sound one takes the place of such a row, in a test it is an
+error, or scores would not compare.
 """
 
 import re
 import reprlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,44 +29,54 @@ MALFORMED = (ValueError, LookupError, TypeError, AttributeError)  # what reading
 
 @dataclass(frozen=True)
 class Rendered(Sequence[dict]):
-    """Conversations of rows: of a `datasets.Dataset`, or of numbers that a generator makes conversations from."""
+    """Conversations of rows: of a `datasets.Dataset`, or of numbers that a generator makes conversations from.
+
+    name: of a data set that others made, whose rows are looked at as they come: looking at all of SmolTalk first would
+    take half a minute at every start. For a malformed one the next that is sound is taken, which is said once. Raises
+    UserError where none is.
+    """
 
     rows: Any
     render: Callable[[Any], dict]
+    name: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
-        return self.render(self.rows[index])
+        if not self.name:
+            return self.render(self.rows[index])
+        for at in range(index, index + len(self.rows)):
+            try:
+                made = self.render(self.rows[at % len(self.rows)])
+                check_conversation(made)
+                return made
+            except MALFORMED as problem:
+                note_malformed(self.name, why(problem))
+        raise UserError(f"none of the rows of {self.name} is a conversation; get the data set again")
 
     def sample(self, n: int) -> "Rendered":
         """n of a data set's rows, drawn by a fixed seed, or all of them where there are no more."""
         if n >= len(self.rows):
             return self
-        return Rendered(self.rows.select(np.random.default_rng(42).permutation(len(self.rows))[:n]), self.render)
-
-    def sound(self, name: str) -> tuple["Rendered", str]:
-        """(without the rows of a data set that are no conversation, a sentence about these or "")."""
-        kept, first = [], ""
-        for number, row in numbered(name, self.rows):
-            try:
-                check_conversation(self.render(row))
-                kept.append(number - 1)
-            except MALFORMED as problem:
-                first = first or f"row {number}: {why(problem)}"
-        if not first:
-            return self, ""
-        left_out = len(self.rows) - len(kept)
-        said = f"{name}: {left_out:,} of {len(self.rows):,} rows are malformed ({first}), and are left out"
-        return Rendered(self.rows.select(kept), self.render), said
+        return replace(self, rows=self.rows.select(np.random.default_rng(42).permutation(len(self.rows))[:n]))
 
     def unasked(self, asked: set[str]) -> "Rendered":
         """Without the rows of a data set whose question is among those asked."""
         if "question" not in self.rows.column_names:
             return self
-        kept = [i for i, question in enumerate(self.rows["question"][:]) if key(question) not in asked]
-        return self if len(kept) == len(self.rows) else Rendered(self.rows.select(kept), self.render)
+        try:
+            questions = self.rows["question"][:]
+        except ValueError as problem:  # no UTF-8, say
+            raise UserError(f"{self.name} is damaged ({problem}); get the data set again") from None
+        kept = [i for i, text in enumerate(questions) if not isinstance(text, str) or key(text) not in asked]
+        return self if len(kept) == len(self.rows) else replace(self, rows=self.rows.select(kept))
+
+
+@cache
+def note_malformed(name: str, reason: str) -> None:
+    """Once for each of a data set's first reasons."""
+    print(f"note: a row of {name} is malformed ({reason}): the next is taken for it", file=sys.stderr, flush=True)
 
 
 def of_rows(split: hub.Split, make: Callable[[dict, int], T]) -> list[T]:

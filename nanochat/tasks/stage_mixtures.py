@@ -1,13 +1,13 @@
 """What mid-training and SFT learn from with `--data hub`: nanochat's mixtures, row by row. Look at the three recipes.
 
-What a mirror lacks, and malformed rows, are left out and said; what our own code makes is then cut by the same share,
-so that spelling does not outgrow conversation. Rows of question sets (MMLU, GSM8K, ARC) that a test split asks too are
+What a mirror lacks is left out and said; what our own code makes is then cut by the same share, so that spelling does
+not outgrow conversation. Malformed rows are passed over and said (rows.py). Rows of question sets (MMLU, GSM8K, ARC) that a test split asks too are
 left out, counted and said; SmolTalk is not searched for them. Validation is SmolTalk's test split alone: no question
 that the model is later graded on, so that nothing is tuned on those.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nanochat.data import hub
 from nanochat.errors import UserError
@@ -71,14 +71,15 @@ def mixture(stage: str, after: str) -> tuple[Mixture, list[str]]:
     Raises UserError without SmolTalk: there is nothing to validate on.
     """
     recipe = MID if stage == "mid" else SFT if after == "mid" else SFT_ALONE
-    val, said = smoltalk.conversations("test").sound("smoltalk, test")
+    val = replace(smoltalk.conversations("test"), name="smoltalk, test")
     if not len(val):
-        raise UserError(f"there is nothing to validate on: {said or 'the test split of smoltalk is empty'}")
-    found, notes = {}, [said] if said else []
+        raise UserError("there is nothing to validate on: the test split of smoltalk is empty")
+    val[0]  # or there is none
+    found: dict[str, Rendered] = {}
+    notes: list[str] = []
     for name, data_set in recipe.data_sets.items():
         try:
-            found[name], said = data_set.load().sound(f"{name}, train")
-            notes += [said] if said else []
+            found[name] = replace(data_set.load(), name=f"{name}, train")
         except UserError as error:
             if name == "smoltalk":
                 raise

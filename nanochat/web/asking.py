@@ -45,6 +45,8 @@ class Asked:
         left = len(self.jobs)
         while left:
             index, event = await self.events.get()
+            if isinstance(event, ValueError):  # of this request
+                raise ApiError(400, str(event))
             if isinstance(event, Exception):
                 raise ApiError(503, str(event), "server_error")
             left -= event is None
