@@ -1,9 +1,9 @@
 """What mid-training and SFT learn from with `--data hub`: nanochat's mixtures, row by row. Look at the three recipes.
 
 What a mirror lacks is left out and said; what our own code makes is then cut by the same share, so that spelling does
-not outgrow conversation. Malformed rows are passed over and said (rows.py). Rows of question sets (MMLU, GSM8K, ARC) that a test split asks too are
-left out, counted and said; SmolTalk is not searched for them. Validation is SmolTalk's test split alone: no question
-that the model is later graded on, so that nothing is tuned on those.
+not outgrow conversation. Malformed rows are passed over and said (rows.py). Rows of question sets (MMLU, GSM8K, ARC)
+that a test split asks too are left out, counted and said; SmolTalk is not searched for them. Validation is SmolTalk's
+test split alone: no question that the model is later graded on, so that nothing is tuned on those.
 """
 
 from collections.abc import Callable, Sequence
