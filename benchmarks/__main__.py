@@ -57,7 +57,8 @@ def measured(flags: Flags, profile: profiles.Profile) -> dict[str, Any]:
             rows += ops.measure(bench, contenders, machine, seconds, profile.most)
         except Exception as problem:  # out of memory, say: what was measured before is not lost with it
             rows += ops.failed(bench, contenders, machine, problem)
-        except dispatch.Lost as problem:
+        except dispatch.Lost as problem:  # nothing runs after that
+            print(f"{problem}; {STOPPED}")
             rows += ops.failed(bench, contenders, machine, problem)
             stopped = True
             break

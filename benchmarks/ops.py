@@ -240,7 +240,7 @@ def measure(
 
 
 def failed(
-    bench: Bench, contenders: Mapping[str, Contender], machine: Machine, problem: Exception
+    bench: Bench, contenders: Mapping[str, Contender], machine: Machine, problem: BaseException
 ) -> list[dict[str, Any]]:
     """The rows of a bench whose `measure` raised: all of them failed, with the reason."""
     return [

@@ -68,12 +68,13 @@ def test_smoke_measures_everything_it_names(smoke):
     assert all(row["why"] for row in rows if row["status"] == "skipped")
 
 
-def test_ctrl_c_keeps_what_was_measured(tmp_path, monkeypatch):
+@pytest.mark.parametrize("end", [KeyboardInterrupt, dispatch.Lost])
+def test_what_was_measured_before_an_end_is_kept(end, tmp_path, monkeypatch):
     measured, usual, out = [], ops.measure, tmp_path / "kept.json"
 
     def measure(bench, *rest):
         if measured:
-            raise KeyboardInterrupt
+            raise end("an illegal memory access")
         measured.append(bench)
         return usual(bench, *rest)
 
@@ -83,7 +84,9 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path, monkeypatch):
         command.run()
     result = json.loads(out.read_text())
     assert ended.value.code == 130 and result["stopped"] and result["minutes"] == 0.01
-    assert {row["case"] for row in result["rows"]} == {measured[0].case}
+    timed = [row for row in result["rows"] if row["status"] != "failed"]
+    assert {row["case"] for row in timed} == {measured[0].case}
+    assert any(row["status"] == "failed" for row in result["rows"]) == (end is dispatch.Lost)
     assert ", stopped before its end." in out.with_suffix(".md").read_text()
 
 

@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 from nanochat.evaluate.paired import adjusted
+from nanochat.files import file_name
 
 
 def result(outcomes, wanted="right", asked="same"):
@@ -32,7 +33,12 @@ def write(tmp_path, monkeypatch):
 
 def test_two_models_on_the_same_questions(write, tmp_path, capsys):
     write("runs/a", facts_taught=result("rrrrrrrwwx"), unknown_names=result("xxw", "refused"), add_tool=result("rw"))
-    write("servers/b_c", "server", facts_taught=result("rrwwwwwwww"), unknown_names=result("xwx", "refused"))
+    write(
+        f"servers/{file_name('b/c')}",
+        "server",
+        facts_taught=result("rrwwwwwwww"),
+        unknown_names=result("xwx", "refused"),
+    )
     out = tmp_path / "out.json"
     assert tiny.call("compare", "--paired", "--runs=a,server:b/c", f"--write={out}") == 0
     said = capsys.readouterr().out
@@ -43,13 +49,14 @@ def test_two_models_on_the_same_questions(write, tmp_path, capsys):
 
 
 def test_what_cannot_be_paired_says_why(write, capsys):
-    write("runs/a", facts_taught=result("rr"), add_tool=result("rr"), choice=result("r"))
-    old = result("rr")
-    del old["outcomes"], old["asked"]
-    write("runs/b", facts_taught=result("rr", asked="others"), add_tool=old, choice=result("w"))
+    old, foreign = result("rr"), result("rr")
+    del old["outcomes"], old["asked"], foreign["asked"]
+    write("runs/a", facts_taught=result("rr"), add_tool=result("rr"), choice=foreign, copy=result("r"))
+    write("runs/b", facts_taught=result("rr", asked="others"), add_tool=old, choice=foreign, copy=result("w"))
     assert tiny.call("compare", "--paired", "--runs=a:sft,b") == 0
     said = capsys.readouterr().out
     assert "facts_taught: not the same questions (2 and 2)" in said and "add_tool: an older version" in said
+    assert "choice: an older version" in said
     for runs, words in (
         ("a", "compares two"),
         ("a:mid,b", "'a:mid' has no results of chat tasks"),

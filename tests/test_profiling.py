@@ -13,7 +13,7 @@ from nanochat.recipe import model_config
 from profiling.__main__ import COMMANDS
 from profiling.predicted import by_hand, cards, points, simulate
 from profiling.predicted.cards import all_reduce, card
-from profiling.predicted.counts import VARIANTS
+from profiling.predicted.counts import GLUE, NORMS, RELU2, VARIANTS
 from profiling.predicted.simulate import Job
 
 
@@ -93,12 +93,13 @@ def test_each_group_of_ops_saves(variant):
 
 
 def test_what_was_counted_by_hand_is_beside(capsys):
-    """Of most parts within a half; what is further off is explained."""
+    """The activations' parts within a third; what is further off is explained."""
     for variant in ("plain", "ours", "fp8 loop", "fp8 ours"):
         job = Job(model_config(24, 32768), card("H100"), variant=variant)
         rows = by_hand.compared(variant, job.config, job.tokens, job.micro, simulate.moved(job))
         for name, size, hand, why in rows:
-            assert hand is None or abs(size / hand - 1) < (0.5 if why else 0.1), (variant, name)
+            near = hand is None or abs(size / hand - 1) < 0.33
+            assert near or (why and name not in (NORMS, RELU2, GLUE)), (variant, name)
 
 
 def test_the_command(capsys):

@@ -124,8 +124,13 @@ def test_older_summaries_still_give_a_report(run):
         (dict(int8=dict(sft=dict(dtype="bf16", bpb=[1.0], tasks={}))), "int8, sft: bpb is of another type"),
     ],
 )
-def test_a_damaged_summary_is_told(summary, why):
+def test_a_damaged_summary_is_reported(summary, why):
     assert records.lacks("eval", summary) == why
+
+
+def test_a_task_without_questions_of_an_older_version_is_no_damage():
+    empty = dict(OLD, n=0, rate=math.nan, low=math.nan, high=math.nan)
+    assert records.lacks("eval", dict(chat=dict(sft=dict(choice=empty)))) == ""
 
 
 def test_the_picture_is_to_scale():
