@@ -169,6 +169,8 @@ def try_allocator(device: torch.device, rank: int) -> None:
         torch.empty(1, device=device)
     except RuntimeError as problem:
         why = str(problem).split("\n")[0]
+        if isinstance(problem, NotImplementedError):  # the null device, which has no memory (profiling/compiled)
+            return
         if "driver error" not in why:
             raise
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:False"  # for processes that this one starts

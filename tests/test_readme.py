@@ -27,7 +27,7 @@ ELSEWHERE = (
 REFUSED = {
     "python -m kernels tune": "CUDA",
     "python -m profiling calibrate": "no CUDA device",
-    "python -m profiling trace trace.json.gz": "cannot be read",
+    "python -m profiling trace before.json.gz": "cannot be read",
     "python -m profiling diff": "cannot be read",
     "python -m benchmarks compare": "cannot be read",
     "python -m benchmarks.vs_upstream": "there is no nanochat/gpt.py in it",
