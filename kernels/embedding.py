@@ -92,7 +92,7 @@ class _Lookup(torch.autograd.Function):
     def forward(ctx, tokens, weight, gradient, fused):
         ctx.save_for_backward(tokens)
         ctx.gradient, ctx.fused, ctx.table = gradient, fused, (weight.shape, weight.dtype)
-        return F.embedding(tokens, weight)
+        return weight[tokens]  # which torch.compile reads again in backward; what F.embedding gives it keeps
 
     @staticmethod
     @once_differentiable

@@ -14,6 +14,9 @@ rounded nowhere between the matrix unit and g. For all matrices of those four la
 31.8 GB instead of 32.9, and their products move 0.7 GB more; a backward returns no gradient of a matrix (1.4 GB of 24
 layers).
 
+A weight of fewer columns than x has reads x's first ones, as nanochat's gates do: the product of its gradient adds to
+those columns of dx alone, where autograd would pad it with zeros and add it in a pass over all of dx.
+
 On a GPU. Elsewhere, without gradients and where `torch` is asked for, these are plain products.
 """
 
@@ -36,8 +39,8 @@ ADDED = 1 << 17  # elements that a CPU widens and adds at a time, so that the wi
 
 @operator(mutates=("dx",))
 def _add_input_gradient(dx: Tensor, dy: Tensor, weight: Tensor) -> None:
-    """dx (N, C) += dy·weight for dy (N, F), weight (F, C)."""
-    dx.addmm_(dy, weight)
+    """The first c columns of dx (N, C) += dy·weight for dy (N, F), weight (F, c)."""
+    dx[:, : weight.size(1)].addmm_(dy, weight)
 
 
 @functools.cache
@@ -57,10 +60,12 @@ def _widens(device: torch.device, dtype: torch.dtype) -> bool:
 
 @operator(mutates=("dw",))
 def _add_product(dw: Tensor, dy: Tensor, x: Tensor) -> None:
-    """dw (F, C) += dyᵀ·x for dy (N, F), x (N, C). Where dw is wider, cuBLAS adds to it itself: no pass over dw besides.
+    """dw (F, c) += dyᵀ·x for dy (N, F) and the first c columns of x (N, C). Where dw is wider, cuBLAS adds to it itself:
+    no pass over dw besides.
 
     An operator, because a compiler that sees the sum puts it off to the end, and keeps the product until then.
     """
+    x = x[:, : dw.size(1)]
     wider = dy.is_cuda and dy.dtype != dw.dtype and not torch.version.hip
     # Fake tensors would try nothing, and it would be remembered as tried.
     if wider and (isinstance(dy, FakeTensor) or _widens(dy.device, dy.dtype)):
@@ -73,13 +78,15 @@ def _add_product(dw: Tensor, dy: Tensor, x: Tensor) -> None:
 
 
 class _Linears(torch.autograd.Function):
-    """tensors: n weights, and where they are kept n gradients, to which backward adds instead of returning them."""
+    """tensors: n weights, the first of all columns, and the gradients of the first of them that are kept: to these
+    backward adds, and returns none.
+    """
 
     @staticmethod
     def forward(ctx, x, n, *tensors):
         weights, ctx.kept = tensors[:n], tensors[n:]
         ctx.save_for_backward(x, *weights)
-        return tuple(F.linear(x, weight) for weight in weights)
+        return _products(x, weights)
 
     @staticmethod
     @once_differentiable
@@ -89,22 +96,27 @@ class _Linears(torch.autograd.Function):
         dx = gradients[0] @ first
         for dy, weight in zip(gradients[1:], others):
             _add_input_gradient(dx, dy, weight)
-        if not ctx.kept:
-            return dx, None, *(dy.mT @ x for dy in gradients)
         for kept, dy in zip(ctx.kept, gradients):
             _add_product(kept, dy, x)
-        return dx, None, *[None] * (2 * len(gradients))
+        n = len(ctx.kept)
+        returned = [dy.mT @ x[:, : weight.size(1)] for dy, weight in zip(gradients[n:], (first, *others)[n:])]
+        return dx, None, *[None] * n, *returned, *[None] * n
+
+
+def _products(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(F.linear(x[..., : weight.size(1)], weight) for weight in weights)
 
 
 def linears(x: Tensor, *weights: Tensor, gradients: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
-    """x·wᵀ for x (..., C) and every weight w (F, C) in x's dtype. Returns a (..., F) for each.
+    """x·wᵀ for x (..., C) and every weight w in x's dtype: the first (F, C), the others (F, c) of x's first c columns.
+    Returns a (..., F) for each.
 
-    gradients: a float32 (F, C) for each weight, kept by the caller. On a GPU backward adds the weight's gradient to it,
+    gradients: float32, for the first weights, kept by the caller. On a GPU backward adds the weight's gradient to it,
     and gives autograd none; where the products are plain ones, autograd gets it: the caller adds what it is given.
     """
     plain = not x.is_cuda or not torch.is_grad_enabled() or mode("*") == "torch"
     if plain or (len(weights) == 1 and not gradients):
-        return tuple(F.linear(x, weight) for weight in weights)
+        return _products(x, weights)
     return _linears(x, *weights, gradients=gradients)
 
 

@@ -130,7 +130,7 @@ class Linear(nn.Linear):
 
 
 def together(x: Tensor | Quantized, *layers: Linear) -> tuple[Tensor, ...]:
-    """What each of the layers makes of one input."""
+    """What each of the layers makes of one input, or of as many of its channels as it reads."""
     int8 = not isinstance(layers[0], Linear)  # an engine's
     if int8 or (layers[0].fp8 and layers[0].training):
         return tuple(layer(x) for layer in layers)
@@ -165,16 +165,18 @@ class Attention(nn.Module):
         self.c_k = Linear(C, K * D)
         self.c_v = Linear(C, K * D)
         self.c_proj = Linear(C, C)
-        self.ve_gate = Linear(VE_GATE_CHANNELS, K) if config.has_value_embed(layer) else None
+        self.ve_gate = Linear(VE_GATE_CHANNELS, K) if config.has_value_embed(layer) else None  # of h's first channels
 
     def forward(
         self, h: Tensor | Quantized, ve: Tensor | None, cos: Tensor, sin: Tensor, cache: Cache | None
     ) -> Tensor:
         B, T, _ = plain(h).shape
         D, window = self.config.head_dim, self.config.window(self.layer)
-        q, k, v = (y.view(B, T, -1, D) for y in together(h, self.c_q, self.c_k, self.c_v))  # (B, T, H or K, D)
-        if self.ve_gate is not None and ve is not None:
-            gate = 3 * torch.sigmoid(self.ve_gate(plain(h)[..., :VE_GATE_CHANNELS]))  # (B, T, K), range (0, 3)
+        layers = [self.c_q, self.c_k, self.c_v, *([] if self.ve_gate is None else [self.ve_gate])]
+        q, k, v, *gates = together(h, *layers)
+        q, k, v = (y.view(B, T, -1, D) for y in (q, k, v))  # (B, T, H or K, D)
+        if ve is not None:
+            gate = 3 * torch.sigmoid(gates[0])  # (B, T, K), range (0, 3)
             v = v + gate[..., None] * ve.view(B, T, -1, D)
         q, k = qk_norm_rotary(q, k, cos, sin, self.config.qk_scale)
         if cache is None:

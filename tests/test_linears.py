@@ -15,11 +15,12 @@ linear_relu2 = importlib.import_module("kernels.linear_relu2")  # the package ha
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize("widths", [(8,), (8, 24, 5)])
-def test_results_and_gradients_are_those_of_plain_products(dtype, tolerance, widths):
+@pytest.mark.parametrize("shapes", [((8, 16),), ((8, 16), (24, 16), (5, 3))])
+def test_results_and_gradients_are_those_of_plain_products(dtype, tolerance, shapes):
+    """The last weight reads x's first three columns."""
     torch.manual_seed(0)
     x = torch.randn(3, 7, 16, dtype=dtype, requires_grad=True)
-    weights = [torch.randn(width, 16, dtype=dtype, requires_grad=True) for width in widths]
+    weights = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     found = []
     for of in _linears, linears:  # the second is plain on a CPU
         ys = of(x, *weights)
@@ -58,6 +59,18 @@ def test_gradients_that_are_kept_are_added_to(kept_by, plain, widths, dtype, tol
     assert all(weight.grad is None for weight in weights)
     for found, total in zip(kept, wanted):
         assert found.dtype == torch.float32 and (found - total).norm() <= 10 * tolerance * total.norm()
+
+
+def test_gradients_may_be_kept_of_the_first_weights_alone():
+    torch.manual_seed(0)
+    x = torch.randn(7, 16, requires_grad=True)
+    weights = [torch.randn(shape, requires_grad=True) for shape in ((8, 16), (24, 16), (5, 3))]
+    kept = [torch.zeros(shape) for shape in ((8, 16), (24, 16))]
+    wanted = torch.autograd.grad(sum(y.square().sum() for y in linears(x, *weights)), [*weights, x])
+    sum(y.square().sum() for y in _linears(x, *weights, gradients=kept)).backward()
+    assert [weight.grad is None for weight in weights] == [True, True, False]
+    for found, exact in zip([*kept, weights[2].grad, x.grad], wanted, strict=True):
+        assert (found - exact).norm() <= 1e-5 * exact.norm()
 
 
 @pytest.mark.parametrize("setting, ours", [("auto", [False, True]), ("triton", [True, True])])
@@ -105,5 +118,6 @@ def test_a_card_that_cannot_add_to_wider_totals_is_told_once(monkeypatch):
 
 
 def test_the_operators_are_some():
-    torch.library.opcheck(_add_input_gradient, (torch.randn(3, 4), torch.randn(3, 5), torch.randn(5, 4)))
-    torch.library.opcheck(_add_product, (torch.randn(5, 4), torch.randn(3, 5), torch.randn(3, 4)))
+    for columns in (4, 2):
+        torch.library.opcheck(_add_input_gradient, (torch.randn(3, 4), torch.randn(3, 5), torch.randn(5, columns)))
+        torch.library.opcheck(_add_product, (torch.randn(5, columns), torch.randn(3, 5), torch.randn(3, 4)))

@@ -256,6 +256,7 @@ def stub_inductor(
     from torch._inductor import async_compile, config, debug
     from torch._inductor import graph as lowering
     from torch._inductor.codegen import triton
+    from torch._inductor.codegen.simd_kernel_features import SIMDKernelFeatures
     from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
     from torch._inductor.fx_passes.joint_graph import UniformValueConstantFolder
     from torch._subclasses import FakeTensor, FakeTensorMode
@@ -272,10 +273,22 @@ def stub_inductor(
     Module: Any = GraphModule
     Types: Any = DtypePropagationOpsHandler
     Shapes: Any = ShapeEnv
+    Features: Any = SIMDKernelFeatures
     config.fx_graph_cache = False
     config.compile_threads = 1
     config.shape_padding = False
     config.profile_bandwidth = True  # sources say how many bytes their kernels move
+    accesses = Features.buf_accesses
+
+    def accesses_by_real_name(self: Any) -> dict[str, list[Any]]:
+        """A buffer that an operator changed in place has another name from then on, by which Inductor counts none."""
+        real = lowering.V.graph.scheduler.mutation_real_name
+        found: dict[str, list[Any]] = {}
+        for name, dependencies in accesses(self).items():
+            found.setdefault(real.get(name, name), []).extend(dependencies)
+        return found
+
+    Features.buf_accesses = accesses_by_real_name
     Mode.avoid_device_init = property(lambda self: True)
     torch._functorch.config.force_non_lazy_backward_lowering = True  # at once, while a forked process lowers forward
     # These change nothing but the time.
