@@ -60,8 +60,8 @@ def _widens(device: torch.device, dtype: torch.dtype) -> bool:
 
 @operator(mutates=("dw",))
 def _add_product(dw: Tensor, dy: Tensor, x: Tensor) -> None:
-    """dw (F, c) += dyᵀ·x for dy (N, F) and the first c columns of x (N, C). Where dw is wider, cuBLAS adds to it itself:
-    no pass over dw besides.
+    """dw (F, c) += dyᵀ·x for dy (N, F) and the first c columns of x (N, C). Where dw is wider, cuBLAS adds to it
+    itself: no pass over dw besides.
 
     An operator, because a compiler that sees the sum puts it off to the end, and keeps the product until then.
     """

@@ -186,6 +186,20 @@ def test_the_page_has_both_sides_and_says_what_is_predicted():
     assert sections.totals(made())["streaming_gigabytes"] == 2 and sections.totals(two)["streaming_gigabytes"] == 0
 
 
+def test_the_page_says_where_memory_differs():
+    ours, other = made(), made()
+    block = 2**29, 2, "saved", "buf1 = …"
+    other["memory"]["forward 2"] = dict(
+        peak=3 * 2**30, kinds=dict(saved=2 * 2**30, workspace=2**30), blocks=[block, (2**31, 2, "saved", "buf2 = …")]
+    )
+    phases, kinds, blocks = (table.rows for table in sections.memory_differences(dict(auto=ours, plain=other)).blocks)
+    assert phases == [["forward 2", "1.00", "3.00", "-2.00"]]
+    assert kinds == [["saved", "1.00", "2.00", "-1.00"], ["workspace", "0.00", "1.00", "-1.00"]]
+    assert blocks == [["saved", "1,024", "1", "2", "-1.00"], ["saved", "256", "0", "2", "-0.50"]]
+    titles = [section.title for section in sections.sections(dict(auto=ours), card("H100"))]
+    assert "Memory side by side" not in titles
+
+
 def test_ratios_are_ours_over_the_other():
     ours, other = sections.totals(made()), sections.totals(made(bytes=8 * 10**9))
     assert sections.ratios(ours, other) == dict(

@@ -53,6 +53,7 @@ def sections(variants: dict[str, Found], chip: Card) -> list[Section]:
     """variants: setting of the kernels → what it gives; one or two."""
     made = [summary(variants, chip), kept(variants)]
     made += [sums(f"By {key}", key, variants) for key in ("category", "module", "line")]
+    made += [memory_differences(variants)] if len(variants) == 2 else []
     for name, found in variants.items():
         made += [memory(name, found), suspects(name, found), launches(name, found)]
     return made
@@ -131,8 +132,45 @@ def sums(title: str, key: str, variants: dict[str, Found]) -> Section:
     return Section(title, [Table([*head, *(f"GB, {names[0]} − {name}" for name in names[1:])], rows)])
 
 
+def memory_differences(variants: dict[str, Found]) -> Section:
+    """Of two: the most of each phase; and what is alive when the most is, by kind, and by kind and size of a block."""
+
+    def gib(a: int, b: int) -> list[str]:
+        return [f"{a / 2**30:,.2f}", f"{b / 2**30:,.2f}", f"{(a - b) / 2**30:+,.2f}"]
+
+    one, two = ({phase: of["peak"] for phase, of in found["memory"].items()} for found in variants.values())
+    phases = [[phase, *gib(one.get(phase, 0), two.get(phase, 0))] for phase in {**one, **two}]
+    most = [at_peak(found)[1] for found in variants.values()]
+    first, second = (Counter(at["kinds"]) for at in most)
+    kinds = [[kind, *gib(first[kind], second[kind])] for kind, _ in (first | second).most_common()]
+    counts: list[Counter[tuple[str, int]]] = [Counter(), Counter()]
+    for side, at in zip(counts, most):
+        for size, count, kind, _ in at["blocks"]:
+            side[kind, size // count] += count
+    more = {key: counts[0][key] - counts[1][key] for key in counts[0] | counts[1]}
+    largest = sorted((key for key in more if more[key]), key=lambda key: -abs(key[1] * more[key]))[:LINES]
+    blocks = [
+        [kind, f"{size / 2**20:,.0f}", *(f"{side[kind, size]}" for side in counts),
+         f"{size * more[kind, size] / 2**30:+,.2f}"]
+        for kind, size in largest
+    ]  # fmt: skip
+    names = list(variants)
+    difference = f"{names[0]} − {names[1]}, GiB"
+    sides = (*(f"{name}, GiB" for name in names), difference)
+    return Section("Memory side by side", [
+        Table(("the most in", *sides), phases),
+        Table(("alive when the most is", *sides), kinds),
+        Table(("kind of a block", "MiB each", *(f"{name}, blocks" for name in names), difference), blocks),
+    ])  # fmt: skip
+
+
+def at_peak(found: Found) -> tuple[str, dict[str, Any]]:
+    """The phase in which the most is allocated, and what is then."""
+    return max(found["memory"].items(), key=lambda item: item[1]["peak"])
+
+
 def memory(name: str, found: dict[str, Any]) -> Section:
-    phase, at = max(found["memory"].items(), key=lambda item: item[1]["peak"])
+    phase, at = at_peak(found)
     kinds = [(kind, f"{size / 2**30:,.2f}") for kind, size in at["kinds"].items()]
     blocks = [(f"{size / 2**30:,.2f}", f"{count}", kind, line) for size, count, kind, line in at["blocks"][:LINES]]
     curve = found["curve"]
