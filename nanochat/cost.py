@@ -186,7 +186,7 @@ class _Step:
 
     @property
     def shadows(self) -> bool:
-        """Whether the blocks' weights are cast once a step, and their gradients added in a bank (trainer.runnable)."""
+        """Whether weights are cast once a step, and the blocks' gradients added in a bank (trainer.runnable)."""
         return self.device == "cuda" and self.e == 2 and not self.fp8
 
     @property
@@ -211,7 +211,7 @@ class _Step:
         return {
             "parameters": 4 * (banks + head) + self.table * tables,
             "gradients": 4 * (banks if cuda else matrices) + 4 * head + self.table * tables,
-            "shadows": self.e * matrices if self.shadows else 0,
+            "shadows": self.e * (matrices + head) if self.shadows else 0,
             "moments": self._moments(banks, head, tables) // self.world,
             "rotary tables, batch": config.sequence_len * config.head_dim * self.e + 16 * self.tokens * cuda,
         }
@@ -232,8 +232,8 @@ class _Step:
                 "saved activations": saved,
                 "head: dW": 0 if late else 4 * head,
                 "head: dx": N * C * e,
-                # its input and the weight, cast or rounded, and transposed too for fp8
-                "head: x and weight": (N + V) * C * (2 if self.fp8 else e),
+                # its input and, but for a shadow, the weight, cast or rounded, and transposed too for fp8
+                "head: x and weight": (N if self.shadows else N + V) * C * (2 if self.fp8 else e),
                 # Logits become their gradient where they lie (ours), or beside them. In fp8 copies of it, both ways;
                 # the partitioner keeps the last chunk's for the backward, where it adds that chunk's dW.
                 "head: logits": rows * V * ((e if self.ours else 2 * e) + (2 if self.fp8 else 0)),
@@ -310,7 +310,7 @@ class _Step:
             # relu², from which relu is found; but float16 keeps h too, fp8 h and a copy of relu² (PyTorch: h alone)
             total += 4 * C * (2 * e if self.dtype == "float16" else e + (fp8 and ours))
             if config.has_value_embed(layer):
-                total += K * D * e + K * e  # its rows, and the gate
+                total += K * e + K * D * e * (self.device == "cpu")  # the gate, and its rows, which CUDA reads again
                 total += C * e * fp8  # the gate reads a slice of the normed stream, which so keeps all of it
         total += 2 * (C * e + rms)  # what the first norm and the last one read
         if config.smear:

@@ -124,7 +124,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return bank
 
     def shadow(self, param: Tensor, dtype: torch.dtype) -> Tensor:
-        """A copy of a matrix of a Muon group to compute with, refreshed by `step`: instead of a cast at every use.
+        """A copy of a matrix to compute with, refreshed by `step`: instead of a cast at every use.
 
         Its gradients are added to the parameter's, which are kept (`keep_gradients`), in the parameter's dtype.
         Whoever changes the parameter otherwise, as by loading a state dict, makes shadows after it.

@@ -8,6 +8,7 @@ of the model is switched by a flag: a child replaces a function before it builds
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,38 @@ def input_gradients_from_autograd() -> None:
     gpt.linears = each
 
 
+def gradients_made_anew() -> None:
+    from nanochat.gpt import GPT
+
+    GPT.keep_gradients = lambda self, optimizer: optimizer.keep_gradients()  # type: ignore[method-assign]
+
+
+def rows_kept_for_backward() -> None:
+    import torch.nn.functional as F
+
+    lookup = import_module("kernels.embedding")._Lookup  # the package has the function of that name
+    note = lookup.forward
+
+    def looked_up(ctx: Any, tokens: Any, weight: Any, gradient: Any, fused: bool) -> Any:
+        note(ctx, tokens, weight, gradient, fused)
+        return F.embedding(tokens, weight)
+
+    lookup.forward = staticmethod(looked_up)
+
+
+def gates_apart() -> None:
+    from nanochat import gpt
+
+    together = gpt.together
+
+    def apart(x: Any, *layers: Any) -> tuple[Any, ...]:
+        gates = [layer for layer in layers if layer.in_features < x.size(-1)]
+        whole = [layer for layer in layers if layer not in gates]
+        return *together(x, *whole), *(together(x[..., : gate.in_features], gate)[0] for gate in gates)
+
+    gpt.together = apart
+
+
 def views_of_lambdas() -> None:
     from nanochat import gpt
 
@@ -69,6 +102,9 @@ MENDS: dict[str, Callable[[], None]] = {
     "weights cast once a step, and all that follows from it": cast_at_every_use,
     "weights' gradients added to in their products": weight_gradients_from_autograd,
     "gradients of the input of q, k and v summed in their products": input_gradients_from_autograd,
+    "gradients of head and tables added where they are kept, not to zeros": gradients_made_anew,
+    "value embeddings gated straight from their tables, again in backward": rows_kept_for_backward,
+    "a gate's gradient added to the channels it reads, not padded with zeros": gates_apart,
     "what the MLP returns added in the next layer's mix and norm": sums_before_the_norm,
     "a layer's lambdas passed as vectors and an index, not as views": views_of_lambdas,
 }
