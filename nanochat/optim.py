@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,19 +30,16 @@ from kernels import muon_momentum_, muon_update_, polar_express
 from kernels.optim import adamw_apply_, adamw_factors, second_moment_shape
 from nanochat.late import Late
 
-if TYPE_CHECKING:
-    from nanochat.gpt import GPT
-
 
 def parameter_groups(
-    model: GPT,
+    model: Any,
     unembedding_lr: float = 0.004,
     embedding_lr: float = 0.2,
     matrix_lr: float = 0.02,
     scalar_lr: float = 0.5,
     weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """The model's parameters in groups with their learning rates, betas and decays.
+    """A GPT's parameters in groups with their learning rates, betas and decays.
 
     The rates of tables (head, token and value embeddings) are for width 768 and scale with 1/√width. `weight_decay` is
     Muon's; the AdamW groups have their own, fixed.

@@ -17,6 +17,7 @@ from nanochat.gpt import GPT
 from nanochat.recipe import model_config
 from nanochat.render import page
 from profiling.compiled import generated, launches, lower, null_device, places, plain, promises, report, sections, work
+from profiling.compiled.case import Case
 from profiling.predicted.cards import all_reduce, card
 
 
@@ -76,6 +77,11 @@ def test_flops_by_hand():
         assert work.attention_flops("flash_attention_decode", args) == 4 * 2 * 3 * 16 * pairs
     masked = [x.transpose(1, 2) for x in (last, cache, cache)]
     assert work.attention_flops("_scaled_dot_product_efficient_attention", masked) == 4 * 2 * 3 * 16 * 2 * 32
+    masked[1:] = [x[:, :, :2] for x in masked[1:]]  # as many keys as queries, and a mask still
+    assert work.attention_flops("_scaled_dot_product_efficient_attention", masked) == 4 * 2 * 3 * 16 * 2 * 2
+    tall = torch.empty(4, 1024, 256, device="meta")
+    for turned, each in (True, 256 * 256 * 1024), (False, 1024 * 1024 * 256):
+        assert work.our_flops("symmetric_product", [tall, None, 1.0, 0.0, turned]) == 4 * each
 
 
 def test_bytes_by_hand():
@@ -113,6 +119,50 @@ def test_what_our_kernels_move_and_multiply():
     names = ("_delta_kernel", "_attention_dkdv_kernel", "_attention_dq_kernel")
     assert [work.kernel_flops(launched(name), not i, 70) for i, name in enumerate(names)] == [0, 40, 30]
     assert [work.kernel_flops(launched("_k"), first, 70) for first in (True, False)] == [70, 0]
+
+
+KERNEL = """
+import triton
+def triton_poi_fused_0(in_ptr0, in_ptr1, out_ptr0, out_ptr1, xnumel, XBLOCK : tl.constexpr):
+    x0 = tl.program_id(0) * XBLOCK + tl.arange(0, XBLOCK)[:]
+    tmp0 = tl.load(in_ptr0 + (x0), None)
+    tmp1 = tl.full([XBLOCK], 32768, tl.int32)
+    tmp2 = tmp0 + tmp1
+    tmp3 = tl.where(tmp0 < 0, tmp2, tmp0)
+    tmp4 = tl.load(in_ptr1 + (x0 + 16*tmp3), None).to(tl.float32)
+    tmp5 = tl.where(x0 < 7, tmp4, 0.0)
+    tmp6 = tmp4 + tmp5
+    {}
+"""
+
+
+@pytest.mark.parametrize(
+    "last, nothing",
+    [
+        ("tl.store(out_ptr0 + (x0), tmp4, None)", True),  # rows of a table, cast: where they lie is no computing
+        ("tl.store(out_ptr0 + (x0), tmp5, None)", True),
+        ("tl.store(out_ptr0 + (x0), tmp1, None); tl.store(out_ptr1 + (x0), tmp0, None)", True),
+        ("tl.store(out_ptr0 + (x0), tmp6, None)", False),
+        ("tl.store(out_ptr0 + (x0), tmp4, None); tl.store(out_ptr1 + (x0), tmp6, None)", False),
+        ("tl.atomic_add(out_ptr1 + (tmp3), tmp4, None, sem='relaxed')", False),
+    ],
+)
+def test_what_computes_nothing_is_seen_in_the_source(last, nothing):
+    source = KERNEL.format(last)
+    assert work.only_moves(source) is nothing
+    args = [torch.empty(n) for n in (1, 2, 3, 4)] + [4]
+    assert work.added_to(source, args) == (args[3:4] if "atomic" in last else [])
+
+
+def test_of_what_loops_the_time_is_the_least():
+    row = made(name="triton_red_fused_sum_0")["launches"][0]
+    case = Case({}, 1)
+    for kernel, least in ({}, False), (dict(looped=False), False), (dict(looped=True), True):
+        assert report.predicted(row, case, card("H100"), kernel)["lower_bound"] is least
+    product = row | dict(category=launches.PRODUCTS, flops=10**12)
+    assert not report.predicted(product, case, card("H100"), dict(looped=True))["lower_bound"]
+    titles = [block.rows for block in sections.summary(dict(auto=made(lower_bound=True)), card("H100")).blocks[1:]]
+    assert ("predicted ms", "≥ 1") in titles[0]
 
 
 def made(**changed):
@@ -180,7 +230,14 @@ def test_the_page_has_both_sides_and_says_what_is_predicted():
     two = made(category="matrix products", flops=10**12)
     text = page("x", sections.sections(dict(auto=made(), torch=two), card("H100")))
     assert "PREDICTED" in text and "auto: GB" in text and "torch: GB" in text and "gpt.py:1 › gpt.py:2" in text
-    assert "auto / torch" in text and "GB, auto − torch" in text
+    assert "auto / torch" in text and "GB, auto − torch" in text and "The updates by" not in text
+    updates = made(phase="optimizer", module="_adamw_step")
+    text = page("x", sections.sections(dict(auto=updates), card("H100")))
+    assert "The updates by category" in text and "_adamw_step" in text
+    many = made()
+    many["launches"] = [row | dict(line=f"gpt.py:{i}") for row in many["launches"] for i in range(sections.LINES + 2)]
+    table = sections.sums("x", "line", dict(auto=many), sections.micro_step).blocks[0]
+    assert len(table.rows) == sections.LINES + 1 and table.rows[-1][:3] == ["the rest", "2", "4.00"]
     assert "nothing was searched" not in text
     assert "nothing was searched" in page("x", sections.sections(dict(x=made(name="triton_tem_fused_0")), card("H100")))
     assert sections.totals(made())["streaming_gigabytes"] == 2 and sections.totals(two)["streaming_gigabytes"] == 0
@@ -210,10 +267,10 @@ def test_ratios_are_ours_over_the_other():
 def test_what_ranks_send():
     x = torch.empty(1000, dtype=torch.float32)
     assert launches.sent("allreduce_", ([x], None), 8) == 2 * launches.sent("_allgather_base_", (x, x[:125]), 8) == 7000
-    case = lower.Case({}, 1, gpus=8)
+    case = Case({}, 1, gpus=8)
     for name, share in ("allreduce_", 1), ("_reduce_scatter_base_", 0.5):
         row = dict(category="communication", name=name, bytes=launches.sent(name, ([x, x[:125]], None), 8))
-        found = report.predicted(row, case, card("H100"))
+        found = report.predicted(row, case, card("H100"), {})
         assert (
             found["predicted_s"] == pytest.approx(share * all_reduce(card("H100"), 4000, 8))
             and found["bound"] == "link"
@@ -286,7 +343,7 @@ def small():
     pytest.importorskip("triton", reason="Triton is not installed")
     if reason := null_device.obstacle():
         pytest.skip(reason)
-    case = lower.Case(asdict(model_config(4, 4096, 512)), rows=8, optimizer=False)
+    case = Case(asdict(model_config(4, 4096, 512)), rows=8, optimizer=False)
     return case, lower.ask("tests.null_device.small_step", case, "h100")
 
 
@@ -336,3 +393,11 @@ def test_launches_of_a_small_step(small):
     assert first["bytes"] == 2 * activations and first["line"].startswith("gpt.py:")
     unknown = [row for row in steps[0] if not row["line"] and row["bytes"] > activations]
     assert len(unknown) < len(steps[0]) / 10, unknown
+
+
+def test_all_that_a_pointwise_kernel_reads_is_counted(small):
+    """Also buffers that an operator of ours has changed in place, as the gradient to which products are added."""
+    _, found = small
+    counted = {row["name"]: row["bytes"] for row in found["launches"]}
+    assert len(found["elements"]) > 5
+    assert {name: counted[name] for name, size in found["elements"].items() if counted[name] < size} == {}

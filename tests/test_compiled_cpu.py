@@ -10,6 +10,7 @@ import pytest
 
 from nanochat.recipe import model_config
 from profiling.compiled import lower
+from profiling.compiled.case import Case
 from profiling.compiled.launches import NO_LAUNCH
 
 # Of recorded operators: views, and a number that the host reads.
@@ -22,7 +23,7 @@ VIEWS = re.compile(
 @pytest.fixture(scope="module")
 def both():
     """(what the tool finds, what was recorded) of a step of two layers."""
-    case = lower.Case(asdict(model_config(2, 4096, 256, head_dim=64)), rows=8, dtype="float32", device="cpu")
+    case = Case(asdict(model_config(2, 4096, 256, head_dim=64)), rows=8, dtype="float32", device="cpu")
     return [lower.ask(f"tests.null_device.{name}", case, "cpu") for name in ("small_step", "recorded_step")]
 
 

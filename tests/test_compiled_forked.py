@@ -15,6 +15,7 @@ import torch
 from nanochat.processes import identity
 from nanochat.recipe import model_config
 from profiling.compiled import forked, generated, lower, null_device
+from profiling.compiled.case import Case
 
 
 def test_a_forked_process_makes_and_a_thread_of_this_one_finishes():
@@ -106,6 +107,6 @@ def test_a_forward_that_fails_is_what_the_whole_program_says():
     pytest.importorskip("triton", reason="Triton is not installed")
     if reason := null_device.obstacle():
         pytest.skip(reason)
-    case = lower.Case(asdict(model_config(1, 512, 64)), rows=1, optimizer=False)
+    case = Case(asdict(model_config(1, 512, 64)), rows=1, optimizer=False)
     with pytest.raises(RuntimeError, match="(?s)lowered the forward graph failed.*ZeroDivisionError"):
         lower.ask("tests.null_device.failing_forward", case, "h100")

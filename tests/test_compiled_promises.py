@@ -7,7 +7,8 @@ from dataclasses import asdict
 import pytest
 
 from nanochat.recipe import model_config
-from profiling.compiled import lower, null_device, promises, report
+from profiling.compiled import null_device, promises, report
+from profiling.compiled.case import Case
 from profiling.predicted.cards import card
 
 
@@ -22,7 +23,7 @@ def test_no_kernel_of_the_step_does_what_it_should_not(name, depth, fp8, kernels
     chip = card(name)
     if fp8 and not chip.fp8:
         pytest.skip(f"the {name} has no fp8 units")
-    found = report.measured(lower.Case(asdict(model_config(depth, 32768)), rows=16, fp8=fp8, kernels=kernels), chip)
+    found = report.measured(Case(asdict(model_config(depth, 32768)), rows=16, fp8=fp8, kernels=kernels), chip)
     assert len({row["name"] for row in found["launches"] if row["kernel"]}) > 40
     assert not [row["error"] for row in found["kernels"].values() if row["error"]]
     broken = promises.broken(found).items()

@@ -8,6 +8,7 @@ import pytest
 
 from nanochat.recipe import model_config
 from profiling.compiled import lower, null_device, sections
+from profiling.compiled.case import Case
 from profiling.predicted import ledger, simulate
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +85,7 @@ def test_the_committed_sums_are_those_of_the_code(kernels):
     if reason := null_device.obstacle():
         pytest.skip(reason)
     sums = summary("auto" if kernels == "plain" else kernels)["sums"][kernels]
-    case = lower.Case(asdict(model_config(24, 32768)), rows=16, kernels=kernels)
+    case = Case(asdict(model_config(24, 32768)), rows=16, kernels=kernels)
     found = lower.ask("tests.null_device.small_step", case, "h100")
     launches = [row | dict(predicted_s=0) for row in found["launches"]]
     made = sections.totals(dict(launches=launches, memory=found["phases"]))

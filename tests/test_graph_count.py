@@ -17,7 +17,8 @@ import pytest
 
 from nanochat.presets import SIZES
 from nanochat.recipe import model_config
-from profiling.compiled import lower, null_device
+from profiling.compiled import null_device
+from profiling.compiled.case import Case
 
 ROOT = Path(__file__).parent.parent
 # float32 is for cards without matrix units, and for who asks for it (NANOCHAT_DTYPE).
@@ -56,7 +57,7 @@ def test_a_step_of_two_layers_in_every_precision(tmp_path):
     """Without Inductor, nor float32, which are by name, below. The updates are the same but for dtypes."""
     config = asdict(model_config(2, 4096, 512))
     precisions = [found for found in PRECISIONS if found != ("float32", "")]
-    cases = [lower.Case(config, 4, *found, optimizer=found == precisions[0]) for found in precisions]
+    cases = [Case(config, 4, *found, optimizer=found == precisions[0]) for found in precisions]
     check(cases, tmp_path, "--count-only")
 
 
@@ -77,17 +78,17 @@ def test_a_step_of_every_preset(depth, tmp_path):
     config, fewest = asdict(model_config(depth, 32768)), depth == min(ROWS)
     rows, *others = sorted(ROWS[depth], reverse=True)
     cases = [
-        lower.Case(config, rows, dtype, fp8, kernels, optimizer=not fp8 or fewest)
+        Case(config, rows, dtype, fp8, kernels, optimizer=not fp8 or fewest)
         for (dtype, fp8), kernels in itertools.product(PRECISIONS, ("auto", "torch"))
         if fewest or not fp8 or kernels == "auto"
     ]
-    check([*cases, *(lower.Case(config, fewer, optimizer=False) for fewer in others)], tmp_path, "--count-only")
+    check([*cases, *(Case(config, fewer, optimizer=False) for fewer in others)], tmp_path, "--count-only")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 24])
 def test_inductor_lowers_as_many_graphs_as_it_gets(depth, tmp_path):
-    cases = [lower.Case(asdict(model_config(depth, 32768)), 16)]
+    cases = [Case(asdict(model_config(depth, 32768)), 16)]
     if depth == 2:
-        cases += [lower.Case(cases[0].config, 16, *found, optimizer=False) for found in PRECISIONS[1:]]
+        cases += [Case(cases[0].config, 16, *found, optimizer=False) for found in PRECISIONS[1:]]
     assert check(cases, tmp_path) == check(cases, tmp_path, "--count-only")

@@ -16,6 +16,7 @@ from kernels.linear_relu2 import _mlp_relu2_triton, mlp_relu2_reference
 from kernels.triton_utils import cdiv
 from nanochat.recipe import model_config
 from profiling.compiled import launches, lower, null_device
+from profiling.compiled.case import Case
 
 BLOCKS = (64, 32, 32, 8, 4, 2)  # of no meaning outside of torch.compile
 
@@ -49,7 +50,7 @@ def lowered():
     if reason := null_device.obstacle():
         pytest.skip(reason)
     config = asdict(model_config(1, 256, 48))
-    case = lower.Case(config, rows=3, dtype="float32", kernels="auto,mlp_relu2=inductor", optimizer=False)
+    case = Case(config, rows=3, dtype="float32", kernels="auto,mlp_relu2=inductor", optimizer=False)
     steps = lower.ask("tests.null_device.small_step", case, "h100")["launches"]
     return case, steps, "".join(graph["code"] for graph in lower.ask("profiling.compiled.lower", case, "h100"))
 

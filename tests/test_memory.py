@@ -15,6 +15,7 @@ from nanochat.plan import decide
 from nanochat.recipe import model_config
 from nanochat.run import Run
 from profiling.compiled import lower, memory, null_device
+from profiling.compiled.case import Case
 from profiling.compiled.null_cards import CARDS
 
 BAND = 0.05
@@ -42,7 +43,7 @@ def null() -> None:
         pytest.skip(reason)
 
 
-def check(case: lower.Case, found: dict) -> None:
+def check(case: Case, found: dict) -> None:
     """Peak, parameters, shadows and saved activations within 5%; one forward and one backward graph."""
     parts = memory.predicted(case)
     assert found["graphs"][:2] == ["forward", "backward"]
@@ -60,14 +61,14 @@ def check(case: lower.Case, found: dict) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("depth, rows, kernels, dtype, fp8", CASES)
 def test_the_lowered_step_allocates_what_is_predicted(null, depth, rows, kernels, dtype, fp8):
-    case = lower.Case(asdict(model_config(depth, 32768)), rows, dtype, fp8, kernels, optimizer=False)
+    case = Case(asdict(model_config(depth, 32768)), rows, dtype, fp8, kernels, optimizer=False)
     check(case, memory.measured(case))
 
 
 @pytest.mark.slow
 def test_the_model_of_october_2025_and_an_update_allocate_what_is_predicted(null):
     config = GPTConfig.original(n_layer=4, n_embd=512, n_head=4, n_kv_head=2, vocab_size=8192)
-    case = lower.Case(asdict(config), rows=4, optimizer=True)
+    case = Case(asdict(config), rows=4, optimizer=True)
     check(case, memory.measured(case))
 
 
@@ -75,7 +76,7 @@ def test_the_model_of_october_2025_and_an_update_allocate_what_is_predicted(null
 @pytest.mark.parametrize("kernels", ["auto", "torch"])
 def test_a_compiled_validation_holds_one_chunk_of_logits(null, kernels):
     config = model_config(1, 32768, 512)
-    case = lower.Case(asdict(config), rows=32, kernels=kernels, optimizer=False)
+    case = Case(asdict(config), rows=32, kernels=kernels, optimizer=False)
     chunk, activations = 4096 * 32768 * 2, 32 * 512 * config.n_embd * 2
     assert chunk < lower.ask("tests.null_device.evaluation", case, "h100") < chunk + 16 * activations
 

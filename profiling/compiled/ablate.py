@@ -21,8 +21,9 @@ from nanochat.files import json_of, write_atomically
 from nanochat.flags import flag, parse
 from nanochat.recipe import model_config
 from profiling.compiled import launches, memory, null_cards
+from profiling.compiled.case import Case
 from profiling.compiled.launches import NOT_STREAMING
-from profiling.compiled.lower import Case, ask, child_case, child_ends, prepared
+from profiling.compiled.lower import ask, child_case, child_ends, prepared
 
 FILE = Path(__file__).with_name("ablations.json")
 DEPTH, LAYERS, ROWS, T, VOCABULARY = 24, 4, 16, 2048, 32768  # the width of a depth; rows of T tokens

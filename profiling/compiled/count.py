@@ -20,8 +20,9 @@ from nanochat.files import write_atomically
 from nanochat.flags import flag, listed, parse
 from nanochat.recipe import model_config
 from profiling.compiled import launches, memory
+from profiling.compiled.case import Case
 from profiling.compiled.launches import COPIES, Launch
-from profiling.compiled.lower import ROOT, Case, ask, child_case, child_ends, prepared
+from profiling.compiled.lower import ROOT, ask, child_case, child_ends, prepared
 from profiling.predicted import counts
 from profiling.predicted.counts import (
     ATTENTION,
@@ -94,7 +95,7 @@ def answer() -> None:
 
 def code() -> str:
     """A fingerprint of what is lowered: the model, the optimizer, the kernels and their rows, and the lowering."""
-    compiled = ("count", "forked", "launches", "lower", "memory", "null_bindings", "null_cards", "null_device",
+    compiled = ("case", "count", "forked", "launches", "lower", "memory", "null_bindings", "null_cards", "null_device",
                 "places", "plain", "programs", "work")  # fmt: skip
     files = [path for ending in ("py", "json") for path in (ROOT / "kernels").rglob(f"*.{ending}")]
     files = [path for path in files if path.stem not in NOT_LOWERED]

@@ -20,14 +20,15 @@ from torch.utils._pytree import tree_leaves
 from kernels.targets import source
 from kernels.triton_utils import NAMESPACE
 from kernels.triton_utils import Launch as OurLaunch
-from profiling.compiled import places, work
-from profiling.compiled.lower import Case, Graph, Prepared
+from profiling.compiled import memory, places, work
+from profiling.compiled.case import Case
+from profiling.compiled.lower import Graph, Prepared
 
 INDUCTOR, OURS, LIBRARY, ATEN, NCCL = "inductor", "ours", "library", "aten", "nccl"
 PRODUCTS, ATTENTION, LOSS, STREAMING = "matrix products", "attention", "loss", "streaming"
 COPIES, COMMUNICATION = "casts, copies, fills", "communication"
 NOT_STREAMING = (PRODUCTS, ATTENTION)
-# Kernels of Inductor that compute nothing: all that is fused in them is one of these.
+# Operators that compute nothing.
 MOVES = re.compile(r"(?:_?(?:foreach|new|to_copy|copy|clone|zeros_like|zeros|zero|full_like|full|fill|empty|t|view|"
                    r"permute|transpose|slice|select|expand|squeeze|unsqueeze|reshape|as_strided|detach|cat|stack|split|"
                    r"unbind))+_?$")  # fmt: skip
@@ -103,9 +104,11 @@ class Recorder:
             said = re.search(r"'kernel_num_gb': ([\d.e+-]+)", text)
             template = is_template(name)  # of which the source counts no reads of its epilogue
             moved = round(float(said[1]) * 1e9) if said and not template else sum(x.nbytes for x in tensors)
+            moved += sum(map(work.size, work.added_to(text, args)))
             key = self.keys.setdefault(text, f"{name}:{len(self.keys)}")
             self.found.generated[key] = text
-            self.add(INDUCTOR, name, moved, work.template_flops(tensors) if template else 0, kernel=key)
+            of = COPIES if not template and work.only_moves(text) else category(name)
+            self.add(INDUCTOR, name, moved, work.template_flops(tensors) if template else 0, kernel=key, of=of)
         else:
             factors = tensors[-3:] if "add" in name else tensors  # (bias, a, b, out)
             fp8 = tensors[0].dtype.itemsize == 1
@@ -129,10 +132,12 @@ class Recorder:
             self.add(OURS, name, sum(x.nbytes for x in tensors), flops)
         if func.namespace != "aten" or func.is_view or NO_LAUNCH.match(name):
             return
+        if (made := work.tensors_of(out)) and not any(x.numel() for x in made):
+            return  # nothing is launched for nothing
         product = name in ("mm", "addmm", "addmm_", "bmm", "_scaled_mm")
         factors = tensors[1:] if name.startswith("addmm") else tensors
         flops = work.product_flops(factors) if product else work.attention_flops(name, args)
-        self.add(ATEN, name, work.aten_bytes(func, args, out), flops, tensors[0].dtype.itemsize == 1)
+        self.add(ATEN, name, work.aten_bytes(func, args, out), flops, name == "_scaled_mm")
 
     def ours(self, op: str, launch: OurLaunch, moved: int, flops: int) -> None:
         key = repr((source(launch), sorted((k, repr(v)) for k, v in launch.constants.items())))
@@ -140,8 +145,10 @@ class Recorder:
             self.found.ours[key] = replace(launch, args=tuple(map(on_meta, launch.args)))
         self.add(OURS, f"{op}: {launch.kernel.fn.__name__}", moved, flops, kernel=key)
 
-    def add(self, who: str, name: str, moved: int, flops: int, fp8: bool = False, kernel: str = "") -> None:
-        of = COMMUNICATION if who == NCCL else category(name)
+    def add(
+        self, who: str, name: str, moved: int, flops: int, fp8: bool = False, kernel: str = "", of: str = ""
+    ) -> None:
+        of = COMMUNICATION if who == NCCL else of or category(name)
         self.found.launches.append(Launch(self.phase, who, name, of, moved, flops, fp8, *self.place(), kernel))
 
     @cache  # noqa: B019  a recorder lives as long as its step
@@ -159,7 +166,9 @@ class Recorder:
                 graph, lines = self.graphs[name]
                 for text in reversed(lines[: frame.f_lineno]):
                     if said := re.search(r"\[Provenance debug handles\] .*:(\d+)$", text):
-                        return self.innermost(name, said[1])
+                        if (found := self.innermost(name, said[1]))[0]:
+                            return found
+                        break  # what a pass of Inductor's made has no trace
             if places.of_model(name):
                 running.insert(0, (name, frame.f_lineno))
             frame = frame.f_back
@@ -176,8 +185,6 @@ def on_meta(value: Any) -> Any:
 
 def recorded(ready: Prepared) -> tuple[Recorded, list[Any]]:
     """The launches of the second step, and its allocations (memory.py's events)."""
-    from profiling.compiled import memory
-
     recorder: Recorder | None = None
 
     def begun(phase: str) -> None:

@@ -24,34 +24,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from nanochat.errors import UserError
 from nanochat.processes import end_at_once
 from profiling.compiled import null_device
+from profiling.compiled.case import Case
 
 if TYPE_CHECKING:
     from profiling.compiled.programs import Program
 
 ROOT = Path(__file__).parents[2]
-PLAIN = "plain"  # in place of a setting of our kernels: plain.py's step
-PARTS = ("step", "decode", "prefill")
 IN_TURN = "NANOCHAT_LOWERED_IN_TURN"  # variable of a child that is to lower forward first, then backward
 OTHER_STRIDES = 81  # exit code of one that is to be asked again so
 SIZES = "20000"  # expressions that SymPy remembers: at depth 24 its own thousand are forgotten before they come again
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is run: `config` as GPTConfig's fields. fp8: "", "current" or "delayed"; kernels as NANOCHAT_KERNELS, or
-    PLAIN; part: of PARTS.
-    """
-
-    config: dict[str, Any]
-    rows: int  # of a micro-batch; running requests
-    dtype: str = "bfloat16"
-    fp8: str = ""
-    kernels: str = "auto"
-    optimizer: bool = True  # whether its updates are compiled and made too
-    part: str = "step"
-    gpus: int = 1  # ranks of a training step
-    device: str = "cuda"
-    without: str = ""  # of mends.MENDS: what of the step is taken back
 
 
 @dataclass

@@ -26,7 +26,8 @@ from kernels.triton_utils import NAMESPACE, capture
 from nanochat.cost import ASSUMED, training_memory
 from nanochat.flags import flag, number, parse
 from nanochat.recipe import model_config
-from profiling.compiled.lower import Case, Prepared, ask, check_kernels, child_case, child_ends, prepared
+from profiling.compiled.case import Case
+from profiling.compiled.lower import Prepared, ask, check_kernels, child_case, child_ends, prepared
 
 ROUND = 512  # bytes: the CUDA caching allocator's grain
 NOT_ASKING = ("/torch/", "compiled/lower.py", "compiled/memory.py")  # files whose lines say nothing of an allocation

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import kernels
-from profiling.compiled.lower import PLAIN, Case
+from profiling.compiled.case import PLAIN, Case
 
 Mark = Callable[[str], None]
 

@@ -22,18 +22,9 @@ from nanochat.flags import flag, number, parse, path
 from nanochat.recipe import model_config
 from nanochat.render import page
 from profiling.compiled import null_cards, sections
-from profiling.compiled.launches import ATTENTION, COMMUNICATION
-from profiling.compiled.lower import (
-    PARTS,
-    PLAIN,
-    Case,
-    ask,
-    check_kernels,
-    child_case,
-    child_ends,
-    prepared,
-    triton_version,
-)
+from profiling.compiled.case import PARTS, PLAIN, Case
+from profiling.compiled.launches import ATTENTION, COMMUNICATION, PRODUCTS
+from profiling.compiled.lower import ask, check_kernels, child_case, child_ends, prepared, triton_version
 from profiling.compiled.null_device import torch_version
 from profiling.predicted.cards import Card, all_reduce, card
 from profiling.predicted.predict import BACKWARD, FITTED, predict
@@ -56,12 +47,15 @@ def measured(case: Case, chip: Card) -> dict[str, Any]:
     """What a child on the null device finds of a program, with times predicted. Raises as lower.ask."""
     found = ask("profiling.compiled.report", case, chip.driver)
     for row in found["launches"]:
-        row.update(predicted(row, case, chip))
+        row.update(predicted(row, case, chip, found["kernels"].get(row["kernel"], {})))
     return found
 
 
-def predicted(row: dict[str, Any], case: Case, chip: Card) -> dict[str, Any]:
-    """Seconds of a launch with their bands, and what bounds it."""
+def predicted(row: dict[str, Any], case: Case, chip: Card, kernel: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of a launch with their bands, and what bounds it; of a kernel that loops, and is no product, the least.
+
+    kernel: keys of targets.UNREAD; empty: a library's.
+    """
     if row["category"] == COMMUNICATION:
         whole = row["bytes"] * case.gpus // (case.gpus - 1)
         seconds = all_reduce(chip, whole / 2 if row["name"] == "allreduce_" else whole, case.gpus)
@@ -70,8 +64,9 @@ def predicted(row: dict[str, Any], case: Case, chip: Card) -> dict[str, Any]:
     bare = "fp8_" if row["fp8"] else ATTENTION if row["category"] == ATTENTION else ""
     slower = BACKWARD if bare == ATTENTION and "backward" in row["name"] else 1
     said = predict(chip, bare, row["bytes"], row["flops"] / slower)
+    looped = bool(kernel.get("looped")) and row["category"] != PRODUCTS
     return dict(predicted_s=said.seconds, usual=said.usual, band=said.band, bound=said.bound,
-                lower_bound=said.lower_bound)  # fmt: skip
+                lower_bound=said.lower_bound or looped)  # fmt: skip
 
 
 def answer() -> None:

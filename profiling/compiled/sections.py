@@ -1,6 +1,7 @@
 """The page about a compiled program: sums, two side by side; memory; what is suspect; every launch in order."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from nanochat.render import Curve, Section, Table
@@ -21,14 +22,18 @@ def micro_step(found: Found) -> list[dict[str, Any]]:
     return [row for row in found["launches"] if not training or row["phase"].endswith("2")]
 
 
+def updates(found: Found) -> list[dict[str, Any]]:
+    """The optimizer's launches, with what ranks send."""
+    return [row for row in found["launches"] if row["phase"] == "optimizer"]
+
+
 def totals(found: Found) -> dict[str, float]:
     """Of a forward and a backward, or a decode step: launches, bytes (streaming: all but products and attention), FLOPs
     and time; the same of the optimizer's updates; and the most memory that is allocated at a time.
     """
-    updates = [row for row in found["launches"] if row["phase"] == "optimizer"]
     sums = counted(micro_step(found))
-    if updates:
-        sums |= {f"optimizer_{name}": value for name, value in counted(updates).items()}
+    if rows := updates(found):
+        sums |= {f"optimizer_{name}": value for name, value in counted(rows).items()}
     return dict(sums, peak_gib=max(phase["peak"] for phase in found["memory"].values()) / 2**30)
 
 
@@ -52,7 +57,9 @@ def ratios(ours: dict[str, float], other: dict[str, float]) -> dict[str, float]:
 def sections(variants: dict[str, Found], chip: Card) -> list[Section]:
     """variants: setting of the kernels → what it gives; one or two."""
     made = [summary(variants, chip), kept(variants)]
-    made += [sums(f"By {key}", key, variants) for key in ("category", "module", "line")]
+    made += [sums(f"By {key}", key, variants, micro_step) for key in ("category", "module", "line")]
+    if any(map(updates, variants.values())):
+        made += [sums(f"The updates by {key}", key, variants, updates) for key in ("category", "module")]
     made += [memory_differences(variants)] if len(variants) == 2 else []
     for name, found in variants.items():
         made += [memory(name, found), suspects(name, found), launches(name, found)]
@@ -63,8 +70,10 @@ def summary(variants: dict[str, Found], chip: Card) -> Section:
     sides = {name: totals(found) for name, found in variants.items()}
     parts = ratios(*sides.values()) if len(sides) == 2 else {}
     rows = []
+    least = {name: any(row["lower_bound"] for row in found["launches"]) for name, found in variants.items()}
     for what in dict.fromkeys(what for side in sides.values() for what in side):
-        cells = [f"{side[what]:,.4g}" if what in side else "–" for side in sides.values()]
+        mark = {name: "≥ " if what.endswith("predicted_ms") and least[name] else "" for name in sides}
+        cells = [f"{mark[name]}{side[what]:,.4g}" if what in side else "–" for name, side in sides.items()]
         rows.append(
             (
                 what.replace("_", " ").replace("gib", "GiB"),
@@ -84,14 +93,14 @@ def summary(variants: dict[str, Found], chip: Card) -> Section:
         if any(map(is_template, names))
         else []
     )
-    updates = any("optimizer_launches" in side for side in sides.values())
-    of = "A forward and a backward, and the updates" if updates else "All of it"
+    updated = any(map(updates, variants.values()))
+    of = "A forward and a backward, and the updates" if updated else "All of it"
     compiled = any(row["who"] == INDUCTOR for found in variants.values() for row in found["launches"])
     return Section(of, [
         f"{'The code of Inductor' if compiled else 'What the engine launches'} for the {chip.name}, run on fake "
         f"tensors; no card was involved. Times are PREDICTED ({chip.constants}): bytes over bandwidth or FLOPs over "
-        "the rate of products, and a launch each, of which a replayed CUDA graph saves a part; what runs beside "
-        "something else, as communication does, is counted as if it did not.",
+        "the rate of products, and a launch each, of which a replayed CUDA graph saves a part; of a kernel that loops "
+        "that is the least (≥); what runs beside something else, as communication does, is counted as if it did not.",
         Table(("", *sides, *([" / ".join(sides)] if parts else [])), rows),
         *fits,
         *searched,
@@ -113,16 +122,24 @@ def kept(variants: dict[str, Found]) -> Section:
     return Section("What no kernel should do", [said, Table(head, rows) if rows else "None does."])
 
 
-def sums(title: str, key: str, variants: dict[str, Found]) -> Section:
-    """Launches, bytes and predicted time of a micro-step by category, module or line; with two, the bytes between."""
+def sums(title: str, key: str, variants: dict[str, Found], part: Callable[[Found], list[dict[str, Any]]]) -> Section:
+    """Launches, bytes and predicted time of a part by category, module or line; with two, the bytes between. Of more
+    lines than LINES those with most bytes, and the rest together.
+    """
     tables: dict[str, dict[str, Counter[str]]] = {}
     for name, found in variants.items():
-        for row in micro_step(found):
+        for row in part(found):
             cell = tables.setdefault(row[key] or "not known", {}).setdefault(name, Counter())
             cell.update(launches=1, bytes=row["bytes"], ns=round(1e9 * row["predicted_s"]))
     ordered = sorted(tables.items(), key=lambda item: -max(cell["bytes"] for cell in item[1].values()))
+    if len(ordered) > LINES:
+        rest = {name: Counter[str]() for name in variants}
+        for _, cells in ordered[LINES:]:
+            for name, cell in cells.items():
+                rest[name].update(cell)
+        ordered = [*ordered[:LINES], ("the rest", rest)]
     rows = []
-    for label, cells in ordered[:LINES]:
+    for label, cells in ordered:
         numbers, sides = [label], [cells.get(name, Counter()) for name in variants]
         for cell in sides:
             numbers += [f"{cell['launches']}", f"{cell['bytes'] / 1e9:,.2f}", f"{cell['ns'] / 1e6:,.2f}"]

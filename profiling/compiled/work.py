@@ -4,6 +4,7 @@ Tensors count whole, but where an operator by its nature touches a part: rows th
 cache, the keys that a query sees. Which rows of a table a gradient has is not known: it counts whole.
 """
 
+import ast
 import re
 from collections.abc import Iterable, Sequence
 from math import isqrt, prod
@@ -62,6 +63,45 @@ def aten_bytes(func: Any, args: Sequence[Any], out: Any) -> int:
     return sum(map(size, [*read, *mutated, *(x for x in made if storage(x) not in known)]))
 
 
+def added_to(source: str, args: Sequence[Any]) -> list[Tensor]:
+    """The arguments of a kernel of Inductor's to which it adds by atomic operations: they are read as well."""
+    names = [word.strip() for word in source.partition("def triton_")[2].partition("(")[2].partition(")")[0].split(",")]
+    added = set(re.findall(r"tl\.atomic_add\((\w+)", source))
+    return [x for name, x in zip(names, args) if name in added]
+
+
+def only_moves(source: str) -> bool:
+    """Whether a kernel of Inductor's computes nothing: what it stores are constants, or loaded, and cast at most."""
+    if "tl.atomic_add" in source:
+        return False
+    made: dict[str, list[ast.expr]] = {}
+    stored: list[ast.expr] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            made.setdefault(node.targets[0].id, []).append(node.value)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.store":
+            stored.append(node.args[1])
+    seen: set[str] = set()
+
+    def moved(value: ast.expr) -> bool:
+        if isinstance(value, ast.Name):
+            first = value.id not in seen
+            seen.add(value.id)
+            return not first or all(map(moved, made.get(value.id, [])))
+        if not isinstance(value, ast.Call):
+            return isinstance(value, ast.Constant)
+        function = ast.unparse(value.func)
+        if function in ("tl.load", "tl.full"):
+            return True
+        if function == "tl.where":
+            return moved(value.args[1]) and moved(value.args[2])
+        if function == "tl.broadcast_to":
+            return moved(value.args[0])
+        return isinstance(value.func, ast.Attribute) and value.func.attr == "to" and moved(value.func.value)
+
+    return bool(stored) and all(map(moved, stored))
+
+
 def kernel_bytes(launch: Launch, mutated: Iterable[Tensor], seen: dict[int, int]) -> int:
     """Of a kernel of ours: each of its tensors once, or twice where its operator changes it.
 
@@ -106,8 +146,8 @@ def our_flops(op: str, args: Sequence[Any]) -> int:
     """Of an operator of ours, by its arguments; 0 where bytes are the limit anyway."""
     if op in ("linear_relu2", "relu2_backward"):  # x (N, C) · weight (4·C, C)ᵀ; dout (N, C) · w2 (C, 4·C)
         return 2 * args[0].numel() * args[1].shape[0 if op == "linear_relu2" else 1]
-    if op == "symmetric_product":  # x (.., M, K) · xᵀ, half of it
-        return args[0].numel() * args[0].shape[-2]
+    if op == "symmetric_product":  # x (.., M, K) · xᵀ, or turned xᵀ·x, half of it
+        return args[0].numel() * args[0].shape[-1 if args[4] else -2]
     return attention_flops(op, args)
 
 
@@ -120,7 +160,7 @@ def kernel_flops(launch: Launch, first: bool, flops: int) -> int:
 def attention_flops(op: str, args: Sequence[Any]) -> int:
     """Of causal attention over the pairs that a window leaves: ours of q (B, T, H, D), PyTorch's of (B, H, T, D).
 
-    The last query stands at the last key. PyTorch's with fewer queries than keys is masked, and multiplies all pairs.
+    The last query stands at the last key. PyTorch's with a mask, or fewer queries than keys, multiplies all pairs.
     """
     tensors = [x for x in args if isinstance(x, Tensor) and x.dim() == 4]
     if "attention" not in op or len(tensors) < 2:
@@ -130,5 +170,5 @@ def attention_flops(op: str, args: Sequence[Any]) -> int:
     T, S = q.size(1 if ours else 2), k.size(1 if ours else 2)
     windows = [x for x in args if type(x) is int and 0 <= x < S]
     W = windows[0] + 1 if windows and ours else S
-    pairs = sum(min(i, W) for i in range(S - T + 1, S + 1)) if ours or T == S else T * S
+    pairs = sum(min(i, W) for i in range(S - T + 1, S + 1)) if ours or (T == S and "efficient" not in op) else T * S
     return (10 if "backward" in op else 4) * q.numel() // T * pairs

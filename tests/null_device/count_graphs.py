@@ -16,7 +16,8 @@ import torch  # noqa: E402
 from torch._dynamo.backends.common import aot_autograd  # noqa: E402
 from torch._inductor import compile_fx  # noqa: E402
 
-from profiling.compiled.lower import Case, prepared  # noqa: E402
+from profiling.compiled.case import Case  # noqa: E402
+from profiling.compiled.lower import prepared  # noqa: E402
 
 
 def counting(names):
