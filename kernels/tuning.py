@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from . import dispatch, measured, probing, tuned
+from .architectures import refused
 from .dispatch import use
 from .registry import OPS, Case, Op, tensors
 
@@ -30,6 +31,7 @@ REPEATS = 15
 BACKWARD = {"flash_attention": ("flash_attention_backward", "flash_attention_dq_backward")}
 SWEEPS, MOST_SWEEPS = 4, 128  # queued before a call on a GPU, to begin with and at most: 32 GB, 10 ms at 3 TB/s
 EASED = 64  # calls in a row for which there were enough, before half as many are tried again
+MASTERS = ("muon_momentum_", "muon_update_")  # of float32 weights and gradients, with products in bfloat16, in training
 MOST_BYTES = 3e9  # of a registered case; cross_entropy at d12 would be 4.3 GB, and several times that in the reference
 # Those with the most to gain come first, the others as in the table. Of ops that share rows the first is the one that
 # training runs, for its sake the rows are searched.
@@ -179,7 +181,7 @@ def climb(
                 now, then = timed([trial(config), trial(best)])
             except Exception as problem:  # too much shared memory, too many registers: not a candidate
                 dispatch.check_alive(f"{op.name}, {config}", dispatch.without(op.name))
-                say(f"{op.name}: {config} does not run: {str(problem).splitlines()[:1]}")
+                say(f"{op.name}: {config} does not run: {sentence(problem)}")
                 continue
             finally:
                 slowest = max(slowest, time.monotonic() - begun)
@@ -218,10 +220,20 @@ def measure(
         searched.add((owner, size))
         measured.adopt(_merged(measured.blocks(device.index or 0), found))  # backward's turn meets the new forward
     if reference:
-        calls = [step(op, case, dtype, "triton", compiled=False), step(op, case, dtype, "torch", compiled=True)]
         row = found[op.name][0]
-        row["ms"], row["reference_ms"] = timed(calls)
+        try:
+            calls = [step(op, case, dtype, "triton", compiled=False), step(op, case, dtype, "torch", compiled=True)]
+            row["ms"], row["reference_ms"] = timed(calls)
+        except Exception as problem:  # of the compiler, or its memory: what was found stays
+            dispatch.check_alive(f"{op.name}, compiled reference", dispatch.without(op.name))
+            say(f"{op.name}: its compiled reference was not timed: {sentence(problem)}")
     return found
+
+
+def sentence(problem: Exception) -> str:
+    """In a line. Triton's compiler begins with where it was, and says last what is wrong."""
+    kind, lines = type(problem).__name__, [line.strip() for line in str(problem).split("\n") if line.strip()] or [""]
+    return f"{kind}: {lines[-1 if kind == 'CompilationError' else 0]}"
 
 
 def tune(
@@ -238,10 +250,12 @@ def tune(
         raise ValueError("tuning needs a CUDA device, and there is none here")
     index = torch.cuda.current_device()
     new = torch.version.hip or torch.cuda.get_device_capability(index) >= dispatch.LEAST
-    dtype = torch.bfloat16 if new else torch.float16
     ends, found, searched = time.monotonic() + seconds, dict(measured.blocks(index)), set[tuple[str, int]]()
     for i, (name, several) in enumerate(cases.items()):
-        if why := OPS[name].refuses(dtype):
+        dtype = torch.bfloat16 if new else torch.float16
+        if name in MASTERS:
+            dtype, several = torch.float32, [dict(case, mixed=1) for case in several]
+        if why := OPS[name].refuses(dtype) or refused(name, tuned.architecture(index), dtype):
             say(f"{name}: not tuned: {why}")
             continue
         until, sizes = share(ends, len(cases) - i), _one_a_size(OPS[name], several)
@@ -257,8 +271,8 @@ def tune(
             except Exception as problem:  # its kernels do not run here: dispatch will find out and say so
                 dispatch.check_alive(what, dispatch.without(name))
                 memory = isinstance(problem, torch.OutOfMemoryError)
-                why = f"{type(problem).__name__}: {str(problem).splitlines()[:1]}"
-                say(f"{what}: not tuned: {'it does not fit in the memory of this card' if memory else why}")
+                why = "it does not fit in the memory of this card" if memory else sentence(problem)
+                say(f"{what}: not tuned: {why}")
             else:
                 found = _merged(found, rows)
                 for part, (row,) in rows.items():

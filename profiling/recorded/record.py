@@ -12,6 +12,7 @@ import gc
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
@@ -164,13 +165,14 @@ class Recorder:
             schedule=schedule(wait=0, warmup=1, active=self.steps, repeat=1),
             record_shapes=True,
             profile_memory=True,
-            acc_events=True,  # or it warns that the end of a cycle clears the events; there is one cycle
         )
         self.open.enter_context(self.sampler)
         mark = _collections()
         gc.callbacks.append(mark)
         self.open.callback(gc.callbacks.remove, mark)
-        profiler.start()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*clears events at the end of each cycle")  # there is one cycle
+            profiler.start()
         return profiler
 
     def _about(self) -> dict[str, Any]:
