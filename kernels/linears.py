@@ -46,11 +46,12 @@ def _add_input_gradient(dx: Tensor, dy: Tensor, weight: Tensor) -> None:
 @functools.cache
 def _widens(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether cuBLAS adds products of this dtype to float32 on this card: tried once. A failure is warned about."""
-    small = torch.ones(16, 16, dtype=dtype, device=device)
-    total = torch.full((16, 16), 2.0, device=device)
+    dy, x = (torch.arange(32 * width, device=device).view(32, width).remainder(width % 7) for width in (16, 24))
+    total, wanted = torch.full((16, 24), 2.0, device=device), 2 + dy.float().T @ x.float()  # small integers: exact
     try:
-        torch.addmm(total, small, small, out_dtype=total.dtype, out=total)
-        why = "" if bool((total == 18).all()) else f"2 + 16 was {total[0, 0].item():g}"
+        torch.addmm(total, dy.to(dtype).T, x.to(dtype), out_dtype=total.dtype, out=total)
+        wrong = int((total != wanted).sum())
+        why = f"{wrong} of {total.numel()} sums were wrong" if wrong else ""
     except (RuntimeError, TypeError) as problem:
         why = str(problem).splitlines()[0]
     if why:

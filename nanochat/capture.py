@@ -41,7 +41,11 @@ def stream_of(card: int) -> torch.cuda.Stream:
 @contextmanager
 def on_this_stream() -> Iterator[None]:
     """Within it autograd runs nodes that an earlier backward has left on the stream that captures, not on their own,
-    which would be an error (from torch 2.13 on). For the whole process: within CAPTURING."""
+    which would be an error (from torch 2.13 on). For the whole process: within CAPTURING.
+
+    Not those of parameters that get no gradient in backward, as where it adds to one that is kept (torch's issue
+    189977): of these no node may outlive a step, so nobody keeps a loss.
+    """
     override = getattr(torch.autograd.graph, "set_override_stale_capture_stream", lambda enabled: None)
     override(True)
     try:

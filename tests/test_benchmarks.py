@@ -400,6 +400,13 @@ def test_what_is_promised_in_no_dtype_of_the_card_is_skipped_saying_so(op):
     assert dispatch.unfit(op.name, torch.float16, 64, 0) == f"{op.name} makes no promise for float16"
 
 
+def test_what_an_architecture_refuses_is_skipped_saying_so(monkeypatch):
+    monkeypatch.setattr("benchmarks.contenders.tuned.architecture", lambda index: "sm_80")
+    inputs, card = dict(count=3, x=torch.zeros(2, dtype=torch.bfloat16)), torch.device("cuda")
+    assert "no fp8" in CONTENDERS["fp8_linear"]["triton"].refuses(inputs, card)
+    assert CONTENDERS["rms_norm"]["triton"].refuses(inputs, card) == ""
+
+
 def test_rates_by_hand():
     row = ops.rates(no_compiler(case="d4"), "both", MACHINE, [1.0, 2.0, 3.0])
     moved = 5 / 2 * 2 * 2048 * 256 * 4  # x twice, y, dy and dx in float32

@@ -62,6 +62,36 @@ def test_uneven_chunks_give_what_the_whole_gives(small_chunks, reduction):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_kept_gradient_of_the_weight_is_added_to_and_autograd_gets_none(small_chunks, reduction, fp8):
+    x, w, t = problem(dtype=torch.float32)
+    loss = lambda **more: lce_function(x, w, t, 15.0, reduction=reduction, fp8=fp8, **more).square().sum()
+    dw, dx = torch.autograd.grad(loss(), (w, x))
+    kept = torch.randn(w.shape, generator=torch.Generator().manual_seed(1))
+    wanted = kept.double() + 2 * dw.double()
+    for _ in range(2):
+        loss(gradient=kept).backward()
+    assert w.grad is None and torch.equal(x.grad, 2 * dx)
+    assert ((kept - wanted).norm() / wanted.norm()).item() < 2e-7
+
+
+def test_the_gradient_of_a_weight_in_16_bits_is_kept_in_float32(small_chunks):
+    """As of a weight that is cast once a step: no sum is rounded to 16 bits."""
+    x, w, t = problem(dtype=torch.bfloat16)
+    (dw,) = torch.autograd.grad(lce_function(x, w, t, 15.0), w)
+    kept = torch.zeros(w.shape)
+    lce_function(x, w.detach().bfloat16().requires_grad_(), t, 15.0, gradient=kept).backward()
+    assert torch.equal(kept, dw) and not torch.equal(kept, kept.bfloat16().float())
+
+
+@pytest.mark.parametrize("kept, wrong", [((100, 16), torch.bfloat16), ((99, 16), torch.float32)])
+def test_a_gradient_that_does_not_fit_is_refused(kept, wrong):
+    x, w, t = problem(dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"gradient is \(.*, 16\) torch.* wanted as weight, \(100, 16\), in .*float32"):
+        lce_function(x, w, t, 15.0, gradient=torch.zeros(kept, dtype=wrong))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_no_more_than_a_chunk_of_logits_is_alive(small_chunks, reduction):
     x, w, t = problem()
