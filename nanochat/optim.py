@@ -416,7 +416,7 @@ def not_finite(tensors: list[Tensor]) -> Tensor:
     A CPU adds many times as fast as it takes this norm, and a finite sum has no such element: only tensors without one
     have their norm taken.
     """
-    tensors = [t for t in tensors if not t.is_cpu or not t.sum().isfinite()]
+    tensors = [t for t in tensors if not t.is_cpu or not t.sum().isfinite().item()]
     if not tensors:
         return torch.zeros((), dtype=torch.int32)
     kinds = {tensor.dtype for tensor in tensors}

@@ -107,7 +107,8 @@ class Recorder:
             moved += sum(map(work.size, work.added_to(text, args)))
             key = self.keys.setdefault(text, f"{name}:{len(self.keys)}")
             self.found.generated[key] = text
-            of = COPIES if not template and work.only_moves(text) else category(name)
+            seen = name.startswith("triton_") and not template  # C++ is named after what is fused in it only
+            of = COPIES if seen and work.only_moves(text) else category(name)
             self.add(INDUCTOR, name, moved, work.template_flops(tensors) if template else 0, kernel=key, of=of)
         else:
             factors = tensors[-3:] if "add" in name else tensors  # (bias, a, b, out)

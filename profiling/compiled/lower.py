@@ -246,8 +246,8 @@ def stub_inductor(
 
     from profiling.compiled.forked import Forward, fork_forward
 
-    # Of the optimizer's scalars, which kernels are handed, and of its word that a gradient is not finite.
-    FakeTensor.item = lambda self: 0.5 if self.is_floating_point() else 0  # type: ignore
+    # Of the optimizer's scalars, which kernels are handed, and of its words that a sum is finite, or a gradient not.
+    FakeTensor.item = lambda self: 0.5 if self.is_floating_point() else self.dtype == torch.bool  # type: ignore
     Mode: Any = FakeTensorMode
     Folder: Any = UniformValueConstantFolder
     Lowering: Any = lowering.GraphLowering
