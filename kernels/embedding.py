@@ -92,7 +92,9 @@ class _Lookup(torch.autograd.Function):
     def forward(ctx, tokens, weight, gradient, fused):
         ctx.save_for_backward(tokens)
         ctx.gradient, ctx.fused, ctx.table = gradient, fused, (weight.shape, weight.dtype)
-        return weight[tokens]  # which torch.compile reads again in backward; what F.embedding gives it keeps
+        if not torch.compiler.is_compiling():
+            return F.embedding(tokens, weight)  # which refuses a token below zero
+        return weight[tokens]  # read again in backward, which keeps what F.embedding gives
 
     @staticmethod
     @once_differentiable

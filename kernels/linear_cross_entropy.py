@@ -213,7 +213,7 @@ class _TokenLosses(torch.autograd.Function):
         x, weight, targets = ctx.saved_tensors
         softcap, ignore_index, fused, fp8 = ctx.settings
         head = _head(x, weight, fp8)
-        kept = ctx.gradient
+        kept = ctx.gradient if ctx.needs_input_grad[1] else None
         dw = torch.zeros(weight.shape, dtype=grad.dtype, device=x.device) if kept is None else kept
         bound = grad.abs().amax() if fp8 and grad.numel() else grad.new_zeros(())
         dx = [torch.zeros_like(x[:0])]

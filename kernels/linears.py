@@ -46,8 +46,9 @@ def _add_input_gradient(dx: Tensor, dy: Tensor, weight: Tensor) -> None:
 @functools.cache
 def _widens(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether cuBLAS adds products of this dtype to float32 on this card: tried once. A failure is warned about."""
-    dy, x = (torch.arange(32 * width, device=device).view(32, width).remainder(width % 7) for width in (16, 24))
-    total, wanted = torch.full((16, 24), 2.0, device=device), 2 + dy.float().T @ x.float()  # small integers: exact
+    dy, x = (torch.arange(256 * width, device=device).view(256, width).remainder(7) for width in (16, 24))
+    # Integers, which float32 adds exactly and 16 bits could not hold.
+    total, wanted = torch.full((16, 24), 2.0, device=device), 2 + dy.float().T @ x.float()
     try:
         torch.addmm(total, dy.to(dtype).T, x.to(dtype), out_dtype=total.dtype, out=total)
         wrong = int((total != wanted).sum())
@@ -61,12 +62,10 @@ def _widens(device: torch.device, dtype: torch.dtype) -> bool:
 
 @operator(mutates=("dw",))
 def _add_product(dw: Tensor, dy: Tensor, x: Tensor) -> None:
-    """dw (F, c) += dyᵀ·x for dy (N, F) and the first c columns of x (N, C). Where dw is wider, cuBLAS adds to it
-    itself: no pass over dw besides.
+    """dw (F, C) += dyᵀ·x for dy (N, F), x (N, C). Where dw is wider, cuBLAS adds to it itself: no pass over dw besides.
 
     An operator, because a compiler that sees the sum puts it off to the end, and keeps the product until then.
     """
-    x = x[:, : dw.size(1)]
     wider = dy.is_cuda and dy.dtype != dw.dtype and not torch.version.hip
     # Fake tensors would try nothing, and it would be remembered as tried.
     if wider and (isinstance(dy, FakeTensor) or _widens(dy.device, dy.dtype)):
@@ -80,7 +79,7 @@ def _add_product(dw: Tensor, dy: Tensor, x: Tensor) -> None:
 
 class _Linears(torch.autograd.Function):
     """tensors: n weights, the first of all columns, and the gradients of the first of them that are kept: to these
-    backward adds, and returns none.
+    backward adds, and returns none. These weights are of all columns too.
     """
 
     @staticmethod
@@ -112,9 +111,15 @@ def linears(x: Tensor, *weights: Tensor, gradients: Sequence[Tensor] = ()) -> tu
     """x·wᵀ for x (..., C) and every weight w in x's dtype: the first (F, C), the others (F, c) of x's first c columns.
     Returns a (..., F) for each.
 
-    gradients: float32, for the first weights, kept by the caller. On a GPU backward adds the weight's gradient to it,
-    and gives autograd none; where the products are plain ones, autograd gets it: the caller adds what it is given.
+    gradients: float32, for the first weights, which are (F, C), kept by the caller. On a GPU backward adds the weight's
+    gradient to it, and gives autograd none; where the products are plain ones, autograd gets it: the caller adds what
+    it is given. Raises ValueError for a weight that has fewer columns where it may not.
     """
+    if any(weight.size(1) != x.size(-1) for weight in weights[: max(1, len(gradients))]):
+        shapes = [tuple(weight.shape) for weight in weights]
+        raise ValueError(
+            f"linears: weights are {shapes}, wanted (F, {x.size(-1)}) for the first and those with gradients"
+        )
     plain = not x.is_cuda or not torch.is_grad_enabled() or mode("*") == "torch"
     if plain or (len(weights) == 1 and not gradients):
         return _products(x, weights)

@@ -31,7 +31,9 @@ REPEATS = 15
 BACKWARD = {"flash_attention": ("flash_attention_backward", "flash_attention_dq_backward")}
 SWEEPS, MOST_SWEEPS = 4, 128  # queued before a call on a GPU, to begin with and at most: 32 GB, 10 ms at 3 TB/s
 EASED = 64  # calls in a row for which there were enough, before half as many are tried again
-MASTERS = ("muon_momentum_", "muon_update_")  # of float32 weights and gradients, with products in bfloat16, in training
+# In training these get float32 weights and gradients, and their products are in bfloat16, but on cards without it.
+# adamw_ does most of its work on tables in bfloat16.
+MASTERS = ("muon_momentum_", "muon_update_")
 MOST_BYTES = 3e9  # of a registered case; cross_entropy at d12 would be 4.3 GB, and several times that in the reference
 # Those with the most to gain come first, the others as in the table. Of ops that share rows the first is the one that
 # training runs, for its sake the rows are searched.
@@ -181,7 +183,7 @@ def climb(
                 now, then = timed([trial(config), trial(best)])
             except Exception as problem:  # too much shared memory, too many registers: not a candidate
                 dispatch.check_alive(f"{op.name}, {config}", dispatch.without(op.name))
-                say(f"{op.name}: {config} does not run: {sentence(problem)}")
+                say(f"{op.name}: {config} does not run: {one_line(problem)}")
                 continue
             finally:
                 slowest = max(slowest, time.monotonic() - begun)
@@ -220,17 +222,27 @@ def measure(
         searched.add((owner, size))
         measured.adopt(_merged(measured.blocks(device.index or 0), found))  # backward's turn meets the new forward
     if reference:
-        row = found[op.name][0]
+        row, memory = found[op.name][0], False
         try:
             calls = [step(op, case, dtype, "triton", compiled=False), step(op, case, dtype, "torch", compiled=True)]
             row["ms"], row["reference_ms"] = timed(calls)
-        except Exception as problem:  # of the compiler, or its memory: what was found stays
+        except torch.OutOfMemoryError:
+            memory = True
+        except Exception as problem:  # of the compiler: what was found stays
             dispatch.check_alive(f"{op.name}, compiled reference", dispatch.without(op.name))
-            say(f"{op.name}: its compiled reference was not timed: {sentence(problem)}")
+            say(f"{op.name}: its compiled reference was not timed: {one_line(problem)}")
+        if memory:
+            say(f"{op.name}: its compiled reference does not fit in the memory of this card: not timed")
+            _empty_cache()  # only now: the exception held what was allocated
     return found
 
 
-def sentence(problem: Exception) -> str:
+def _empty_cache() -> None:
+    with suppress(RuntimeError):
+        torch.cuda.empty_cache()
+
+
+def one_line(problem: Exception) -> str:
     """In a line. Triton's compiler begins with where it was, and says last what is wrong."""
     kind, lines = type(problem).__name__, [line.strip() for line in str(problem).split("\n") if line.strip()] or [""]
     return f"{kind}: {lines[-1 if kind == 'CompilationError' else 0]}"
@@ -249,12 +261,12 @@ def tune(
     if not torch.cuda.is_available():
         raise ValueError("tuning needs a CUDA device, and there is none here")
     index = torch.cuda.current_device()
-    new = torch.version.hip or torch.cuda.get_device_capability(index) >= dispatch.LEAST
+    new = bool(torch.version.hip) or torch.cuda.get_device_capability(index) >= dispatch.LEAST
     ends, found, searched = time.monotonic() + seconds, dict(measured.blocks(index)), set[tuple[str, int]]()
     for i, (name, several) in enumerate(cases.items()):
         dtype = torch.bfloat16 if new else torch.float16
         if name in MASTERS:
-            dtype, several = torch.float32, [dict(case, mixed=1) for case in several]
+            dtype, several = torch.float32, [dict(case, mixed=int(new)) for case in several]
         if why := OPS[name].refuses(dtype) or refused(name, tuned.architecture(index), dtype):
             say(f"{name}: not tuned: {why}")
             continue
@@ -271,7 +283,7 @@ def tune(
             except Exception as problem:  # its kernels do not run here: dispatch will find out and say so
                 dispatch.check_alive(what, dispatch.without(name))
                 memory = isinstance(problem, torch.OutOfMemoryError)
-                why = "it does not fit in the memory of this card" if memory else sentence(problem)
+                why = "it does not fit in the memory of this card" if memory else one_line(problem)
                 say(f"{what}: not tuned: {why}")
             else:
                 found = _merged(found, rows)
@@ -280,8 +292,7 @@ def tune(
                     say(f"{part:24} {row['ms']:.4f} ms{beside}, {row['config']}")
             measured.adopt(found)
             if memory:
-                with suppress(RuntimeError):
-                    torch.cuda.empty_cache()  # only now: the exception held what was allocated
+                _empty_cache()  # only now: the exception held what was allocated
         dispatch.forget()
         keep(found)
     return found

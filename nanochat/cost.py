@@ -227,6 +227,7 @@ class _Step:
         rows = min(N, self._chunk())
         # With a single chunk, the partitioner leaves dW to the backward where the logits' gradient is smaller than it.
         late = N <= rows and N * e < 4 * C
+        cuda = self.device == "cuda"
         return {
             "head": {
                 "saved activations": saved,
@@ -238,11 +239,11 @@ class _Step:
                 # the partitioner keeps the last chunk's for the backward, where it adds that chunk's dW.
                 "head: logits": rows * V * ((e if self.ours else 2 * e) + (2 if self.fp8 else 0)),
                 # which is added to the others' in its product, but on a CPU, or in fp8
-                "head: a chunk's dW": 0 if late or (self.device == "cuda" and not self.fp8) else 4 * head,
+                "head: a chunk's dW": 0 if late or (cuda and not self.fp8) else 4 * head,
             },
             "backward": {
                 "saved activations": saved,
-                "head: dW": 4 * head,
+                "head: dW": 0 if cuda else 4 * head,  # CUDA adds it to the kept gradient first of all
                 # of the last layer: the gradients of h, q, k, v and of the stream before and after, less the head's dx
                 # and the final norm's input, which are freed by then
                 "backward's temporaries": N * (4 * C + 2 * C + self._heads()) * e,
@@ -251,9 +252,9 @@ class _Step:
             "backward's end": {
                 # embeddings before and after their norm, the token before's, dx of the stream and of x0
                 "saved activations": 5 * N * C * e,
-                "head: dW": 4 * head * (2 if late else 1),
+                "head: dW": 0 if cuda else 4 * head * (2 if late else 1),
                 "head: logits": rows * V * e if late else 0,
-                "gradients of a micro-batch": gradient * matrices + (0 if self.device == "cuda" else 4 * tables),
+                "gradients of a micro-batch": gradient * matrices + (0 if cuda else 4 * tables),
             },
             "optimizer": {"optimizer": self._update(banks, head, tables)},
             # moments are gathered one at a time: the largest bank, or the head's

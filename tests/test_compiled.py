@@ -132,6 +132,8 @@ def triton_poi_fused_0(in_ptr0, in_ptr1, out_ptr0, out_ptr1, xnumel, XBLOCK : tl
     tmp4 = tl.load(in_ptr1 + (x0 + 16*tmp3), None).to(tl.float32)
     tmp5 = tl.where(x0 < 7, tmp4, 0.0)
     tmp6 = tmp4 + tmp5
+    tmp7, tmp8 = triton_helpers.sort_with_index(tmp4, tmp1)
+    tmp9 = tl.where(tmp4 <= 0, 0.0, tmp4)
     {}
 """
 
@@ -143,6 +145,8 @@ def triton_poi_fused_0(in_ptr0, in_ptr1, out_ptr0, out_ptr1, xnumel, XBLOCK : tl
         ("tl.store(out_ptr0 + (x0), tmp5, None)", True),
         ("tl.store(out_ptr0 + (x0), tmp1, None); tl.store(out_ptr1 + (x0), tmp0, None)", True),
         ("tl.store(out_ptr0 + (x0), tmp6, None)", False),
+        ("tl.store(out_ptr0 + (x0), tmp8, None)", False),
+        ("tl.store(out_ptr0 + (x0), tmp9, None)", False),  # relu chooses by what it is given
         ("tl.store(out_ptr0 + (x0), tmp4, None); tl.store(out_ptr1 + (x0), tmp6, None)", False),
         ("tl.atomic_add(out_ptr1 + (tmp3), tmp4, None, sem='relaxed')", False),
     ],
@@ -401,3 +405,30 @@ def test_all_that_a_pointwise_kernel_reads_is_counted(small):
     counted = {row["name"]: row["bytes"] for row in found["launches"]}
     assert len(found["elements"]) > 5
     assert {name: counted[name] for name, size in found["elements"].items() if counted[name] < size} == {}
+
+
+def test_what_is_launched_and_what_is_fp8():
+    """Nothing is launched for empty results, and bools are no fp8 numbers."""
+    recorder = launches.Recorder([], Case({}, 1, device="cpu"))
+    aten, empty, some = torch.ops.aten, torch.empty(0, 4), torch.empty(2, 4)
+    for func, *args in (
+        (aten.clone.default, empty),
+        (aten.copy_.default, empty, empty),
+        (aten.clone.default, some),
+        (aten.logical_not.default, some > 0),
+    ):
+        recorder.called(func, args, func(*args), [])
+    assert [(row.name, row.fp8) for row in recorder.found.launches] == [("clone", False), ("logical_not", False)]
+
+
+def test_a_launch_without_a_trace_has_the_line_that_runs():
+    """As those that a pass of Inductor's makes: AdamW's kernels, of a graph of their own."""
+    path = "/somewhere/nanochat/optim.py"
+    code = "def call(recorder):\n    # [Provenance debug handles] adamw:1\n    return (lambda: recorder.place())()\n"
+    for traces, wanted in ([], "optim.py:1"), ([f'  File "{path}", line 9, in f\n    x\n'], "optim.py:9"):
+        graph = lower.Graph("inference", "/tmp/graph.py", code, [], {"1": traces})
+        recorder = launches.Recorder([graph], Case({}, 1))
+        made = {}
+        exec(compile(code, graph.path, "exec"), made)
+        exec(compile("found = call(recorder)", path, "exec"), made | dict(recorder=recorder), outer := {})
+        assert outer["found"][0] == wanted

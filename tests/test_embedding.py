@@ -112,6 +112,8 @@ def trained(kept, setting="torch", run=lambda model: model):
             found += [p.grad.clone() for p in model.parameters()]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+    head = model.lm_head
+    assert head.weight.grad is head.gradient and (head.gradient is not None) == kept
     for table in model.tables():
         assert table.weight.grad is table.gradient and (table.gradient is not None) == kept
         assert not kept or not table.gradient.any()

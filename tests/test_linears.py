@@ -93,10 +93,16 @@ def test_a_library_that_does_not_add_is_found_out(monkeypatch):
     def turns(total, a, b, out_dtype, out):
         return out.add_((a.float() @ b.float()).flip(0))
 
+    def mispairs(total, a, b, out_dtype, out):
+        return out.add_(a.float() @ b.float().flip(0))
+
+    def rounds(total, a, b, out_dtype, out):
+        return out.add_((a.float() @ b.float()).bfloat16().float())
+
     def adds(total, a, b, out_dtype, out):
         return out.add_(a.float() @ b.float())
 
-    for library, wanted in (overwrites, False), (turns, False), (adds, True):
+    for library, wanted in [*((each, False) for each in (overwrites, turns, mispairs, rounds)), (adds, True)]:
         monkeypatch.setattr(torch, "addmm", library)
         _widens.cache_clear()
         with warnings.catch_warnings(record=True) as said:
@@ -123,4 +129,11 @@ def test_a_card_that_cannot_add_to_wider_totals_is_told_once(monkeypatch):
 def test_the_operators_are_some():
     for columns in (4, 2):
         torch.library.opcheck(_add_input_gradient, (torch.randn(3, 4), torch.randn(3, 5), torch.randn(5, columns)))
-        torch.library.opcheck(_add_product, (torch.randn(5, columns), torch.randn(3, 5), torch.randn(3, 4)))
+    torch.library.opcheck(_add_product, (torch.randn(5, 4), torch.randn(3, 5), torch.randn(3, 4)))
+
+
+@pytest.mark.parametrize("shapes, kept", [(((8, 3), (8, 16)), 0), (((8, 16), (8, 3)), 2)])
+def test_weights_of_fewer_columns_come_after_the_others(shapes, kept):
+    weights = [torch.zeros(shape) for shape in shapes]
+    with pytest.raises(ValueError, match=r"linears: weights are \[.*\], wanted \(F, 16\) for the first"):
+        linears(torch.zeros(7, 16), *weights, gradients=weights[:kept])

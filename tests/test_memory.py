@@ -140,11 +140,11 @@ def test_parts_by_hand():
     matrices, head = counts["transformer_matrices"], counts["lm_head"]
     tables = counts["wte"] + counts["value_embeds"]
     assert parts["parameters"] == parts["gradients"] == 4 * (matrices + head) + 2 * tables
-    assert parts["shadows"] == 2 * matrices
+    assert parts["shadows"] == 2 * (matrices + head)
     assert parts["moments"] == 4 * matrices + 8 * head + 4 * tables
     unit = 16 * 2048 * 1536 * 2
     per_token = 16 * 2048 * (24 * 12 * 4 + 12 * 12 * 2 + 2)  # log-sum-exps, gates
-    assert parts["saved activations"] == (24 * 14 + 12 + 4) * unit + per_token
+    assert parts["saved activations"] == (24 * 14 + 4) * unit + per_token
     assert sum(parts.values()) == cost.training_bytes(config, 16 * 2048)
 
 

@@ -318,7 +318,9 @@ def test_an_op_that_the_card_has_no_instructions_for_is_not_searched(card, monke
     assert "fp8_linear: not tuned: sm_80 has no fp8" in capsys.readouterr().out
 
 
-def test_muons_kernels_are_tuned_as_a_training_calls_them(card, monkeypatch):
+@pytest.mark.parametrize("capability, narrow", [((9, 0), torch.bfloat16), ((7, 5), torch.float16)])
+def test_muons_kernels_are_tuned_as_a_training_calls_them(card, monkeypatch, capability, narrow):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: capability)
     seen = []
 
     def measure(op, case, dtype, *more):
@@ -327,29 +329,39 @@ def test_muons_kernels_are_tuned_as_a_training_calls_them(card, monkeypatch):
 
     monkeypatch.setattr(tuning, "measure", measure)
     tuning.tune({name: [dict(K=1, m=8, n=16)] for name in tuning.MASTERS} | dict(adamw_=[dict(N=64)]))
-    wide = [(name, 1, torch.float32) for name in tuning.MASTERS]
-    assert seen == [*wide, ("adamw_", None, torch.bfloat16)]
+    wide = [(name, int(capability == (9, 0)), torch.float32) for name in tuning.MASTERS]
+    assert seen == [*wide, ("adamw_", None, narrow)]
 
 
-def test_a_reference_that_does_not_compile_loses_nothing(card, timed, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "problem, said",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "does not fit in the memory of this card: not timed"),
+        (RuntimeError("no graph"), "was not timed: RuntimeError: no graph"),
+    ],
+)
+def test_a_reference_that_does_not_run_loses_nothing(card, timed, monkeypatch, capsys, problem, said):
+    freed = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
     step = tuning.step
 
     def steps(op, case, dtype, setting, compiled):
         if compiled:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise problem
         return step(op, case, dtype, setting, compiled)
 
     monkeypatch.setattr(tuning, "step", steps)
     rows = tuning.tune(dict(rms_norm=[dict(N=4, C=64)]))
     assert rows["rms_norm"][0]["config"] and "reference_ms" not in rows["rms_norm"][0]
-    assert "its compiled reference was not timed: OutOfMemoryError: CUDA out of memory" in capsys.readouterr().out
+    assert f"rms_norm: its compiled reference {said}" in capsys.readouterr().out
+    assert bool(freed) == isinstance(problem, torch.OutOfMemoryError)
 
 
 def test_of_a_compilers_error_the_last_line_is_said():
-    assert tuning.sentence(type("CompilationError", (Exception,), {})("at 1:0:\ndef k():\n^\nno fp8\n")) == (
+    assert tuning.one_line(type("CompilationError", (Exception,), {})("at 1:0:\ndef k():\n^\nno fp8\n")) == (
         "CompilationError: no fp8"
     )
-    assert tuning.sentence(RuntimeError("CUDA error: x\nCompile with …")) == "RuntimeError: CUDA error: x"
+    assert tuning.one_line(RuntimeError("CUDA error: x\nCompile with …")) == "RuntimeError: CUDA error: x"
 
 
 def test_large_inputs_are_drawn_on_the_card_in_their_dtype(monkeypatch):

@@ -107,9 +107,9 @@ class Recorder:
             moved += sum(map(work.size, work.added_to(text, args)))
             key = self.keys.setdefault(text, f"{name}:{len(self.keys)}")
             self.found.generated[key] = text
-            seen = name.startswith("triton_") and not template  # C++ is named after what is fused in it only
-            of = COPIES if seen and work.only_moves(text) else category(name)
-            self.add(INDUCTOR, name, moved, work.template_flops(tensors) if template else 0, kernel=key, of=of)
+            copies = name.startswith("triton_") and not template and work.only_moves(text)  # of C++ the name says it
+            flops = work.template_flops(tensors) if template else 0
+            self.add(INDUCTOR, name, moved, flops, kernel=key, of=COPIES if copies else category(name))
         else:
             factors = tensors[-3:] if "add" in name else tensors  # (bias, a, b, out)
             fp8 = tensors[0].dtype.itemsize == 1

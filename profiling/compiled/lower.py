@@ -246,7 +246,7 @@ def stub_inductor(
 
     from profiling.compiled.forked import Forward, fork_forward
 
-    # Of the optimizer's scalars, which kernels are handed, and of its words that a sum is finite, or a gradient not.
+    # A float, as of the optimizer's scalars, is 0.5; a bool, that a sum is finite, True; an integer, found_inf, 0.
     FakeTensor.item = lambda self: 0.5 if self.is_floating_point() else self.dtype == torch.bool  # type: ignore
     Mode: Any = FakeTensorMode
     Folder: Any = UniformValueConstantFolder

@@ -47,7 +47,14 @@ def input_gradients_from_autograd() -> None:
 def gradients_made_anew() -> None:
     from nanochat.gpt import GPT
 
+    shadows = GPT.keep_shadows
+
+    def but_the_heads(self: Any, optimizer: Any) -> None:
+        shadows(self, optimizer)
+        self.lm_head.shadow = None  # or its gradient would be made in 16 bits
+
     GPT.keep_gradients = lambda self, optimizer: optimizer.keep_gradients()  # type: ignore[method-assign]
+    GPT.keep_shadows = but_the_heads  # type: ignore[method-assign]
 
 
 def rows_kept_for_backward() -> None:

@@ -71,30 +71,50 @@ def added_to(source: str, args: Sequence[Any]) -> list[Tensor]:
 
 
 def only_moves(source: str) -> bool:
-    """Whether a kernel of Inductor's computes nothing: what it stores are constants, or loaded, and cast at most."""
+    """Whether a kernel of Inductor's computes nothing: what it stores are constants, or loaded, cast at most, and
+    chosen by where it lies.
+    """
     if "tl.atomic_add" in source:
         return False
     made: dict[str, list[ast.expr]] = {}
     stored: list[ast.expr] = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            made.setdefault(node.targets[0].id, []).append(node.value)
+        if isinstance(node, ast.Assign):
+            for name in (part.id for part in ast.walk(node.targets[0]) if isinstance(part, ast.Name)):
+                made.setdefault(name, []).append(node.value)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "tl.store":
             stored.append(node.args[1])
     seen: set[str] = set()
+
+    def read(value: ast.expr) -> bool:
+        """Whether what is loaded decides it."""
+        names = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
+        more = names
+        while (
+            more := {
+                node.id
+                for name in more
+                for of in made.get(name, [])
+                for node in ast.walk(of)
+                if isinstance(node, ast.Name)
+            }
+            - names
+        ):
+            names = names | more
+        return any("tl.load" in ast.unparse(of) for name in names for of in made.get(name, []))
 
     def moved(value: ast.expr) -> bool:
         if isinstance(value, ast.Name):
             first = value.id not in seen
             seen.add(value.id)
-            return not first or all(map(moved, made.get(value.id, [])))
+            return not first or (value.id in made and all(map(moved, made[value.id])))
         if not isinstance(value, ast.Call):
             return isinstance(value, ast.Constant)
         function = ast.unparse(value.func)
         if function in ("tl.load", "tl.full"):
             return True
         if function == "tl.where":
-            return moved(value.args[1]) and moved(value.args[2])
+            return not read(value.args[0]) and moved(value.args[1]) and moved(value.args[2])
         if function == "tl.broadcast_to":
             return moved(value.args[0])
         return isinstance(value.func, ast.Attribute) and value.func.attr == "to" and moved(value.func.value)

@@ -44,10 +44,10 @@ def moved(config: GPTConfig, tokens: int, micro: int, ours: bool, fp8: bool) -> 
     matrices, head, tables = counts["transformer_matrices"], counts["lm_head"], counts["wte"] + counts["value_embeds"]
     layers = config.n_layer * micro * tokens * config.n_embd * 2  # one pass in each layer
     # Bytes a parameter and micro-batch: cast (6), gradient widened (6), added to those before it (12); or one cast a
-    # step (6), and the gradient added where it is kept: of the head in a pass (10), of matrices in their products. fp8
-    # rounds the float32 weights themselves.
+    # step (6), and the gradient added where it is kept: of the head in a pass (12), of matrices in their products. fp8
+    # rounds the float32 weights themselves; its loop too adds to the head's gradient where that is kept.
     usual = 12 * micro + 12 * (micro - 1)
-    casts = (6, 6 + 10 * micro) if ours and not fp8 else (usual, usual)
+    casts = (usual, 12 * micro) if fp8 else (6, 6 + 12 * micro) if ours else (usual, usual)
     # Of a table: zeros and sums in float32 (4 + 4 bytes an entry), cast (2), added to those before (6); or the rows of
     # the incoming gradient once, a third as many again for those that occur, and a table of zeros a step; no sorting.
     looked_up = micro * tokens * tables / config.padded_vocab_size * 2 * 1.33 + 2 * tables
