@@ -108,18 +108,13 @@ def _products(x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def linears(x: Tensor, *weights: Tensor, gradients: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
-    """x·wᵀ for x (..., C) and every weight w in x's dtype: the first (F, C), the others (F, c) of x's first c columns.
-    Returns a (..., F) for each.
+    """x·wᵀ for x (..., C) and every weight w (F, c) in x's dtype, of x's first c columns. Returns a (..., F) for each.
 
     gradients: float32, for the first weights, which are (F, C), kept by the caller. On a GPU backward adds the weight's
     gradient to it, and gives autograd none; where the products are plain ones, autograd gets it: the caller adds what
-    it is given. Raises ValueError for a weight that has fewer columns where it may not.
+    it is given. Raises ValueError where several weights are given and the first has fewer columns, or one whose
+    gradient is kept.
     """
-    if any(weight.size(1) != x.size(-1) for weight in weights[: max(1, len(gradients))]):
-        shapes = [tuple(weight.shape) for weight in weights]
-        raise ValueError(
-            f"linears: weights are {shapes}, wanted (F, {x.size(-1)}) for the first and those with gradients"
-        )
     plain = not x.is_cuda or not torch.is_grad_enabled() or mode("*") == "torch"
     if plain or (len(weights) == 1 and not gradients):
         return _products(x, weights)
@@ -127,6 +122,11 @@ def linears(x: Tensor, *weights: Tensor, gradients: Sequence[Tensor] = ()) -> tu
 
 
 def _linears(x: Tensor, *weights: Tensor, gradients: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+    if any(weight.size(1) != x.size(-1) for weight in weights[: max(1, len(gradients))]):
+        shapes = [tuple(weight.shape) for weight in weights]
+        raise ValueError(
+            f"linears: weights are {shapes}, wanted (F, {x.size(-1)}) for the first and those with gradients"
+        )
     with without_autocast(x):
         ys = _Linears.apply(as_rows(x), len(weights), *weights, *gradients)
         return tuple(y.view(*x.shape[:-1], y.size(1)) for y in ys)

@@ -58,7 +58,7 @@ NAMED = {
     LOSS: r"tanh|cross_entropy|log_softmax|nll_loss",
     RELU2: r"relu|threshold|(?<!r)sqrt",
     GLUE: r"fp8|quantize|amax|e4m3|e5m2|float8",
-    SUMS: r"^(add_|div|mul)$",
+    SUMS: r"^(add_|addcmul_|div|mul)$",
     TABLES: r"embedding|index|sort",
 }
 

@@ -39,7 +39,8 @@ def input_gradients_from_autograd() -> None:
     from nanochat import gpt
 
     def each(x: Any, *weights: Any, gradients: Any = ()) -> tuple[Any, ...]:
-        return tuple(linears(x, weight, gradients=gradients[i : i + 1])[0] for i, weight in enumerate(weights))
+        inputs = (x[..., : weight.size(1)] for weight in weights)
+        return tuple(linears(h, w, gradients=gradients[i : i + 1])[0] for i, (h, w) in enumerate(zip(inputs, weights)))
 
     gpt.linears = each
 
