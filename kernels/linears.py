@@ -5,13 +5,13 @@
 Autograd makes every dyᵢ·wᵢ by itself and adds them in a pass that reads all and writes one more, n + 1 tensors of x's
 size alive at a time. Here the first product writes dx, and each other adds to it what it has summed in float32 (beta =
 1 in the library's GEMM, which has FLOPs enough to hide that reading): n roundings instead of n + 1, and no pass.
-For q, k and v of four layers of d24 at 32,768 tokens, as compiled for an H100, a backward streams 17.4 GB instead of
-18.8, and its products move 0.8 GB more.
+For q, k, v and the gates of four layers of d24 at 32,768 tokens, as compiled for an H100, a forward and a backward
+stream 30.6 GB instead of 32.2, and their products move 0.8 GB more.
 
 The same for weights, where the caller keeps their gradients gᵢ in float32, as over micro-batches: autograd would write
 the product in 16 bits (2 bytes an element), and another pass add it (10). The product that adds moves 8, and the sum is
 rounded nowhere between the matrix unit and g. For all matrices of those four layers a forward and a backward stream
-31.8 GB instead of 32.9, and their products move 0.7 GB more; a backward returns no gradient of a matrix (1.4 GB of 24
+30.6 GB instead of 31.7, and their products move 0.7 GB more; a backward returns no gradient of a matrix (1.4 GB of 24
 layers).
 
 A weight of fewer columns than x has reads x's first ones, as nanochat's gates do: the product of its gradient adds to
