@@ -15,14 +15,14 @@ SMALL = 1e6  # bytes: a launch that moves less takes as long as a launch
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("triton_red_fused.*mul_neg_sum", "[28] bytes at a time"): "the gradient of backout's lambda, one sum over a "
     "tensor: Inductor cuts it by the card's multiprocessors, into parts that are short or no multiple of 16 bytes",
-    (
-        "triton_poi_fused.*_cat_(index_)?mul_(sigmoid_)?slice",
-        "4 bytes at a time",
-    ): "the smear after an embedding's norm that "
-    "Inductor fuses: what streams is touched 16 bytes at a time; beside it an element loads its row's root from cache",
-    ("triton_red_fused.*_index_mul_sigmoid", "8 bytes at a time"): "the gradient of a value "
-    "embedding's gate, a sum over a head of a row that begins where a token says: Inductor makes blocks of two rows of "
-    "128, in which a thread has four neighbours; kept from forward the row would be read wider, but written as well",
+    ("triton_poi_fused.*_cat_(index_mul|mul_sigmoid)_slice", "4 bytes at a time"): "the smear after an embedding's "
+    "norm that Inductor fuses: what streams is touched 16 bytes at a time; beside it an element loads its row's root "
+    "from cache",
+    ("triton_red_fused.*_index_mul_sigmoid", "8 bytes at a time"): "the gradient of a value embedding's gate, a sum "
+    "over a head of a row that begins where a token says: Inductor makes blocks of two rows of 128, in which a thread "
+    "has four neighbours; kept from forward the row would be read wider, but written as well",
+    ("triton_red_fused_linalg_vector_norm", "8 bytes at a time"): "the norm of an update before it is made orthogonal: "
+    "of Inductor's block each thread has four neighbours in bfloat16",
 }
 # The same, of launches that move less than SMALL.
 OF_SMALL: dict[tuple[str, str], str] = {
@@ -40,8 +40,6 @@ REFERENCES: dict[tuple[str, str], str] = {
     "2 or 4; a warp's are neighbours",
     ("triton_red_fused.*abs_amax_mul_relu", "4 bytes at a time"): "the largest of relu²: of Inductor's block each "
     "thread has two neighbours",
-    ("triton_red_fused_linalg_vector_norm", "8 bytes at a time"): "the norm of an update before it is made orthogonal: "
-    "of Inductor's block each thread has four neighbours in bfloat16",
     ("triton_red_fused.*_add_mul_pow_sum", "4 bytes at a time"): "Muon's second moments of wide matrices, summed down "
     "their columns: each thread has two; a warp's are neighbours",
 }
