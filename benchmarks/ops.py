@@ -8,7 +8,6 @@ roofline is the share of the time that this machine needs for them at its peaks.
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,7 @@ from benchmarks.gate import Gate, agreement, answers, narrow
 from kernels import tuning, use
 from kernels.probing import copied, directions
 from kernels.registry import Op, tensors
+from nanochat.capture import empty_cache
 
 WAYS = ("forward", "backward", "both")
 
@@ -162,12 +162,6 @@ def whole(op: Op, inputs: Inputs) -> list[Tensor]:
     except torch.OutOfMemoryError:
         empty_cache()
         return []
-
-
-def empty_cache() -> None:
-    """As torch's; where it asserts because a capture failed before, nothing is freed, and no other bench is to fail."""
-    with suppress(RuntimeError):
-        torch.cuda.empty_cache()
 
 
 def judged(bench: Bench, contenders: Mapping[str, Contender], inputs: Inputs, machine: Machine) -> dict[str, dict]:

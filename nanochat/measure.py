@@ -15,7 +15,6 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch.distributed as dist
 from kernels import OPS, dispatch, measured, tuning, use
 from kernels.registry import Case
 from nanochat import trainer
+from nanochat.capture import empty_cache
 from nanochat.data.loader import Batch
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import Hardware
@@ -211,8 +211,7 @@ def _measured(config: GPTConfig, rows: int, hardware: Hardware, fp8: str, say: S
         dispatch.check_alive("measuring what pays", "--no-tune, which measures nothing")
         say(f"nothing was measured: {type(problem).__name__}: {str(problem).splitlines()[:1]}; kernels as by default")
         torch._dynamo.reset()
-        with suppress(RuntimeError):
-            torch.cuda.empty_cache()
+        empty_cache()
         return None
     finally:  # ranks adopt the same, each the choice that is handed to it
         measured.adopt(None)
