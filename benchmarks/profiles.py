@@ -35,12 +35,10 @@ PROFILES = {
 
 def machine() -> Machine:
     """This one: its first GPU where there is one, else the CPU. Its rates are the data sheet's, or measured now."""
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, _ = compute_dtype(device)
     name = device_name(device)
-    known = None if on_gpu and dtype == torch.float32 else limits(name, dtype)  # the sheet's rates are bfloat16's
-    flops, bandwidth = known or (None, None)
+    flops, bandwidth = limits(name, dtype) or (None, None)
     fp8 = 1e12 * PEAKS[name].fp8 if name in PEAKS and PEAKS[name].fp8 else flops  # type: ignore[operator]
     return Machine(device, dtype, flops, fp8, bandwidth, tuning.clock(str(device)))
 

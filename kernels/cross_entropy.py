@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import tuned
 from .dispatch import triton_runs
-from .registry import Case, Op, check_device, itemsize, randint, randn, register
+from .registry import Case, Op, check_device, itemsize, randint, randn, register, wide
 from .triton_utils import launch, operator, power_of_two, tl, triton
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -38,7 +38,7 @@ REDUCTIONS = ("mean", "sum", "none")
 
 def softcap_reference(logits: Tensor, softcap: float | None) -> Tensor:
     """softcap·tanh(logits/softcap) in float32 (float64 stays); None leaves the logits as they are."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = logits.to(wide(logits.dtype))
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 

@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 
 from . import tuned
 from .dispatch import triton_runs
-from .registry import Case, Op, check_device, itemsize, randint, randn, register
+from .registry import Case, Op, check_device, itemsize, randint, randn, register, wide
 from .triton_utils import INTERPRETED, cdiv, launch, operator, tl, triton
 
 
@@ -105,8 +105,7 @@ class _Lookup(torch.autograd.Function):
         if ctx.fused:
             _embedding_backward(gradient, *tokens.sort(stable=True), dy.contiguous())
         else:
-            wide = torch.float64 if dtype == torch.float64 else torch.float32
-            gradient += torch.ops.aten.embedding_dense_backward(dy.to(wide), tokens, shape[0], -1, False)
+            gradient += torch.ops.aten.embedding_dense_backward(dy.to(wide(dtype)), tokens, shape[0], -1, False)
         return None, gradient if ctx.gradient is None else None, None, None
 
 

@@ -43,7 +43,7 @@ from .cross_entropy import (
 from .dispatch import mode, triton_runs
 from .fp8.quantize import E4M3, E5M2, FP8_ROW, product, quantize
 from .linears import _add_product
-from .registry import Case, Op, check_device, itemsize, randint, randn, register, without_autocast
+from .registry import Case, Op, check_device, itemsize, randint, randn, register, wide, without_autocast
 from .triton_utils import chunk_ranges, operator, specialized
 
 CHUNK_LOGITS = 1 << 23  # logits alive at a time: 32 MB in float32, fits a server CPU's last-level cache
@@ -163,9 +163,8 @@ class _SummedLoss(torch.autograd.Function):
     def forward(ctx, x, weight, targets, softcap, ignore_index, fused, fp8, gradient):
         wx, ww = ctx.needs_input_grad[:2]
         head = _head(x, weight, fp8)
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        total = torch.zeros(1, dtype=wide, device=x.device)
-        dw = torch.zeros(weight.shape, dtype=wide, device=x.device) if ww else None
+        total = torch.zeros(1, dtype=wide(x.dtype), device=x.device)
+        dw = torch.zeros(weight.shape, dtype=wide(x.dtype), device=x.device) if ww else None
         one = torch.ones((), device=x.device)
         dx = [torch.zeros_like(x[:0])]
         for at in _chunks(x, weight, fused, fp8):
@@ -197,8 +196,7 @@ class _TokenLosses(torch.autograd.Function):
         ctx.save_for_backward(x, weight, targets)
         ctx.settings, ctx.gradient = (softcap, ignore_index, fused, fp8), gradient
         head = _head(x, weight, fp8)
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        losses = torch.zeros(x.size(0), dtype=wide, device=x.device)
+        losses = torch.zeros(x.size(0), dtype=wide(x.dtype), device=x.device)
         for at in _chunks(x, weight, fused, fp8):
             if fused:
                 each = token_losses(head.logits(at), targets[at], softcap, ignore_index)
@@ -297,11 +295,10 @@ def linear_cross_entropy(
         raise ValueError(f"linear_cross_entropy: x is {x.dtype}, wanted float32 or bfloat16 for fp8 products")
     if gradient is not None:
         check_device("linear_cross_entropy", x, gradient=gradient)
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        if gradient.shape != weight.shape or gradient.dtype != wide:
+        if gradient.shape != weight.shape or gradient.dtype != wide(x.dtype):
             raise ValueError(
                 f"linear_cross_entropy: gradient is {tuple(gradient.shape)} {gradient.dtype}, wanted as weight, "
-                f"{tuple(weight.shape)}, in {wide}"
+                f"{tuple(weight.shape)}, in {wide(x.dtype)}"
             )
     runs = triton_runs("linear_cross_entropy", x, weight.size(0))
     implementation = _linear_cross_entropy_triton if runs else linear_cross_entropy_reference

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from . import tuned
 from .dispatch import triton_runs
-from .registry import Case, Op, itemsize, randn, register
+from .registry import Case, Op, itemsize, randn, register, wide
 from .triton_utils import INTERPRETED, cdiv, launch, operator, product_tile, tl, triton
 
 POLAR_EXPRESS = (
@@ -61,12 +61,12 @@ def _iterate(x: Tensor, coefficients: list[tuple[float, float, float]], fused: b
 
 
 def _polar_express(g: Tensor, steps: int, fused: bool) -> Tensor:
-    norm = torch.linalg.vector_norm(g, dim=(-2, -1), keepdim=True, dtype=_wide(g))
+    norm = torch.linalg.vector_norm(g, dim=(-2, -1), keepdim=True, dtype=wide(g.dtype))
     return _iterate((g / (norm * 1.01 + 1e-6)).to(g.dtype), list(POLAR_EXPRESS[:steps]), fused)
 
 
 def _newton_schulz(g: Tensor, steps: int, fused: bool) -> Tensor:
-    norm = torch.linalg.vector_norm(g, dim=(-2, -1), keepdim=True, dtype=_wide(g))
+    norm = torch.linalg.vector_norm(g, dim=(-2, -1), keepdim=True, dtype=wide(g.dtype))
     return _iterate((g / (norm + 1e-7)).to(g.dtype), [QUINTIC] * steps, fused)
 
 
@@ -156,10 +156,6 @@ def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
 def _check(op: str, g: Tensor) -> None:
     if g.ndim < 2 or not g.is_floating_point():
         raise ValueError(f"{op}: g is {tuple(g.shape)} {g.dtype}, wanted floating (..., m, n)")
-
-
-def _wide(g: Tensor) -> torch.dtype:
-    return torch.float64 if g.dtype == torch.float64 else torch.float32
 
 
 def _flops(case: Case) -> int:

@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import tuned
 from .dispatch import Refused, mode, triton_runs
-from .registry import Case, Op, check_device, itemsize, randn, register
+from .registry import Case, Op, check_device, itemsize, randn, register, wide
 from .triton_utils import capturing, cdiv, launch, operator, power_of_two, tl, triton
 
 Scalar = float | Tensor
@@ -52,14 +52,14 @@ def _adamw_apply_reference_(
     param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: Sequence[Scalar], skip: Tensor | None
 ) -> None:
     beta1, rest1, beta2, rest2, rate, unbias, eps, keep = factors
-    wide = _wide(param)
-    g = grad.to(wide)
-    m = exp_avg.to(wide) * beta1 + g * rest1
-    v = exp_avg_sq.to(wide) * beta2 + g * g * rest2
+    dtype = wide(param.dtype)
+    g = grad.to(dtype)
+    m = exp_avg.to(dtype) * beta1 + g * rest1
+    v = exp_avg_sq.to(dtype) * beta2 + g * g * rest2
     _put(exp_avg, m, skip)
     _put(exp_avg_sq, v, skip)
     denominator = (v * unbias).sqrt_() + eps
-    _put(param, param.to(wide) * keep - m / denominator * rate, skip)
+    _put(param, param.to(dtype) * keep - m / denominator * rate, skip)
 
 
 def adamw_reference_(
@@ -84,8 +84,7 @@ def muon_momentum_reference_(
 ) -> Tensor:
     _put(momentum_buffer, grad + (momentum_buffer - grad) * momentum, skip)
     g = (grad + (momentum_buffer - grad) * momentum).to(dtype)  # (K, m, n), Nesterov
-    wide = _wide(g)
-    row = torch.linalg.vector_norm(g, dim=-1, keepdim=True, dtype=wide)  # (K, m, 1)
+    row = torch.linalg.vector_norm(g, dim=-1, keepdim=True, dtype=wide(g.dtype))  # (K, m, 1)
     whole = torch.linalg.vector_norm(row, dim=-2, keepdim=True)  # (K, 1, 1)
     return (g * (whole * (g.size(-2) or 1) ** -0.5 / row.clamp_min(1e-6))).to(dtype)
 
@@ -119,7 +118,7 @@ def muon_update_reference_(
     skip: Tensor | None = None,
 ) -> None:
     m, n = param.shape[-2:]
-    x = update.to(_wide(param))
+    x = update.to(wide(param.dtype))
     squares = x.square().sum(dim=-1 if m >= n else -2, keepdim=True)
     x = x * _normuon_factor(squares, param.shape, second_moment, beta2, skip)
     p = param.to(x.dtype)
@@ -441,10 +440,6 @@ def second_moment_shape(shape: torch.Size) -> torch.Size:
     """Shape of NorMuon's second moment for a stack of matrices (K, m, n)."""
     k, m, n = shape
     return torch.Size((k, m, 1) if m >= n else (k, 1, n))
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _stacked(op: str, name: str, tensor: Tensor) -> None:

@@ -78,6 +78,11 @@ def as_rows(x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:-1]), x.size(-1)).contiguous()
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """In which sums and statistics of a dtype are computed: float64 in its own, all others in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def check_device(op: str, x: Tensor, **others: Tensor) -> None:
     """Raises ValueError naming the first of `others` that is not where x, the op's first argument, is."""
     for name, tensor in others.items():

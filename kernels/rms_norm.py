@@ -29,7 +29,7 @@ from torch import Tensor
 
 from . import tuned
 from .dispatch import triton_runs
-from .registry import Case, Op, as_rows, check_device, itemsize, randn, register
+from .registry import Case, Op, as_rows, check_device, itemsize, randn, register, wide
 from .triton_utils import cdiv, launch, operator, power_of_two, programs, tl, triton
 
 LARGEST_ROW = 16384  # elements that one program holds in registers
@@ -37,7 +37,7 @@ LARGEST_ROW = 16384  # elements that one program holds in registers
 
 def default_eps(dtype: torch.dtype) -> float:
     """Machine epsilon of the dtype in which the statistics are computed: float64's own, else float32's 2⁻²³."""
-    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    return torch.finfo(wide(dtype)).eps
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:

@@ -37,8 +37,10 @@ def fastest(call: Callable[[], object], repeats: int = 10) -> float:
 
 
 def limits(machine: str, dtype: torch.dtype) -> tuple[float, float] | None:
-    """(FLOP/s, bytes/s) of a card by its name, or of this CPU as measured now; None for a card that is not known."""
-    if peak := PEAKS.get(machine):
+    """(FLOP/s, bytes/s) of a card by its name, or of this CPU as measured now; None for a card that is not known, and
+    for one in float32: data sheets' rates are of 16 bits.
+    """
+    if (peak := PEAKS.get(machine)) and dtype.itemsize == 2:
         return peak.bf16 * 1e12, peak.bandwidth * 1e12
     if torch.cuda.is_available():
         return None

@@ -5,7 +5,7 @@ diff A B           what got slower or faster between two profile.json
 static             every kernel compiled for cards that are not here: machine code, bound, predicted time
 compiled           the training step as compiled for a card that is not here: every launch, byte and allocation
 ablate             which of our ops move fewer bytes in the compiled step, which decides where nothing was measured
-mends              the same for what is no op of ours: counts for the ledger
+fixes              the same for what is no op of ours: counts for the ledger
 memory             what a compiled training step allocates on a card that is not here
 counts             lowers the steps that simulate predicts from
 simulate           a training step predicted, and what our ops save
@@ -28,7 +28,7 @@ COMMANDS = {
     "compiled": "profiling.compiled.report",
     "memory": "profiling.compiled.memory",
     "ablate": "profiling.compiled.ablate",
-    "mends": "profiling.compiled.mends",
+    "fixes": "profiling.compiled.fixes",
     "counts": "profiling.compiled.count",
     "simulate": "profiling.predicted.simulate",
     "points": "profiling.predicted.points",

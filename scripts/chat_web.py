@@ -12,6 +12,7 @@ from nanochat import chat
 from nanochat.engine import Engine, background, weights
 from nanochat.errors import UserError
 from nanochat.flags import MANY, fail, flag, number, parse, run_script
+from nanochat.hardware import compute_dtype
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.run import Run
 from nanochat.sandbox import tool as tools
@@ -108,7 +109,8 @@ def load(flags: Flags, tool: chat.Tool) -> Served:
         tokenizer, stage = run.tokenizer(), found.meta["stage"]
         about, report = suggestions.of_the_run(run, stage), run.folder / "report.html"
         found.check_tokenizer(tokenizer)
-        models = (found.model(device, hardware.dtype, hardware.dtype) for device in devices)
+        dtypes = [compute_dtype(device)[0] for device in devices]  # cards may differ
+        models = (found.model(device, dtype, dtype) for device, dtype in zip(devices, dtypes))
         engines = [engine := Engine(model, flags.slots, flags.weights) for model in models]
         if hardware.device.type == "cpu":  # compiled beside the first answers, and then taken over
             background.compile_decoding(engine)

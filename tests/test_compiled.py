@@ -16,7 +16,7 @@ from nanochat.cost import linear_params
 from nanochat.gpt import GPT
 from nanochat.recipe import model_config
 from nanochat.render import page
-from profiling.compiled import generated, launches, lower, null_device, places, plain, promises, report, sections, work
+from profiling.compiled import generated, launches, lint, lower, null_device, plain, provenance, report, sections, work
 from profiling.compiled.case import Case
 from profiling.predicted.cards import all_reduce, card
 
@@ -42,11 +42,11 @@ def test_categories():
 def test_the_line_is_the_models_and_who_called_it():
     frame = '  File "/somewhere/nanochat/gpt.py", line {}, in forward\n    x\n'
     trace = frame.format(7) + frame.format(11) + '  File "/torch/nn/functional.py", line 3, in f\n'
-    assert places.innermost([trace, frame.format(5), trace]) == ("gpt.py:7 › gpt.py:11", "")
-    assert places.innermost([]) == places.innermost(["nothing"]) == ("", "")
+    assert provenance.innermost([trace, frame.format(5), trace]) == ("gpt.py:7 › gpt.py:11", "")
+    assert provenance.innermost([]) == provenance.innermost(["nothing"]) == ("", "")
     for own in "memory", "report":
-        assert not places.of_model(f"/here/nanochat/profiling/compiled/{own}.py")
-    assert places.of_model("/here/nanochat/profiling/compiled/plain.py") == "plain.py"
+        assert not provenance.of_model(f"/here/nanochat/profiling/compiled/{own}.py")
+    assert provenance.of_model("/here/nanochat/profiling/compiled/plain.py") == "plain.py"
 
 
 def test_the_module_is_the_models_whose_work_is_done():
@@ -54,10 +54,10 @@ def test_the_module_is_the_models_whose_work_is_done():
     first = {
         name: inspect.getsourcelines(function)[1] + 2 for name, function in inspect.getmembers(GPT, inspect.isfunction)
     }
-    assert places.place([(path, first["forward"])])[1] == "GPT.forward"
+    assert provenance.locate([(path, first["forward"])])[1] == "GPT.forward"
     linear = inspect.getsourcelines(sys.modules[GPT.__module__].Linear.forward)[1]
     mlp = inspect.getsourcelines(sys.modules[GPT.__module__].MLP.forward)[1]
-    assert places.place([(path, first["hidden"]), (path, mlp), (path, linear)])[1] == "MLP"
+    assert provenance.locate([(path, first["hidden"]), (path, mlp), (path, linear)])[1] == "MLP"
 
 
 def test_flops_by_hand():
@@ -183,18 +183,18 @@ def made(**changed):
 def test_what_no_kernel_should_do():
     found = made()
     row, kernel = found["launches"][0], found["kernels"]["k"]
-    assert promises.faults(row, kernel) == promises.faults(row, {}) == [] and not promises.broken(found)
+    assert lint.faults(row, kernel) == lint.faults(row, {}) == [] and not lint.violations(found)
     bad = dict(kernel, access_bytes=2, spill_bytes=8, float64_instructions=1)
-    assert promises.faults(row, bad) == ["2 bytes at a time", "spills 8 bytes", "float64"]
-    assert promises.faults(row, dict(bad, spill_reason="ptxas")) == ["2 bytes at a time", "float64"]
-    assert promises.faults(row | dict(bytes=10**6), dict(kernel, access_bytes=2)) == []  # too little to stream
-    assert promises.faults(row | dict(category=launches.PRODUCTS), dict(kernel, access_bytes=2)) == []
+    assert lint.faults(row, bad) == ["2 bytes at a time", "spills 8 bytes", "float64"]
+    assert lint.faults(row, dict(bad, spill_reason="ptxas")) == ["2 bytes at a time", "float64"]
+    assert lint.faults(row | dict(bytes=10**6), dict(kernel, access_bytes=2)) == []  # too little to stream
+    assert lint.faults(row | dict(category=launches.PRODUCTS), dict(kernel, access_bytes=2)) == []
     found["kernels"]["k"] = bad
     said = "2 bytes at a time, spills 8 bytes, float64"
-    assert promises.broken(found) == {(row["name"], said): (2 * 10**9, 1)}
+    assert lint.violations(found) == {(row["name"], said): (2 * 10**9, 1)}
     found["kernels"]["other"] = dict(kernel, spill_bytes=512)  # one name, launched twice: each fault is a row
     found["launches"].append(row | dict(kernel="other", bytes=7))
-    assert promises.broken(found) == {(row["name"], said): (2 * 10**9, 1), (row["name"], "spills 512 bytes"): (7, 1)}
+    assert lint.violations(found) == {(row["name"], said): (2 * 10**9, 1), (row["name"], "spills 512 bytes"): (7, 1)}
     assert "spills 8 bytes" in page("x", sections.sections(dict(auto=found), card("H100")))
 
 
@@ -209,14 +209,14 @@ def test_kernels_alike_differ_in_their_name_and_in_a_scalars_address():
 
 
 def test_an_exception_is_for_a_kernel_and_a_fault(monkeypatch):
-    monkeypatch.setattr(promises, "EXCEPTIONS", {(r"_embedding_\d+$", "2 bytes at a time"): "rows of a table"})
-    assert promises.excused("triton_poi_fused_embedding_0", "2 bytes at a time", 10**9) == "rows of a table"
-    assert not promises.excused("triton_poi_fused_embedding_0", "2 bytes at a time, float64", 10**9)
-    assert not promises.excused("triton_poi_fused_add_0", "2 bytes at a time", 10**9)
+    monkeypatch.setattr(lint, "EXCEPTIONS", {(r"_embedding_\d+$", "2 bytes at a time"): "rows of a table"})
+    assert lint.exempt("triton_poi_fused_embedding_0", "2 bytes at a time", 10**9) == "rows of a table"
+    assert not lint.exempt("triton_poi_fused_embedding_0", "2 bytes at a time, float64", 10**9)
+    assert not lint.exempt("triton_poi_fused_add_0", "2 bytes at a time", 10**9)
     bank = "muon_momentum: _momentum_kernel", "spills 32 bytes"
-    assert promises.excused(*bank, 28228) and not promises.excused(*bank, 10**9)  # a large bank may not
+    assert lint.exempt(*bank, 28228) and not lint.exempt(*bank, 10**9)  # a large bank may not
     softmax = "triton_red_fused_prepare_softmax_online_0", "spills 136 bytes", 10**9
-    assert promises.excused(*softmax) and not promises.excused(*softmax, reference=False)  # ours may not
+    assert lint.exempt(*softmax) and not lint.exempt(*softmax, reference=False)  # ours may not
 
 
 def test_what_is_suspect():

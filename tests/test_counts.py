@@ -8,7 +8,7 @@ import tiny
 
 from nanochat.errors import UserError
 from nanochat.recipe import model_config
-from profiling.compiled import ablate, count, mends, null_device
+from profiling.compiled import ablate, count, fixes, null_device
 from profiling.compiled.launches import Launch
 from profiling.predicted import counts
 from profiling.predicted.counts import LATER, LAYERS, ROWS, UPDATE, VARIANTS, T, counted
@@ -102,13 +102,13 @@ def test_all_steps_are_of_one_code_whatever_is_said_about_it(tmp_path):
 
 @pytest.mark.parametrize("variant, program", [("ours", "step"), ("fp8 ours", "fp8")])
 def test_a_step_has_the_same_counts_wherever_they_are_kept(variant, program):
-    """What all predictions are made from, what decides about kernels, and what the mends are set against."""
+    """What all predictions are made from, what decides about kernels, and what the fixes are set against."""
     cells = counts.lowered(variant, ablate.LAYERS)[LATER]
     streamed = sum(
         cell[1] for name, cell in cells.items() if name not in (counts.PRODUCTS, counts.FP8_PRODUCTS, counts.ATTENTION)
     )
     together = dict(launches=sum(cell[0] for cell in cells.values()), streaming=streamed)
-    for file in [ablate.FILE] + [mends.FILE] * (program == "step"):
+    for file in [ablate.FILE] + [fixes.FILE] * (program == "step"):
         found = json.loads(file.read_text())
         sums = found["h100"][program][""] if file == ablate.FILE else found[""]
         assert {what: sums[what] for what in together} == together, file.name

@@ -164,6 +164,13 @@ def test_a_machine_with_a_gpu(monkeypatch):
     assert hardware.setup().peak is None and hardware.setup("cuda").name == "NVIDIA Z9000"
 
 
+def test_a_cards_rates_are_of_16_bits(monkeypatch):
+    standins.gpus(monkeypatch, "H100")
+    name, peak = "NVIDIA H100 80GB HBM3", hardware.PEAKS["NVIDIA H100 80GB HBM3"]
+    assert hardware.limits(name, torch.bfloat16) == (peak.bf16 * 1e12, peak.bandwidth * 1e12)
+    assert hardware.limits(name, torch.float32) is hardware.limits("NVIDIA Z9000", torch.bfloat16) is None
+
+
 @pytest.fixture
 def allocator(monkeypatch):
     """What is left of the allocator's variables after set_allocator on such a platform."""

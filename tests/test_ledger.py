@@ -26,9 +26,9 @@ def test_a_measured_step_stands_beside_its_prediction():
 def test_a_change_is_shown_without_and_with_it():
     cells = lambda n: dict(streaming=n * 10**9, launches=n, flops=n * 10**12, peak=n * 2**30)
     ablations = dict(h100=dict(step={"": cells(1), "rms_norm": cells(2), "mlp_relu2": cells(3)}))
-    text = ledger.switched(ablations, {"": cells(4), "a mend": cells(5)})
+    text = ledger.switched(ablations, {"": cells(4), "a fix": cells(5)})
     rows = [line for line in text.splitlines() if line.startswith("| bf16")]
-    ends = {"a mend": "5.00 → 4.00", "our `rms_norm`": "2.00 → 1.00", "our `mlp_relu2`": "1.00 → 3.00"}  # off in ""
+    ends = {"a fix": "5.00 → 4.00", "our `rms_norm`": "2.00 → 1.00", "our `mlp_relu2`": "1.00 → 3.00"}  # off in ""
     assert [line.split(" | ")[1:3] for line in rows] == [[name, f"{end} GB"] for name, end in ends.items()]
 
 

@@ -8,15 +8,20 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
+import standins
 import tiny
+import torch
 from test_training import home, train  # noqa: F401 (home is a fixture)
 from test_web import say
 
 from benchmarks import load
 from nanochat.run import Run
+from nanochat.web import mock
 from scripts import chat_web
 
 LONG = ("--max-seq-len=256", "--num-iterations=1", "--total-batch-size=1024", "--head-dim=16")
@@ -96,6 +101,24 @@ def test_told_to_end_while_it_compiles_it_ends_with_0_each_time(served, monkeypa
         finally:
             server.process.kill()
     assert codes == [0] * len(codes)
+
+
+def test_every_replica_computes_in_what_its_card_has(monkeypatch):
+    standins.gpus(monkeypatch, "H100", "T4")
+    monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
+    asked = []
+    checkpoint = SimpleNamespace(
+        meta=dict(stage="sft"), check_tokenizer=lambda tokenizer: None, model=lambda *how: asked.append(how)
+    )
+    run = SimpleNamespace(checkpoint=lambda *_, older: checkpoint, tokenizer=mock.tokenizer, folder=Path("run"))
+    engine = SimpleNamespace(config=SimpleNamespace(sequence_len=64))
+    stubs = dict(Run=SimpleNamespace(open=lambda name: run), Engine=lambda *_: engine, Worker=lambda *_: None)
+    stubs.update(Pool=lambda workers, waiting: workers, suggestions=SimpleNamespace(of_the_run=lambda *_: {}))
+    for name, stub in stubs.items():
+        monkeypatch.setattr(chat_web, name, stub)
+    chat_web.load(chat_web.Flags(run="a", num_gpus=2), lambda text: text)
+    cards = [torch.device("cuda", i) for i in (0, 1)]
+    assert asked == [(cards[0], *[torch.bfloat16] * 2), (cards[1], *[torch.float16] * 2)]
 
 
 def test_503_while_loading_and_while_draining(monkeypatch, capsys):

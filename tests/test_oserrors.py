@@ -251,7 +251,7 @@ def test_every_script_runs_in_the_frame():
         "compiled/count.py",
         "compiled/lower.py",
         "compiled/memory.py",
-        "compiled/mends.py",
+        "compiled/fixes.py",
         "compiled/null_device.py",
         "compiled/report.py",
         "benchmarks/core_worker.py",

@@ -22,4 +22,4 @@ class Case:
     part: str = "step"
     gpus: int = 1  # ranks of a training step
     device: str = "cuda"
-    without: str = ""  # of mends.MENDS: what of the step is taken back
+    without: str = ""  # of fixes.FIXES: what of the step is taken back

@@ -96,7 +96,7 @@ def answer() -> None:
 def code() -> str:
     """A fingerprint of what is lowered: the model, the optimizer, the kernels and their rows, and the lowering."""
     compiled = ("case", "count", "forked", "launches", "lower", "memory", "null_bindings", "null_cards", "null_device",
-                "places", "plain", "programs", "work")  # fmt: skip
+                "plain", "programs", "provenance", "work")  # fmt: skip
     files = [path for ending in ("py", "json") for path in (ROOT / "kernels").rglob(f"*.{ending}")]
     files = [path for path in files if path.stem not in NOT_LOWERED]
     files += [Path(__file__).with_name(f"{name}.py") for name in compiled]

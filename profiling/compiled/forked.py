@@ -37,16 +37,16 @@ class Forward:
     code: str  # of the wrapper
     inputs: list[str]
     constants: dict[str, Any]  # names that the code has beside its inputs
-    places: dict[str, list[str]]
+    traces: dict[str, list[str]]
     strides: Strides  # of what it returns
 
 
 def fork_forward(
-    load: Callable[[Any, Forward], Any], places: dict[str, list[str]], begin_again: Callable[[], NoReturn]
+    load: Callable[[Any, Forward], Any], traces: dict[str, list[str]], begin_again: Callable[[], NoReturn]
 ) -> None:
     """Has Inductor lower every forward graph in a forked process; a thread loads its module and gives it to `load`.
 
-    places: which lowering fills. begin_again is called by a forward whose outputs have other strides than were assumed.
+    traces: which lowering fills. begin_again is called by a forward whose outputs have other strides than were assumed.
     What fails in the process is a RuntimeError of the forward that runs, with the last lines of its traceback.
     """
     compiler: Any = compile_fx._InProcessFxCompile
@@ -55,7 +55,7 @@ def fork_forward(
     @wraps(lower)
     def codegen_and_compile(self: Any, graph: Any, inputs: Any, checked: Any, options: Any) -> Any:
         def forward() -> Forward:
-            return _lowered(lambda: lower(self, graph, inputs, checked, options), places)
+            return _lowered(lambda: lower(self, graph, inputs, checked, options), traces)
 
         def loaded(made: Forward) -> tuple[Strides, Any]:
             module = PyCodeCache.load_by_key_path(*PyCodeCache.write(made.code), linemap=[], attrs=made.constants)
@@ -74,9 +74,9 @@ def traced_strides(graph: Any) -> Strides:
     return [tuple(value.stride()) if hasattr(value, "stride") else None for value in values]
 
 
-def _lowered(lower: Callable[[], Any], places: dict[str, list[str]]) -> Forward:
+def _lowered(lower: Callable[[], Any], traces: dict[str, list[str]]) -> Forward:
     """What the forked process does: all but loading the code, which its parent does."""
-    made = Forward("", [], {}, places, [])
+    made = Forward("", [], {}, traces, [])
 
     def written(self: Any) -> Any:
         made.code, made.inputs, made.constants = self.codegen()[0].value, list(self.graph_input_names), self.constants

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from kernels.targets import source
 from kernels.triton_utils import NAMESPACE
 from kernels.triton_utils import Launch as OurLaunch
-from profiling.compiled import memory, places, work
+from profiling.compiled import memory, provenance, work
 from profiling.compiled.case import Case
 from profiling.compiled.lower import Graph, Prepared
 
@@ -109,7 +109,7 @@ class Recorder:
             self.found.generated[key] = text
             copies = name.startswith("triton_") and not template and work.only_moves(text)  # of C++ the name says it
             flops = work.template_flops(tensors) if template else 0
-            self.add(INDUCTOR, name, moved, flops, kernel=key, of=COPIES if copies else category(name))
+            self.add(INDUCTOR, name, moved, flops, kernel=key, kind=COPIES if copies else category(name))
         else:
             factors = tensors[-3:] if "add" in name else tensors  # (bias, a, b, out)
             fp8 = tensors[0].dtype.itemsize == 1
@@ -147,20 +147,20 @@ class Recorder:
         self.add(OURS, f"{op}: {launch.kernel.fn.__name__}", moved, flops, kernel=key)
 
     def add(
-        self, who: str, name: str, moved: int, flops: int, fp8: bool = False, kernel: str = "", of: str = ""
+        self, who: str, name: str, moved: int, flops: int, fp8: bool = False, kernel: str = "", kind: str = ""
     ) -> None:
-        of = COMMUNICATION if who == NCCL else of or category(name)
-        self.found.launches.append(Launch(self.phase, who, name, of, moved, flops, fp8, *self.place(), kernel))
+        kind = COMMUNICATION if who == NCCL else kind or category(name)
+        self.found.launches.append(Launch(self.phase, who, name, kind, moved, flops, fp8, *self.place(), kernel))
 
     @cache  # noqa: B019  a recorder lives as long as its step
     def innermost(self, path: str, number: str) -> tuple[str, str]:
         """Of the launch of this number in the graph of a file."""
-        return places.innermost(self.graphs[path][0].places.get(number, []))
+        return provenance.innermost(self.graphs[path][0].traces.get(number, []))
 
     def place(self) -> tuple[str, str]:
         """Of the model's code whose work the generated code does at the moment; else of the code that runs."""
         frame: Any = sys._getframe(2)
-        running: list[places.Frame] = []
+        running: list[provenance.Frame] = []
         while frame:
             name = frame.f_code.co_filename
             if name in self.graphs:
@@ -170,10 +170,10 @@ class Recorder:
                         if (found := self.innermost(name, said[1]))[0]:
                             return found
                         break  # what a pass of Inductor's made has no trace
-            if places.of_model(name):
+            if provenance.of_model(name):
                 running.insert(0, (name, frame.f_lineno))
             frame = frame.f_back
-        return places.place(running) if running else ("", "")
+        return provenance.locate(running) if running else ("", "")
 
 
 def on_meta(value: Any) -> Any:

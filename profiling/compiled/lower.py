@@ -43,7 +43,7 @@ class Graph:
     path: str  # of the file that the code is in
     code: str
     inputs: list[str]  # names in the code, in the order of arguments
-    places: dict[str, list[str]]  # a launch's number, as in the comment above it → stack traces of what it computes
+    traces: dict[str, list[str]]  # a launch's number, as in the comment above it → stack traces of what it computes
 
 
 def triton_version() -> str:
@@ -211,11 +211,11 @@ class _Kernel:
             note(self.name, self.source, args)
 
 
-def _place(places: dict[str, list[str]], nodes: Any, name: str, is_extern: bool = False) -> int:
+def _numbered(traces: dict[str, list[str]], nodes: Any, name: str, is_extern: bool = False) -> int:
     """Stands for Inductor's own bookkeeping: gives a launch a number, and notes the lines whose work it does."""
-    number = 1 + max(map(int, places), default=0)
+    number = 1 + max(map(int, traces), default=0)
     made = [nodes] if is_extern else [node.node for node in nodes if getattr(node, "node", None) is not None]
-    places[str(number)] = [trace for node in made for trace in node.get_stack_traces()]
+    traces[str(number)] = [trace for node in made for trace in node.get_stack_traces()]
     return number
 
 
@@ -290,9 +290,9 @@ def stub_inductor(
     # For a GPU these pack the optimizer's scalars, on the CPU: nothing is launched.
     of_cpu = launched if target == "cpu" else []
     AsyncCompile.cpp_pybinding = lambda self, types, source, *more, **options: _Kernel("", source, of_cpu)
-    places: dict[str, list[str]] = {}
+    traces: dict[str, list[str]] = {}
     for module in (debug, triton):
-        module.set_kernel_post_grad_provenance_tracing = partial(_place, places)  # type: ignore[attr-defined]
+        module.set_kernel_post_grad_provenance_tracing = partial(_numbered, traces)  # type: ignore[attr-defined]
     fetch, deduce, build = Folder.fetch_args_kwargs_from_env, Folder._deduce_value, Lowering.compile_to_module
 
     def on_cpu(self: Any, node: Any) -> tuple[Any, dict[str, Any]]:
@@ -330,12 +330,12 @@ def stub_inductor(
 
     def built(self: Any) -> Any:
         name = "backward" if self.is_backward else "inference" if self.is_inference else "forward"
-        module = finished(build(self), name, list(self.graph_input_names), dict(places))
-        places.clear()
+        module = finished(build(self), name, list(self.graph_input_names), dict(traces))
+        traces.clear()
         return module
 
     def forward(module: Any, made: Forward) -> Any:
-        return finished(module, "forward", made.inputs, made.places)
+        return finished(module, "forward", made.inputs, made.traces)
 
     def begin_again() -> NoReturn:
         raise SystemExit(OTHER_STRIDES)
@@ -343,7 +343,7 @@ def stub_inductor(
     Folder.fetch_args_kwargs_from_env, Folder._deduce_value = on_cpu, full_on_cpu
     Lowering.compile_to_module = built
     if IN_TURN not in os.environ and sys.platform == "linux":
-        fork_forward(forward, places, begin_again)
+        fork_forward(forward, traces, begin_again)
 
 
 def main() -> None:

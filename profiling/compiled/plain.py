@@ -4,7 +4,7 @@ The model and the optimizer as a plain PyTorch author writes them for torch.comp
 used, norms, rotary positions and residual mixing are left to Inductor, the MLP is relu().square(), and the loss is
 taken of all logits in float32. Only attention is our kernel, on both sides, so that no ratio depends on it.
 
-It follows nothing of nanochat/ or kernels/, so that a ratio changes only when our step does: do not mend it. The
+It follows nothing of nanochat/ or kernels/, so that a ratio changes only when our step does: do not change it. The
 mathematics is nanochat's (github.com/karpathy/nanochat), as in gpt.py. Letters as there.
 """
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from nanochat.render import Curve, Section, Table
 from profiling.compiled.launches import COMMUNICATION, COPIES, INDUCTOR, NOT_STREAMING, is_template
-from profiling.compiled.promises import STREAMS, broken, excused
+from profiling.compiled.lint import STREAMS, exempt, violations
 from profiling.predicted.cards import Card
 from profiling.predicted.predict import time_text
 
@@ -111,8 +111,8 @@ def kept(variants: dict[str, Found]) -> Section:
     """What no kernel should do, and which do it."""
     rows = []
     for name, found in variants.items():
-        for (kernel, fault), (size, times) in broken(found).items():
-            rows.append((name, kernel, fault, excused(kernel, fault, size) or "–", f"{times}", f"{size / 1e6:,.1f}"))
+        for (kernel, fault), (size, times) in violations(found).items():
+            rows.append((name, kernel, fault, exempt(kernel, fault, size) or "–", f"{times}", f"{size / 1e6:,.1f}"))
     checked = sum(len({row["kernel"] for row in found["launches"] if row["kernel"]}) for found in variants.values())
     said = (
         f"Of {checked} kernels, Inductor's and ours, compiled for the card: none may spill, compute in float64, or "

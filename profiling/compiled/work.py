@@ -86,22 +86,11 @@ def only_moves(source: str) -> bool:
             stored.append(node.args[1])
     seen: set[str] = set()
 
-    def read(value: ast.expr) -> bool:
-        """Whether what is loaded decides it."""
-        names = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
-        more = names
-        while (
-            more := {
-                node.id
-                for name in more
-                for of in made.get(name, [])
-                for node in ast.walk(of)
-                if isinstance(node, ast.Name)
-            }
-            - names
-        ):
-            names = names | more
-        return any("tl.load" in ast.unparse(of) for name in names for of in made.get(name, []))
+    def loaded(value: ast.expr, known: set[str]) -> bool:
+        """Whether what is loaded decides it; known: names that were followed."""
+        names = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)} - known
+        known |= names
+        return "tl.load" in ast.unparse(value) or any(loaded(of, known) for name in names for of in made.get(name, []))
 
     def moved(value: ast.expr) -> bool:
         if isinstance(value, ast.Name):
@@ -114,7 +103,7 @@ def only_moves(source: str) -> bool:
         if function in ("tl.load", "tl.full"):
             return True
         if function == "tl.where":
-            return not read(value.args[0]) and moved(value.args[1]) and moved(value.args[2])
+            return not loaded(value.args[0], set()) and moved(value.args[1]) and moved(value.args[2])
         if function == "tl.broadcast_to":
             return moved(value.args[0])
         return isinstance(value.func, ast.Attribute) and value.func.attr == "to" and moved(value.func.value)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 CPU = "benchmarks/results/vs-upstream-cpu.json"
 STEP = "benchmarks/results/h100-second-run.json"
 SINGLE = "benchmarks/results/nvidia-h100-80gb-hbm3.json"
-ABLATIONS, MENDS = "profiling/compiled/ablations.json", "profiling/compiled/mends.json"
+ABLATIONS, FIXES = "profiling/compiled/ablations.json", "profiling/compiled/fixes.json"
 # Variant of the step → where in the code is what it has beyond the one before it.
 BUILT = {
     "ours": "[optim](../nanochat/optim.py), [kernels/](../kernels/)",
@@ -65,7 +65,7 @@ What no part explains is fitted, so that the whole meets one published step: tha
 SWITCHED = """## With and without each change, as compiled for an H100
 
 Four layers of the width of depth 24, 16 rows: a forward and a backward whose gradients are added to others, or the
-updates; the peak is that of 24 layers (`python -m profiling ablate`, `python -m profiling mends`). All other changes
+updates; the peak is that of 24 layers (`python -m profiling ablate`, `python -m profiling fixes`). All other changes
 are there in both. Where a card was measured, that decides which ops run, not these counts. An op that streams more so
 holds less: its backward computes again what the compiler keeps. Below 16 bytes at a time:
 what kernels stream whose loads and stores are mostly so narrow, as their machine code says; read for the first rows.
@@ -143,13 +143,13 @@ def not_yet(ms: dict[str, float]) -> str:
     return text + "".join(f"| {what} | {1e3 * saved:+.1f} ms | {how} |\n" for what, saved, how in rows) + "\n"
 
 
-def switched(ablations: dict[str, Any], mends: dict[str, Any]) -> str:
-    """What the compiled step counts without a change and with it, from ablate.py's counts and mends.py's."""
+def switched(ablations: dict[str, Any], fixes: dict[str, Any]) -> str:
+    """What the compiled step counts without a change and with it, from ablate.py's counts and fixes.py's."""
     text = (
         SWITCHED + "| step | change | streamed, without → with | below 16 bytes at a time | launches | TFLOP | peak |\n"
         "|---|---|---|---|---|---|---|\n"
     )
-    rows = [("bf16", name, cells, mends[""]) for name, cells in mends.items() if name]
+    rows = [("bf16", name, cells, fixes[""]) for name, cells in fixes.items() if name]
     for program, cells in ablations["h100"].items():
         for op in filter(None, cells):
             off, on = cells[op], cells[""]
@@ -223,7 +223,7 @@ def written() -> str:
         f"a layer's MLP on one H100: {ms['triton']:.2f} ms, torch.compile's {ms['compiled']:.2f} ([ops](../{SINGLE}))"
     )
     text = HEAD.format(band=BAND) + predicted("plain", {"relu2": said}) + predicted("fp8 loop", {}) + not_yet(ms)
-    text += switched(read(ABLATIONS), read(MENDS)) + "".join(map(checked, by_hand.COUNTED))
+    text += switched(read(ABLATIONS), read(FIXES)) + "".join(map(checked, by_hand.COUNTED))
     text += on_gpu(results[STEP]) + on_cpu(results[CPU])
     text += listed("Built, between the parts: nothing of it is predicted", UNSEEN)
     return text + listed("Not built, and why", NOT_BUILT)

@@ -1,4 +1,4 @@
-"""What makes the step move less beside our ops, each taken back and counted: `python -m profiling mends`, minutes.
+"""What makes the step move less beside our ops, each taken back and counted: `python -m profiling fixes`, minutes.
 
 As ablate.py counts a step without an op, for a case and a card of its: for the ledger, which has its counts beside
 these. And how much of what streams is touched less than 16 bytes at a time, read in the kernels' machine code. Nothing
@@ -18,7 +18,7 @@ from profiling.compiled import ablate, launches, memory, null_cards
 from profiling.compiled.launches import NOT_STREAMING
 from profiling.compiled.lower import ask, child_case, child_ends, prepared
 
-FILE = Path(__file__).with_name("mends.json")
+FILE = Path(__file__).with_name("fixes.json")
 CARD = "h100"
 
 
@@ -106,7 +106,7 @@ def sums_before_the_norm() -> None:
     gpt.mix_rms_norm = of_sum  # type: ignore[assignment]
 
 
-MENDS: dict[str, Callable[[], None]] = {
+FIXES: dict[str, Callable[[], None]] = {
     "weights cast once a step, and all that follows from it": cast_at_every_use,
     "weights' gradients added to in their products": weight_gradients_from_autograd,
     "gradients of the input of q, k and v summed in their products": input_gradients_from_autograd,
@@ -124,7 +124,7 @@ def answer() -> None:
 
     case = child_case()
     if case.without:
-        MENDS[case.without]()
+        FIXES[case.without]()
     found, events, rows = generated.recorded(prepared(case), null_cards.card(CARD).target)
     sums = ablate.sums(case, found.launches, memory.report(events))
     child_ends(sums | dict(narrow=narrow(found.launches, rows)))
@@ -142,7 +142,7 @@ def narrow(found: list[launches.Launch], kernels: dict[str, dict[str, Any]]) -> 
 def counted(without: str = "") -> dict[str, int]:
     """ablate.py's sums of its step and `narrow`, "" as it is. Raises as lower.ask."""
     case = replace(ablate.case("step"), without=without)
-    return ask("profiling.compiled.mends", case, CARD)  # type: ignore[no-any-return]
+    return ask("profiling.compiled.fixes", case, CARD)  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -152,7 +152,7 @@ class Flags:
 
 def main() -> None:
     parse(Flags, __doc__ or "")
-    found = {name: counted(name) for name in ("", *MENDS)}
+    found = {name: counted(name) for name in ("", *FIXES)}
     write_atomically(FILE, (ablate.text(found, 1) + "\n").encode())
     print(json.dumps(dict(written=str(FILE))))
 

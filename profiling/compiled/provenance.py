@@ -26,11 +26,11 @@ def frames(trace: str) -> list[Frame]:
 
 def innermost(traces: Sequence[str]) -> tuple[str, str]:
     """(line, module) that most traces of a kernel's operators end in."""
-    ends = Counter(place(found) for found in map(frames, traces) if found)
+    ends = Counter(locate(found) for found in map(frames, traces) if found)
     return ends.most_common(1)[0][0] if ends else ("", "")
 
 
-def place(found: Sequence[Frame]) -> tuple[str, str]:
+def locate(found: Sequence[Frame]) -> tuple[str, str]:
     """("gpt.py:211 › gpt.py:124", "MLP") of frames, outermost first: the last two lines, and the class of MODEL that is
     at work, of GPT with its method; else the function, "" where the file cannot be read.
     """
