@@ -60,14 +60,20 @@ def _iterate(x: Tensor, coefficients: list[tuple[float, float, float]], fused: b
     return x.view(shape) if fused else x
 
 
+def _norm(g: Tensor) -> Tensor:
+    """Of each matrix, (..., 1, 1). By rows first: of whole matrices Inductor makes one reduction and cuts it by the
+    card's multiprocessors, where rows need not begin or end; elements are then read one by one.
+    """
+    rows = torch.linalg.vector_norm(g, dim=-1, keepdim=True, dtype=wide(g.dtype))  # (..., m, 1)
+    return torch.linalg.vector_norm(rows, dim=-2, keepdim=True)
+
+
 def _polar_express(g: Tensor, steps: int, fused: bool) -> Tensor:
-    norm = torch.linalg.vector_norm(g, dim=(-2, -1), keepdim=True, dtype=wide(g.dtype))
-    return _iterate((g / (norm * 1.01 + 1e-6)).to(g.dtype), list(POLAR_EXPRESS[:steps]), fused)
+    return _iterate((g / (_norm(g) * 1.01 + 1e-6)).to(g.dtype), list(POLAR_EXPRESS[:steps]), fused)
 
 
 def _newton_schulz(g: Tensor, steps: int, fused: bool) -> Tensor:
-    norm = torch.linalg.vector_norm(g, dim=(-2, -1), keepdim=True, dtype=wide(g.dtype))
-    return _iterate((g / (norm + 1e-7)).to(g.dtype), [QUINTIC] * steps, fused)
+    return _iterate((g / (_norm(g) + 1e-7)).to(g.dtype), [QUINTIC] * steps, fused)
 
 
 def polar_express_reference(g: Tensor, steps: int = 5) -> Tensor:

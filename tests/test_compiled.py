@@ -213,7 +213,7 @@ def test_an_exception_is_for_a_kernel_and_a_fault(monkeypatch):
     assert lint.exempt("triton_poi_fused_embedding_0", "2 bytes at a time", 10**9) == "rows of a table"
     assert not lint.exempt("triton_poi_fused_embedding_0", "2 bytes at a time, float64", 10**9)
     assert not lint.exempt("triton_poi_fused_add_0", "2 bytes at a time", 10**9)
-    bank = "muon_momentum: _momentum_kernel", "spills 32 bytes"
+    bank = "symmetric_product: _symmetric_kernel", "spills 32 bytes"
     assert lint.exempt(*bank, 28228) and not lint.exempt(*bank, 10**9)  # a large bank may not
     softmax = "triton_red_fused_prepare_softmax_online_0", "spills 136 bytes", 10**9
     assert lint.exempt(*softmax) and not lint.exempt(*softmax, reference=False)  # ours may not

@@ -12,11 +12,13 @@ from profiling.compiled.case import Case
 from profiling.predicted.cards import card
 
 
+STEPS = [(depth, "auto") for depth in (4, 6, 8, 12, 16, 20, 24, 32)] + [(depth, "torch") for depth in (4, 24)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kernels", ["auto", "torch"])
 @pytest.mark.parametrize("fp8", ["", "current"])
 @pytest.mark.parametrize("name", ["H100", "A100", "RTX 4090", "B200"])
-@pytest.mark.parametrize("depth", [4, 24])
+@pytest.mark.parametrize("depth, kernels", STEPS)
 def test_no_kernel_of_the_step_does_what_it_should_not(name, depth, fp8, kernels):
     pytest.importorskip("triton", reason="Triton is not installed")
     if reason := null_device.obstacle():

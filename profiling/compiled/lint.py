@@ -23,12 +23,10 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     "has four neighbours; kept from forward the row would be read wider, but written as well",
     ("triton_red_fused.*_index_mean_pow_rsqrt", "8 bytes at a time"): "the norm of an embedding, which "
     "Inductor fuses with the lookup: it deals out a row of 1536 to 512 threads, of which each has 4 neighbours",
-    ("triton_red_fused_linalg_vector_norm", "8 bytes at a time"): "the norm of an update before it is made orthogonal: "
-    "of Inductor's block each thread has four neighbours in bfloat16",
 }
 # The same, of launches that move less than SMALL.
 OF_SMALL: dict[tuple[str, str], str] = {
-    ("_momentum_kernel|_symmetric_kernel", r"spills \d\d bytes"): "the gates' banks: blocks made for wide matrices "
+    ("_symmetric_kernel", r"spills \d\d bytes"): "the gates' banks: blocks made for wide matrices "
     "hold few of their columns",
 }
 # With kernels=torch, read in the sources that Inductor generates: what our kernels are there for.
