@@ -11,7 +11,6 @@ from profiling.compiled import lint, null_device, report
 from profiling.compiled.case import Case
 from profiling.predicted.cards import card
 
-
 STEPS = [(depth, "auto") for depth in (4, 6, 8, 12, 16, 20, 24, 32)] + [(depth, "torch") for depth in (4, 24)]
 
 
