@@ -21,8 +21,9 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("triton_red_fused.*_index_mul_sigmoid", "8 bytes at a time"): "the gradient of a value embedding's gate, a sum "
     "over a head of a row that begins where a token says: Inductor makes blocks of two rows of 128, in which a thread "
     "has four neighbours; kept from forward the row would be read wider, but written as well",
-    ("triton_red_fused.*_index_mean_pow_rsqrt", "8 bytes at a time"): "the norm of an embedding, which "
-    "Inductor fuses with the lookup: it deals out a row of 1536 to 512 threads, of which each has 4 neighbours",
+    ("triton_red_fused(.*_index_mean_pow_rsqrt|_linalg_vector_norm)", "8 bytes at a time"): "the norms of an "
+    "embedding, which Inductor fuses with the lookup, and of an update before it is made orthogonal: rows of 1024 to "
+    "2048 are dealt out to so many threads that each has 4 neighbours",
 }
 # The same, of launches that move less than SMALL.
 OF_SMALL: dict[tuple[str, str], str] = {
