@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,15 +20,18 @@ from benchmarks import timer
 from benchmarks.environment import environment
 from benchmarks.our_step import our_step, rows
 from kernels import use
+from nanochat.cost import training_memory
 from nanochat.errors import UserError
 from nanochat.flags import number, parse, run_script
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import Hardware, can_compile, setup
+from nanochat.presets import SHARE
 from nanochat.recipe import model_config
 from nanochat.replay import PLAIN
 
 SMALL = dict(depth=4, vocab_size=4096, sequence_len=256, batch=4)  # the defaults on a CPU
 WARM = PLAIN + 1  # steps that are not timed: the last is captured as a graph, on a GPU
+MOST_ROWS = 16
 PARTED = 0.02  # relative difference of two losses at the same step that rounding does not explain
 
 
@@ -37,7 +40,7 @@ class Flags:
     depth: int = number(12, 1, 1000, "layers of the model; 64 channels each, rounded up to whole heads of 128")
     vocab_size: int = number(32768, 1, 1 << 24, "words of the vocabulary")
     sequence_len: int = number(2048, 1, 1 << 20, "tokens of context")
-    batch: int = number(16, 1, 1 << 16, "rows of a step")
+    batch: int = number(0, 0, 1 << 16, f"rows of a step; 0: {MOST_ROWS}, or as many as fit, as predicted")
     steps: int = number(15, 3, 10_000, "steps that are timed, after three that compile, warm up and are captured")
     minutes: float = number(60.0, 0.01, 1e5, "time for all of it: what is late takes fewer steps, but at least 3")
 
@@ -45,6 +48,24 @@ class Flags:
 def config(flags: Flags) -> dict[str, Any]:
     """The arguments of a GPTConfig: a training's of this depth."""
     return asdict(model_config(flags.depth, flags.vocab_size, flags.sequence_len))
+
+
+def fitting(flags: Flags, hardware: Hardware, settings: Iterable[str]) -> int:
+    """Rows of a step for which models of all these settings of the kernels have room at once, with their graphs.
+
+    As predicted; at least 1. Where there is no bfloat16, `auto` is the reference.
+    """
+    sizes, dtype = GPTConfig(**config(flags)), str(hardware.dtype)[6:]
+    kernels = [setting if dtype == "bfloat16" else "torch" for setting in settings]
+
+    def needed(rows: int) -> int:
+        parts = [training_memory(sizes, rows * sizes.sequence_len, 1, dtype, kernels=setting) for setting in kernels]
+        return sum(sum(part.values()) for part in parts)
+
+    found = MOST_ROWS
+    while found > 1 and needed(found) > SHARE * hardware.memory:
+        found //= 2
+    return found
 
 
 def contenders(hardware: Hardware) -> tuple[dict[str, tuple[str, bool]], str]:
@@ -95,6 +116,7 @@ def parity(losses: dict[str, list[float]]) -> tuple[float, bool]:
 def run(flags: Flags, hardware: Hardware) -> dict[str, Any]:
     """The result as JSON-ready data; without speeds when the losses part."""
     names, what = contenders(hardware)
+    batch = flags.batch or fitting(flags, hardware, [setting for setting, _ in names.values()])
     torch._dynamo.reset()
     torch.manual_seed(0)
     with torch.device("meta"):
@@ -102,9 +124,9 @@ def run(flags: Flags, hardware: Hardware) -> dict[str, Any]:
     model.to_empty(device="cpu")
     model.init_weights()
     weights = model.state_dict()
-    data = lambda: rows(flags.batch, flags.sequence_len, flags.vocab_size, flags.steps + WARM)
+    data = lambda: rows(batch, flags.sequence_len, flags.vocab_size, flags.steps + WARM)
     steps = {
-        name: use(setting)(our_step(config(flags), weights, hardware, data(), flags.batch, compiled))
+        name: use(setting)(our_step(config(flags), weights, hardware, data(), batch, compiled))
         for name, (setting, compiled) in names.items()
     }
     del model, weights
@@ -112,7 +134,7 @@ def run(flags: Flags, hardware: Hardware) -> dict[str, Any]:
     apart, together = parity({name: part["losses"] for name, part in found.items()})
     parted = f"the losses part by up to {apart:.2%}" if apart > PARTED else "a loss is not finite"
     result: dict[str, Any] = dict(
-        what=what, sizes=config(flags), batch=flags.batch, dtype=str(hardware.dtype)[6:], loss_difference=apart,
+        what=what, sizes=config(flags), batch=batch, dtype=str(hardware.dtype)[6:], loss_difference=apart,
         allowed_difference=PARTED, status="timed" if together else "failed", why="" if together else parted, rows=[],
     )  # fmt: skip
     usual = statistics.median(next(iter(found.values()))["seconds"][WARM:])
@@ -121,7 +143,7 @@ def run(flags: Flags, hardware: Hardware) -> dict[str, Any]:
         row: dict[str, Any] = dict(contender=name, losses=losses)
         if together:
             low, middle, high = timer.quartiles(part["seconds"][WARM:])
-            tokens = flags.batch * flags.sequence_len
+            tokens = batch * flags.sequence_len
             row.update(step_ms=1e3 * middle, q1_ms=1e3 * low, q3_ms=1e3 * high, tok_per_s=tokens / middle)
             row.update(times_first=usual / middle, first_step_s=part["seconds"][0])
             if part["extra_mb"]:
@@ -135,7 +157,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     if result["status"] == "failed":
         return [f"Training step: no speed is given, {result['why']}."]
     said = f"losses differ by at most {result['loss_difference']:.2%} (allowed {result['allowed_difference']:.0%})"
-    found = [f"Training step, {result['what']}; {said}."]
+    found = [f"Training step of {result['batch']} rows, {result['what']}; {said}."]
     for row in result["rows"]:
         memory = f", {row['extra_mb']:,.0f} MB beyond what lies there between steps" if "extra_mb" in row else ""
         found.append(

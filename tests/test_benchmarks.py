@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -472,6 +473,14 @@ def test_a_training_step_against_itself(monkeypatch):
     assert second["tok_per_s"] == pytest.approx(32 / second["step_ms"] * 1e3)
     assert first["losses"][-1] < first["losses"][0]
     assert all(name in " ".join(training_step.lines(result)) for name in ("eager", "compiled", "tok/s"))
+
+
+@pytest.mark.parametrize(
+    "memory, dtype, rows", [(79.1, torch.bfloat16, 16), (23.5, torch.bfloat16, 8), (14.6, torch.float16, 1)]
+)
+def test_both_models_of_a_training_step_fit_beside_each_other(memory, dtype, rows):
+    card = SimpleNamespace(dtype=dtype, memory=int(memory * 2**30))
+    assert training_step.fitting(training_step.Flags(), card, ["torch", "auto"]) == rows
 
 
 def test_no_speed_when_the_losses_part(monkeypatch):

@@ -118,6 +118,19 @@ def test_cropped_prompts_are_scored_as_what_is_left_of_them(small):
     check(model, examples)
 
 
+def test_no_plan_of_cudnns_is_made_for_a_masks_shape(small, monkeypatch):
+    real, asked = F.scaled_dot_product_attention, []
+
+    def noted(*args, **options):
+        asked.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return real(*args, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    check(tiny.model(**SHORT), everything(small))
+    assert False in asked and torch.backends.cuda.cudnn_sdp_enabled()  # True: of heads alone, by the reference
+
+
 def test_where_a_mask_would_be_too_large_nothing_is_shared(small, monkeypatch):
     monkeypatch.setattr(core_batches, "MASK", 0)
     examples = everything(small)

@@ -12,9 +12,11 @@ import pytest
 import tiny
 import torch
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import kernels
-from kernels import OPS, triton_utils, tuned
+from kernels import OPS, targets, triton_utils, tuned
 from kernels.registry import tensors
 from nanochat.gpt import GPT
 
@@ -452,3 +454,29 @@ def test_the_engine_says_the_same_on_kernels():
             return [tokens[id(request)] for request in requests]
 
     assert loss_under(EVERYTHING) == loss_under("torch")
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_no_shape_in_a_compiled_graph_is_made_of_block_sizes(name, monkeypatch):
+    """Inductor's cache on disk knows nothing of them: after tuning it would give code for the shapes of before."""
+    config, made = tuned.config, []
+
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func.namespace == triton_utils.NAMESPACE:
+                made.append((func.name(), [(x.shape, x.stride()) for x in tree_leaves(out) if x is not None]))
+            return out
+
+    def shapes(factor):
+        blocks = lambda key: key == "BLOCK" or "elements" in key or key == "BLOCK_N"
+        more = lambda *of: {key: n * factor if blocks(key) else n for key, n in config(*of).items()}
+        monkeypatch.setattr(tuned, "config", more)
+        made.clear()
+        with Shapes():
+            targets.all_launches(OPS[name], OPS[name].cases["d4" if "d4" in OPS[name].cases else "odd"], dtype, "sm_90")
+        return list(made)
+
+    dtype = torch.float32 if name == "adamw_" else torch.bfloat16
+    usual = shapes(1)
+    assert usual and shapes(4) == usual

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels import flash_attention
 from nanochat.evaluate.core_prompts import Example, Ids, shared
@@ -26,6 +27,9 @@ from nanochat.tokenizer import Tokenizer
 LONGEST = 10  # times the context, up to which positions are extended, as nanochat does
 LOGITS = 1 << 21  # at a time: 8 MiB in float32, several times that with what becomes of them
 MASK = 1 << 23  # (query, key) pairs of choices that one mask may have; beyond it an example's sequences share nothing
+# All but cuDNN's, which torch prefers on Hopper and Blackwell: it makes a plan for every new shape, which takes longer
+# than the attention, and nearly every example's mask has a shape of its own.
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ class Packed:
                 mask = self._mask(group, tails, seen, window)
                 own, keys, values = (x.transpose(1, 2) for x in (q[:, tails], k[:, seen], v[:, seen]))  # (1, H, …, D)
                 grouped = q.size(2) != k.size(2)
-                out = F.scaled_dot_product_attention(own, keys, values, mask, enable_gqa=grouped)
+                with sdpa_kernel(ATTENTION):
+                    out = F.scaled_dot_product_attention(own, keys, values, mask, enable_gqa=grouped)
                 y[:, tails] = out.transpose(1, 2)
         return y.transpose(0, 1)
 

@@ -24,6 +24,9 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("triton_red_fused(.*_index_mean_pow_rsqrt|_linalg_vector_norm)", "8 bytes at a time"): "the norms of an "
     "embedding, which Inductor fuses with the lookup, and of an update before it is made orthogonal: rows of 1024 to "
     "2048 are dealt out to so many threads that each has 4 neighbours",
+    ("triton_red_fused.*_pow_sum", "4 bytes at a time"): "Muon's second moments of wide matrices where PyTorch makes "
+    "them (as `auto` has it on cards where ours moves no fewer bytes), summed down the columns: each thread has two; a "
+    "warp's are neighbours",
 }
 # The same, of launches that move less than SMALL.
 OF_SMALL: dict[tuple[str, str], str] = {
@@ -41,8 +44,6 @@ REFERENCES: dict[tuple[str, str], str] = {
     "2 or 4; a warp's are neighbours",
     ("triton_red_fused.*abs_amax_mul_relu", "4 bytes at a time"): "the largest of relu²: of Inductor's block each "
     "thread has two neighbours",
-    ("triton_red_fused.*_add_mul_pow_sum", "4 bytes at a time"): "Muon's second moments of wide matrices, summed down "
-    "their columns: each thread has two; a warp's are neighbours",
 }
 
 
