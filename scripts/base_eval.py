@@ -69,7 +69,7 @@ def main() -> None:
     if "bpb" in parts:
         text(flags, run, model, tokenizer, hardware, found)
     if "sample" in parts and hardware.is_main:
-        samples(model, tokenizer)
+        samples(found.model(hardware.device, hardware.dtype, hardware.dtype), tokenizer)  # an engine's is its own
     if "core" in parts:
         budget = min(flags.device_batch_size * model.config.sequence_len, MOST.get(hardware.device.type, 1 << 11))
         name = f"{flags.source} of {flags.run}, step {found.step}"

@@ -22,6 +22,7 @@ from nanochat.errors import UserError
 from nanochat.evaluate import bundle, core, core_batches, core_controls, core_prompts
 from nanochat.evaluate.core_batches import OurModel
 from nanochat.run import Run
+from scripts import base_eval
 
 # ---- a plain scorer
 
@@ -408,6 +409,18 @@ def test_the_script_scores_keeps_and_says(home, tmp_path, capsys):  # noqa: F811
     assert tiny.call("report", "--run=a") == 0
     assert tiny.call("base_eval", *flags, "--eval=core", "--max-per-task=4", "--step=12") == 0
     assert run.summary("eval")["core"]["base"]["max_per_task"] == 4 and "val_bpb" in run.summary("eval")["base"]
+
+
+def test_core_after_samples_is_of_the_same_weights(home, tmp_path, monkeypatch):  # noqa: F811
+    """An engine has all weights in the activations' dtype."""
+    monkeypatch.setenv("NANOCHAT_DTYPE", "bfloat16")
+    assert train(home, "a", "base", "--num-iterations=1") == 0
+    asked = []
+    monkeypatch.setattr(base_eval, "OurModel", lambda model, *_: asked.append(model.resid_lambdas.dtype))
+    monkeypatch.setattr(base_eval, "ask_core", lambda *_: None)
+    folder = bundles.write(tmp_path / "bundle")
+    assert tiny.call("base_eval", "--run=a", "--eval=sample,core", f"--bundle={folder}") == 0
+    assert asked == [torch.float32]
 
 
 def test_wrong_use_is_one_sentence(home, capsys):  # noqa: F811
