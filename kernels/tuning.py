@@ -254,8 +254,9 @@ def tune(
 ) -> measured.Blocks:  # fmt: skip
     """Rows by op for its cases, one of each size, as far as the time goes; progress is said.
 
-    The ops that are left share the time that is left. The reference is compiled for an op's first case only. `keep`
-    gets all rows so far after every op. This process uses them from then on. Raises ValueError without a CUDA device,
+    The ops that are left share the time that is left. The reference is compiled for an op's first case, and where it
+    was measured for this very size before: that would else be decided by another size's time from now on. `keep` gets
+    all rows so far after every op. This process uses them from then on. Raises ValueError without a CUDA device,
     dispatch.Lost where a candidate has made it useless.
     """
     if not torch.cuda.is_available():
@@ -271,6 +272,7 @@ def tune(
             say(f"{name}: not tuned: {why}")
             continue
         until, sizes = share(ends, len(cases) - i), _one_a_size(OPS[name], several)
+        known = {size for size in sizes if _beside_reference(name, dtype, size, index)}
         for j, (size, case) in enumerate(sizes.items()):
             what = f"{name}, size {size}"
             if time.monotonic() > until:
@@ -279,7 +281,7 @@ def tune(
             memory = False
             try:
                 mine = share(until, len(sizes) - j)
-                rows = measure(OPS[name], case, dtype, searched, mine, reference and not j, say)
+                rows = measure(OPS[name], case, dtype, searched, mine, reference and (not j or size in known), say)
             except Exception as problem:  # its kernels do not run here: dispatch will find out and say so
                 dispatch.check_alive(what, dispatch.without(name))
                 memory = isinstance(problem, torch.OutOfMemoryError)
@@ -296,6 +298,12 @@ def tune(
         dispatch.forget()
         keep(found)
     return found
+
+
+def _beside_reference(op: str, dtype: torch.dtype, size: int, index: int) -> bool:
+    """Whether this very size was measured beside the compiled reference."""
+    row = tuned.measured(op, dtype, size, torch.device("cuda", index))
+    return row is not None and row.get("up_to") == size
 
 
 def _one_a_size(op: Op, cases: list[Case]) -> dict[int, Case]:

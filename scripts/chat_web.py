@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from nanochat import chat
+from nanochat import chat, drivers
 from nanochat.engine import Engine, background, weights
 from nanochat.errors import UserError
 from nanochat.flags import MANY, fail, flag, number, parse, run_script
@@ -99,6 +99,9 @@ def load(flags: Flags, tool: chat.Tool) -> Served:
     if not cuda and flags.num_gpus > 1:
         raise UserError(f"--num-gpus is {flags.num_gpus}, but this is {hardware.device.type}: one replica")
     devices = [torch.device("cuda", i) for i in range(flags.num_gpus)] if cuda else [hardware.device]
+    for device in devices[1:]:  # the first was looked at
+        if problem := drivers.unsupported(device.index)[0]:
+            raise UserError(f"--num-gpus is {flags.num_gpus}, but {problem}")
     engines: list[Engine | mock.Parrot]
     if flags.mock:
         tokenizer, stage, about, report = mock.tokenizer(), "mock", {}, None

@@ -98,6 +98,17 @@ def test_the_reference_decides_only_where_it_was_measured_beside(card, monkeypat
     assert tuned.verdict("rms_norm", torch.bfloat16, 64, GPU, False)[0]
 
 
+def test_what_was_measured_beside_the_reference_is_again(card, monkeypatch):
+    """Else the largest size's times would decide for one in which our kernels were faster."""
+    row = dict(dtype="bfloat16", up_to=32, config=dict(elements=1, backward_elements=1, num_warps=1), ms=1.0)
+    card.write_text(json.dumps(dict(rms_norm=[dict(row, reference_ms=2.0)])))
+    tuned.table.cache_clear()
+    monkeypatch.setattr(tuning, "timed", lambda calls: [2.0, 1.0][: len(calls)])
+    tuning.into_repository(tuning.tune(tuning.registered_cases(["rms_norm"])))
+    found = json.loads(card.read_text())["rms_norm"]
+    assert [(row["up_to"], row.get("reference_ms")) for row in found] == [(32, 1.0), (64, 1.0)]
+
+
 def test_rows_for_the_repository_stand_before_those_that_are_there(card, timed):
     static = dict(
         rms_norm=[dict(dtype="*", config=dict(elements=512, backward_elements=64, num_warps=1))],
