@@ -25,7 +25,7 @@ NAMES = [
     (ATTENTION, r"flash|fmha|attention|attn|sdpa|_delta_kernel|_decode_kernel|_combine_kernel"),
     (
         PRODUCTS,
-        r"gemm|cutlass|cublas|nvjet|xmma|wgmma|cijk|splitk|_product_kernel|_symmetric_kernel|"
+        r"gemm|cutlass|cublas|nvjet|xmma|wgmma|cijk|splitk|_product_kernel|_symmetric_kernel|triton_tem_|"
         r"aten::(_scaled_)?(b|add|baddb)?mm\b|aten::(linear|matmul|dot|mv|addmv|mkldnn_linear)|_linear_pointwise",
     ),
     (OPTIMIZER, r"multi_tensor_apply|adam|_momentum_kernel|_scale_rows_kernel|_squares_kernel|_step_kernel"),
@@ -124,8 +124,10 @@ STREAMS = re.compile(r"triton_(poi|per|red|for)_")
 
 
 def streamed(name: str, args: dict[str, Any]) -> int | None:
-    """Bytes of the tensors that a kernel of torch.compile is given, each read or written once; None for others."""
-    if not name.startswith("triton_"):
+    """Bytes of the tensors that a kernel of torch.compile is given, each read or written once; None for others, and
+    for its templates, which multiply.
+    """
+    if not name.startswith("triton_") or name.startswith("triton_tem_"):
         return None
     moved = 0
     for given in inputs(args):
