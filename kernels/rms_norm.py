@@ -164,12 +164,12 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 def _rms_norm_backward(dnormed: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """dx, and a row of weight's gradient from each program, (P, C); (P, 0) without a weight.
 
-    P is the device's, whatever the blocks are (programs that have none leave zeros): Inductor's cache on disk does not
-    know of block sizes, so that no shape in a compiled graph may be theirs.
+    P is the device's, or N, whatever the blocks are (programs that have none leave zeros): Inductor's cache on disk
+    does not know of block sizes, so that no shape in a compiled graph may be theirs.
     """
     n, c = x.shape
     config = _blocks("rms_norm", x, backward=True)
-    grid = programs(x.device)
+    grid = min(n, programs(x.device))
     dx = torch.empty_like(x)
     dweight = x.new_empty((grid, c if weight is not None else 0), dtype=torch.float32)
     flags = dict(C=c, ADD=False, SUM=False, MIX=False, WEIGHT=weight is not None)
@@ -227,7 +227,7 @@ def _mix_rms_norm_backward(
     """dx, dx0, and those of a and b from each program, (2, P), P as in _rms_norm_backward."""
     n, c = x.shape
     config = _blocks("mix_rms_norm", x, backward=True)
-    grid = programs(x.device) if c else 0  # a mean over no channels is NaN
+    grid = min(n, programs(x.device)) if c else 0  # a mean over no channels is NaN
     dx, dx0 = torch.empty_like(x), torch.empty_like(x)
     sums = x.new_empty((2, grid), dtype=torch.float32)
     launch(

@@ -255,9 +255,9 @@ def tune(
     """Rows by op for its cases, one of each size, as far as the time goes; progress is said.
 
     The ops that are left share the time that is left. The reference is compiled for an op's first case, and where it
-    was measured for this very size before: that would else be decided by another size's time from now on. `keep` gets
-    all rows so far after every op. This process uses them from then on. Raises ValueError without a CUDA device,
-    dispatch.Lost where a candidate has made it useless.
+    was measured for this very size before: that would else be decided by another size's time from now on. Without the
+    reference, such sizes stay as they are. `keep` gets all rows so far after every op. This process uses them from then
+    on. Raises ValueError without a CUDA device, dispatch.Lost where a candidate has made it useless.
     """
     if not torch.cuda.is_available():
         raise ValueError("tuning needs a CUDA device, and there is none here")
@@ -273,6 +273,7 @@ def tune(
             continue
         until, sizes = share(ends, len(cases) - i), _one_a_size(OPS[name], several)
         known = {size for size in sizes if _beside_reference(name, dtype, size, index)}
+        sizes = sizes if reference else {size: case for size, case in sizes.items() if size not in known}
         for j, (size, case) in enumerate(sizes.items()):
             what = f"{name}, size {size}"
             if time.monotonic() > until:

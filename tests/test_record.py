@@ -25,7 +25,7 @@ from nanochat.log import read_log
 from nanochat.run import Run
 from profiling.predicted import cards
 from profiling.predicted.cards import Sheet, by_driver, card
-from profiling.recorded import costs, diff, record, step_page, step_sections
+from profiling.recorded import diff, record, step_page, step_sections
 from profiling.recorded.analysis import analyse
 from profiling.recorded.mfu import predicted_ratio, rates, roofline_share, waterfall
 from profiling.recorded.step_sections import Lab
@@ -412,13 +412,6 @@ def test_predicted_over_actual_by_hand(monkeypatch, tmp_path):
 )
 def test_where_the_cost_is_not_known_nothing_is_predicted(name, op, shapes):
     assert predicted_rows(launched(name, op, 100, 200, shapes, 1))[name] is None
-
-
-def test_a_template_of_inductors_multiplies():
-    name = "triton_tem_fused_mm_relu_square_0"
-    assert costs.category(name) == costs.PRODUCTS and costs.streamed(name, NORM_SHAPES) is None
-    assert costs.category("triton_poi_fused_mm_0") == costs.STREAMING and costs.streamed(NORM, NORM_SHAPES)
-    assert costs.category("triton_tem_fused_flex_attention_0") == costs.ATTENTION
 
 
 def test_a_call_that_the_window_cuts_is_not_compared():

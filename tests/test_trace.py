@@ -559,3 +559,10 @@ def test_the_page_of_a_pipe_comes_where_the_user_stands(tmp_path, monkeypatch):
     assert step_page.home_of(Path("stdin")) == Path()
     for path in (tmp_path / "t.json", tmp_path / "missing.json"):
         assert step_page.home_of(path) == tmp_path
+
+
+def test_a_template_of_inductors_multiplies():
+    name, shapes = "triton_tem_fused_mm_relu_square_0", {"Input Dims": [[64, 32]] * 2, "Input type": ["float"] * 2}
+    assert costs.category(name) == costs.PRODUCTS and costs.streamed(name, shapes) is None
+    assert costs.category("triton_poi_fused_mm_0") == costs.STREAMING and costs.streamed(NORM, shapes)
+    assert costs.category("triton_tem_fused_flex_attention_0") == costs.ATTENTION

@@ -109,6 +109,16 @@ def test_what_was_measured_beside_the_reference_is_again(card, monkeypatch):
     assert [(row["up_to"], row.get("reference_ms")) for row in found] == [(32, 1.0), (64, 1.0)]
 
 
+def test_a_trainings_own_tuning_leaves_what_was_measured_beside_the_reference(card, monkeypatch, capsys):
+    """Else `auto` would take again what was found to be slower."""
+    monkeypatch.setattr(tuning, "timed", lambda calls: [2.0, 1.0][: len(calls)])
+    before = tuning.tune(dict(rms_norm=[dict(N=4, C=64)]))
+    assert "reference_ms" in before["rms_norm"][0]
+    after = tuning.tune(tuning.registered_cases(["rms_norm"]), reference=False)
+    assert after["rms_norm"][-1] == before["rms_norm"][0] and len(after["rms_norm"]) == 2
+    assert not tuned.verdict("rms_norm", torch.bfloat16, 64, GPU, True)[0]
+
+
 def test_rows_for_the_repository_stand_before_those_that_are_there(card, timed):
     static = dict(
         rms_norm=[dict(dtype="*", config=dict(elements=512, backward_elements=64, num_warps=1))],
