@@ -20,12 +20,11 @@ from benchmarks import timer
 from benchmarks.environment import environment
 from benchmarks.our_step import our_step, rows
 from kernels import use
-from nanochat.cost import training_memory
 from nanochat.errors import UserError
 from nanochat.flags import number, parse, run_script
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.hardware import Hardware, can_compile, setup
-from nanochat.presets import SHARE
+from nanochat.presets import SHARE, predicted
 from nanochat.recipe import model_config
 from nanochat.replay import PLAIN
 
@@ -53,17 +52,12 @@ def config(flags: Flags) -> dict[str, Any]:
 def fitting(flags: Flags, hardware: Hardware, settings: Iterable[str]) -> int:
     """Rows of a step for which models of all these settings of the kernels have room at once, with their graphs.
 
-    As predicted; at least 1. Where there is no bfloat16, `auto` is the reference.
+    As predicted; at least 1.
     """
-    sizes, dtype = GPTConfig(**config(flags)), str(hardware.dtype)[6:]
-    kernels = [setting if dtype == "bfloat16" else "torch" for setting in settings]
-
-    def needed(rows: int) -> int:
-        parts = [training_memory(sizes, rows * sizes.sequence_len, 1, dtype, kernels=setting) for setting in kernels]
-        return sum(sum(part.values()) for part in parts)
-
+    sizes, dtype, room = GPTConfig(**config(flags)), str(hardware.dtype)[6:], SHARE * hardware.memory / 2**30
+    needed = lambda rows: sum(predicted(sizes, rows, 1, dtype, setting) for setting in settings)
     found = MOST_ROWS
-    while found > 1 and needed(found) > SHARE * hardware.memory:
+    while found > 1 and needed(found) > room:
         found //= 2
     return found
 

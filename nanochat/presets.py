@@ -95,16 +95,16 @@ def gpu(memory: float, gpus: int, depth: int | None, dtype: str = "bfloat16") ->
     )
 
 
-def memory(config: GPTConfig, rows: int, gpus: int, dtype: str) -> dict[str, int]:
-    """Predicted bytes of one GPU, by part, for a step of so many rows at a time."""
+def memory(config: GPTConfig, rows: int, gpus: int, dtype: str, kernels: str = "auto") -> dict[str, int]:
+    """Predicted bytes of one GPU, by part, for a step of so many rows at a time. kernels: as training_memory's."""
     # Where there is no bfloat16, our kernels do not run either, unless they were measured.
-    kernels = "auto" if dtype == "bfloat16" else "torch"
+    kernels = kernels if dtype == "bfloat16" else "torch"
     return training_memory(config, rows * config.sequence_len, gpus, dtype, kernels=kernels)
 
 
-def predicted(config: GPTConfig, rows: int, gpus: int, dtype: str = "bfloat16") -> float:
+def predicted(config: GPTConfig, rows: int, gpus: int, dtype: str = "bfloat16", kernels: str = "auto") -> float:
     """The same in all, in GiB."""
-    return sum(memory(config, rows, gpus, dtype).values()) / 2**30
+    return sum(memory(config, rows, gpus, dtype, kernels).values()) / 2**30
 
 
 SMALL_BATCH = 8192  # tokens of a step: small, so that a short run has steps enough

@@ -28,5 +28,5 @@ def test_no_kernel_of_the_step_does_what_it_should_not(name, depth, fp8, kernels
     found = report.measured(Case(asdict(model_config(depth, 32768)), rows=16, fp8=fp8, kernels=kernels), chip)
     assert len({row["name"] for row in found["launches"] if row["kernel"]}) > 40
     assert not [row["error"] for row in found["kernels"].values() if row["error"]]
-    found = lint.violations(found).items()
-    assert [at for at, (most, _) in found if not lint.exempt(*at, most, kernels == "torch")] == []
+    violations = lint.violations(found).items()
+    assert [at for at, (most, _) in violations if not lint.exempt(*at, most, kernels == "torch")] == []

@@ -28,7 +28,7 @@ LONGEST = 10  # times the context, up to which positions are extended, as nanoch
 LOGITS = 1 << 21  # at a time: 8 MiB in float32, several times that with what becomes of them
 MASK = 1 << 23  # (query, key) pairs of choices that one mask may have; beyond it an example's sequences share nothing
 # All but cuDNN's, which torch prefers on Hopper and Blackwell: it makes a plan for every new shape, which takes longer
-# than the attention, and nearly every example's mask has a shape of its own.
+# than the attention, and nearly every example has lengths of its own.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
@@ -100,6 +100,7 @@ class Packed:
         self.previous = torch.where(before[:, None] >= 0, now[before], 0)[:, None]  # (N, 1, C)
         self._masks: dict[tuple[int, int], Tensor] = {}
 
+    @sdpa_kernel(ATTENTION)
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """q (N, 1, H, D) over k, v (N, 1, K, D). No window means one of the context: nothing longer was trained."""
         window = self.context if window is None else window
@@ -114,8 +115,7 @@ class Packed:
                 mask = self._mask(group, tails, seen, window)
                 own, keys, values = (x.transpose(1, 2) for x in (q[:, tails], k[:, seen], v[:, seen]))  # (1, H, …, D)
                 grouped = q.size(2) != k.size(2)
-                with sdpa_kernel(ATTENTION):
-                    out = F.scaled_dot_product_attention(own, keys, values, mask, enable_gqa=grouped)
+                out = F.scaled_dot_product_attention(own, keys, values, mask, enable_gqa=grouped)
                 y[:, tails] = out.transpose(1, 2)
         return y.transpose(0, 1)
 
