@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import compare, ops, pages, profiles, training_step
 from benchmarks.contenders import CONTENDERS
 from benchmarks.environment import environment
@@ -22,7 +24,7 @@ from kernels import OPS, dispatch
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
 from nanochat.flags import flag, number, parse, path, run_script
-from nanochat.hardware import pick, setup
+from nanochat.hardware import pick, set_allocator, setup, try_allocator
 from nanochat.render import markdown, page
 from profiling.nvml import Sampler
 
@@ -101,7 +103,10 @@ def progress_line(rows: list[dict[str, Any]], bench: ops.Bench) -> str:
 
 def run() -> None:
     flags = parse(Flags, __doc__ or "", sys.argv[2:])
+    expands = set_allocator()  # as a training has it: before CUDA starts
     usable = flags.profile != "smoke" and pick("", 0) == "cuda"  # raises where torch cannot use a card
+    if usable and expands:
+        try_allocator(torch.device("cuda", 0), 0)
     flags.profile = flags.profile or ("quick" if usable else "smoke")
     if flags.profile not in profiles.PROFILES:
         raise UserError(f"--profile is {flags.profile!r}, wanted one of {', '.join(profiles.PROFILES)}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks import timer
 from benchmarks.contenders import Contender, Inputs, obstacle
 from benchmarks.gate import Gate, agreement, answers, narrow
-from kernels import tuning, use
+from kernels import dispatch, tuning, use
 from kernels.probing import copied, directions
 from kernels.registry import Op, tensors
 from nanochat.capture import empty_cache
@@ -175,6 +175,8 @@ def judged(bench: Bench, contenders: Mapping[str, Contender], inputs: Inputs, ma
     found: dict[str, dict] = {}
     for name, contender in contenders.items():
         why = bench.left_out.get(name) or obstacle(contender, inputs, machine.device)
+        if name == "triton" and not why:
+            why = dispatch.uncompilable(op.name, machine.dtype, op.size(case), machine.device.index or 0)
         found[name] = dict(status="skipped" if why else "passed", why=why)
         if why:
             continue

@@ -173,22 +173,27 @@ def obstacle(op: str, dtype: torch.dtype, case: Case, index: int) -> str:
 
 
 def unfit(op: str, dtype: torch.dtype, size: int, index: int) -> str:
-    """Why an op's kernels are not for this machine, or ""."""
+    """Why `auto` does not try an op's kernels on this machine, or ""."""
     if not INSTALLED:
         return "Triton is not installed (pip install triton)"
+    if why := uncompilable(op, dtype, size, index):
+        return why
+    found = torch.cuda.get_device_capability(index)
+    if not torch.version.hip and found < LEAST and not tuned.measured(op, dtype, size, torch.device("cuda", index)):
+        return f"compute capability {found[0]}.{found[1]}: our kernels are for 8.0 and newer, or where measured"
+    return ""
+
+
+def uncompilable(op: str, dtype: torch.dtype, size: int, index: int) -> str:
+    """Why an op's kernels must not be compiled for a GPU of this machine, or ""."""
     if why := OPS[op].refuses(dtype):
         return why
-    arch, device = tuned.architecture(index), torch.device("cuda", index)
+    arch = tuned.architecture(index)
     if torch.version.hip:  # where the compiler may end the process that calls it
         from .child_compile import compiles_in_child  # imports the ops, which import this
 
         return compiles_in_child(op, OPS[op].size(OPS[op].probe(size)[0]), dtype, arch)
-    if why := refused(op, arch, dtype):
-        return why
-    found = torch.cuda.get_device_capability(index)
-    if found < LEAST and not tuned.measured(op, dtype, size, device):
-        return f"compute capability {found[0]}.{found[1]}: our kernels are for 8.0 and newer, or where measured"
-    return ""
+    return refused(op, arch, dtype)
 
 
 def probe(op: str, dtype: torch.dtype, size: int, index: int) -> str:

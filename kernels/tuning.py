@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from . import dispatch, measured, probing, tuned
-from .architectures import refused
 from .dispatch import use
 from .registry import OPS, Case, Op, tensors
 
@@ -268,7 +267,7 @@ def tune(
         dtype = torch.bfloat16 if new else torch.float16
         if name in MASTERS:
             dtype, several = torch.float32, [dict(case, mixed=int(new)) for case in several]
-        if why := OPS[name].refuses(dtype) or refused(name, tuned.architecture(index), dtype):
+        if why := dispatch.uncompilable(name, dtype, OPS[name].size(several[0]), index):
             say(f"{name}: not tuned: {why}")
             continue
         until, sizes = share(ends, len(cases) - i), _one_a_size(OPS[name], several)

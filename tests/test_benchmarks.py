@@ -18,7 +18,7 @@ from benchmarks import __main__ as command
 from benchmarks import ops, our_step, pages, profiles, timer, training_step
 from benchmarks.contenders import CONTENDERS, PEERS, Contender, obstacle
 from benchmarks.gate import Gate, agreement, answers, narrow
-from kernels import OPS, dispatch, tuning
+from kernels import OPS, child_compile, dispatch, tuned, tuning
 from nanochat.gpt import GPTConfig
 from nanochat.hardware import setup
 from nanochat.render import markdown
@@ -401,11 +401,43 @@ def test_what_is_promised_in_no_dtype_of_the_card_is_skipped_saying_so(op):
     assert dispatch.unfit(op.name, torch.float16, 64, 0) == f"{op.name} makes no promise for float16"
 
 
+def on_a_card(op: str, monkeypatch) -> list[str]:
+    """Why our kernels are not judged, by a machine that looks like a GPU; "broke" where they are tried."""
+    monkeypatch.setattr(ops, "obstacle", lambda *of: "")
+    ours, bench = dict(triton=Contender(broken)), ops.Bench(OPS[op], next(iter(OPS[op].cases)))
+    case = OPS[op].cases[bench.case]
+    verdicts = ops.judged(bench, ours, bench.inputs(case, MACHINE), MACHINE)
+    return [verdict["why"] for verdict in verdicts.values()]
+
+
+def broken(**inputs):
+    raise RuntimeError("tried")
+
+
 def test_what_an_architecture_refuses_is_skipped_saying_so(monkeypatch):
-    monkeypatch.setattr("benchmarks.contenders.tuned.architecture", lambda index: "sm_80")
-    inputs, card = dict(count=3, x=torch.zeros(2, dtype=torch.bfloat16)), torch.device("cuda")
-    assert "no fp8" in CONTENDERS["fp8_linear"]["triton"].refuses(inputs, card)
-    assert CONTENDERS["rms_norm"]["triton"].refuses(inputs, card) == ""
+    monkeypatch.setattr(tuned, "architecture", lambda index: "sm_80")
+    assert on_a_card("fp8_linear", monkeypatch) == ["sm_80 has no fp8 instructions"]
+    assert on_a_card("rms_norm", monkeypatch) == ["RuntimeError: tried"]
+
+
+def test_on_amds_cards_a_kernel_that_ends_its_compiler_is_skipped(monkeypatch):
+    """Compiled in this process, it would end the suite."""
+    monkeypatch.setattr(tuned, "architecture", lambda index: "gfx1100")
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    crashed = lambda op, size, dtype, arch: "the compiler crashed (signal 11)" if op == "mix_rms_norm" else ""
+    monkeypatch.setattr(child_compile, "compiles_in_child", crashed)
+    assert on_a_card("mix_rms_norm", monkeypatch) == ["the compiler crashed (signal 11)"]
+    assert on_a_card("rms_norm", monkeypatch) == ["RuntimeError: tried"]
+
+
+def test_memory_is_allocated_as_in_a_training_before_cuda_starts(monkeypatch):
+    called = []
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "run"])
+    monkeypatch.setattr(command, "set_allocator", lambda: called.append("set") or True)
+    monkeypatch.setattr(command, "pick", lambda *asked: called.append("start") or "cuda")
+    monkeypatch.setattr(command, "try_allocator", lambda device, rank: sys.exit(f"{called}, then tried on {device}"))
+    with pytest.raises(SystemExit, match=r"\['set', 'start'\], then tried on cuda:0"):
+        command.run()
 
 
 def test_rates_by_hand():

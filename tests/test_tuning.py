@@ -11,7 +11,7 @@ import pytest
 import standins
 import torch
 
-from kernels import OPS, dispatch, measured, registry, triton_utils, tuned, tuning
+from kernels import OPS, child_compile, dispatch, measured, registry, triton_utils, tuned, tuning
 from kernels.__main__ import main
 
 pytestmark = pytest.mark.skipif(not triton_utils.INSTALLED, reason="Triton is not installed, so nothing can be tuned")
@@ -337,6 +337,14 @@ def test_an_op_that_the_card_has_no_instructions_for_is_not_searched(card, monke
     monkeypatch.setattr(tuning, "measure", None)
     assert tuning.tune(dict(fp8_linear=[dict(OPS["fp8_linear"].cases["d12"])])) == {}
     assert "fp8_linear: not tuned: sm_80 has no fp8" in capsys.readouterr().out
+
+
+def test_on_amds_cards_an_op_that_ends_its_compiler_is_not_searched(card, monkeypatch, capsys):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(child_compile, "compiles_in_child", lambda *of: "the compiler crashed (signal 11)")
+    monkeypatch.setattr(tuning, "measure", None)
+    assert tuning.tune(dict(mix_rms_norm=[dict(OPS["mix_rms_norm"].cases["d12"])])) == {}
+    assert "mix_rms_norm: not tuned: the compiler crashed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("capability, narrow", [((9, 0), torch.bfloat16), ((7, 5), torch.float16)])
