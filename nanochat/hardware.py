@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -61,7 +61,7 @@ class Hardware:
     rank: int = 0
     local_rank: int = 0
     world: int = 1
-    peak: Peak | None = field(default=None)
+    peak: Peak | None = None  # the data sheet's, of a known card in a 16-bit dtype
 
     @property
     def is_main(self) -> bool:
@@ -115,7 +115,8 @@ def setup(device_type: str = "") -> Hardware:
         meet(backend, own, rank, world)
     name = device_name(device)
     dtype, reason = compute_dtype(device)
-    return Hardware(device, name, dtype, reason, memory(device), rank, local_rank, world, PEAKS.get(name))
+    peak = PEAKS.get(name) if dtype.itemsize == 2 else None
+    return Hardware(device, name, dtype, reason, memory(device), rank, local_rank, world, peak)
 
 
 def pick(asked: str, index: int) -> str:
@@ -153,12 +154,11 @@ DXG = Path("/dev/dxg")  # Windows's GPU in its Linux, whatever the kernel's name
 def set_allocator() -> bool:
     """Lets the caching allocator grow its segments, so that less memory is lost between them; before CUDA starts.
 
-    Not where the user set it otherwise, nor on Windows, its Linux (where mapping memory fails) or ROCm before 7.
-    Returns whether it was set here.
+    Not where the user set it otherwise, nor on Windows or its Linux, where mapping memory fails, nor on AMD's cards,
+    where copies have been seen to hang with it (pytorch/pytorch issue 192259). Returns whether it was set here.
     """
     linux = sys.platform == "linux" and "microsoft" not in os.uname().release.lower() and not DXG.exists()
-    old_rocm = bool(torch.version.hip) and int(str(torch.version.hip).split(".")[0]) < 7
-    wanted = linux and not old_rocm and not any(name in os.environ for name in ALLOCATOR)
+    wanted = linux and not torch.version.hip and not any(name in os.environ for name in ALLOCATOR)
     if wanted:
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     return wanted
