@@ -4,6 +4,7 @@ Half of the time is for CORE, of the base model; half for ChatCORE's tasks, of e
 is assumed, and to the safe side; the report's intervals say what the sample is worth.
 """
 
+from nanochat import sandbox
 from nanochat.presets import Flags
 from nanochat.tasks import available
 
@@ -40,5 +41,10 @@ def flags(time: float, rate: float, device: str, context: int, stages: int = 3) 
     written = QUESTION * FORWARD + answer * DECODE[device]
     chat = stages * ((CHOICES * QUESTION * FORWARD + WRITTEN * written) / rate + SANDBOX)
     rows, problems = (min(int(count), LIMIT) for count in ((time / 2 - CORE_START) / core, time / 2 / chat))
-    asked: Flags = dict(tasks=",".join(available()), max_problems=max(1, problems))
+    asked: Flags = dict(tasks=",".join(tasks()), max_problems=max(1, problems))
     return dict(eval="core", max_per_task=rows) if rows >= FEWEST else {}, asked
+
+
+def tasks() -> list[str]:
+    """ChatCORE's that can be asked here: with their data, and HumanEval where programs can be isolated."""
+    return [name for name in available() if name != "humaneval" or not sandbox.missing()]

@@ -97,7 +97,7 @@ class Practising:
         """
         objective, hardware = self.objective, stage.hardware
         batches, teaching = self.batches(own, samples, tokens, hardware.device)
-        teaching = any_rank(teaching, hardware)
+        teaching = any_rank(teaching or self.drawn_back(stage.model), hardware)
         set_rates(stage)
         before, losses, mismatch = stage.optimizer.finish_step(), [], Mismatch()
         for _ in range(objective.updates):
@@ -132,7 +132,7 @@ class Practising:
         return said, mismatch, len(losses) * sum(batch.inputs.numel() for batch in batches), before
 
     def batches(self, own: list[Sample], samples: int, tokens: int, device: torch.device) -> tuple[list[Rows], bool]:
-        """(micro-batches of the samples that teach something, the longest first; whether there are any).
+        """(micro-batches of the samples that teach something, the longest first; whether one has an advantage).
 
         Without an advantage a sample's gradient is zero, but for a KL term: it is not run. One at least always is, to
         measure how far engine and trainer agree.
@@ -144,7 +144,17 @@ class Practising:
         chosen = [i for i in range(len(own)) if advantage[i] != 0 or self.objective.kl]
         order = sorted(chosen or [0], key=lambda i: -len(own[i].tokens))
         parts = [order[at : at + self.rows] for at in range(0, len(order), self.rows)]
-        return [rows([own[i] for i in part], advantage[part], weight[part], device) for part in parts], bool(chosen)
+        made = [rows([own[i] for i in part], advantage[part], weight[part], device) for part in parts]
+        return made, bool(advantage.any())
+
+    def drawn_back(self, model: GPT) -> bool:
+        """Whether a KL term has a gradient. While the policy still is the reference, that would be rounding alone,
+        which the optimizer makes as large as any other.
+        """
+        if self.reference is None:
+            return False
+        pairs = zip(model.parameters(), self.reference.parameters())
+        return any(bool((one != other).any()) for one, other in pairs)
 
     def examine(self, stage: Stage, stop: Callable[[], bool]) -> tuple[dict[str, Any], str] | None:
         """(numbers for the log, a sentence) about the held-out questions; None when one process is told to stop."""

@@ -2,13 +2,14 @@
 
 import pytest
 
-from nanochat import evaluation_size
+from nanochat import evaluation_size, sandbox
 from nanochat.tasks import CHATCORE
 
 
 @pytest.fixture(autouse=True)
 def everything_is_there(monkeypatch):
     monkeypatch.delenv("NANOCHAT_HUB_ROOT", raising=False)
+    monkeypatch.setattr(sandbox, "missing", lambda: "")
 
 
 def predicted(core: int, chat: int, rate: float, decode: float, context: int) -> float:
@@ -35,6 +36,13 @@ def test_a_slow_machine_asks_less_and_a_fast_one_no_more_than_500():
     slow, fast = (evaluation_size.flags(100.0, rate, "cpu", 256) for rate in (1.0, 1e9))
     assert slow[0] == {} and slow[1]["max_problems"] == 1  # CORE wants eleven rows of each task
     assert fast[0]["max_per_task"] == 500 and fast[1]["max_problems"] == 111  # the sandbox takes its time anywhere
+
+
+def test_humaneval_is_not_asked_where_its_programs_cannot_be_isolated(monkeypatch):
+    """Asked for, it would fail each stage's evaluation, and with it the run."""
+    monkeypatch.setattr(sandbox, "missing", lambda: "Landlock")
+    tasks = evaluation_size.flags(100.0, 1e5, "cuda", 2048)[1]["tasks"]
+    assert tasks == ",".join(name for name in CHATCORE if name != "humaneval")
 
 
 def test_the_time():

@@ -9,7 +9,7 @@ import pytest
 import standins
 import tiny
 
-from nanochat import cadence, hardware, measure, plan, presets, rl_size, toolchain
+from nanochat import cadence, hardware, measure, plan, presets, rl_size, sandbox, toolchain
 from nanochat.chat_stages import ChatFlags
 from nanochat.cost import flops_per_token
 from nanochat.data import hub
@@ -66,6 +66,14 @@ def test_hub_data_leaves_time_for_a_sample_of_every_evaluation(run, tmp_path, mo
     assert "of each of CORE's tasks" in capsys.readouterr().out
     assert core.startswith("CORE=(--eval=core --max-per-task=")
     assert chat.startswith("CHAT=(--tasks=gsm8k,spellingbee --max-problems=")
+    hub_fixture.write(tmp_path / "hub", "openai/openai_humaneval", "openai_humaneval", "test", [dict(prompt="")])
+    for lacks, said in (
+        (("", "gsm8k, humaneval, spellingbee")),
+        ("Landlock", "not HumanEval, whose programs cannot be"),
+    ):
+        monkeypatch.setattr(sandbox, "missing", lambda lacks=lacks: lacks)
+        plan.show(made, run, ["eval"])
+        assert said in (shown := capsys.readouterr().out) and ("this system lacks Landlock" in shown) == bool(lacks)
 
 
 def test_other_data_is_evaluated_as_before(run, tmp_path):

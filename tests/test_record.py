@@ -6,6 +6,7 @@ import json
 import re
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -23,9 +24,10 @@ from nanochat.gpt import GPTConfig
 from nanochat.hardware import PEAKS
 from nanochat.log import read_log
 from nanochat.run import Run
+from nanochat.trainer import Settings, State
 from profiling.predicted import cards
 from profiling.predicted.cards import Sheet, by_driver, card
-from profiling.recorded import diff, record, step_page, step_sections
+from profiling.recorded import diff, record, step_page, step_sections, watch
 from profiling.recorded.analysis import analyse
 from profiling.recorded.mfu import predicted_ratio, rates, roofline_share, waterfall
 from profiling.recorded.step_sections import Lab
@@ -210,6 +212,21 @@ def test_a_recorder_knows_what_an_engine_did(tmp_path):
     page = (tmp_path / "profile" / "profile.html").read_text()
     for number, took, read in zip((5, 6), found.step_ns, (19, 0)):
         assert f"<tr><td>{number}</td><td>{took / 1e6:.2f}</td><td>2</td><td>{read}</td></tr>" in page
+
+
+def test_steps_of_rl_have_the_tokens_that_they_learn_from_and_no_mfu(tmp_path):
+    """Its size of batch is none: most of such a step is decoding."""
+    stage = SimpleNamespace(
+        name="rl", folder=tmp_path, hardware=hardware.setup("cpu"), model=tiny.model(), state=State(), take=None,
+        settings=Settings(9, 1, 64, 64), meta=dict(dtype="float32", plan={}), compile=False,
+    )  # fmt: skip
+    watched = watch.training(stage)
+    for tokens in (100, 40, 7):
+        stage.state.tokens += tokens
+        watched.note()
+    assert watched.about(2)["tokens_per_step"] == 64 and watched.about(2)["flops_per_token"]["mfu"] > 0
+    stage.take = lambda *given: None
+    assert watched.about(2)["tokens_per_step"] == 47 / 2 and watched.about(2)["flops_per_token"] == {}
 
 
 def test_weights_of_8_bits_are_counted_as_such(tmp_path, monkeypatch):
@@ -469,6 +486,11 @@ def test_the_page_of_decoding_on_a_gpu(page):
     assert code == 0 and text.count("<td>4</td><td>1,234</td>") == step_sections.STEPS and "And 3 more steps." in text
     code, text = page(gpu_trace("?", decoding=DECODED, flops_per_token={}, world=1))
     assert code == 0 and facts(text)["flop_use"].startswith("unknown peak")
+
+
+def test_the_page_of_rl_on_a_gpu(page):
+    code, text = page(gpu_trace(flops_per_token={}))
+    assert code == 0 and "no MFU" in text and not {"mfu", "mfu_causal", "hfu"} & facts(text).keys()
 
 
 def test_the_page_says_what_recording_cost(page):

@@ -2,7 +2,7 @@
 
 import torch
 
-from nanochat import presets
+from nanochat import presets, sandbox
 from nanochat.cadence import checkpoint_bytes, overhead
 from nanochat.cost import parameter_counts
 from nanochat.gpt import GPTConfig
@@ -11,6 +11,7 @@ from nanochat.plan.decide import OTHER_SECONDS
 from nanochat.plan.record import ON_TOKENS, Plan
 from nanochat.plan.throughput import ASSUMED_MFU, MEASURED_LAYERS
 from nanochat.run import Run
+from nanochat.tasks import available
 
 
 def show(plan: Plan, run: Run, stages: list[str]) -> None:
@@ -44,6 +45,9 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
             text += f", {core['max_per_task']} of each of CORE's tasks" if core else ", no time for CORE"
             text += f", {chat['max_problems']} each of {str(chat['tasks']).replace(',', ', ')}"
             text += f", about {duration(plan.evaluation)} (predicted)"
+            if "humaneval" in available() and "humaneval" not in str(chat["tasks"]):
+                lacks = sandbox.missing()
+                text += f"; not HumanEval, whose programs cannot be isolated here: this system lacks {lacks}"
         print(f"  {stage:9} {text}" + (f", about {duration(seconds)}" if seconds else ""))
     if plan.rate:
         small = plan.steps.keys() > {"base"}  # a preset that fixes the steps of every stage

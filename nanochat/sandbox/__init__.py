@@ -5,6 +5,6 @@ of the program: rlimits, no capabilities, Landlock (landlock.py), an allow-list 
 the chat's Python tool.
 """
 
-from nanochat.sandbox.parent import Result, describe, judge, one_line, require, run
+from nanochat.sandbox.parent import Result, describe, judge, missing, one_line, require, run
 
-__all__ = ["Result", "describe", "judge", "one_line", "require", "run"]
+__all__ = ["Result", "describe", "judge", "missing", "one_line", "require", "run"]

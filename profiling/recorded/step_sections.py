@@ -69,7 +69,10 @@ def run(lab: Lab) -> list[Any]:
             ("tokens made in a step", f"{about['tokens_per_step']:,.4g}, one for each row"),
             ("prompt tokens read in a step", f"{decoding['prompt_tokens']:,.4g}"),
         ]
-    for name, (peak, meaning) in (DECODING if decoding else TRAINING).items() if found.on_device else ():
+    trained = about["flops_per_token"] if about else TRAINING  # none: steps of RL
+    for name, (peak, meaning) in (
+        (DECODING if decoding else TRAINING if trained else {}).items() if found.on_device else ()
+    ):
         value = f"{shares[name]:.1%} of the {peak}" if name in shares else UNKNOWN
         if f"{name}_fp8" in shares:
             value += f", {shares[f'{name}_fp8']:.1%} of the fp8 peak"
@@ -77,6 +80,8 @@ def run(lab: Lab) -> list[Any]:
     notes = slowed(about)
     if decoding:
         notes.append("A step is one of the engine: a token more for every row. Nothing is trained, so there is no MFU.")
+    elif not trained:
+        notes.append("Most of a step of RL is decoding: there is no MFU. The tokens are those that it learnt from.")
     if about.get("beside"):
         notes.append(f"Not steps alone: inside the recorded time lie {', '.join(about['beside'])}.")
     return [Table(("", lab.source), rows), *each_step(lab), *([] if found.on_device else [ON_CPU]), *notes]

@@ -31,18 +31,24 @@ class Watched:
 
 
 def training(stage: Stage) -> Watched:
-    """A step is an optimizer step."""
+    """A step is an optimizer step. Where the stage has steps of its own (RL's: most of one is decoding, and each has as
+    many tokens as are learnt from), their tokens are counted, and there are no FLOPs to speak of.
+    """
     state, settings = stage.state, stage.settings
     flops = training_flops(stage.model.config)  # now: counting builds a model, which is no part of a recorded step
+    tokens: list[int] = [state.tokens]  # after each step
+
+    def note() -> None:
+        tokens.append(state.tokens)
 
     def about(steps: int) -> dict[str, Any]:
         return dict(
             first_step=state.step - steps,
-            tokens_per_step=settings.total_batch_size,
+            tokens_per_step=(tokens[-1] - tokens[-1 - steps]) / steps if stage.take else settings.total_batch_size,
             dtype=stage.meta["dtype"],
             fp8=stage.meta["plan"].get("fp8"),
             compiled=stage.compile,
-            flops_per_token=flops,
+            flops_per_token={} if stage.take else flops,
         )
 
     def due() -> list[str]:
@@ -53,7 +59,7 @@ def training(stage: Stage) -> Watched:
 
     more = "train longer (--num-iterations), or begin it again (--fresh)"
     left = settings.num_iterations - state.step
-    return Watched(stage.name, stage.folder, stage.hardware, more, about, left, due)
+    return Watched(stage.name, stage.folder, stage.hardware, more, about, left, due, note)
 
 
 def decoding(engine: Engine, name: str, folder: Path, hardware: Hardware, more: str) -> Watched:
