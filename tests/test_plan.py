@@ -291,6 +291,22 @@ def test_a_known_gpu(run, gpus, capsys, cards, count, preset, depth, dtype):
     assert ("  gpus      " in shown) == (count < len(cards))
 
 
+def test_a_stored_plan_goes_on_with_fewer_gpus(run, gpus, capsys):
+    """Each rank without a card would end with a sentence."""
+    gpus(*["H100"] * 8)
+    plan.store(made := plan.make(run, {}), run)
+    gpus(*["H100"] * 3)
+    plan.with_fewer_gpus(there := plan.load(run, {}))
+    assert (there.gpus, there.batch, there.steps, there.flags) == (2, made.batch, made.steps, made.flags)
+    assert there.rate == made.rate / 4 and there.seconds["base"] == 4 * made.seconds["base"]
+    plan.show(there, run, list(plan.STAGES))
+    assert "gpus      2, since no more can be used here; planned were 8" in capsys.readouterr().out
+    assert "\nGPUS=2\n" in plan.shell(there, run, ["base"], False)
+    gpus(*["H100"] * 8)
+    plan.with_fewer_gpus(there := plan.load(run, {}))
+    assert there == made
+
+
 def test_an_unknown_gpu_is_planned_from_steps_of_a_shallow_model(run, gpus, capsys, monkeypatch):
     gpus(*["unknown"] * 2)
     measured = []

@@ -6,8 +6,21 @@ say so.
 """
 
 from nanochat.plan.command import shell
-from nanochat.plan.decide import check, make, spread
+from nanochat.plan.decide import check, make, spread, with_fewer_gpus
 from nanochat.plan.page import show
 from nanochat.plan.record import STAGES, USUAL, Plan, load, path, store
 
-__all__ = ["STAGES", "USUAL", "Plan", "check", "load", "make", "path", "shell", "show", "spread", "store"]
+__all__ = [
+    "STAGES",
+    "USUAL",
+    "Plan",
+    "check",
+    "load",
+    "make",
+    "path",
+    "shell",
+    "show",
+    "spread",
+    "store",
+    "with_fewer_gpus",
+]

@@ -148,6 +148,17 @@ def spread(plan: Plan, nodes: int) -> None:
         plan.flags["rl"]["questions"] = ranks
 
 
+def with_fewer_gpus(plan: Plan) -> None:
+    """Goes on with a stored plan where fewer GPUs are than it was made for: its steps stay, and take longer."""
+    alike = hardware.gpus_alike() if plan.device == "cuda" and torch.cuda.is_available() else 0
+    if 0 < alike < plan.gpus:
+        gpus = 1 << (alike.bit_length() - 1)
+        plan.reasons.append(f"gpus: {gpus}, since no more can be used here; planned were {plan.gpus}")
+        share = gpus / plan.gpus
+        plan.gpus, plan.rate = gpus, plan.rate * share
+        plan.seconds = {stage: seconds and seconds / share for stage, seconds in plan.seconds.items()}
+
+
 def fit(plan: Plan, max_minutes: float | None) -> None:
     """Sets the time of each stage, and shortens all training alike when together they exceed max_minutes.
 
