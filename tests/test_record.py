@@ -1,4 +1,4 @@
-"""--profile through the scripts, the page about a trace made by hand, the three MFUs, and two recordings compared."""
+"""--profile through the scripts, the page about a trace made by hand, and the three MFUs."""
 
 import gc
 import gzip
