@@ -105,7 +105,7 @@ def run() -> None:
     flags = parse(Flags, __doc__ or "", sys.argv[2:])
     expands = set_allocator()  # as a training has it: before CUDA starts
     usable = flags.profile != "smoke" and pick("", 0) == "cuda"  # raises where torch cannot use a card
-    if usable and expands:
+    if expands and torch.cuda.is_available():  # also with smoke, which then runs on the card
         try_allocator(torch.device("cuda", 0), 0)
     flags.profile = flags.profile or ("quick" if usable else "smoke")
     if flags.profile not in profiles.PROFILES:

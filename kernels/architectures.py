@@ -1,7 +1,7 @@
 """The architectures that kernels are compiled for, as data: their limits, and what they cannot do. A leaf.
 
 Tests compile every op for all of TARGETS and, by name (`--full`), of OTHER_TARGETS. On ROCm, where a compiler's crash
-would end the process, `auto` takes our kernels on these only (`untried`).
+would end the process, our kernels run, are tuned and benchmarked on these only (`untried`).
 """
 
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ def refused(op: str, arch: str, dtype: torch.dtype) -> str:
 
 
 def untried(arch: str) -> str:
-    """Why `auto` leaves an AMD architecture to PyTorch: no test compiles for it; "" where one does, and on NVIDIA's."""
+    """Why an AMD architecture is left to PyTorch: no test compiles for it; "" where one does, and on NVIDIA's."""
     if not arch.startswith("gfx") or arch in ALL_TARGETS:
         return ""
     tried = ", ".join(name for name in ALL_TARGETS if name.startswith("gfx"))

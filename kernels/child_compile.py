@@ -1,9 +1,9 @@
 """Compiling in a child process, so that a compiler's crash is a line of text and not the end of this process.
 
-Triton's AMD compiler can end its process by a signal, which no exception catches. `compiles_in_child` is for dispatch:
-whether an op's kernels compile for the card at hand, asked before the first launch there. `report` is the table of
-`python -m kernels compile`: AMD targets in a child, the others here. A child reads tasks as JSON and prints, for each
-launch, one line before it compiles it and one with the row after.
+Triton's AMD compiler can end its process by a signal, which no exception catches. `compiles_in_child` is for dispatch,
+tuning and benchmarks: whether an op's kernels compile for the card at hand, asked before the first launch there.
+`report` is the table of `python -m kernels compile`: AMD targets in a child, the others here. A child reads tasks as
+JSON and prints, for each launch, one line before it compiles it and one with the row after.
 """
 
 import hashlib

@@ -185,7 +185,7 @@ def unfit(op: str, dtype: torch.dtype, size: int, index: int) -> str:
 
 
 def uncompilable(op: str, dtype: torch.dtype, size: int, index: int) -> str:
-    """Why an op's kernels must not be compiled for a GPU of this machine, or ""."""
+    """Why an op's kernels cannot, or must not, be compiled in this process for a GPU of this machine, or ""."""
     if why := OPS[op].refuses(dtype):
         return why
     arch = tuned.architecture(index)

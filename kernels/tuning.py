@@ -256,7 +256,8 @@ def tune(
     The ops that are left share the time that is left. The reference is compiled for an op's first case, and where it
     was measured for this very size before: that would else be decided by another size's time from now on. Without the
     reference, such sizes stay as they are. `keep` gets all rows so far after every op. This process uses them from then
-    on. Raises ValueError without a CUDA device, dispatch.Lost where a candidate has made it useless.
+    on. On AMD's cards a child compiles what is in force first, but candidates are compiled here, and one may end the
+    process. Raises ValueError without a CUDA device, dispatch.Lost where a candidate has made it useless.
     """
     if not torch.cuda.is_available():
         raise ValueError("tuning needs a CUDA device, and there is none here")
@@ -267,9 +268,6 @@ def tune(
         dtype = torch.bfloat16 if new else torch.float16
         if name in MASTERS:
             dtype, several = torch.float32, [dict(case, mixed=int(new)) for case in several]
-        if why := dispatch.uncompilable(name, dtype, OPS[name].size(several[0]), index):
-            say(f"{name}: not tuned: {why}")
-            continue
         until, sizes = share(ends, len(cases) - i), _one_a_size(OPS[name], several)
         known = {size for size in sizes if _beside_reference(name, dtype, size, index)}
         sizes = sizes if reference else {size: case for size, case in sizes.items() if size not in known}
@@ -277,6 +275,9 @@ def tune(
             what = f"{name}, size {size}"
             if time.monotonic() > until:
                 say(f"{what}: no time was left; its static block sizes stay")
+                continue
+            if why := dispatch.uncompilable(name, dtype, size, index):
+                say(f"{what}: not tuned: {why}")
                 continue
             memory = False
             try:

@@ -430,14 +430,19 @@ def test_on_amds_cards_a_kernel_that_ends_its_compiler_is_skipped(monkeypatch):
     assert on_a_card("rms_norm", monkeypatch) == ["RuntimeError: tried"]
 
 
-def test_memory_is_allocated_as_in_a_training_before_cuda_starts(monkeypatch):
+@pytest.mark.parametrize("profile", ["quick", "smoke"])
+@pytest.mark.parametrize("expands, tried", [(True, ["try"]), (False, [])])
+def test_memory_is_allocated_as_in_a_training_before_cuda_starts(monkeypatch, profile, expands, tried):
     called = []
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "run"])
-    monkeypatch.setattr(command, "set_allocator", lambda: called.append("set") or True)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "run", f"--profile={profile}"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(command, "set_allocator", lambda: called.append("set") or expands)
     monkeypatch.setattr(command, "pick", lambda *asked: called.append("start") or "cuda")
-    monkeypatch.setattr(command, "try_allocator", lambda device, rank: sys.exit(f"{called}, then tried on {device}"))
-    with pytest.raises(SystemExit, match=r"\['set', 'start'\], then tried on cuda:0"):
+    monkeypatch.setattr(command, "try_allocator", lambda device, rank: called.append("try"))
+    monkeypatch.setattr(command, "measured", lambda *given: sys.exit())
+    with pytest.raises(SystemExit):
         command.run()
+    assert called == ["set", *(["start"] if profile == "quick" else []), *tried]
 
 
 def test_rates_by_hand():

@@ -9,6 +9,7 @@ import pytest
 import standins
 import tiny
 
+import scripts.plan
 from nanochat import cadence, hardware, measure, plan, presets, rl_size, sandbox, toolchain
 from nanochat.chat_stages import ChatFlags
 from nanochat.cost import flops_per_token
@@ -291,20 +292,40 @@ def test_a_known_gpu(run, gpus, capsys, cards, count, preset, depth, dtype):
     assert ("  gpus      " in shown) == (count < len(cards))
 
 
-def test_a_stored_plan_goes_on_with_fewer_gpus(run, gpus, capsys):
-    """Each rank without a card would end with a sentence."""
-    gpus(*["H100"] * 8)
-    plan.store(made := plan.make(run, {}), run)
-    gpus(*["H100"] * 3)
+def gone_on_with(run, gpus, cards, capsys):
+    """(what a second call of speedrun.sh gets for its shell, and prints) where so many cards are there."""
+    gpus(*cards)
+    text = scripts.plan.here(scripts.plan.Flags(run=run.name))
+    return text, capsys.readouterr().out
+
+
+def test_a_stored_plan_goes_on_with_fewer_gpus(run, gpus, capsys, monkeypatch):
+    """Or each rank without a card would end with a sentence."""
+    monkeypatch.setattr(decide, "need_room", lambda *of: None)
+    first, shown = gone_on_with(run, gpus, ["H100"] * 8, capsys)
+    assert "\nGPUS=8\n" in first and "8 x NVIDIA H100" in shown
+    made = plan.load(run, {})
+    text, shown = gone_on_with(run, gpus, ["H100"] * 3, capsys)
+    assert text == first.replace("GPUS=8", "GPUS=2") and "gpus      2 of 3; it was planned for 8\n" in shown
     plan.with_fewer_gpus(there := plan.load(run, {}))
-    assert (there.gpus, there.batch, there.steps, there.flags) == (2, made.batch, made.steps, made.flags)
     assert there.rate == made.rate / 4 and there.seconds["base"] == 4 * made.seconds["base"]
-    plan.show(there, run, list(plan.STAGES))
-    assert "gpus      2, since no more can be used here; planned were 8" in capsys.readouterr().out
-    assert "\nGPUS=2\n" in plan.shell(there, run, ["base"], False)
+    assert gone_on_with(run, gpus, ["H100"] * 8, capsys)[0] == first  # what is stored stays
+
+
+def test_with_fewer_gpus_there_are_as_many_rows_as_fit(run, gpus):
+    """The optimizer's state is shared out among fewer."""
     gpus(*["H100"] * 8)
+    plan.store(made := plan.make(run, dict(depth=40, max_minutes=600.0)), run)
+    gpus(*["H100"] * 2)
     plan.with_fewer_gpus(there := plan.load(run, {}))
-    assert there == made
+    rows, before = (int(one.flags["base"]["device_batch_size"]) for one in (there, made))
+    config = GPTConfig(**made.config)
+    assert (rows, before) == (1, 4) and predicted(config, 1, 2, "bfloat16") < 79.1 < predicted(config, 4, 2, "bfloat16")
+    assert all(there.flags[stage]["device_batch_size"] == rows for stage in ("base", "mid", "sft", "rl"))
+    assert "planned for 8, and it takes longer than --max-minutes" in there.reasons[-1]
+    gpus("4090")
+    with pytest.raises(UserError, match=r"planned for 8 GPUs; with 1 it needs \d+\.\d GiB a GPU for a single row"):
+        plan.with_fewer_gpus(plan.load(run, {}))
 
 
 def test_an_unknown_gpu_is_planned_from_steps_of_a_shallow_model(run, gpus, capsys, monkeypatch):
@@ -320,7 +341,7 @@ def test_an_unknown_gpu_is_planned_from_steps_of_a_shallow_model(run, gpus, caps
     per_second = 2 * rows * 2048 / 0.5 * flops_per_token(tried)
     assert made.measured and made.rate == pytest.approx(per_second / flops_per_token(config))
     plan.show(made, run, ["base"])
-    assert "from steps measured on 2 of its layers: no peak is known for this GPU" in capsys.readouterr().out
+    assert "from steps measured on 2 of its layers: its peak in bfloat16 is not known" in capsys.readouterr().out
 
 
 def test_a_step_is_measured(monkeypatch):

@@ -213,7 +213,7 @@ def test_a_recorder_knows_what_an_engine_did(tmp_path):
         assert f"<tr><td>{number}</td><td>{took / 1e6:.2f}</td><td>2</td><td>{read}</td></tr>" in page
 
 
-def test_steps_of_rl_have_the_tokens_that_they_learn_from_and_no_mfu(tmp_path):
+def test_steps_of_rl_have_the_tokens_that_they_ran_and_no_mfu(tmp_path):
     """Its size of batch is none: most of such a step is decoding."""
     stage = SimpleNamespace(
         name="rl", folder=tmp_path, hardware=hardware.setup("cpu"), model=tiny.model(), state=State(), take=None,
@@ -485,6 +485,11 @@ def test_the_page_of_decoding_on_a_gpu(page):
     assert code == 0 and text.count("<td>4</td><td>1,234</td>") == step_sections.STEPS and "And 3 more steps." in text
     code, text = page(gpu_trace("?", decoding=DECODED, flops_per_token={}, world=1))
     assert code == 0 and facts(text)["flop_use"].startswith("unknown peak")
+
+
+def test_float32_is_not_held_against_peaks_of_16_bits(page):
+    code, text = page(gpu_trace(dtype="torch.float32"))
+    assert code == 0 and facts(text)["mfu"].startswith("unknown peak") and "could not be made" not in text
 
 
 def test_the_page_of_rl_on_a_gpu(page):

@@ -329,22 +329,26 @@ def test_an_op_that_is_promised_in_no_dtype_of_the_card_is_not_searched(card, mo
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (7, 5))
     monkeypatch.setattr(tuning, "measure", None)
     assert tuning.tune(dict(fp8_linear=[dict(OPS["fp8_linear"].cases["d12"])])) == {}
-    assert "fp8_linear: not tuned: fp8_linear makes no promise for float16" in capsys.readouterr().out
+    assert ": not tuned: fp8_linear makes no promise for float16" in capsys.readouterr().out
 
 
 def test_an_op_that_the_card_has_no_instructions_for_is_not_searched(card, monkeypatch, capsys):
     monkeypatch.setattr(tuned, "architecture", lambda index=0: "sm_80")
     monkeypatch.setattr(tuning, "measure", None)
     assert tuning.tune(dict(fp8_linear=[dict(OPS["fp8_linear"].cases["d12"])])) == {}
-    assert "fp8_linear: not tuned: sm_80 has no fp8" in capsys.readouterr().out
+    assert ": not tuned: sm_80 has no fp8" in capsys.readouterr().out
 
 
-def test_on_amds_cards_an_op_that_ends_its_compiler_is_not_searched(card, monkeypatch, capsys):
+def test_on_amds_cards_sizes_that_end_their_compiler_are_not_searched(card, monkeypatch, capsys):
+    """Each size has kernels of its own."""
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    monkeypatch.setattr(child_compile, "compiles_in_child", lambda *of: "the compiler crashed (signal 11)")
-    monkeypatch.setattr(tuning, "measure", None)
-    assert tuning.tune(dict(mix_rms_norm=[dict(OPS["mix_rms_norm"].cases["d12"])])) == {}
-    assert "mix_rms_norm: not tuned: the compiler crashed" in capsys.readouterr().out
+    crashes = lambda op, size, dtype, arch: "the compiler crashed (signal 11)" if size == 256 else ""
+    monkeypatch.setattr(child_compile, "compiles_in_child", crashes)
+    searched = []
+    monkeypatch.setattr(tuning, "measure", lambda op, case, *more: searched.append(case["C"]) or {})
+    tuning.tune(dict(mix_rms_norm=[dict(N=8, C=512), dict(N=8, C=256), dict(N=8, C=128)]))
+    assert searched == [512, 128]
+    assert "mix_rms_norm, size 256: not tuned: the compiler crashed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("capability, narrow", [((9, 0), torch.bfloat16), ((7, 5), torch.float16)])

@@ -148,15 +148,31 @@ def spread(plan: Plan, nodes: int) -> None:
         plan.flags["rl"]["questions"] = ranks
 
 
-def with_fewer_gpus(plan: Plan) -> None:
-    """Goes on with a stored plan where fewer GPUs are than it was made for: its steps stay, and take longer."""
+def with_fewer_gpus(plan: Plan, nodes: int = 1) -> None:
+    """Goes on with a stored plan where fewer GPUs are than it was made for: its steps stay and take longer, with fewer
+    rows at a time where a GPU's larger share of the optimizer's state wants room. Raises UserError where there is none.
+    """
     alike = hardware.gpus_alike() if plan.device == "cuda" and torch.cuda.is_available() else 0
-    if 0 < alike < plan.gpus:
-        gpus = 1 << (alike.bit_length() - 1)
-        plan.reasons.append(f"gpus: {gpus}, since no more can be used here; planned were {plan.gpus}")
-        share = gpus / plan.gpus
-        plan.gpus, plan.rate = gpus, plan.rate * share
-        plan.seconds = {stage: seconds and seconds / share for stage, seconds in plan.seconds.items()}
+    if not 0 < alike < plan.gpus:
+        return
+    gpus, planned, there = 1 << (alike.bit_length() - 1), plan.gpus, hardware.memory(torch.device("cuda:0")) / 2**30
+    needed = lambda rows: presets.predicted(GPTConfig(**plan.config), rows, gpus * nodes, plan.dtype)
+    rows = usual = int(plan.flags["base"]["device_batch_size"])
+    while rows > 1 and needed(rows) >= presets.SHARE * there:
+        rows //= 2
+    if needed(rows) > there:
+        raise UserError(
+            f"run {plan.run!r} was planned for {planned} GPUs; with {gpus} it needs {needed(rows):.1f} GiB a GPU for a "
+            f"single row, as predicted, of {there:.1f}: go on with more GPUs, or begin another --run NAME"
+        )
+    if rows < usual:
+        for stage in {*ON_TOKENS, "rl"} & plan.flags.keys():
+            plan.flags[stage]["device_batch_size"] = rows
+    share, limit = gpus / planned, ", and it takes longer than --max-minutes" if "max_minutes" in plan.asked else ""
+    plan.reasons = [reason for reason in plan.reasons if not reason.startswith("gpus: ")]
+    plan.reasons.append(f"gpus: {gpus} of {torch.cuda.device_count()}; it was planned for {planned}{limit}")
+    plan.gpus, plan.rate = gpus, plan.rate * share
+    plan.seconds = {stage: seconds and seconds / share for stage, seconds in plan.seconds.items()}
 
 
 def fit(plan: Plan, max_minutes: float | None) -> None:

@@ -56,7 +56,7 @@ def show(plan: Plan, run: Run, stages: list[str]) -> None:
             if not plan.measured
             else "measured just now"
             if small
-            else f"from steps measured on {MEASURED_LAYERS} of its layers: no peak is known for this GPU"
+            else f"from steps measured on {MEASURED_LAYERS} of its layers: its peak in {plan.dtype} is not known"
         )
         counted = plan.seconds.keys() >= set(ON_TOKENS)  # so it is with a limit, too
         whole = sum(s or 0 for s in plan.seconds.values()) + (OTHER_SECONDS + plan.evaluation if counted else 0)

@@ -20,9 +20,9 @@ MEASURED_LAYERS = 2  # of a large model on a GPU whose peak is not known
 def speed(machine: hardware.Hardware, config: GPTConfig, preset: Preset, gpus: int, run: Run) -> tuple[float, bool]:
     """(tokens per second of base training, whether it was measured).
 
-    Predicted from the peak of a known GPU. Measured otherwise: the small preset's model itself, or a model of the same
-    width with few layers, whose FLOP/s the whole one is then expected to reach. Raises UserError before that when the
-    disk cannot hold the run's checkpoints.
+    Predicted from a GPU's peak where that is known in this dtype. Measured otherwise: the small preset's model itself,
+    or a model of the same width with few layers, whose FLOP/s the whole one is then expected to reach. Raises UserError
+    before that when the disk cannot hold the run's checkpoints.
     """
     small = preset.name == "small"
     if machine.device.type == "cuda" and not small and machine.peak:

@@ -36,8 +36,8 @@ PARTS = (
 def write(path: Path, folder: Path, card_name: str = "", name: str = "profile") -> tuple[Path, Lab]:
     """Analyses a trace and writes page and JSON, NAME.html and NAME.json; (the page's path, what it shows).
 
-    card_name: a short name, or the driver's. Raises UserError for what is no trace, for a card that is not known, and
-    where the trace would be written over.
+    card_name: a short name, or the driver's; in float32 none of its limits is used. Raises UserError for what is no
+    trace, for a card that is not known, and where the trace would be written over.
     """
     where, numbers = folder / f"{name}.html", folder / f"{name}.json"
     for made in (where, numbers):
@@ -45,7 +45,8 @@ def write(path: Path, folder: Path, card_name: str = "", name: str = "profile") 
             raise UserError(f"{made} is the trace itself, which would be written over; give another folder with --out")
     chip = (by_driver(card_name) or card(card_name)) if card_name else None
     found = analyse(trace.read(path))
-    lab = Lab(found, chip or by_driver(found.card or ""), one_line(path.name))
+    wide = "float32" in found.meta.get("dtype", "")  # a card's peaks are of 16 bits and fewer
+    lab = Lab(found, None if wide else chip or by_driver(found.card or ""), one_line(path.name))
     write_atomically(numbers, json.dumps(found.json(), indent=1).encode())
     write_atomically(where, render.page(title(found), sections(lab)).encode())
     return where, lab

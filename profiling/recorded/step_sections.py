@@ -69,10 +69,9 @@ def run(lab: Lab) -> list[Any]:
             ("tokens made in a step", f"{about['tokens_per_step']:,.4g}, one for each row"),
             ("prompt tokens read in a step", f"{decoding['prompt_tokens']:,.4g}"),
         ]
-    trained = about["flops_per_token"] if about else TRAINING  # none: steps of RL
-    for name, (peak, meaning) in (
-        (DECODING if decoding else TRAINING if trained else {}).items() if found.on_device else ()
-    ):
+    of_rl = bool(about) and not decoding and not about["flops_per_token"]
+    shown = DECODING if decoding else {} if of_rl else TRAINING
+    for name, (peak, meaning) in shown.items() if found.on_device else ():
         value = f"{shares[name]:.1%} of the {peak}" if name in shares else UNKNOWN
         if f"{name}_fp8" in shares:
             value += f", {shares[f'{name}_fp8']:.1%} of the fp8 peak"
@@ -80,8 +79,11 @@ def run(lab: Lab) -> list[Any]:
     notes = slowed(about)
     if decoding:
         notes.append("A step is one of the engine: a token more for every row. Nothing is trained, so there is no MFU.")
-    elif not trained:
-        notes.append("Most of a step of RL is decoding: there is no MFU. The tokens are those that it learnt from.")
+    elif of_rl:
+        notes.append(
+            "Most of a step of RL is decoding, so there is no MFU. Its tokens are those run while it learns, padding "
+            "among them, once for each update."
+        )
     if about.get("beside"):
         notes.append(f"Not steps alone: inside the recorded time lie {', '.join(about['beside'])}.")
     return [Table(("", lab.source), rows), *each_step(lab), *([] if found.on_device else [ON_CPU]), *notes]

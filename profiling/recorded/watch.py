@@ -31,8 +31,8 @@ class Watched:
 
 
 def training(stage: Stage) -> Watched:
-    """A step is an optimizer step. Where the stage has steps of its own (RL's: most of one is decoding, and each has as
-    many tokens as are learnt from), their tokens are counted, and there are no FLOPs to speak of.
+    """A step is an optimizer step. Of a stage with steps of its own (RL's, of which most is decoding) the tokens are
+    counted that were run while it learnt, and FLOPs are not.
     """
     state, settings = stage.state, stage.settings
     flops = training_flops(stage.model.config)  # now: counting builds a model, which is no part of a recorded step
