@@ -23,6 +23,7 @@ from nanochat.flags import MANY, SEEDS, flag, number, path
 from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.one_writer import only_writer
+from nanochat.ranks import first_alone
 from nanochat.recipe import Schedule
 from nanochat.run import Run
 from nanochat.stages import SCALINGS, Setup, run_stage, say, set_fp8
@@ -83,7 +84,8 @@ def _train(
     before = flags.source or _stage_before(run, name)
     parent = same_checkpoint(lambda: run.checkpoint(before))
     parent.check_tokenizer(tokenizer)
-    source, left_out = choose.conversations(flags.data, name, flags.seed, before, flags.word_problems)
+    chosen = lambda: choose.conversations(flags.data, name, flags.seed, before, flags.word_problems)
+    source, left_out = first_alone(chosen, hardware)
     masked = name == "sft"
     encode = conversation_encoder(tokenizer, masked)
     with same_version(parent.folder):

@@ -2,7 +2,8 @@
 
 import sys
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,8 @@ from torch import Tensor
 from nanochat.hardware import Hardware
 from nanochat.late import Late
 from nanochat.processes import end_at_once
+
+T = TypeVar("T")
 
 
 class Shared:
@@ -39,6 +42,17 @@ def gathered(value: Any, world: int) -> list[Any]:
     if world > 1:
         dist.all_gather_object(parts, value)
     return parts
+
+
+def first_alone(make: Callable[[], T], hardware: Hardware) -> T:
+    """Each rank's own, made by a machine's first rank before the others, who find its files in a cache. Collective."""
+    if hardware.local_rank == 0:
+        made = make()
+    hardware.barrier()
+    if hardware.local_rank > 0:
+        made = make()
+    hardware.barrier()
+    return made
 
 
 def any_rank(flag: bool, hardware: Hardware) -> bool:

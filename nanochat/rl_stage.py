@@ -24,6 +24,7 @@ from nanochat.hardware import Hardware
 from nanochat.hardware import setup as look_at_hardware
 from nanochat.one_writer import only_writer
 from nanochat.policy_gradient import NORMALIZED, Objective
+from nanochat.ranks import first_alone
 from nanochat.recipe import Schedule
 from nanochat.rl import Practising
 from nanochat.run import Run
@@ -148,7 +149,7 @@ def _train(flags: RLFlags, run: Run, hardware: Hardware, watch: Callable[[Stage]
         rows = flags.device_batch_size if flags.device_batch_size > 0 else parent.meta["settings"]["device_batch_size"]
         rates = {key: value * flags.init_lr_frac for key, value in parent.meta["rates"].items()}
     practice, objective = PRACTICE[name], flags.objective()
-    asked = Questions(practice, practice.train(), flags.seed)
+    asked = Questions(practice, first_alone(practice.train, hardware), flags.seed)
     limit = flags.max_new_tokens if flags.max_new_tokens > 0 else min(practice.task.limit, 256)
     steps = flags.num_iterations if flags.num_iterations > 0 else max(1, len(asked.all) // flags.questions)
     torch.manual_seed(flags.seed)  # nothing draws from it, but its state is in the checkpoint

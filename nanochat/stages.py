@@ -29,7 +29,7 @@ from nanochat.hardware import Hardware, can_compile
 from nanochat.interrupt import Interrupt
 from nanochat.log import LOG, json_log
 from nanochat.optim import MuonAdamW
-from nanochat.ranks import gathered
+from nanochat.ranks import first_alone, gathered
 from nanochat.recipe import Schedule
 from nanochat.run import Run
 from nanochat.tokenizer import Tokenizer
@@ -108,6 +108,7 @@ def _run_stage(setup: Setup) -> None:
         rates=setup.rates,
         settings=vars(settings),
     )
+    _same_everywhere(setup, meta["data"])
     stage = Stage(
         setup.name,
         setup.run.stage(setup.name),
@@ -261,16 +262,26 @@ def say(setup: Setup, line: str) -> None:
         print(line, flush=True)
 
 
+def _same_everywhere(setup: Setup, data: str) -> None:
+    """Raises UserError where a rank has other data or another number of steps than rank 0: it would train on rows that
+    are not its own, and leave the others alone in a collective. Collective.
+    """
+    steps = setup.settings.num_iterations
+    first, *others = gathered((data, steps), setup.hardware.world)
+    for rank, other in enumerate(others, 1):
+        if other != first:
+            raise UserError(
+                f"{setup.name}: rank {rank} has {other[0]}, {other[1]:,} steps, and rank 0 {first[0]}, {first[1]:,} "
+                "steps: give all machines the same data, or call again where the network failed"
+            )
+
+
 def _compile(setup: Setup) -> tuple[bool, str]:
     """Whether to compile, as all ranks have it, and if not, why."""
     hardware = setup.hardware
     if setup.compile != "auto":
         return False, "asked for" if setup.compile == "no" else setup.compile
-    works, reason = False, ""
-    for turn in (True, False):  # a machine's first rank alone: it may clear what a killed process left in the cache
-        if (hardware.local_rank == 0) == turn:
-            works, reason = can_compile(hardware.device)
-        hardware.barrier()
+    works, reason = first_alone(lambda: can_compile(hardware.device), hardware)  # it may clear what was left half made
     if hardware.world > 1:
         reasons = gathered("" if works else reason, hardware.world)
         failed = next((rank for rank, why in enumerate(reasons) if why), None)

@@ -171,15 +171,63 @@ def test_whoever_interrupts_does_not_wait_for_what_is_downloaded(tmp_path):
     assert with_hub("http://127.0.0.1:1", tmp_path / "cache", code).stdout == "interrupted\n"
 
 
-def test_a_data_set_whose_error_says_nothing(monkeypatch):
-    def load_dataset(*_, **__):
-        raise TimeoutError
+@pytest.fixture
+def loading(monkeypatch):
+    """loading(*problems): a package `datasets` that raises these, one a call, and then has a data set; its calls."""
+    paused = []
+    monkeypatch.setattr(hub.time, "sleep", paused.append)
 
-    monkeypatch.delenv("NANOCHAT_HUB_ROOT", raising=False)
-    fake = SimpleNamespace(disable_progress_bars=lambda: None, load_dataset=load_dataset)
-    monkeypatch.setitem(sys.modules, "datasets", fake)
-    with pytest.raises(UserError, match=r"openai/gsm8k \(main, test\) could not be loaded \(TimeoutError\)"):
+    def fake(*problems):
+        calls, left = [], [*problems]
+
+        def load_dataset(*given, **named):
+            calls.append(given)
+            if left:
+                raise left.pop(0)
+            return "loaded"
+
+        monkeypatch.delenv("NANOCHAT_HUB_ROOT", raising=False)
+        made = SimpleNamespace(disable_progress_bars=lambda: None, load_dataset=load_dataset)
+        monkeypatch.setitem(sys.modules, "datasets", made)
+        return calls
+
+    fake.paused = paused
+    return fake
+
+
+def test_a_data_set_is_asked_for_several_times(loading):
+    """What a network refuses once must not decide what a model is trained on."""
+    calls = loading(TimeoutError(), ConnectionError("reset"))
+    assert hub.dataset("openai/gsm8k", "main", "test") == "loaded" and len(calls) == 3
+    assert loading.paused == [1, 2]
+
+
+def test_a_data_set_whose_error_says_nothing(loading):
+    calls = loading(*[TimeoutError()] * 9)
+    with pytest.raises(UserError, match=r"openai/gsm8k \(main, test\) could not be loaded \(TimeoutError\)") as raised:
         hub.dataset("openai/gsm8k", "main", "test")
+    assert len(calls) == hub.TRIES and not isinstance(raised.value, hub.Lacks)
+
+
+def test_a_data_set_that_the_hub_has_not_is_asked_for_once(loading):
+    calls = loading(FileNotFoundError("DatasetNotFoundError is one"))
+    with pytest.raises(hub.Lacks, match="the Hub has no openai/gsm8k"):
+        hub.dataset("openai/gsm8k", "main", "test")
+    assert len(calls) == 1
+
+
+def test_shards_in_the_cache_are_not_downloaded(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert hub.to_download(2) == 3 and hub.cache() == tmp_path  # and the one that validates
+    there = tmp_path / f"datasets--{hub.BASE_REPO.replace('/', '--')}"
+    (there / "refs").mkdir(parents=True)
+    (there / "refs" / "main").write_text("abc")
+    (there / "snapshots" / "abc").mkdir(parents=True)
+    for number in (0, hub.LAST_SHARD, 7):
+        (there / "snapshots" / "abc" / hub.shard_name(number)).write_text("")
+    assert hub.to_download(2) == 1
 
 
 def test_without_a_network_it_says_what_to_do(tmp_path):

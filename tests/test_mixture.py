@@ -4,7 +4,7 @@ import hub_fixture
 import pytest
 import tiny
 
-from nanochat.data import choose
+from nanochat.data import choose, hub
 from nanochat.errors import UserError
 from nanochat.tasks import TASKS, rows, stage_mixtures
 from nanochat.tasks.mixture import InOrder, Mixture
@@ -150,6 +150,21 @@ def test_what_is_missing_is_left_out_and_said(made):
     for path in (made / "HuggingFaceTB").rglob("train-*.parquet"):
         path.unlink()
     with pytest.raises(UserError, match="no train-.*smol-smoltalk"):
+        choose.conversations("hub", "mid")
+
+
+@pytest.mark.parametrize("what", [("cais/mmlu", "all", "auxiliary_train"), ("allenai/ai2_arc", "ARC-Easy", "test")])
+def test_the_mixture_does_not_depend_on_the_networks_luck(made, monkeypatch, what):
+    """Or a rank would train on other rows than the others, or a model on questions that it is graded on."""
+    load = hub.dataset
+
+    def broken(*split):
+        if split == what:
+            raise UserError(f"{split[0]} could not be loaded")
+        return load(*split)
+
+    monkeypatch.setattr(hub, "dataset", broken)
+    with pytest.raises(UserError, match=f"{what[0]} could not be loaded"):
         choose.conversations("hub", "mid")
 
 

@@ -2,6 +2,7 @@ import json
 import re
 import shlex
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import hub_fixture
@@ -191,6 +192,30 @@ def test_a_full_disk_is_seen_before_anything_begins(run, monkeypatch):
     made.disk = 10**18
     with pytest.raises(UserError, match="needs about 1000000000.0"):
         plan.check(made, run, ["base"])
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_downloaded_text_is_not_asked_for_again(run, monkeypatch, tmp_path, elsewhere):
+    """A run for which there was just room, killed after its downloads, goes on."""
+    monkeypatch.setattr(hub, "reachable", lambda: (True, "the Hub answers"))
+    made = plan.make(run, dict(device="cpu", data="hub"))
+    count = room.shards(made)
+    text = room.SHARD * (count + 1)
+    assert made.disk > room.SHARD * count > 0
+    (cache := tmp_path / "cache").mkdir()
+    monkeypatch.setattr(hub, "cache", lambda: cache)
+    stat, free = Path.stat, {}
+    there = SimpleNamespace(st_dev=-1)
+    monkeypatch.setattr(Path, "stat", lambda path, **more: there if elsewhere and path == cache else stat(path, **more))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[folder == cache]))
+    monkeypatch.setattr(hub, "to_download", lambda shards: 0)
+    free.update({False: made.disk - room.SHARD * count, True: 0})
+    plan.check(made, run, ["mid"])
+    monkeypatch.setattr(hub, "to_download", lambda shards: shards + 1)
+    with pytest.raises(UserError, match="HF_HOME" if elsewhere else "NANOCHAT_BASE_DIR"):
+        plan.check(made, run, ["mid"])
+    free[elsewhere] += text
+    plan.check(made, run, ["mid"])
 
 
 def test_a_full_disk_is_seen_before_the_speed_is_measured(run, monkeypatch, capsys):

@@ -50,6 +50,28 @@ def test_two_ranks_know_the_same(tmp_path):
         assert torch.load(tmp_path / f"{rank}.pt") == [((4.0, 21, 0.0), False), ((4.0, 21, 1.0), True)]
 
 
+@pytest.mark.parametrize("local_rank", [0, 1])
+def test_a_machines_first_rank_makes_it_alone(local_rank):
+    """What it downloads, the others find in the cache."""
+    order = []
+    hardware = types.SimpleNamespace(local_rank=local_rank, barrier=lambda: order.append("barrier"))
+    assert ranks.first_alone(lambda: order.append("made") or "own", hardware) == "own"
+    assert order.index("made") == local_rank and order.count("barrier") == 2 and len(order) == 3
+
+
+@pytest.mark.parametrize("other", [("hub abc", 9), ("hub abd", 10)])
+def test_ranks_with_other_data_or_steps_do_not_train(monkeypatch, other):
+    """Each would take its share of other rows, and wait for the others at its own end."""
+    settings = types.SimpleNamespace(num_iterations=10)
+    setup = types.SimpleNamespace(name="mid", settings=settings, hardware=types.SimpleNamespace(world=3))
+    monkeypatch.setattr(stages, "gathered", lambda own, world: [own] * world)
+    stages._same_everywhere(setup, "hub abc")
+    monkeypatch.setattr(stages, "gathered", lambda own, world: [own, own, other])
+    words = f"mid: rank 2 has {other[0]}, {other[1]} steps, and rank 0 hub abc, 10 steps"
+    with pytest.raises(UserError, match=words):
+        stages._same_everywhere(setup, "hub abc")
+
+
 @pytest.mark.parametrize("stop", [False, True])
 def test_the_loss_is_asked_for_before_the_last_backward_and_read_after_it(monkeypatch, stop):
     order = []

@@ -9,10 +9,10 @@ pauses.
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from nanochat import optional
 from nanochat.data.documents import Documents
@@ -23,6 +23,11 @@ BASE_REPO = "karpathy/climbmix-400b-shuffle"
 LAST_SHARD = 6542  # the shard that validates, by name; the others are for training
 SHARD_CHARACTERS = 250_000_000
 TRIES = 5
+T = TypeVar("T")
+
+
+class Lacks(UserError):
+    """A mirror, or the Hub, is there and has not got a data set: asking again would not help."""
 
 
 def shard_name(number: int) -> str:
@@ -124,21 +129,55 @@ def _fetch(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    for attempt in range(TRIES):
+    def download() -> Path:
         try:
             return Path(hf_hub_download(BASE_REPO, name, repo_type="dataset"))
         except (RepositoryNotFoundError, EntryNotFoundError) as error:
-            if not isinstance(error, LocalEntryNotFoundError):
-                raise UserError(f"{BASE_REPO} on the Hub has no {name} ({type(error).__name__})") from None
-            problem: Exception = error
-        except Exception as error:  # the network in all its forms
-            problem = error
-        if attempt + 1 < TRIES:
+            if isinstance(error, LocalEntryNotFoundError):
+                raise
+            raise Lacks(f"{BASE_REPO} on the Hub has no {name} ({type(error).__name__})") from None
+
+    try:
+        return patiently(download)
+    except UserError:
+        raise
+    except Exception as problem:
+        raise UserError(
+            f"{name} of {BASE_REPO} could not be downloaded ({type(problem).__name__}); connect to the Hub and call "
+            "again (it goes on where it stopped), point NANOCHAT_HUB_ROOT at a mirror, or use --data PATH or --data "
+            "embedded"
+        ) from None
+
+
+def patiently(load: Callable[[], T]) -> T:
+    """What it loads over the network, tried again with growing pauses whatever fails but a UserError."""
+    for attempt in range(TRIES - 1):
+        try:
+            return load()
+        except UserError:
+            raise
+        except Exception:  # the network in all its forms
             time.sleep(2**attempt)
-    raise UserError(
-        f"{name} of {BASE_REPO} could not be downloaded ({type(problem).__name__}); connect to the Hub and call again "
-        "(it goes on where it stopped), point NANOCHAT_HUB_ROOT at a mirror, or use --data PATH or --data embedded"
-    )
+    return load()
+
+
+def to_download(shards: int) -> int:
+    """How many of the shards of `base_documents` are not in the Hub's cache yet."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return shards + 1
+    names = map(shard_name, [*range(min(shards, LAST_SHARD)), LAST_SHARD])
+    return sum(not isinstance(try_to_load_from_cache(BASE_REPO, name, repo_type="dataset"), str) for name in names)
+
+
+def cache() -> Path:
+    """The folder of the Hub's cache."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return Path.home()
+    return Path(constants.HF_HUB_CACHE)
 
 
 Split = tuple[str, str | None, str]  # of a data set: its repository, subset (None: it has none) and split
@@ -156,7 +195,10 @@ def has(repo: str, subset: str | None, split: str) -> bool:
 
 
 def dataset(repo: str, subset: str | None, split: str) -> Any:
-    """One split of a data set, as `datasets` gives it. Raises UserError when it cannot be had."""
+    """One split of a data set, as `datasets` gives it.
+
+    Raises Lacks where a mirror or the Hub has not got it, another UserError where it cannot be had.
+    """
     try:
         datasets = optional.package("datasets", "load_dataset")
     except ImportError as missing:
@@ -165,10 +207,10 @@ def dataset(repo: str, subset: str | None, split: str) -> Any:
     root = mirror()
     try:
         if root is None:
-            return datasets.load_dataset(repo, subset, split=split)
+            return patiently(lambda: found(datasets, repo, subset, split))
         files = _files(root, repo, subset, split)
         if not files:
-            raise UserError(f"the mirror has no {split}-*.parquet of {repo} in {root / repo / (subset or 'data')}")
+            raise Lacks(f"the mirror has no {split}-*.parquet of {repo} in {root / repo / (subset or 'data')}")
         return datasets.load_dataset("parquet", data_files=files, split="train")
     except UserError:
         raise
@@ -178,3 +220,10 @@ def dataset(repo: str, subset: str | None, split: str) -> Any:
             f"{repo} ({subset or 'default'}, {split}) could not be loaded ({why}); connect to the Hub, or point "
             "NANOCHAT_HUB_ROOT at a mirror"
         ) from None
+
+
+def found(datasets: Any, repo: str, subset: str | None, split: str) -> Any:
+    try:
+        return datasets.load_dataset(repo, subset, split=split)
+    except FileNotFoundError as error:  # as it calls a data set that is not there
+        raise Lacks(f"the Hub has no {repo} ({type(error).__name__})") from None

@@ -13,7 +13,7 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.plan import throughput
 from nanochat.plan.record import ON_TOKENS, Plan
-from nanochat.plan.room import disk, need_room
+from nanochat.plan.room import disk, need_room, shards
 from nanochat.presets import Flags, Preset
 from nanochat.recipe import horizon
 from nanochat.run import Run
@@ -245,4 +245,4 @@ def check(plan: Plan, run: Run, stages: list[str]) -> None:
         data = str(plan.flags[stage]["data"])
         if stage in stages and data not in ("embedded", "hub"):
             choose.conversations(data, stage)
-    need_room(run, plan.disk)
+    need_room(run, plan.disk, shards(plan))

@@ -1,6 +1,7 @@
 """What a run needs of the disk."""
 
 import shutil
+from pathlib import Path
 
 from nanochat.cadence import checkpoint_bytes
 from nanochat.data import hub
@@ -8,6 +9,8 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.plan.record import ON_TOKENS, Plan
 from nanochat.run import Run
+
+SHARD = 100_000_000  # bytes
 
 
 def checkpoints(config: GPTConfig, stages: int = len(ON_TOKENS)) -> int:
@@ -17,21 +20,34 @@ def checkpoints(config: GPTConfig, stages: int = len(ON_TOKENS)) -> int:
 
 def disk(plan: Plan, config: GPTConfig) -> int:
     """Bytes that the run's artifacts and downloads will take, at most, while a checkpoint is being written."""
-    total = checkpoints(config, len(ON_TOKENS) + ("rl" in plan.flags))
-    if plan.data == "hub" and not hub.mirror():
-        total += hub.shards_for(plan.steps["base"] * plan.batch) * 100_000_000
-    return total
+    return checkpoints(config, len(ON_TOKENS) + ("rl" in plan.flags)) + SHARD * shards(plan)
 
 
-def need_room(run: Run, size: int) -> None:
-    """Raises UserError when the disk cannot hold a run of so many bytes, what it has already among them."""
-    folder = run.folder
+def shards(plan: Plan) -> int:
+    """How many shards of text for pretraining are downloaded."""
+    return hub.shards_for(plan.steps["base"] * plan.batch) if plan.data == "hub" and not hub.mirror() else 0
+
+
+def need_room(run: Run, size: int, shards: int = 0) -> None:
+    """Raises UserError when the disk cannot hold a run of so many bytes, what it has already among them.
+
+    shards: so many of these bytes are text in the Hub's cache, which may be there already, or on another disk.
+    """
+    place, cache = existing(run.folder), existing(hub.cache())
+    has = sum(file.stat().st_size for file in run.folder.rglob("*") if file.is_file())
+    wanted, download = size - has - SHARD * shards, SHARD * hub.to_download(shards) if shards else 0
+    if place.stat().st_dev == cache.stat().st_dev:
+        wanted, download = wanted + download, 0
+    for folder, needed, name in ((place, wanted, "NANOCHAT_BASE_DIR"), (cache, download, "HF_HOME")):
+        if (free := shutil.disk_usage(folder).free) < needed:
+            raise UserError(
+                f"{folder} has {free / 1e9:.1f} GB free and this run needs about {needed / 1e9:.1f}; free some, or "
+                f"put {name} on another disk"
+            )
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    has = sum(file.stat().st_size for file in run.folder.rglob("*") if file.is_file())
-    if free + has < size:
-        raise UserError(
-            f"{folder} has {free / 1e9:.1f} GB free and this run needs about {(size - has) / 1e9:.1f}; free some, or "
-            "put NANOCHAT_BASE_DIR on another disk"
-        )
+    return folder

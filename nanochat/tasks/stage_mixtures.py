@@ -68,7 +68,8 @@ TESTS = (arc.EASY, arc.CHALLENGE, mmlu.TEST, gsm8k.TEST)
 def mixture(stage: str, after: str) -> tuple[Mixture, list[str]]:
     """(the source for stage "mid" or "sft" that follows stage `after`, what is to be said about it).
 
-    Raises UserError without SmolTalk: there is nothing to validate on.
+    Raises UserError without SmolTalk, since there is nothing to validate on, and for what is there and cannot be had:
+    the mixture does not depend on the network's luck.
     """
     recipe = MID if stage == "mid" else SFT if after == "mid" else SFT_ALONE
     val = replace(smoltalk.conversations("test"), name="smoltalk, test")
@@ -80,7 +81,7 @@ def mixture(stage: str, after: str) -> tuple[Mixture, list[str]]:
     for name, data_set in recipe.data_sets.items():
         try:
             found[name] = replace(data_set.load(), name=f"{name}, train")
-        except UserError as error:
+        except hub.Lacks as error:
             if name == "smoltalk":
                 raise
             notes.append(f"{name} is left out: {error}")
@@ -109,11 +110,11 @@ def mixture(stage: str, after: str) -> tuple[Mixture, list[str]]:
 
 
 def asked_in_tests() -> set[str]:
-    """The questions of all test splits that can be had: what cannot is not evaluated here either."""
+    """The questions of all test splits that are there: what is not is not evaluated here either."""
     asked: set[str] = set()
     for split in TESTS:
         try:
             asked |= keys(hub.dataset(*split))
-        except UserError:
+        except hub.Lacks:
             continue
     return asked
