@@ -9,10 +9,12 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from nanochat.data import choose, hub
 from nanochat.errors import UserError
@@ -187,7 +189,9 @@ def loading(monkeypatch):
             return "loaded"
 
         monkeypatch.delenv("NANOCHAT_HUB_ROOT", raising=False)
-        made = SimpleNamespace(disable_progress_bars=lambda: None, load_dataset=load_dataset)
+        made = SimpleNamespace(
+            disable_progress_bars=lambda: None, load_dataset=load_dataset, exceptions=datasets.exceptions
+        )
         monkeypatch.setitem(sys.modules, "datasets", made)
         return calls
 
@@ -202,15 +206,29 @@ def test_a_data_set_is_asked_for_several_times(loading):
     assert loading.paused == [1, 2]
 
 
-def test_a_data_set_whose_error_says_nothing(loading):
-    calls = loading(*[TimeoutError()] * 9)
-    with pytest.raises(UserError, match=r"openai/gsm8k \(main, test\) could not be loaded \(TimeoutError\)") as raised:
+@pytest.mark.parametrize("kind", [TimeoutError, FileNotFoundError, LocalEntryNotFoundError])
+def test_a_data_set_whose_error_says_nothing(loading, kind):
+    """A Hub that is down looks, to `datasets`, like a file that is not found."""
+    calls = loading(*[kind("")] * 9)
+    words = rf"openai/gsm8k \(main, test\) could not be loaded \({kind.__name__}\)"
+    with pytest.raises(UserError, match=words) as raised:
         hub.dataset("openai/gsm8k", "main", "test")
     assert len(calls) == hub.TRIES and not isinstance(raised.value, hub.Lacks)
 
 
+@pytest.mark.parametrize("failures, reached", [(2, True), (3, False)])
+def test_the_hub_is_asked_several_times_whether_it_is_there(loading, monkeypatch, failures, reached):
+    """What it says decides what a GPU trains on, for good."""
+    loading()
+    left = [TimeoutError()] * failures
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    answer = lambda *given, **named: (_ for _ in ()).throw(left.pop()) if left else None
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: SimpleNamespace(dataset_info=answer))
+    assert hub.reachable()[0] == reached
+
+
 def test_a_data_set_that_the_hub_has_not_is_asked_for_once(loading):
-    calls = loading(FileNotFoundError("DatasetNotFoundError is one"))
+    calls = loading(datasets.exceptions.DatasetNotFoundError("gone"))
     with pytest.raises(hub.Lacks, match="the Hub has no openai/gsm8k"):
         hub.dataset("openai/gsm8k", "main", "test")
     assert len(calls) == 1

@@ -55,7 +55,7 @@ def reachable() -> tuple[bool, str]:
     if constants.HF_HUB_OFFLINE:
         return False, "HF_HUB_OFFLINE is set"
     try:
-        HfApi().dataset_info(BASE_REPO, timeout=5)
+        patiently(lambda: HfApi().dataset_info(BASE_REPO, timeout=5), tries=3)  # a plan is kept
     except Exception as error:  # any failure means the same here: no hub
         return False, f"the Hub does not answer ({type(error).__name__})"
     return True, "the Hub answers"
@@ -149,9 +149,9 @@ def _fetch(name: str) -> Path:
         ) from None
 
 
-def patiently(load: Callable[[], T]) -> T:
+def patiently(load: Callable[[], T], tries: int = TRIES) -> T:
     """What it loads over the network, tried again with growing pauses whatever fails but a UserError."""
-    for attempt in range(TRIES - 1):
+    for attempt in range(tries - 1):
         try:
             return load()
         except UserError:
@@ -225,5 +225,5 @@ def dataset(repo: str, subset: str | None, split: str) -> Any:
 def found(datasets: Any, repo: str, subset: str | None, split: str) -> Any:
     try:
         return datasets.load_dataset(repo, subset, split=split)
-    except FileNotFoundError as error:  # as it calls a data set that is not there
+    except datasets.exceptions.DatasetNotFoundError as error:  # a mere FileNotFoundError may be the network's
         raise Lacks(f"the Hub has no {repo} ({type(error).__name__})") from None
