@@ -253,11 +253,11 @@ def tune(
 ) -> measured.Blocks:  # fmt: skip
     """Rows by op for its cases, one of each size, as far as the time goes; progress is said.
 
-    The ops that are left share the time that is left. The reference is compiled for an op's first case, and where it
-    was measured for this very size before: that would else be decided by another size's time from now on. Without the
-    reference, such sizes stay as they are. `keep` gets all rows so far after every op. This process uses them from then
-    on. On AMD's cards a child compiles what is in force first, but candidates are compiled here, and one may end the
-    process. Raises ValueError without a CUDA device, dispatch.Lost where a candidate has made it useless.
+    The ops that are left share the time that is left. The reference is compiled for the first case that runs, and where
+    it was measured for this very size before: that would else be decided by another size's time from now on. Without
+    the reference, such sizes stay as they are. `keep` gets all rows so far after every op. This process uses them from
+    then on. On AMD's cards a child compiles what is in force first, but candidates are compiled here, and one may end
+    the process. Raises ValueError without a CUDA device, dispatch.Lost where a candidate has made it useless.
     """
     if not torch.cuda.is_available():
         raise ValueError("tuning needs a CUDA device, and there is none here")
@@ -271,6 +271,7 @@ def tune(
         until, sizes = share(ends, len(cases) - i), _one_a_size(OPS[name], several)
         known = {size for size in sizes if _beside_reference(name, dtype, size, index)}
         sizes = sizes if reference else {size: case for size, case in sizes.items() if size not in known}
+        compared = not reference  # whether nothing of the op is to be timed beside the reference any more
         for j, (size, case) in enumerate(sizes.items()):
             what = f"{name}, size {size}"
             if time.monotonic() > until:
@@ -282,17 +283,18 @@ def tune(
             memory = False
             try:
                 mine = share(until, len(sizes) - j)
-                rows = measure(OPS[name], case, dtype, searched, mine, reference and (not j or size in known), say)
+                beside = reference and (not compared or size in known)
+                rows = measure(OPS[name], case, dtype, searched, mine, beside, say)
             except Exception as problem:  # its kernels do not run here: dispatch will find out and say so
                 dispatch.check_alive(what, dispatch.without(name))
                 memory = isinstance(problem, torch.OutOfMemoryError)
                 why = "it does not fit in the memory of this card" if memory else one_line(problem)
                 say(f"{what}: not tuned: {why}")
             else:
-                found = _merged(found, rows)
+                found, compared = _merged(found, rows), True
                 for part, (row,) in rows.items():
-                    beside = f", compiled reference {row['reference_ms']:.4f} ms" if "reference_ms" in row else ""
-                    say(f"{part:24} {row['ms']:.4f} ms{beside}, {row['config']}")
+                    other = f", compiled reference {row['reference_ms']:.4f} ms" if "reference_ms" in row else ""
+                    say(f"{part:24} {row['ms']:.4f} ms{other}, {row['config']}")
             measured.adopt(found)
             if memory:
                 _empty_cache()  # only now: the exception held what was allocated

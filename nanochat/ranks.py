@@ -45,7 +45,9 @@ def gathered(value: Any, world: int) -> list[Any]:
 
 
 def first_alone(make: Callable[[], T], hardware: Hardware) -> T:
-    """Each rank's own, made by a machine's first rank before the others, who find its files in a cache. Collective."""
+    """What `make` returns on this rank; a machine's first rank runs it before the others, which find its downloads in a
+    cache, and wait for them as long as for anything (PATIENCE in nanochat/world.py). Collective.
+    """
     if hardware.local_rank == 0:
         made = make()
     hardware.barrier()

@@ -108,7 +108,7 @@ def _run_stage(setup: Setup) -> None:
         rates=setup.rates,
         settings=vars(settings),
     )
-    _same_everywhere(setup, meta["data"])
+    _same_everywhere(setup)
     stage = Stage(
         setup.name,
         setup.run.stage(setup.name),
@@ -262,16 +262,16 @@ def say(setup: Setup, line: str) -> None:
         print(line, flush=True)
 
 
-def _same_everywhere(setup: Setup, data: str) -> None:
+def _same_everywhere(setup: Setup) -> None:
     """Raises UserError where a rank has other data or another number of steps than rank 0: it would train on rows that
     are not its own, and leave the others alone in a collective. Collective.
     """
-    steps = setup.settings.num_iterations
-    first, *others = gathered((data, steps), setup.hardware.world)
+    source, steps = setup.source, setup.settings.num_iterations
+    first, *others = gathered((source.fingerprint, steps, source.name), setup.hardware.world)
     for rank, other in enumerate(others, 1):
-        if other != first:
+        if other[:2] != first[:2]:  # the same files may have another path on another machine
             raise UserError(
-                f"{setup.name}: rank {rank} has {other[0]}, {other[1]:,} steps, and rank 0 {first[0]}, {first[1]:,} "
+                f"{setup.name}: rank {rank} has {other[2]}, {other[1]:,} steps, and rank 0 {first[2]}, {first[1]:,} "
                 "steps: give all machines the same data, or call again where the network failed"
             )
 

@@ -2,6 +2,7 @@ import json
 import re
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -189,9 +190,9 @@ def test_the_shell_reads_what_was_written(run):
 
 def test_a_full_disk_is_seen_before_anything_begins(run, monkeypatch):
     made = plan.make(run, dict(device="cpu"))
-    made.disk = 10**18
-    with pytest.raises(UserError, match="needs about 1000000000.0"):
-        plan.check(made, run, ["base"])
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**6))
+    with pytest.raises(UserError, match=f"has 0.0 GB free and this run needs about {made.disk / 1e9:.1f}"):
+        plan.check(made, run, ["mid"])
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -199,23 +200,20 @@ def test_downloaded_text_is_not_asked_for_again(run, monkeypatch, tmp_path, else
     """A run for which there was just room, killed after its downloads, goes on."""
     monkeypatch.setattr(hub, "reachable", lambda: (True, "the Hub answers"))
     made = plan.make(run, dict(device="cpu", data="hub"))
-    count = room.shards(made)
-    text = room.SHARD * (count + 1)
-    assert made.disk > room.SHARD * count > 0
     (cache := tmp_path / "cache").mkdir()
     monkeypatch.setattr(hub, "cache", lambda: cache)
-    stat, free = Path.stat, {}
+    stat, free = Path.stat, {False: made.disk - room.SHARD * room.shards(made), True: 0}
     there = SimpleNamespace(st_dev=-1)
     monkeypatch.setattr(Path, "stat", lambda path, **more: there if elsewhere and path == cache else stat(path, **more))
     monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free[folder == cache]))
     monkeypatch.setattr(hub, "to_download", lambda shards: 0)
-    free.update({False: made.disk - room.SHARD * count, True: 0})
-    plan.check(made, run, ["mid"])
+    plan.check(made, run, ["base"])
     monkeypatch.setattr(hub, "to_download", lambda shards: shards + 1)
-    with pytest.raises(UserError, match="HF_HOME" if elsewhere else "NANOCHAT_BASE_DIR"):
-        plan.check(made, run, ["mid"])
-    free[elsewhere] += text
-    plan.check(made, run, ["mid"])
+    plan.check(made, run, ["mid"])  # which reads no such text
+    with pytest.raises(UserError, match="HF_HUB_CACHE" if elsewhere else "NANOCHAT_BASE_DIR"):
+        plan.check(made, run, ["base"])
+    free[elsewhere] += room.SHARD * (room.shards(made) + 1)
+    plan.check(made, run, ["base"])
 
 
 def test_a_full_disk_is_seen_before_the_speed_is_measured(run, monkeypatch, capsys):
@@ -327,27 +325,40 @@ def gone_on_with(run, gpus, cards, capsys):
 def test_a_stored_plan_goes_on_with_fewer_gpus(run, gpus, capsys, monkeypatch):
     """Or each rank without a card would end with a sentence."""
     monkeypatch.setattr(decide, "need_room", lambda *of: None)
-    first, shown = gone_on_with(run, gpus, ["H100"] * 8, capsys)
-    assert "\nGPUS=8\n" in first and "8 x NVIDIA H100" in shown
+    first, shown = gone_on_with(run, gpus, ["H100"] * 9, capsys)
+    assert "\nGPUS=8\n" in first and "gpus      8 of 9, a power of two\n" in shown
     made = plan.load(run, {})
     text, shown = gone_on_with(run, gpus, ["H100"] * 3, capsys)
-    assert text == first.replace("GPUS=8", "GPUS=2") and "gpus      2 of 3; it was planned for 8\n" in shown
+    assert text == first.replace("GPUS=8", "GPUS=2") and "gpus      2; it was planned for 8\n" in shown
+    assert shown.count("  gpus  ") == 1
     plan.with_fewer_gpus(there := plan.load(run, {}))
     assert there.rate == made.rate / 4 and there.seconds["base"] == 4 * made.seconds["base"]
-    assert gone_on_with(run, gpus, ["H100"] * 8, capsys)[0] == first  # what is stored stays
+    assert gone_on_with(run, gpus, ["H100"] * 9, capsys)[0] == first  # what is stored stays
+    plan.with_fewer_gpus(there := plan.load(run, {}), nodes=2)
+    assert there == made  # as many and more
 
 
-def test_with_fewer_gpus_there_are_as_many_rows_as_fit(run, gpus):
+@pytest.mark.parametrize("depth, count, nodes, rows", [(34, 4, 1, 8), (34, 2, 2, 8), (34, 2, 1, 4), (40, 2, 1, 1)])
+def test_with_fewer_gpus_there_are_as_many_rows_as_fit(run, gpus, monkeypatch, depth, count, nodes, rows):
     """The optimizer's state is shared out among fewer."""
+    monkeypatch.setattr(decide, "need_room", lambda *of: None)
     gpus(*["H100"] * 8)
-    plan.store(made := plan.make(run, dict(depth=40, max_minutes=600.0)), run)
-    gpus(*["H100"] * 2)
-    plan.with_fewer_gpus(there := plan.load(run, {}))
-    rows, before = (int(one.flags["base"]["device_batch_size"]) for one in (there, made))
-    config = GPTConfig(**made.config)
-    assert (rows, before) == (1, 4) and predicted(config, 1, 2, "bfloat16") < 79.1 < predicted(config, 4, 2, "bfloat16")
-    assert all(there.flags[stage]["device_batch_size"] == rows for stage in ("base", "mid", "sft", "rl"))
-    assert "planned for 8, and it takes longer than --max-minutes" in there.reasons[-1]
+    made = plan.make(run, dict(depth=depth, max_minutes=600.0))
+    plan.store(made, run)
+    gpus(*["H100"] * count)
+    flags = replace(scripts.plan.Flags(), run=run.name, nodes=nodes)
+    there, _ = scripts.plan.decide(flags, run, ["base"], {})
+    config, before = GPTConfig(**made.config), int(made.flags["base"]["device_batch_size"])
+    fits = predicted(config, rows, count * nodes, "bfloat16")
+    assert fits < 79.1 and (rows == 1 or fits < 0.9 * 79.1)
+    assert before == rows or predicted(config, 2 * rows, count * nodes, "bfloat16") > 0.9 * 79.1
+    assert all(there.flags[stage].get("device_batch_size", rows) == rows for stage in ("base", "mid", "sft", "rl"))
+    assert f"{count * nodes}; it was planned for 8, and may take longer than --max-minutes" in there.reasons[-1]
+
+
+def test_with_too_few_gpus_a_run_is_not_gone_on_with(run, gpus):
+    gpus(*["H100"] * 8)
+    plan.store(plan.make(run, dict(depth=40)), run)
     gpus("4090")
     with pytest.raises(UserError, match=r"planned for 8 GPUs; with 1 it needs \d+\.\d GiB a GPU for a single row"):
         plan.with_fewer_gpus(plan.load(run, {}))

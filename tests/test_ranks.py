@@ -59,17 +59,17 @@ def test_a_machines_first_rank_makes_it_alone(local_rank):
     assert order.index("made") == local_rank and order.count("barrier") == 2 and len(order) == 3
 
 
-@pytest.mark.parametrize("other", [("hub abc", 9), ("hub abd", 10)])
+@pytest.mark.parametrize("other", [("abc", 9, "hub"), ("abd", 10, "hub")])
 def test_ranks_with_other_data_or_steps_do_not_train(monkeypatch, other):
     """Each would take its share of other rows, and wait for the others at its own end."""
     settings = types.SimpleNamespace(num_iterations=10)
-    setup = types.SimpleNamespace(name="mid", settings=settings, hardware=types.SimpleNamespace(world=3))
-    monkeypatch.setattr(stages, "gathered", lambda own, world: [own] * world)
-    stages._same_everywhere(setup, "hub abc")
+    source, hardware = types.SimpleNamespace(name="/here", fingerprint="abc"), types.SimpleNamespace(world=3)
+    setup = types.SimpleNamespace(name="mid", settings=settings, source=source, hardware=hardware)
+    monkeypatch.setattr(stages, "gathered", lambda own, world: [own, own, ("abc", 10, "/mounted/elsewhere")])
+    stages._same_everywhere(setup)
     monkeypatch.setattr(stages, "gathered", lambda own, world: [own, own, other])
-    words = f"mid: rank 2 has {other[0]}, {other[1]} steps, and rank 0 hub abc, 10 steps"
-    with pytest.raises(UserError, match=words):
-        stages._same_everywhere(setup, "hub abc")
+    with pytest.raises(UserError, match=f"mid: rank 2 has hub, {other[1]} steps, and rank 0 /here, 10 steps"):
+        stages._same_everywhere(setup)
 
 
 @pytest.mark.parametrize("stop", [False, True])

@@ -20,7 +20,7 @@ import torch
 from nanochat import chat_stages, checkpoint, interrupt, report, stages, trainer
 from nanochat.data.conversations import ConversationFiles
 from nanochat.data.packing import Document
-from nanochat.errors import EXIT_INTERRUPTED
+from nanochat.errors import EXIT_INTERRUPTED, UserError
 from nanochat.log import read_log
 from nanochat.run import Run
 
@@ -370,6 +370,19 @@ def test_a_finished_checkpoint_without_its_place_finds_it(based, capsys):
     made.rename(made.with_name(f".tmp-{made.name}-1"))
     assert train(based, "a") == 0
     assert "already trained" in capsys.readouterr().out and made.is_dir()
+
+
+def test_ranks_load_in_turn_and_compare(based, capsys, monkeypatch):
+    """Before anything is trained: one that the network refuses would have another mixture (see test_ranks)."""
+    loaded = []
+    monkeypatch.setattr(chat_stages, "first_alone", lambda make, hardware: loaded.append(make()) or loaded[0])
+
+    def differ(setup):
+        assert setup.source is loaded[0][0]
+        raise UserError("ranks have other data")
+
+    monkeypatch.setattr(stages, "_same_everywhere", differ)
+    assert train(based, "a", "mid") == 2 and "ranks have other data" in capsys.readouterr().err
 
 
 def test_another_plan_other_data_another_tokenizer_are_refused(based, capsys):

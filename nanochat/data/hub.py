@@ -2,8 +2,8 @@
 
 Pretraining reads parquet shards of karpathy/climbmix-400b-shuffle; the chat stages read SmolTalk, MMLU, GSM8K and ARC
 through `datasets`. With NANOCHAT_HUB_ROOT set to a folder laid out as OWNER/NAME/…, nothing is asked of the network.
-Shards are fetched by huggingface_hub: whole or not there, resumed where they broke off, tried again with growing
-pauses.
+Shards are fetched by huggingface_hub: whole or not there, resumed where they broke off. Whatever the network refuses
+is tried again with growing pauses.
 """
 
 import os
@@ -150,8 +150,10 @@ def _fetch(name: str) -> Path:
 
 
 def patiently(load: Callable[[], T], tries: int = TRIES) -> T:
-    """What it loads over the network, tried again with growing pauses whatever fails but a UserError."""
-    for attempt in range(tries - 1):
+    """What `load` returns; where it fails it is tried again, with growing pauses, but for a UserError or offline."""
+    from huggingface_hub import constants
+
+    for attempt in range(0 if constants.HF_HUB_OFFLINE else tries - 1):
         try:
             return load()
         except UserError:
@@ -207,7 +209,7 @@ def dataset(repo: str, subset: str | None, split: str) -> Any:
     root = mirror()
     try:
         if root is None:
-            return patiently(lambda: found(datasets, repo, subset, split))
+            return patiently(lambda: _load(datasets, repo, subset, split))
         files = _files(root, repo, subset, split)
         if not files:
             raise Lacks(f"the mirror has no {split}-*.parquet of {repo} in {root / repo / (subset or 'data')}")
@@ -222,7 +224,8 @@ def dataset(repo: str, subset: str | None, split: str) -> Any:
         ) from None
 
 
-def found(datasets: Any, repo: str, subset: str | None, split: str) -> Any:
+def _load(datasets: Any, repo: str, subset: str | None, split: str) -> Any:
+    """A split from the Hub. Raises Lacks where that has no such data set."""
     try:
         return datasets.load_dataset(repo, subset, split=split)
     except datasets.exceptions.DatasetNotFoundError as error:  # a mere FileNotFoundError may be the network's

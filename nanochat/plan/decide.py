@@ -13,7 +13,7 @@ from nanochat.errors import UserError
 from nanochat.gpt import GPTConfig
 from nanochat.plan import throughput
 from nanochat.plan.record import ON_TOKENS, Plan
-from nanochat.plan.room import disk, need_room, shards
+from nanochat.plan.room import SHARD, checkpoints, disk, need_room, shards
 from nanochat.presets import Flags, Preset
 from nanochat.recipe import horizon
 from nanochat.run import Run
@@ -152,25 +152,30 @@ def with_fewer_gpus(plan: Plan, nodes: int = 1) -> None:
     """Goes on with a stored plan where fewer GPUs are than it was made for: its steps stay and take longer, with fewer
     rows at a time where a GPU's larger share of the optimizer's state wants room. Raises UserError where there is none.
     """
-    alike = hardware.gpus_alike() if plan.device == "cuda" and torch.cuda.is_available() else 0
-    if not 0 < alike < plan.gpus:
+    if plan.device != "cuda" or not torch.cuda.is_available():
         return
-    gpus, planned, there = 1 << (alike.bit_length() - 1), plan.gpus, hardware.memory(torch.device("cuda:0")) / 2**30
+    gpus = min(plan.gpus, 1 << (hardware.gpus_alike().bit_length() - 1))
+    planned = plan.gpus * plan.nodes
+    if gpus * nodes >= planned:
+        plan.gpus = gpus
+        return
+    there = hardware.memory(torch.device("cuda:0")) / 2**30
     needed = lambda rows: presets.predicted(GPTConfig(**plan.config), rows, gpus * nodes, plan.dtype)
     rows = usual = int(plan.flags["base"]["device_batch_size"])
     while rows > 1 and needed(rows) >= presets.SHARE * there:
         rows //= 2
     if needed(rows) > there:
         raise UserError(
-            f"run {plan.run!r} was planned for {planned} GPUs; with {gpus} it needs {needed(rows):.1f} GiB a GPU for a "
-            f"single row, as predicted, of {there:.1f}: go on with more GPUs, or begin another --run NAME"
+            f"run {plan.run!r} was planned for {planned} GPUs; with {gpus * nodes} it needs {needed(rows):.1f} GiB a "
+            f"GPU for a single row, as predicted, of {there:.1f}: go on with more GPUs, or begin another --run NAME"
         )
     if rows < usual:
         for stage in {*ON_TOKENS, "rl"} & plan.flags.keys():
             plan.flags[stage]["device_batch_size"] = rows
-    share, limit = gpus / planned, ", and it takes longer than --max-minutes" if "max_minutes" in plan.asked else ""
+    share = gpus * nodes / planned
+    limit = ", and may take longer than --max-minutes" if "max_minutes" in plan.asked else ""
     plan.reasons = [reason for reason in plan.reasons if not reason.startswith("gpus: ")]
-    plan.reasons.append(f"gpus: {gpus} of {torch.cuda.device_count()}; it was planned for {planned}{limit}")
+    plan.reasons.append(f"gpus: {gpus * nodes}; it was planned for {planned}{limit}")
     plan.gpus, plan.rate = gpus, plan.rate * share
     plan.seconds = {stage: seconds and seconds / share for stage, seconds in plan.seconds.items()}
 
@@ -245,4 +250,6 @@ def check(plan: Plan, run: Run, stages: list[str]) -> None:
         data = str(plan.flags[stage]["data"])
         if stage in stages and data not in ("embedded", "hub"):
             choose.conversations(data, stage)
-    need_room(run, plan.disk, shards(plan))
+    text = shards(plan) if {"tokenizer", "base"} & {*stages} else 0
+    download = SHARD * hub.to_download(text) if text else 0
+    need_room(run, checkpoints(GPTConfig(**plan.config), "rl" in plan.flags), download)

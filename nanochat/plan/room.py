@@ -13,32 +13,30 @@ from nanochat.run import Run
 SHARD = 100_000_000  # bytes
 
 
-def checkpoints(config: GPTConfig, stages: int = len(ON_TOKENS)) -> int:
+def checkpoints(config: GPTConfig, rl: bool = False) -> int:
     """Bytes of a run's checkpoints, at most: of each stage, two kept and one being written."""
-    return stages * 3 * checkpoint_bytes(config)
+    return (len(ON_TOKENS) + rl) * 3 * checkpoint_bytes(config)
 
 
 def disk(plan: Plan, config: GPTConfig) -> int:
     """Bytes that the run's artifacts and downloads will take, at most, while a checkpoint is being written."""
-    return checkpoints(config, len(ON_TOKENS) + ("rl" in plan.flags)) + SHARD * shards(plan)
+    return checkpoints(config, "rl" in plan.flags) + SHARD * shards(plan)
 
 
 def shards(plan: Plan) -> int:
-    """How many shards of text for pretraining are downloaded."""
+    """How many shards of text for pretraining are downloaded, beside the one that validates."""
     return hub.shards_for(plan.steps["base"] * plan.batch) if plan.data == "hub" and not hub.mirror() else 0
 
 
-def need_room(run: Run, size: int, shards: int = 0) -> None:
-    """Raises UserError when the disk cannot hold a run of so many bytes, what it has already among them.
-
-    shards: so many of these bytes are text in the Hub's cache, which may be there already, or on another disk.
+def need_room(run: Run, size: int, download: int = 0) -> None:
+    """Raises UserError when the disk cannot hold a run of `size` bytes, what it has already among them, or the Hub's
+    cache, which may be on another disk, so many more.
     """
     place, cache = existing(run.folder), existing(hub.cache())
-    has = sum(file.stat().st_size for file in run.folder.rglob("*") if file.is_file())
-    wanted, download = size - has - SHARD * shards, SHARD * hub.to_download(shards) if shards else 0
+    wanted = size - sum(file.stat().st_size for file in run.folder.rglob("*") if file.is_file())
     if place.stat().st_dev == cache.stat().st_dev:
         wanted, download = wanted + download, 0
-    for folder, needed, name in ((place, wanted, "NANOCHAT_BASE_DIR"), (cache, download, "HF_HOME")):
+    for folder, needed, name in ((place, wanted, "NANOCHAT_BASE_DIR"), (cache, download, "HF_HUB_CACHE")):
         if (free := shutil.disk_usage(folder).free) < needed:
             raise UserError(
                 f"{folder} has {free / 1e9:.1f} GB free and this run needs about {needed / 1e9:.1f}; free some, or "

@@ -1,9 +1,9 @@
 """What mid-training and SFT learn from with `--data hub`: nanochat's mixtures, row by row. Look at the three recipes.
 
-What a mirror lacks is left out and said; what our own code makes is then cut by the same share, so that spelling does
-not outgrow conversation. Malformed rows are passed over and said (rows.py). Rows of question sets (MMLU, GSM8K, ARC)
-that a test split asks too are left out, counted and said; SmolTalk is not searched for them. Validation is SmolTalk's
-test split alone: no question that the model is later graded on, so that nothing is tuned on those.
+What a mirror or the Hub lacks is left out and said; what our own code makes is then cut by the same share, so that
+spelling does not outgrow conversation. Malformed rows are passed over and said (rows.py). Rows of question sets (MMLU,
+GSM8K, ARC) that a test split asks too are left out, counted and said; SmolTalk is not searched for them. Validation is
+SmolTalk's test split alone: no question that the model is later graded on, so that nothing is tuned on those.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,8 +68,8 @@ TESTS = (arc.EASY, arc.CHALLENGE, mmlu.TEST, gsm8k.TEST)
 def mixture(stage: str, after: str) -> tuple[Mixture, list[str]]:
     """(the source for stage "mid" or "sft" that follows stage `after`, what is to be said about it).
 
-    Raises UserError without SmolTalk, since there is nothing to validate on, and for what is there and cannot be had:
-    the mixture does not depend on the network's luck.
+    Raises UserError without SmolTalk, since there is nothing to validate on, and when a data set that exists cannot be
+    loaded: the mixture does not depend on the network's luck.
     """
     recipe = MID if stage == "mid" else SFT if after == "mid" else SFT_ALONE
     val = replace(smoltalk.conversations("test"), name="smoltalk, test")
