@@ -4,11 +4,12 @@ On the Hub's data it practises GSM8K, each question once, as nanochat did; on th
 SFT then sees a few. It is off by default on CPUs and Apple GPUs, and on wherever else GSM8K can be had.
 """
 
+from nanochat.data import hub
 from nanochat.errors import UserError
 from nanochat.evaluate.chat_tasks import MICROWORLD
 from nanochat.evaluation_size import DECODE
 from nanochat.presets import Flags
-from nanochat.tasks import available
+from nanochat.tasks import available, gsm8k
 
 GSM8K = 7_473  # questions
 WORD_PROBLEMS = 1  # percent of SFT's exchanges: about as many as in experiments/rl.md, where SFT is shorter
@@ -23,7 +24,7 @@ def wanted(asked: bool, data: str, device: str) -> bool:
         raise UserError(
             f"--stages names rl, and of --data {data} there is nothing to practise: embedded and hub have it"
         )
-    return asked or (device == "cuda" and data == "hub" and "gsm8k" in available())
+    return asked or (device == "cuda" and data == "hub" and "gsm8k" in available() and hub.has(*gsm8k.TRAIN))
 
 
 def flags(data: str, ranks: int) -> Flags:

@@ -84,7 +84,8 @@ def decide(flags: Flags, run: Run, stages: list[str], asked: dict[str, Any]) -> 
         print(f"note: starting run {run.name} over came to no checkpoint, so what it had before is back")
     stored = None if everything(flags, stages) else planning.load(run, asked)
     plan = stored or planning.make(run, asked, flags.nodes, "rl" in stages)
-    planning.with_fewer_gpus(plan, flags.nodes)
+    if stored:
+        planning.on_this_machine(plan, flags.nodes)
     if "rl" in stages and "rl" not in plan.flags:
         raise UserError(
             f"run {run.name!r} was planned without rl, before which SFT sees other conversations; give another --run "

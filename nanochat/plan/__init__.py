@@ -6,7 +6,7 @@ say so.
 """
 
 from nanochat.plan.command import shell
-from nanochat.plan.decide import check, make, spread, with_fewer_gpus
+from nanochat.plan.decide import check, make, on_this_machine, spread
 from nanochat.plan.page import show
 from nanochat.plan.record import STAGES, USUAL, Plan, load, path, store
 
@@ -17,10 +17,10 @@ __all__ = [
     "check",
     "load",
     "make",
+    "on_this_machine",
     "path",
     "shell",
     "show",
     "spread",
     "store",
-    "with_fewer_gpus",
 ]

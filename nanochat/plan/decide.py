@@ -148,36 +148,44 @@ def spread(plan: Plan, nodes: int) -> None:
         plan.flags["rl"]["questions"] = ranks
 
 
-def with_fewer_gpus(plan: Plan, nodes: int = 1) -> None:
-    """Goes on with a stored plan where fewer GPUs are than it was made for: its steps stay and take longer, with fewer
-    rows at a time where a GPU's larger share of the optimizer's state wants room. Raises UserError where there is none.
+def on_this_machine(plan: Plan, nodes: int = 1) -> None:
+    """Goes on with a stored plan on the GPUs that are here: as many as it was made for, or fewer, and with fewer rows
+    at a time where these have less memory or a larger share each of the optimizer's state. Its steps stay.
+
+    Raises UserError where not even a single row is predicted to fit.
     """
     if plan.device != "cuda" or not torch.cuda.is_available():
         return
-    gpus = min(plan.gpus, 1 << (hardware.gpus_alike().bit_length() - 1))
-    planned = plan.gpus * plan.nodes
-    if gpus * nodes >= planned:
-        plan.gpus = gpus
-        return
-    there = hardware.memory(torch.device("cuda:0")) / 2**30
-    needed = lambda rows: presets.predicted(GPTConfig(**plan.config), rows, gpus * nodes, plan.dtype)
+    device, planned, before = torch.device("cuda:0"), plan.gpus * plan.nodes, plan.device_name
+    plan.gpus = min(1 << (hardware.gpus_alike().bit_length() - 1), max(plan.gpus, planned // nodes))
+    plan.device_name, plan.memory = hardware.device_name(device), hardware.memory(device)
+    dtype, why = hardware.compute_dtype(device)
+    plan.dtype = str(dtype)[6:]
+    plan.reasons = [reason for reason in plan.reasons if not reason.startswith("dtype: ")]
+    plan.reasons.append(f"dtype: {plan.dtype}, because {why}")
+    ranks, there = plan.gpus * nodes, plan.memory / 2**30
+    needed = lambda rows: presets.predicted(GPTConfig(**plan.config), rows, ranks, plan.dtype)
     rows = usual = int(plan.flags["base"]["device_batch_size"])
     while rows > 1 and needed(rows) >= presets.SHARE * there:
         rows //= 2
     if needed(rows) > there:
         raise UserError(
-            f"run {plan.run!r} was planned for {planned} GPUs; with {gpus * nodes} it needs {needed(rows):.1f} GiB a "
-            f"GPU for a single row, as predicted, of {there:.1f}: go on with more GPUs, or begin another --run NAME"
+            f"run {plan.run!r} was planned for {planned} x {before}; with {ranks} x {plan.device_name} it needs "
+            f"{needed(rows):.1f} GiB a GPU for a single row, as predicted, of {there:.1f}: go on with more or larger "
+            "GPUs, or begin another --run NAME"
         )
     if rows < usual:
         for stage in {*ON_TOKENS, "rl"} & plan.flags.keys():
             plan.flags[stage]["device_batch_size"] = rows
-    share = gpus * nodes / planned
-    limit = ", and may take longer than --max-minutes" if "max_minutes" in plan.asked else ""
-    plan.reasons = [reason for reason in plan.reasons if not reason.startswith("gpus: ")]
-    plan.reasons.append(f"gpus: {gpus * nodes}; it was planned for {planned}{limit}")
-    plan.gpus, plan.rate = gpus, plan.rate * share
-    plan.seconds = {stage: seconds and seconds / share for stage, seconds in plan.seconds.items()}
+    if plan.device_name != before:
+        plan.reasons.append(f"card: its times are those of the {before} that it was planned for")
+    if ranks < planned:
+        share = ranks / planned
+        limit = ", and may take longer than --max-minutes" if "max_minutes" in plan.asked else ""
+        plan.reasons = [reason for reason in plan.reasons if not reason.startswith("gpus: ")]
+        plan.reasons.append(f"gpus: {ranks}; it was planned for {planned}{limit}")
+        plan.rate *= share
+        plan.seconds = {stage: seconds and seconds / share for stage, seconds in plan.seconds.items()}
 
 
 def fit(plan: Plan, max_minutes: float | None) -> None:
