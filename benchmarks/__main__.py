@@ -24,7 +24,7 @@ from kernels import OPS, dispatch
 from nanochat.errors import UserError
 from nanochat.files import write_atomically
 from nanochat.flags import flag, number, parse, path, run_script
-from nanochat.hardware import pick, set_allocator, setup, try_allocator
+from nanochat.hardware import has_gpu, pick, set_allocator, setup, try_allocator
 from nanochat.render import markdown, page
 from profiling.nvml import Sampler
 
@@ -105,7 +105,7 @@ def run() -> None:
     flags = parse(Flags, __doc__ or "", sys.argv[2:])
     expands = set_allocator()  # as a training has it: before CUDA starts
     usable = flags.profile != "smoke" and pick("", 0) == "cuda"  # raises where torch cannot use a card
-    if expands and torch.cuda.is_available():  # also with smoke, which then runs on the card
+    if expands and has_gpu():  # also with smoke, which then runs on the card
         try_allocator(torch.device("cuda", 0), 0)
     flags.profile = flags.profile or ("quick" if usable else "smoke")
     if flags.profile not in profiles.PROFILES:

@@ -8,7 +8,7 @@ import torch
 
 from kernels.triton_utils import INSTALLED, triton
 from nanochat import processes
-from nanochat.hardware import device_name
+from nanochat.hardware import device_name, has_gpu
 from profiling import nvml
 
 
@@ -22,7 +22,7 @@ def commit() -> str | None:
 
 def environment() -> dict[str, Any]:
     """JSON-ready. `machine` is what two results must share to be compared."""
-    on_gpu = torch.cuda.is_available()
+    on_gpu = has_gpu()
     sensors = nvml.snapshot(torch.cuda.current_device() if on_gpu else 0)
     return dict(
         machine=device_name(torch.device("cuda" if on_gpu else "cpu")),

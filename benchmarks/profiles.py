@@ -13,7 +13,7 @@ from benchmarks.ops import SETTINGS, Bench, Machine
 from kernels import OPS, tuning
 from kernels.registry import Case, Op
 from nanochat.errors import UserError
-from nanochat.hardware import PEAKS, compute_dtype, device_name, limits
+from nanochat.hardware import PEAKS, compute_dtype, device_name, has_gpu, limits
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ PROFILES = {
 
 def machine() -> Machine:
     """This one: its first GPU where there is one, else the CPU. Its rates are the data sheet's, or measured now."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if has_gpu() else "cpu")
     dtype, _ = compute_dtype(device)
     name = device_name(device)
     flops, bandwidth = limits(name, dtype) or (None, None)

@@ -42,7 +42,7 @@ def limits(machine: str, dtype: torch.dtype) -> tuple[float, float] | None:
     """
     if (peak := PEAKS.get(machine)) and dtype.itemsize == 2:
         return peak.bf16 * 1e12, peak.bandwidth * 1e12
-    if torch.cuda.is_available():
+    if has_gpu():
         return None
     a = torch.randn(1024, 1024, dtype=dtype)
     source, copy = torch.zeros(2, 1 << 27, dtype=torch.int8)
@@ -189,6 +189,11 @@ def repeat_bitwise() -> None:
     """
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU that it has code for."""
+    return torch.cuda.is_available() and not drivers.unsupported(0)[0]
 
 
 def has_mps() -> bool:

@@ -19,7 +19,7 @@ from nanochat.errors import UserError
 from nanochat.evaluate import rounding
 from nanochat.flags import flag, number, parse, path, run_script
 from nanochat.gpt import GPTConfig
-from nanochat.hardware import DTYPES, device_name, setup
+from nanochat.hardware import DTYPES, device_name, has_gpu, setup
 from nanochat.run import Run
 from nanochat.turns import Worker, measure, start
 
@@ -62,7 +62,7 @@ def run(flags: Flags) -> dict[str, Any]:
         raise UserError("prompt and new tokens must fit --sequence-len")
     if flags.dtype not in ("", "float32", "bfloat16"):
         raise UserError(f"--dtype is {flags.dtype!r}, wanted float32 or bfloat16")
-    weights.check(flags.weights, device := torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    weights.check(flags.weights, device := torch.device("cuda" if has_gpu() else "cpu"))
     if flags.upstream and not (Path(flags.upstream) / "nanochat" / "engine.py").is_file():
         raise UserError(f"--upstream {flags.upstream}: there is no nanochat/engine.py in it")
     if flags.run and not flags.weights:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import standins
 import tiny
 import torch
 
@@ -443,6 +444,15 @@ def test_memory_is_allocated_as_in_a_training_before_cuda_starts(monkeypatch, pr
     with pytest.raises(SystemExit):
         command.run()
     assert called == ["set", *(["start"] if profile == "quick" else []), *tried]
+
+
+@pytest.mark.parametrize("card, device", [("GTX 1050", "cpu"), ("T4", "cuda")])
+def test_a_card_that_torch_has_no_code_for_is_not_measured(monkeypatch, card, device):
+    """It is said that the CPU is gone on with."""
+    standins.gpus(monkeypatch, card)
+    monkeypatch.setattr(profiles.tuning, "clock", lambda device: device)
+    machine = profiles.machine()
+    assert machine.device.type == machine.clock == device
 
 
 def test_rates_by_hand():

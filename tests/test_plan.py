@@ -216,6 +216,12 @@ def test_downloaded_text_is_not_asked_for_again(run, monkeypatch, tmp_path, else
     plan.check(made, run, ["base"])
 
 
+def test_the_hubs_cache_is_looked_at_only_for_what_is_downloaded(run, monkeypatch):
+    """It may be in a home that there is not."""
+    monkeypatch.setattr(hub, "cache", None)
+    plan.check(plan.make(run, dict(device="cpu")), run, list(plan.STAGES))
+
+
 def test_a_full_disk_is_seen_before_the_speed_is_measured(run, monkeypatch, capsys):
     monkeypatch.setattr(throughput, "speed", SPEED)
     monkeypatch.setattr(throughput, "step_seconds", lambda *args: pytest.fail("it was measured"))

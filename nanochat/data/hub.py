@@ -178,7 +178,7 @@ def cache() -> Path:
     try:
         from huggingface_hub import constants
     except ImportError:
-        return Path.home()
+        return Path(os.path.expanduser("~"))  # which needs no home
     return Path(constants.HF_HUB_CACHE)
 
 

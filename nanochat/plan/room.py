@@ -32,7 +32,8 @@ def need_room(run: Run, size: int, download: int = 0) -> None:
     """Raises UserError when the disk cannot hold a run of `size` bytes, what it has already among them, or the Hub's
     cache, which may be on another disk, so many more.
     """
-    place, cache = existing(run.folder), existing(hub.cache())
+    place = existing(run.folder)
+    cache = existing(hub.cache()) if download else place
     wanted = size - sum(file.stat().st_size for file in run.folder.rglob("*") if file.is_file())
     if place.stat().st_dev == cache.stat().st_dev:
         wanted, download = wanted + download, 0
