@@ -23,7 +23,7 @@ from kernels import use
 from nanochat.errors import UserError
 from nanochat.flags import number, parse, run_script
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.hardware import Hardware, can_compile, has_gpu, setup
+from nanochat.hardware import Hardware, can_compile, setup
 from nanochat.presets import SHARE, predicted
 from nanochat.recipe import model_config
 from nanochat.replay import PLAIN
@@ -162,7 +162,7 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    flags = parse(Flags, __doc__ or "", defaults=Flags() if has_gpu() else Flags(**SMALL))
+    flags = parse(Flags, __doc__ or "", defaults=Flags() if torch.cuda.is_available() else Flags(**SMALL))
     result = run(flags, setup())
     print("\n".join(lines(result)))
     print(json.dumps(dict(environment=environment(), **result)))

@@ -78,7 +78,7 @@ def main() -> None:
         found.check_tokenizer(tokenizer)
         model = found.model(hardware.device, hardware.dtype, hardware.dtype)
         ask, engine = of_model(model, tokenizer, flags.batch_size, how)
-        if flags.profile:
+        if flags.profile and hardware.is_main:
             end = recording(flags, engine(), run, hardware)
     names, named = chosen(flags.tasks, data)
     if hardware.is_main:

@@ -31,6 +31,7 @@ from profiling.recorded.analysis import analyse
 from profiling.recorded.mfu import predicted_ratio, rates, roofline_share, waterfall
 from profiling.recorded.step_sections import Lab
 from profiling.recorded.trace import parse
+from scripts import chat_eval
 
 SIZES = (
     "--depth=1 --aspect-ratio=16 --head-dim=16 --max-seq-len=32 --device-batch-size=4 --total-batch-size=256 "
@@ -172,6 +173,15 @@ def test_an_evaluation_is_recorded_and_answers_the_same(home, capsys):
     assert "Profile of chat_eval, steps 5 to 6" in page and "could not be made" not in page
     assert "Nothing is trained, so there is no MFU." in page and "mfu" not in page and "<td>backward" not in page
     assert facts(page)["tokens made in a step"] == "3, one for each row" and facts(page)["decoding"] == "eager"
+
+
+def test_of_several_ranks_one_records_an_evaluation(home, monkeypatch):
+    """All have the same file to write."""
+    trained(home)
+    other = replace(hardware.setup("cpu"), rank=1)
+    monkeypatch.setattr(chat_eval, "look_at_hardware", lambda device: other)
+    assert tiny.call("chat_eval", *EVAL, "--profile=2") == 0
+    assert not (Run.open("a").stage("eval") / "profile").exists()
 
 
 def test_an_evaluation_with_too_few_steps_says_so_and_keeps_its_results(home, capsys):
