@@ -79,7 +79,8 @@ def gpu(memory: float, gpus: int, depth: int | None, dtype: str = "bfloat16") ->
     config = model_config(depth or usual, 32768)
     batch = horizon(config, 0.0, RATIO).total_batch_size
     shared = lambda: batch % (rows * config.sequence_len * gpus) == 0
-    while rows > 1 and (predicted(config, rows, gpus, dtype) >= SHARE * memory or not shared()):
+    rows = rows_that_fit(config, rows, gpus, dtype, memory)
+    while rows > 1 and not shared():
         rows //= 2
     if (needed := predicted(config, rows, gpus, dtype)) > memory:
         raise UserError(
@@ -93,6 +94,13 @@ def gpu(memory: float, gpus: int, depth: int | None, dtype: str = "bfloat16") ->
         mid=dict(eval_tokens=2**21),
         sft=dict(eval_tokens=2**21),
     )
+
+
+def rows_that_fit(config: GPTConfig, rows: int, gpus: int, dtype: str, memory: float) -> int:
+    """Rows at a time, halved until they are predicted to fit in SHARE of so many GiB a GPU; at least 1."""
+    while rows > 1 and predicted(config, rows, gpus, dtype) >= SHARE * memory:
+        rows //= 2
+    return rows
 
 
 def memory(config: GPTConfig, rows: int, gpus: int, dtype: str, kernels: str = "auto") -> dict[str, int]:

@@ -403,7 +403,7 @@ def test_what_is_promised_in_no_dtype_of_the_card_is_skipped_saying_so(op):
 
 
 def on_a_card(op: str, monkeypatch) -> list[str]:
-    """Why our kernels are not judged, by a machine that looks like a GPU; "broke" where they are tried."""
+    """Why our kernels are not judged, by a machine that looks like a GPU; where they are, "tried"."""
     monkeypatch.setattr(ops, "obstacle", lambda *of: "")
     ours, bench = dict(triton=Contender(broken)), ops.Bench(OPS[op], next(iter(OPS[op].cases)))
     case = OPS[op].cases[bench.case]

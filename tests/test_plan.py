@@ -71,7 +71,7 @@ def test_hub_data_leaves_time_for_a_sample_of_every_evaluation(run, tmp_path, mo
     assert chat.startswith("CHAT=(--tasks=gsm8k,spellingbee --max-problems=")
     hub_fixture.write(tmp_path / "hub", "openai/openai_humaneval", "openai_humaneval", "test", [dict(prompt="")])
     for lacks, said in (
-        (("", "gsm8k, humaneval, spellingbee")),
+        ("", "gsm8k, humaneval, spellingbee"),
         ("Landlock", "not HumanEval, whose programs cannot be"),
     ):
         monkeypatch.setattr(sandbox, "missing", lambda lacks=lacks: lacks)

@@ -65,7 +65,7 @@ def base_documents(shards: int) -> Documents:
     """Pretraining text: `shards` training shards (of a mirror: all it has) and the validation shard."""
     root = mirror()
     if root is None:
-        paths = fetch_shards([*range(min(shards, LAST_SHARD)), LAST_SHARD])
+        paths = fetch_shards(numbers(shards))
         return Documents(Path(BASE_REPO), val=paths[-1:], train=paths[:-1])
     folder = root / BASE_REPO
     paths = sorted(folder.glob("shard_*.parquet"))
@@ -75,6 +75,11 @@ def base_documents(shards: int) -> Documents:
             "wanted at least two: the last one validates"
         )
     return Documents(Path(BASE_REPO), val=paths[-1:], train=paths[:-1])
+
+
+def numbers(shards: int) -> list[int]:
+    """Of so many training shards, and of the one that validates."""
+    return [*range(min(shards, LAST_SHARD)), LAST_SHARD]
 
 
 def shards_for(tokens: int) -> int:
@@ -169,8 +174,8 @@ def to_download(shards: int) -> int:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
         return shards + 1
-    names = map(shard_name, [*range(min(shards, LAST_SHARD)), LAST_SHARD])
-    return sum(not isinstance(try_to_load_from_cache(BASE_REPO, name, repo_type="dataset"), str) for name in names)
+    there = lambda name: isinstance(try_to_load_from_cache(BASE_REPO, name, repo_type="dataset"), str)
+    return sum(not there(shard_name(number)) for number in numbers(shards))
 
 
 def cache() -> Path:

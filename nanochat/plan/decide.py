@@ -164,14 +164,12 @@ def on_this_machine(plan: Plan, nodes: int = 1) -> None:
     plan.reasons = [reason for reason in plan.reasons if not reason.startswith("dtype: ")]
     plan.reasons.append(f"dtype: {plan.dtype}, because {why}")
     ranks, there = plan.gpus * nodes, plan.memory / 2**30
-    needed = lambda rows: presets.predicted(GPTConfig(**plan.config), rows, ranks, plan.dtype)
-    rows = usual = int(plan.flags["base"]["device_batch_size"])
-    while rows > 1 and needed(rows) >= presets.SHARE * there:
-        rows //= 2
-    if needed(rows) > there:
+    config, usual = GPTConfig(**plan.config), int(plan.flags["base"]["device_batch_size"])
+    rows = presets.rows_that_fit(config, usual, ranks, plan.dtype, there)
+    if (needed := presets.predicted(config, rows, ranks, plan.dtype)) > there:
         raise UserError(
             f"run {plan.run!r} was planned for {planned} x {before}; with {ranks} x {plan.device_name} it needs "
-            f"{needed(rows):.1f} GiB a GPU for a single row, as predicted, of {there:.1f}: go on with more or larger "
+            f"{needed:.1f} GiB a GPU for a single row, as predicted, of {there:.1f}: go on with more or larger "
             "GPUs, or begin another --run NAME"
         )
     if rows < usual:
